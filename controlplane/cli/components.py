@@ -1,0 +1,40 @@
+"""The processes of a node, as data: what `up` hands to the supervisor and what systemd units would say.
+
+Owns `Component` and how a list of them is written to and read from the file the supervisor starts from. Decides nothing
+at run time and starts nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One process. `notify`: it says READY=1 on NOTIFY_SOCKET; `after`: names that must be ready before it starts."""
+
+    name: str
+    argv: tuple[str, ...]
+    env: dict[str, str] = field(default_factory=dict)
+    notify: bool = True
+    after: tuple[str, ...] = ()
+    stop_seconds: float = 10.0
+
+
+def write(path: Path, components: list[Component]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_suffix(".new")
+    fresh.write_text(render(components))
+    os.replace(fresh, path)
+
+
+def render(components: list[Component]) -> str:
+    return json.dumps([asdict(c) for c in components], indent=1) + "\n"
+
+
+def read(path: Path) -> list[Component]:
+    rows = json.loads(path.read_text())
+    return [Component(**{**row, "argv": tuple(row["argv"]), "after": tuple(row["after"])}) for row in rows]

@@ -1,0 +1,90 @@
+"""Talks to the supervisor: is it there, what runs, start it, stop it."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from controlplane.machinery.clock import SYSTEM
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+ANSWER_SECONDS = 5.0  # the supervisor answers from memory
+STOP_SECONDS = 120.0  # all components with their own grace
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+def ask(paths: Paths, request: str, seconds: float = ANSWER_SECONDS) -> bytes | None:
+    """The supervisor's answer, or None when none runs."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(seconds)
+        try:
+            connection.connect(str(paths.run / "supervisor.sock"))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return None
+        answer = b""
+        try:
+            connection.sendall(request.encode())
+            while chunk := connection.recv(65536):
+                answer += chunk
+        except (ConnectionResetError, BrokenPipeError):  # it ended before it took our call
+            return None
+        return answer
+
+
+def status(paths: Paths) -> list[dict[str, Any]] | None:
+    """One dict per component (name, state, pid, restarts, seconds, reason, log), None when no supervisor runs."""
+    answer = ask(paths, "status")
+    return None if answer is None else json.loads(answer or b"[]")
+
+
+def stop(paths: Paths) -> bool:
+    """Stop every component and the supervisor; False when none ran."""
+    return ask(paths, "stop", STOP_SECONDS) is not None
+
+
+def stop_component(paths: Paths, name: str, seconds: float = 30.0) -> None:
+    """Stop one component and wait for its end. Raises Finding when it does not end."""
+    row = next((r for r in status(paths) or [] if r["name"] == name), None)
+    if not row or not row["pid"]:
+        return
+    try:
+        pidfd = os.pidfd_open(row["pid"])
+    except ProcessLookupError:
+        return
+    try:
+        ask(paths, f"stop {name}")
+        if not select.select([pidfd], [], [], seconds)[0]:
+            raise Finding(f"{name} (pid {row['pid']}) does not stop", f"its log: {row['log']}", f"kill {row['pid']}")
+    finally:
+        os.close(pidfd)
+
+
+def environment() -> dict[str, str]:
+    """What a component of this checkout needs to import it."""
+    return {"PYTHONPATH": str(CHECKOUT), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def start(paths: Paths, components: Path) -> None:
+    """Start the supervisor in a session of its own. Raises Finding when it does not come up."""
+    paths.log.mkdir(parents=True, exist_ok=True)
+    with open(paths.log / "supervisor.log", "ab") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "controlplane.cli.supervisor", str(components), str(paths.run), str(paths.log)],
+            env={**os.environ, **environment()}, cwd="/", start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    deadline = SYSTEM.monotonic() + 10
+    while status(paths) is None:
+        try:
+            code = child.wait(0.05)
+        except subprocess.TimeoutExpired:
+            code = None
+        if code is not None or SYSTEM.monotonic() > deadline:
+            raise Finding("the supervisor did not start", f"its log: {paths.log / 'supervisor.log'}",
+                          "read the log's last lines")
