@@ -1,0 +1,117 @@
+"""The apiserver's options, under upstream's flag names.
+
+Owns the flags, their defaults and the checks that need no I/O. It never opens a file or a socket. Called by `__main__`
+and by tests, which build `Options` directly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+from dataclasses import dataclass
+from pathlib import Path
+
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+AUTHORIZATION_MODES = ("AlwaysAllow", "AlwaysDeny", "Node", "RBAC")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """All settings of one apiserver. Paths are None when a feature is off; without `tls_cert_file` it serves plain
+    HTTP, which `parse` never does."""
+
+    secure_port: int = 6443
+    bind_address: str = "0.0.0.0"
+    advertise_address: str = ""
+    service_cluster_ip_range: str = "10.96.0.0/16"
+    service_node_port_range: tuple[int, int] = (30000, 32767)  # both ends belong to it
+    tls_cert_file: Path | None = None
+    tls_private_key_file: Path | None = None
+    client_ca_file: Path | None = None
+    token_auth_file: Path | None = None
+    anonymous_auth: bool = True
+    kubelet_client_certificate: Path | None = None
+    kubelet_client_key: Path | None = None
+    kubelet_certificate_authority: Path | None = None
+    service_account_key_file: Path | None = None
+    service_account_signing_key_file: Path | None = None
+    service_account_issuer: str = "https://kubernetes.default.svc"
+    storage: str = "sqlite"
+    storage_path: Path | None = None
+    authorization_mode: tuple[str, ...] = ("AlwaysAllow",)
+
+    @property
+    def service_network(self) -> ipaddress.IPv4Network:
+        return ipaddress.IPv4Network(self.service_cluster_ip_range)
+
+    @property
+    def kubernetes_service_ip(self) -> str:
+        """The first address of the service range: `default/kubernetes`."""
+        return str(self.service_network.network_address + 1)
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    low, dash, high = text.partition("-")
+    first, last = int(low), int(high if dash else low)
+    if not 1 <= first <= last <= 65535:
+        raise ValueError(text)
+    return first, last
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="pelamis apiserver", description="Serve the Kubernetes API.")
+    add = parser.add_argument
+    add("--secure-port", type=int, default=6443, help="TLS port (default 6443)")
+    add("--bind-address", default="0.0.0.0", help="address to listen on")
+    add("--advertise-address", default="", help="address other members of the cluster reach this server at")
+    add("--service-cluster-ip-range", default="10.96.0.0/16", help="IPv4 range of Service addresses")
+    add("--service-node-port-range", default="30000-32767", help="ports for Services of type NodePort")
+    for name, text in (("tls-cert-file", "the server's certificate (PEM)"),
+                       ("tls-private-key-file", "its key"),
+                       ("client-ca-file", "CA of client certificates"),
+                       ("token-auth-file", "CSV of static tokens: token,user,uid[,\"group,…\"]"),
+                       ("kubelet-client-certificate", "certificate shown to kubelets"),
+                       ("kubelet-client-key", "its key"),
+                       ("kubelet-certificate-authority", "CA of the kubelets' certificates"),
+                       ("service-account-key-file", "public key that verifies service-account tokens"),
+                       ("service-account-signing-key-file", "private key that signs them"),
+                       ("storage-path", "the SQLite file")):
+        add("--" + name, type=Path, default=None, help=text)
+    add("--service-account-issuer", default="https://kubernetes.default.svc", help="the `iss` of tokens")
+    add("--storage", choices=("memory", "sqlite"), default="sqlite", help="where objects live; memory forgets")
+    add("--authorization-mode", default="Node,RBAC", help="comma-separated: " + ", ".join(AUTHORIZATION_MODES))
+    add("--anonymous-auth", default="true", choices=("true", "false"), help="let requests without credentials in")
+    return parser
+
+
+def parse(arguments: list[str], paths: Paths | None = None) -> Options:
+    """Options of a command line. Raises Finding for what cannot work; argparse exits on unknown flags."""
+    paths = paths or Paths.from_environment()
+    given = vars(_parser().parse_args(arguments))
+    try:
+        given["service_node_port_range"] = _port_range(given["service_node_port_range"])
+    except ValueError:
+        raise Finding(f'--service-node-port-range {given["service_node_port_range"]!r} is no range of ports', "",
+                      "give it as 30000-32767") from None
+    try:
+        network = ipaddress.IPv4Network(given["service_cluster_ip_range"])
+    except ValueError as error:
+        raise Finding(f"--service-cluster-ip-range: {error}", "", "give an IPv4 network such as 10.96.0.0/16") from None
+    if not 12 <= network.prefixlen <= 28:
+        raise Finding(f"--service-cluster-ip-range {network} has an unusable size", "Services need between 16 and 2^20 "
+                      "addresses", "use a prefix from /12 to /28, such as 10.96.0.0/16")
+    modes = tuple(m for m in given["authorization_mode"].split(",") if m)
+    if unknown := [m for m in modes if m not in AUTHORIZATION_MODES]:
+        raise Finding(f"--authorization-mode knows no {unknown[0]}", "",
+                      "use any of " + ", ".join(AUTHORIZATION_MODES))
+    given["authorization_mode"] = modes
+    given["anonymous_auth"] = given["anonymous_auth"] == "true"
+    for flag in ("tls_cert_file", "tls_private_key_file"):
+        if given[flag] is None:
+            raise Finding(f"--{flag.replace('_', '-')} is missing", "the API is served over TLS only",
+                          "give the server's certificate and key; `pelamis up` makes both")
+    if given["storage"] == "sqlite" and given["storage_path"] is None:
+        given["storage_path"] = paths.store
+    return Options(**given)
