@@ -1,0 +1,134 @@
+"""The host's iptables: which backend is in use, restoring a batch, saving, and removing chains by prefix.
+
+Owns every call of an iptables binary. Two backends may exist on one host (`legacy`, `nft`); rules must go where the
+host's other rules are, or two firewalls see each packet in an order nobody planned. `detect` picks the one that holds
+more rules and falls back to the plain `iptables`. Everything waits for the xtables lock with `-w` and never reads or
+writes rules one at a time. Never called on the event loop: callers use a thread.
+
+Called by `agent.proxy.iptables`, `cni.hostports`, `masquerade` and `undo`.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from controlplane.machinery.errors import Finding
+
+LOCK_WAIT = 5  # seconds for the xtables lock: others hold it for one batch, not longer
+COMMAND_TIMEOUT = 120  # seconds for one batch: a full load of thousands of chains on a busy machine stays below
+BACKENDS = ("nft", "legacy")
+PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
+_CHAIN = re.compile(r"^:(\S+) ", re.M)
+
+
+class RestoreError(Exception):
+    """iptables-restore refused a batch; nothing of the failed table was applied. The text is its complaint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One variant of iptables of one family. `variant`: `nft`, `legacy` or "" for whatever `iptables` is."""
+
+    variant: str
+    family: int = 4
+
+    def command(self, tool: str) -> str | None:
+        stem = "ip6tables" if self.family == 6 else "iptables"
+        name = "-".join(part for part in (stem, self.variant, tool) if part)
+        return shutil.which(name, path=PATH)
+
+    @property
+    def present(self) -> bool:
+        return self.command("restore") is not None
+
+    @property
+    def is_nft(self) -> bool:
+        """Whether batches end in nf_tables, whose restore is slow with many chains in one batch."""
+        if self.variant:
+            return self.variant == "nft"
+        return b"nf_tables" in _run([self.command("") or "iptables", "--version"]).stdout
+
+    def save(self, table: str = "") -> str:
+        """`iptables-save`, of one table or all; "" when the kernel has no such table."""
+        command = self.command("save")
+        if command is None:
+            return ""
+        done = _run([command, *(["-t", table] if table else [])])
+        return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
+
+    def restore(self, text: str) -> None:
+        """Apply a batch, leaving alone what it does not name. Raises RestoreError; each table is all or nothing."""
+        command = self.command("restore")
+        if command is None:
+            raise Finding(f"{'ip6tables' if self.family == 6 else 'iptables'}-restore is not installed",
+                          "the service proxy programs the host's firewall with it", "install the package iptables")
+        done = _run([command, "--noflush", "-w", str(LOCK_WAIT)], text.encode())
+        if done.returncode:
+            raise RestoreError(done.stderr.decode(errors="replace").strip()[:2000])
+
+
+def _run(command: list[str], data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    try:
+        return subprocess.run(command, input=data, capture_output=True, timeout=COMMAND_TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise RestoreError(f"{command[0]} did not finish within {COMMAND_TIMEOUT} s") from error
+
+
+def detect(family: int = 4) -> Backend:
+    """The backend that holds KUBE-IPTABLES-HINT or more rules than the other; else the host's default."""
+    counts: dict[str, int] = {}
+    for variant in BACKENDS:
+        backend = Backend(variant, family)
+        if not backend.present:
+            continue
+        text = backend.save()
+        if "KUBE-IPTABLES-HINT" in text:
+            return backend
+        counts[variant] = text.count("\n-A ")
+    if len(counts) == 2 and counts["nft"] != counts["legacy"]:
+        return Backend(max(counts, key=counts.__getitem__), family)
+    plain = Backend("", family)
+    if counts:
+        variant = "nft" if plain.present and plain.is_nft else "legacy"
+        return Backend(variant if variant in counts else next(iter(counts)), family)
+    return plain
+
+
+def removal(saved: str, prefix: str) -> str:
+    """The batch that removes, from an `iptables-save` text, every chain named `prefix…` and every jump to one. Pure."""
+    out: list[str] = []
+    for block in re.split(r"^(?=\*)", saved, flags=re.M):
+        if not block.startswith("*"):
+            continue
+        table = block.split("\n", 1)[0]
+        ours = [name for name in _CHAIN.findall(block) if name.startswith(prefix)]
+        if not ours:
+            continue
+        jump = re.compile(rf"^-A (?!{re.escape(prefix)})(.*-[jg] {re.escape(prefix)}.*)$", re.M)
+        out.append(table)
+        out += [f":{name} - [0:0]" for name in ours]
+        out += [f"-D {rule}" for rule in jump.findall(block)]
+        out += [f"-X {name}" for name in ours]
+        out.append("COMMIT")
+    return "\n".join([*out, ""]) if out else ""
+
+
+def remove_chains(prefix: str, family: int = 4) -> int:
+    """Remove chains of `prefix` and the jumps to them from both backends; how many chains went. Raises Finding."""
+    removed = 0
+    for variant in BACKENDS:
+        backend = Backend(variant, family)
+        if not backend.present:
+            continue
+        batch = removal(backend.save(), prefix)
+        if batch:
+            try:
+                backend.restore(batch)
+            except RestoreError as error:
+                raise Finding(f"could not remove the {prefix}* chains from iptables-{variant}", str(error),
+                              "remove them by hand, or reboot") from error
+            removed += batch.count("\n-X ")
+    return removed
