@@ -1,0 +1,78 @@
+"""What a node needs from Debian: which tools are missing, and installing them without starting any service.
+
+Exactly the packages that were not there before are noted in the ledger, so `down --purge` can take them away again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from controlplane.machinery.errors import Finding
+from netsetup.ledger import Ledger
+
+# tool -> Debian package that brings it
+NEEDED = {"containerd": "containerd", "runc": "runc", "iptables-restore": "iptables", "conntrack": "conntrack"}
+POLICY = Path("/usr/sbin/policy-rc.d")  # invoke-rc.d asks it before it starts a freshly installed service
+APT_SECONDS = 900  # a slow mirror is no reason to give up early
+SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
+
+
+def missing() -> list[str]:
+    """The packages whose tool is not on this machine, sorted."""
+    return sorted(package for tool, package in NEEDED.items() if shutil.which(tool, path=SEARCH) is None)
+
+
+def installed() -> set[str]:
+    listed = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n"], capture_output=True,
+                            text=True, check=True)
+    return {line.split()[0] for line in listed.stdout.splitlines() if line.endswith("ii ")}
+
+
+@contextmanager
+def no_services() -> Iterator[None]:
+    """Keep the distribution from starting its own containerd: we run an instance of our own."""
+    if POLICY.exists():
+        yield
+        return
+    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    POLICY.chmod(0o755)
+    try:
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)
+
+
+def apt(*arguments: str) -> None:
+    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    try:
+        done = subprocess.run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=120", *arguments], env=env,
+                              capture_output=True, text=True, timeout=APT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise Finding(f"apt-get {arguments[0]} took longer than {APT_SECONDS} s", "the mirror may be unreachable",
+                      "check /etc/apt/sources.list and the network, then run the command again") from None
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip().splitlines()
+        raise Finding(f"apt-get {' '.join(arguments)} failed", said[-1] if said else "",
+                      "run it by hand, then run the command again")
+
+
+def install(packages: list[str], ledger: Ledger) -> list[str]:
+    """Install Debian packages; returns every package that is new. Raises Finding when apt cannot."""
+    if shutil.which("apt-get") is None:
+        raise Finding(f"missing: {', '.join(packages)}, and this is no Debian machine (no apt-get)",
+                      fix="install containerd, runc, iptables and conntrack with your package manager")
+    before = installed()
+    apt("update")
+    plan = subprocess.run(["apt-get", "-s", "install", "--no-install-recommends", *packages], capture_output=True,
+                          text=True, env={**os.environ, "LC_ALL": "C"}, timeout=APT_SECONDS)
+    fresh = sorted({line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")} - before)
+    for name in fresh:
+        ledger.record("package", name=name)
+    with no_services():
+        apt("install", "-y", "--no-install-recommends", *packages)
+    return fresh

@@ -1,0 +1,114 @@
+"""What must be true of a machine before anything on it is changed. Each check raises a `Finding` with its fix."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+from pathlib import Path
+
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+LEAST_DISK = 1 << 30  # bytes: images, the store's growth and logs of a small cluster
+PORTS = {6443: "the API server", 10250: "the kubelet"}
+LEAST_KERNEL = (4, 19)  # overlayfs in a shape containerd uses, and what Debian 10 had
+
+
+def check_root() -> None:
+    if os.geteuid() != 0:
+        raise Finding("this needs root", "it makes network links, mounts and cgroups", "sudo ./pelamis …")
+
+
+def check_kernel() -> None:
+    if platform.system() != "Linux":
+        raise Finding(f"this is {platform.system()}, not Linux", "containers are a feature of the Linux kernel",
+                      "use a Linux machine or a virtual machine")
+    release = platform.release()
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    if numbers < LEAST_KERNEL:
+        raise Finding(f"the kernel is {release}", "the oldest that works is 4.19", "upgrade the kernel")
+    if "overlay" not in Path("/proc/filesystems").read_text() and not Path("/sys/module/overlay").exists() and (
+            shutil.which("modprobe") is None or os.system("modprobe overlay 2>/dev/null") != 0):
+        raise Finding("the kernel has no overlayfs", "containerd stacks image layers with it", "modprobe overlay")
+
+
+def check_cgroups() -> None:
+    root = Path("/sys/fs/cgroup")
+    if not (root / "cgroup.controllers").exists() and not (root / "memory").is_dir():
+        raise Finding("no cgroup hierarchy is mounted on /sys/fs/cgroup", "pods are held to their limits by cgroups",
+                      "mount -t cgroup2 none /sys/fs/cgroup")
+
+
+def check_disk(paths: Paths) -> None:
+    place = paths.lib
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < LEAST_DISK:
+        raise Finding(f"only {free >> 20} MiB are free on the disk of {paths.lib}",
+                      f"images and the store need at least {LEAST_DISK >> 20} MiB",
+                      f"free some space, or mount a larger disk on {paths.lib}")
+
+
+def check_ports() -> None:
+    """The ports we listen on must be free (called only while we do not run)."""
+    for port, use in PORTS.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("0.0.0.0", port))
+            except OSError:
+                raise Finding(f"port {port}, which {use} needs, is in use by {_holder(port)}",
+                              "another Kubernetes or an unfinished earlier start may hold it",
+                              f"stop that process (ss -ltnp 'sport = :{port}' shows it) and run the command again"
+                              ) from None
+
+
+def _holder(port: int) -> str:
+    import psutil
+    for connection in psutil.net_connections("tcp"):
+        if connection.status == "LISTEN" and connection.laddr.port == port and connection.pid:
+            return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return "another process"
+
+
+def check_foreign_cni(paths: Paths) -> None:
+    """Nobody else may have put a network configuration before ours into our own folder."""
+    ours = "10-pelamis.conflist"
+    found = sorted(p.name for p in paths.cni_conf.glob("*") if p.suffix in (".conf", ".conflist", ".json"))
+    if found and found[0] < ours:
+        raise Finding(f"{paths.cni_conf / found[0]} is a foreign CNI configuration that would win over ours",
+                      "containerd takes the first file by name", f"remove it: rm {paths.cni_conf / found[0]}")
+
+
+def node_ip(wanted: str = "") -> str:
+    """The address this node is known by: the wanted one, else the source of the default route, else the first global
+    one. Raises Finding when there is none, or the wanted one is not on this machine."""
+    import psutil
+    own = [a.address for name, addresses in psutil.net_if_addrs().items() if name != "lo"
+           for a in addresses if a.family == socket.AF_INET and not a.address.startswith(("127.", "169.254."))]
+    if wanted:
+        if wanted not in own:
+            raise Finding(f"{wanted} is not an address of this machine",
+                          f"it has {', '.join(own) or 'none but loopback'}", "give one of these to --node-ip")
+        return wanted
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # a documentation address: nothing is sent by connecting
+            return probe.getsockname()[0]
+        except OSError:
+            pass
+    if not own:
+        raise Finding("this machine has no network address but loopback",
+                      "pods and the API server need one that other pods can reach", "ip addr add 192.168.50.10/24 dev eth0")
+    return own[0]
+
+
+def check_all(paths: Paths) -> None:
+    check_root()
+    check_kernel()
+    check_cgroups()
+    check_disk(paths)
+    check_foreign_cni(paths)

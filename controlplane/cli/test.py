@@ -1,0 +1,62 @@
+"""`pelamis test [TIER…]`: installs what the tests need from Debian, then runs the tiers, cheapest first.
+
+Further arguments after `--` go to pytest. Tiers that make namespaces or run containers need root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+
+from controlplane.cli import packages
+from controlplane.cli.control import CHECKOUT, environment
+from controlplane.cli.output import say
+from controlplane.machinery.clock import SYSTEM
+from controlplane.machinery.errors import Finding
+
+TIERS = ("tidy", "unit", "golden", "kernel", "node", "client")
+NEEDS_ROOT = {"kernel", "node", "client"}
+# tool -> Debian package: what the tests use beyond what a node needs
+TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox": "busybox-static",
+         "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps"}
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("test", help="install what the tests need and run them")
+    parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"of {', '.join(TIERS)}; default: all")
+    parser.add_argument("--pytest", default="", metavar="ARGS", help="further arguments for pytest, e.g. --pytest='-k log'")
+    parser.set_defaults(run=run)
+
+
+def _install(tiers: list[str]) -> None:
+    if not NEEDS_ROOT & set(tiers):
+        return
+    if os.geteuid() != 0:
+        raise Finding("the tiers kernel, node and client need root", "they make network namespaces and run containers",
+                      "sudo ./pelamis test, or ./pelamis test tidy unit golden")
+    lacking = sorted({package for tool, package in TOOLS.items() if shutil.which(tool, path=packages.SEARCH) is None})
+    if lacking:
+        say(f"Installing {', '.join(lacking)} from Debian …")
+        with packages.no_services():
+            packages.apt("update")
+            packages.apt("install", "-y", "--no-install-recommends", *lacking)
+    if shutil.which("kubectl") is None:
+        say("Installing kubernetes-client (kubectl) from Debian for the client tier …")
+        packages.apt("install", "-y", "--no-install-recommends", "kubernetes-client")
+
+
+def run(args: argparse.Namespace) -> int:
+    tiers = args.tiers or list(TIERS)
+    for tier in tiers:
+        if tier not in TIERS:
+            raise Finding(f"there is no tier called {tier}", fix=f"one of {', '.join(TIERS)}")
+    _install(tiers)
+    begun = SYSTEM.monotonic()
+    folders = [str(CHECKOUT / "tests" / tier) for tier in tiers]
+    done = subprocess.run([sys.executable, "-m", "pytest", *folders, *args.pytest.split()], cwd=CHECKOUT,
+                          env={**os.environ, **environment()})
+    say(f"{', '.join(tiers)}: {SYSTEM.monotonic() - begun:.0f} s")
+    return done.returncode

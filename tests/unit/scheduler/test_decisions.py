@@ -1,0 +1,155 @@
+"""The scheduler's decisions: demand, fit, score, verdict and the queue, without any I/O."""
+
+import pytest
+
+from controlplane.scheduler import demand, fit, verdict
+from controlplane.scheduler.queue import Queue
+from controlplane.scheduler.snapshot import Snapshot
+
+
+def node(name, cpu="2", memory="4Gi", pods="110", labels=None, taints=None, unschedulable=False):
+    return {"metadata": {"name": name, "labels": labels or {}},
+            "spec": {"taints": taints or [], "unschedulable": unschedulable},
+            "status": {"allocatable": {"cpu": cpu, "memory": memory, "pods": pods}}}
+
+
+def pod(name, cpu=None, memory=None, owner=None, **spec):
+    requests = {k: v for k, v in (("cpu", cpu), ("memory", memory)) if v}
+    references = [{"uid": owner, "controller": True, "kind": "ReplicaSet", "name": "r", "apiVersion": "apps/v1"}]
+    return {"metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}",
+                         "ownerReferences": references if owner else []},
+            "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": requests}}], **spec}}
+
+
+def snapshot(*nodes):
+    made = Snapshot()
+    for n in nodes:
+        made.set_node(n)
+    return made
+
+
+def decide(wanted, *nodes, placed=()):
+    made = snapshot(*nodes)
+    for p, on in placed:
+        made.place(p, on)
+    return verdict.decide(fit.ask(wanted), made.nodes)
+
+
+def test_demand_is_the_worst_moment():
+    asked = pod("a", cpu="500m", initContainers=[
+        {"name": "side", "restartPolicy": "Always", "resources": {"requests": {"cpu": "100m"}}},
+        {"name": "init", "resources": {"requests": {"cpu": "1"}}}], overhead={"cpu": "10m"})
+    assert demand.of(asked).requests["cpu"] == 1000 + 100 + 10
+    assert demand.of(pod("b", cpu="2")).requests == {"cpu": 2000}
+
+
+def test_limits_stand_in_for_missing_requests():
+    wanted = pod("a")
+    wanted["spec"]["containers"][0]["resources"] = {"limits": {"memory": "1Gi"}}
+    assert demand.of(wanted).requests == {"memory": 1 << 30}
+
+
+@pytest.mark.parametrize("wanted, at, why", [
+    (pod("a", cpu="4"), node("n"), "0/1 nodes are available: 1 Insufficient cpu."),
+    (pod("a", cpu="4", memory="8Gi"), node("n"), "0/1 nodes are available: 1 Insufficient cpu, 1 Insufficient memory."),
+    (pod("a"), node("n", pods="0"), "0/1 nodes are available: 1 Too many pods."),
+    (pod("a"), node("n", unschedulable=True), "0/1 nodes are available: 1 node(s) were unschedulable."),
+    (pod("a", nodeSelector={"disk": "ssd"}), node("n"),
+     "0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector."),
+    (pod("a", nodeName="other"), node("n"),
+     "0/1 nodes are available: 1 node(s) didn't match the requested node name."),
+    (pod("a"), node("n", taints=[{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]),
+     "0/1 nodes are available: 1 node(s) had untolerated taint {gpu: yes}."),
+])
+def test_says_why_as_upstream_does(wanted, at, why):
+    assert decide(wanted, at).message == why
+
+
+def test_no_nodes():
+    assert decide(pod("a")).message == "no nodes available to schedule pods"
+
+
+def test_reasons_are_counted_over_nodes():
+    found = decide(pod("a", cpu="3"), node("x"), node("y"), node("z", unschedulable=True))
+    assert found.message == "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient cpu."
+
+
+def test_tolerations_open_tainted_nodes():
+    tainted = node("n", taints=[{"key": "gpu", "value": "yes", "effect": "NoExecute"}])
+    assert decide(pod("a", tolerations=[{"key": "gpu", "operator": "Exists"}]), tainted).node == "n"
+    assert decide(pod("a", tolerations=[{"operator": "Exists"}]), tainted).node == "n"
+    assert not decide(pod("a", tolerations=[{"key": "gpu", "value": "no"}]), tainted).node
+
+
+def test_affinity_terms_are_alternatives():
+    term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["b"]}]}
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchExpressions": [{"key": "zone", "operator": "Gt", "values": ["7"]}]}, term]}}}
+    assert decide(pod("a", affinity=affinity), node("x", labels={"zone": "a"}), node("y", labels={"zone": "b"})).node == "y"
+
+
+def test_host_ports_clash_by_address():
+    def with_port(name, ip=None):
+        made = pod(name)
+        made["spec"]["containers"][0]["ports"] = [{"containerPort": 80, "hostPort": 80, **({"hostIP": ip} if ip else {})}]
+        return made
+    assert decide(with_port("a"), node("n"), placed=[(with_port("b"), "n")]).message.endswith(
+        "1 node(s) didn't have free ports for the requested pod ports.")
+    assert decide(with_port("a", "10.0.0.1"), node("n"), placed=[(with_port("b", "10.0.0.2"), "n")]).node == "n"
+
+
+def test_replicas_spread():
+    made = snapshot(node("x"), node("y"), node("z"))
+    chosen = []
+    for i in range(6):
+        wanted = pod(f"p{i}", owner="rs")
+        found = verdict.decide(fit.ask(wanted), made.nodes)
+        made.place(wanted, found.node)
+        chosen.append(found.node)
+    assert sorted(chosen) == ["x", "x", "y", "y", "z", "z"]
+
+
+def test_counters_return_to_zero():
+    made = snapshot(node("x"))
+    wanted = pod("a", cpu="1", owner="rs")
+    made.place(wanted, "x")
+    made.place(wanted, "x")
+    assert made.nodes[0].requested["cpu"] == 1000
+    made.remove("uid-a")
+    made.remove("uid-a")
+    assert (made.nodes[0].requested["cpu"], made.nodes[0].pods, made.nodes[0].owners) == (0, 0, {})
+    made.drop_node("x")
+    assert made.nodes == []
+
+
+def test_a_refused_pod_waits_for_change_and_back_off():
+    queue = Queue()
+    queue.put(pod("a"), 0)
+    assert queue.pop(0).uid == "uid-a"
+    assert queue.pop(0) is None
+    queue.refused("uid-a", 0)
+    assert queue.pop(5) is None, "parked: time alone does not help"
+    queue.cluster_changed(5)
+    assert queue.pop(5).uid == "uid-a"
+    queue.refused("uid-a", 5)
+    queue.cluster_changed(5.5)
+    assert queue.pop(5.5) is None, "still backing off"
+    assert queue.deadline() == 7.0
+    assert queue.pop(7.0).uid == "uid-a"
+    assert queue.pop(500) is None, "taken while it is being bound"
+
+
+def test_parked_pods_are_tried_after_five_minutes():
+    queue = Queue()
+    queue.put(pod("a"), 0)
+    queue.pop(0)
+    queue.refused("uid-a", 0)
+    assert queue.deadline() == 300
+    assert queue.pop(300).uid == "uid-a"
+
+
+def test_priority_goes_first():
+    queue = Queue()
+    queue.put(pod("low"), 0)
+    queue.put(pod("high", priority=10), 1)
+    assert [queue.pop(2).uid, queue.pop(2).uid] == ["uid-high", "uid-low"]
