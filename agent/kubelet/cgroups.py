@@ -1,0 +1,127 @@
+"""The kubelet's cgroups: /kubepods, the QoS classes and one group per pod, made before and removed after the pod.
+
+Owns their names (cgroupfs paths or systemd slices) and their limits, on cgroup v2 and v1. Promises: `make` and `remove`
+are idempotent and never touch a group outside the prefix. Containers' own groups belong to the runtime. Synchronous: a
+handful of writes to a kernel file system. Called by `worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+from agent.kubelet.model import LinuxResources
+from agent.kubelet.resources import pod_resources, qos_class
+
+MOUNT = Path("/sys/fs/cgroup")
+V1_CONTROLLERS = ("cpu", "memory", "pids", "cpuset", "cpuacct", "blkio", "devices", "freezer", "hugetlb", "net_cls",
+                  "net_prio", "perf_event", "rdma", "misc", "unified", "systemd")
+V2_WANTED = ("cpu", "memory", "pids", "cpuset", "io")
+
+
+def v2_weight(shares: int) -> int:
+    """cpu.weight of v1 shares, by the runtimes' formula."""
+    return 1 + ((shares - 2) * 9999) // 262142 if shares else 100
+
+
+def cgroup_parent(pod: dict[str, Any], prefix: str, *, systemd: bool) -> str:
+    """The pod's cgroup as CRI wants it: a path for cgroupfs, a slice name for systemd. `prefix` is such as `kubepods`;
+    a nested one (`a/kubepods`) is for cgroupfs only."""
+    uid, kind = pod["metadata"]["uid"], qos_class(pod).lower()
+    if systemd:
+        middle = "" if kind == "guaranteed" else f"-{kind}"
+        return f"{prefix}{middle}-pod{uid.replace('-', '_')}.slice"
+    middle = "" if kind == "guaranteed" else f"/{kind}"
+    return f"/{prefix}{middle}/pod{uid}"
+
+
+def _slice_path(name: str) -> str:
+    """Where systemd keeps a slice: `a-b.slice` is `a.slice/a-b.slice`."""
+    parts = name.removesuffix(".slice").split("-")
+    return "/".join("-".join(parts[:i + 1]) + ".slice" for i in range(len(parts)))
+
+
+class Cgroups:
+    """The pod groups of one kubelet. With systemd the slices are systemd's to make; only limits are not set."""
+
+    def __init__(self, prefix: str = "kubepods", *, systemd: bool = False, mount: Path = MOUNT) -> None:
+        self.prefix, self.systemd, self.mount = prefix, systemd, mount
+        self.v2 = (mount / "cgroup.controllers").exists()
+
+    def parent(self, pod: dict[str, Any]) -> str:
+        return cgroup_parent(pod, self.prefix, systemd=self.systemd)
+
+    def make(self, pod: dict[str, Any]) -> str:
+        """Make the pod's group with its limits and return its name for the runtime. OSError when the kernel refuses."""
+        parent = self.parent(pod)
+        if not self.systemd:
+            limits = pod_resources(pod)
+            if self.v2:
+                self._make_v2(parent, limits)
+            else:
+                self._make_v1(parent, limits)
+        return parent
+
+    def _make_v2(self, parent: str, limits: LinuxResources) -> None:
+        folder = self.mount
+        for part in parent.strip("/").split("/"):
+            self._delegate(folder)
+            folder = folder / part
+            folder.mkdir(exist_ok=True)
+        self._delegate(folder)
+        _write(folder / "cpu.weight", str(v2_weight(limits.cpu_shares)))
+        if limits.cpu_quota:
+            _write(folder / "cpu.max", f"{limits.cpu_quota} {limits.cpu_period}")
+        if limits.memory_limit:
+            _write(folder / "memory.max", str(limits.memory_limit))
+
+    def _delegate(self, folder: Path) -> None:
+        with contextlib.suppress(OSError):
+            offered = (folder / "cgroup.controllers").read_text().split()
+            given = (folder / "cgroup.subtree_control").read_text().split()
+            for name in V2_WANTED:
+                if name in offered and name not in given:
+                    _write(folder / "cgroup.subtree_control", f"+{name}")
+
+    def _make_v1(self, parent: str, limits: LinuxResources) -> None:
+        relative = parent.strip("/")
+        for controller in ("cpu", "memory", "pids"):
+            if (self.mount / controller).is_dir():
+                (self.mount / controller / relative).mkdir(parents=True, exist_ok=True)
+        cpu, memory = self.mount / "cpu" / relative, self.mount / "memory" / relative
+        if limits.cpu_shares:
+            _write(cpu / "cpu.shares", str(limits.cpu_shares))
+        if limits.cpu_quota:
+            _write(cpu / "cpu.cfs_period_us", str(limits.cpu_period))
+            _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_quota))
+        if limits.memory_limit:
+            _write(memory / "memory.limit_in_bytes", str(limits.memory_limit))
+
+    def remove(self, uid: str) -> None:
+        """Remove the pod's group wherever it is; nothing when there is none or something still lives in it."""
+        tops = [self.mount] if self.v2 else [self.mount / c for c in V1_CONTROLLERS if (self.mount / c).is_dir()]
+        for top in tops:
+            for name in self._names(uid):
+                _remove_tree(top / name)
+
+    def _names(self, uid: str) -> list[str]:
+        if self.systemd:
+            flat = uid.replace("-", "_")
+            return [_slice_path(f"{self.prefix}{q}-pod{flat}.slice") for q in ("", "-burstable", "-besteffort")]
+        return [f"{self.prefix}{q}/pod{uid}" for q in ("", "/burstable", "/besteffort")]
+
+
+def _write(path: Path, text: str) -> None:
+    with contextlib.suppress(FileNotFoundError):  # a controller this kernel does not have
+        path.write_text(text)
+
+
+def _remove_tree(folder: Path) -> None:
+    """rmdir bottom-up: files of a cgroup are not removable, only the folders are."""
+    if not folder.is_dir():
+        return
+    for path, _, _ in os.walk(folder, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(path)

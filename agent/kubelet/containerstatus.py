@@ -1,0 +1,123 @@
+"""One container's entry in a pod's status: its state, last state, readiness and counts, worded as upstream words them.
+
+Pure. Owns the translation of an observed container (or its absence) into a `ContainerStatus` dict. Promises never to lose
+an exit the API was told of: when the runtime no longer has a container, what the API knows is carried on.
+Called by `status`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.kubelet.model import ObservedContainer, ObservedPod
+from controlplane.machinery.clock import rfc3339
+
+LOST = {"reason": "ContainerStatusUnknown", "exitCode": 137, "startedAt": None, "finishedAt": None,
+        "message": "The container could not be located when the pod was terminated"}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the worker knows beyond the runtime. Keys are container ids unless said otherwise."""
+
+    waiting: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # container name -> reason, message
+    ready: frozenset[str] = frozenset()  # containers whose readiness is proven or not asked for
+    started: frozenset[str] = frozenset()
+    messages: Mapping[str, str] = field(default_factory=dict)  # termination messages
+    host_ips: tuple[str, ...] = ()
+    doomed: tuple[str, str] | None = None  # the pod failed as a whole: reason, message
+    ended: bool = False  # a terminating pod whose last container is gone
+    start_time: float = 0.0  # when this node first saw the pod
+
+
+def container_status(spec: dict[str, Any], seen: ObservedPod, old: dict[str, Any] | None, report: Report,
+                     idle: tuple[str, str], *, init: bool = False) -> dict[str, Any]:
+    """The status of the container defined by `spec`. `idle` is the (reason, message) of one that never ran; `old` is
+    the entry the API has, or None."""
+    attempts = [c for c in seen.containers if c.name == spec["name"]]
+    newest = attempts[0] if attempts else None
+    old = old or {}
+    entry: dict[str, Any] = {
+        "name": spec["name"], "image": spec.get("image", ""), "imageID": old.get("imageID", ""),
+        "restartCount": old.get("restartCount", 0), "ready": False, "started": False,
+        "state": {}, "lastState": {}}
+    if newest is None:
+        _absent(entry, old, report, idle)
+    else:
+        _present(entry, spec, newest, attempts[1:], report)
+    if newest is None and report.waiting.get(spec["name"]):
+        entry["state"] = _waiting(*report.waiting[spec["name"]])
+    if init and "terminated" in entry["state"]:
+        entry["ready"] = entry["state"]["terminated"]["exitCode"] == 0
+    _resources(entry, spec)
+    return entry
+
+
+def _present(entry: dict[str, Any], spec: dict[str, Any], newest: ObservedContainer,
+             older: list[ObservedContainer], report: Report) -> None:
+    entry.update(image=newest.image or entry["image"], imageID=newest.image_id, restartCount=newest.restart_count,
+                 containerID=f"containerd://{newest.id}")
+    ended = next((c for c in older if c.state == "exited"), None)
+    if ended:
+        entry["lastState"] = {"terminated": terminated(ended, report)}
+    if newest.state == "running":
+        entry["state"] = {"running": {"startedAt": rfc3339(newest.started_at)}}
+        entry["started"] = newest.id in report.started
+        entry["ready"] = newest.id in report.ready and entry["started"]
+    elif newest.state == "exited":
+        waiting = report.waiting.get(spec["name"])
+        if waiting:
+            entry["state"], entry["lastState"] = _waiting(*waiting), {"terminated": terminated(newest, report)}
+        else:
+            entry["state"] = {"terminated": terminated(newest, report)}
+    else:
+        entry["state"] = _waiting(*report.waiting.get(spec["name"], ("ContainerCreating", "")))
+
+
+def _absent(entry: dict[str, Any], old: dict[str, Any], report: Report, idle: tuple[str, str]) -> None:
+    state = old.get("state") or {}
+    entry["lastState"] = old.get("lastState") or {}
+    if old.get("containerID"):
+        entry["containerID"] = old["containerID"]
+    if "terminated" in state and (report.ended or not report.waiting.get(entry["name"])):
+        entry["state"] = state
+    elif "running" in state:
+        lost = {**LOST, "containerID": old.get("containerID", "")}
+        if report.ended:
+            entry["state"] = {"terminated": lost}
+        else:
+            entry["state"], entry["lastState"] = _waiting(*idle), {"terminated": lost}
+    else:
+        entry["state"] = _waiting(*idle)
+
+
+def terminated(container: ObservedContainer, report: Report) -> dict[str, Any]:
+    """A ContainerStateTerminated of an exited container."""
+    reason = container.reason or ("Completed" if container.exit_code == 0 else "Error")
+    state: dict[str, Any] = {"exitCode": container.exit_code, "reason": reason,
+                             "startedAt": rfc3339(container.started_at) if container.started_at else None,
+                             "finishedAt": rfc3339(container.finished_at) if container.finished_at else None,
+                             "containerID": f"containerd://{container.id}"}
+    message = report.messages.get(container.id) or container.message
+    if message:
+        state["message"] = message
+    return state
+
+
+def _waiting(reason: str, message: str) -> dict[str, Any]:
+    return {"waiting": {"reason": reason, "message": message} if message else {"reason": reason}}
+
+
+def _resources(entry: dict[str, Any], spec: dict[str, Any]) -> None:
+    resources = spec.get("resources") or {}
+    if resources.get("requests"):
+        entry["allocatedResources"] = dict(resources["requests"])
+    kept = {k: dict(resources[k]) for k in ("limits", "requests") if resources.get(k)}
+    if kept and "running" in entry["state"]:
+        entry["resources"] = kept
+    mounts = [{k: m[k] for k in ("name", "mountPath", "readOnly") if m.get(k)} | (
+        {"recursiveReadOnly": "Disabled"} if m.get("readOnly") else {}) for m in spec.get("volumeMounts") or ()]
+    if mounts:
+        entry["volumeMounts"] = mounts

@@ -1,0 +1,343 @@
+"""What to do next for one pod: a pure function from (pod, what the runtime has, now, facts) to actions.
+
+Owns every decision about a pod's life: sandboxes, the order of init containers, restarts and their back-off, liveness,
+changed definitions, clean-up and the order of termination. Promises: the same inputs give the same plan; an empty plan
+means nothing is to be done until something changes or `wake_at` comes; a running container whose hash is equal is never
+touched. Never performs I/O and never reads a clock. Called by `worker`, which performs the actions and plans again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.kubelet.backoff import BackOff, duration
+from agent.kubelet.model import ObservedContainer, ObservedPod
+from controlplane.machinery.clock import parse_rfc3339
+
+SANDBOX = "/sandbox"  # the busy mark of sandbox work; no container can have this name
+DEFAULT_GRACE = 30  # seconds; what the API defaults terminationGracePeriodSeconds to
+KEPT_ATTEMPTS = 2  # the newest attempt and the one before it, which lastState and `logs --previous` show
+FORCED_GRACE = 1  # seconds; a forced deletion still lets the runtime deliver the signal
+
+
+@dataclass(frozen=True, slots=True)
+class RunSandbox:
+    attempt: int
+    changed: bool = False  # replaces one that died
+
+
+@dataclass(frozen=True, slots=True)
+class StopSandbox:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveSandbox:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartContainer:
+    name: str
+    attempt: int
+    failed_at: float = 0.0  # when the attempt before ended; 0.0 = this is the first
+
+
+@dataclass(frozen=True, slots=True)
+class KillContainer:
+    """`grace` is seconds from now; `message` is the text of the Killing event."""
+
+    id: str
+    name: str
+    grace: float
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveContainer:
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing runs any more: remove what is left on the host, then the object."""
+
+
+Action = RunSandbox | StopSandbox | RemoveSandbox | StartContainer | KillContainer | RemoveContainer | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Unhealthy:
+    """A failed liveness or startup probe; `grace` overrides the pod's when the probe gives one (seconds)."""
+
+    probe: str  # Liveness | Startup
+    grace: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What neither the pod nor the runtime knows. Keys are container names unless said otherwise."""
+
+    busy: frozenset[str] = frozenset()  # under work now, incl. SANDBOX: not to be planned for
+    backoffs: Mapping[str, BackOff] = field(default_factory=dict)
+    not_before: Mapping[str, float] = field(default_factory=dict)  # image or configuration failed: next try
+    unhealthy: Mapping[str, Unhealthy] = field(default_factory=dict)  # by container id
+    started: frozenset[str] = frozenset()  # container ids whose startup is complete
+    stopped: frozenset[str] = frozenset()  # sandbox ids already stopped by us
+    doomed: tuple[str, str] | None = None  # the pod as a whole failed: reason, message
+    gone: bool = False  # the object is no longer in the API
+    terminating_since: float = 0.0
+
+
+NOTHING = Facts()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    actions: tuple[Action, ...] = ()
+    waiting: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # name -> reason, message
+    wake_at: float = 0.0  # plan again then, even if nothing happens; 0.0 = never
+
+
+def deleting(pod: dict[str, Any]) -> bool:
+    return bool(pod["metadata"].get("deletionTimestamp"))
+
+
+def policy(pod: dict[str, Any]) -> str:
+    return str(pod["spec"].get("restartPolicy") or "Always")
+
+
+def is_sidecar(container: dict[str, Any]) -> bool:
+    """A restartable init container; only meaningful for init containers."""
+    return container.get("restartPolicy") == "Always"
+
+
+def container_hash(container: dict[str, Any]) -> str:
+    """Identity of a container's definition: as upstream, of what may change on a live pod and needs a new process."""
+    text = json.dumps([container.get("name"), container.get("image")])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def of_pod(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every container of the pod: init, main, ephemeral."""
+    for group in ("initContainers", "containers", "ephemeralContainers"):
+        yield from pod["spec"].get(group) or ()
+
+
+def named(pod: dict[str, Any], name: str) -> dict[str, Any] | None:
+    return next((c for c in of_pod(pod) if c["name"] == name), None)
+
+
+def restarts(pod_policy: str, exit_code: int) -> bool:
+    return pod_policy == "Always" or (pod_policy == "OnFailure" and exit_code != 0)
+
+
+def next_attempt(pod: dict[str, Any], seen: ObservedPod, name: str) -> int:
+    """One more than any attempt known to the runtime or told to the API."""
+    known = [c.restart_count for c in seen.containers if c.name == name]
+    status = pod.get("status") or {}
+    for group in ("containerStatuses", "initContainerStatuses"):
+        known += [s.get("restartCount", 0) for s in status.get(group) or ()
+                  if s["name"] == name and s.get("containerID")]
+    return max(known) + 1 if known else 0
+
+
+def finished(pod: dict[str, Any], seen: ObservedPod) -> bool:
+    """True when no container of the pod will ever run again by its own rules."""
+    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return True
+    rule = policy(pod)
+    if rule == "Never":
+        for container in pod["spec"].get("initContainers") or ():
+            last = seen.container(container["name"])
+            if last is not None and last.state == "exited" and last.exit_code and not is_sidecar(container):
+                return True
+    ends = [seen.container(c["name"]) for c in pod["spec"]["containers"]]
+    return all(e is not None and e.state == "exited" and not restarts(rule, e.exit_code) for e in ends)
+
+
+def overdue(pod: dict[str, Any]) -> float:
+    """When activeDeadlineSeconds ends, seconds since the epoch; 0.0 when there is none or it has not begun."""
+    limit = pod["spec"].get("activeDeadlineSeconds")
+    started = (pod.get("status") or {}).get("startTime")
+    return parse_rfc3339(started) + limit if limit and started else 0.0
+
+
+def grace_of(pod: dict[str, Any]) -> float:
+    """Seconds the pod's containers get to end."""
+    given = pod["metadata"].get("deletionGracePeriodSeconds")
+    if given is None:
+        given = pod["spec"].get("terminationGracePeriodSeconds")
+    if given is None:
+        given = DEFAULT_GRACE
+    return max(float(given), FORCED_GRACE)
+
+
+def plan(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts = NOTHING) -> Plan:
+    """The next steps for `pod`."""
+    if facts.gone or deleting(pod):
+        return _end(pod, seen, now, facts, final=True)
+    if facts.doomed or finished(pod, seen):
+        return _end(pod, seen, now, facts, final=False)
+    if SANDBOX in facts.busy:
+        return Plan()
+    sandbox = seen.sandbox
+    if sandbox is None or not sandbox.ready:
+        return _sandbox(pod, seen, facts, now)
+    draft = _Draft(pod, seen, now, facts, sandbox.id)
+    draft.tidy()
+    if draft.init():
+        draft.main()
+    return Plan(tuple(draft.actions), draft.waiting, min(filter(None, draft.wakes), default=0.0))
+
+
+def _running(seen: ObservedPod) -> list[ObservedContainer]:
+    return [c for c in seen.containers if c.state in ("running", "unknown")]
+
+
+def _sandbox(pod: dict[str, Any], seen: ObservedPod, facts: Facts, now: float) -> Plan:
+    """No usable sandbox: end what is left of the old one, then make the next attempt."""
+    old = seen.sandbox
+    if old is None:
+        return _unless_early(RunSandbox(0), facts, now)
+    live = _running(seen)
+    if live:
+        return Plan(tuple(KillContainer(c.id, c.name, grace_of(pod), "SandboxChanged", f"Stopping container {c.name}")
+                          for c in live))
+    if old.id not in facts.stopped:
+        return Plan((StopSandbox(old.id),))
+    return _unless_early(RunSandbox(max(s.attempt for s in seen.sandboxes) + 1, changed=True), facts, now)
+
+
+def _unless_early(action: RunSandbox, facts: Facts, now: float) -> Plan:
+    until = facts.not_before.get(SANDBOX, 0.0)
+    return Plan(wake_at=until) if until > now else Plan((action,))
+
+
+def _end(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts, *, final: bool) -> Plan:
+    """Stop containers (main first, then sidecars in reverse), then the sandbox; `final` also removes everything."""
+    since = facts.terminating_since or now
+    grace = max(grace_of(pod) - (now - since), FORCED_GRACE)
+    sidecars = [c["name"] for c in pod["spec"].get("initContainers") or () if is_sidecar(c)]
+    live = _running(seen)
+    first = [c for c in live if c.name not in sidecars]
+    if not first and live:
+        order = {name: i for i, name in enumerate(sidecars)}
+        first = [max(live, key=lambda c: order.get(c.name, 0))]
+    if first:
+        return Plan(tuple(KillContainer(c.id, c.name, grace, "Ended", f"Stopping container {c.name}") for c in first))
+    if facts.busy:
+        return Plan()  # a start or a removal is under way; its end wakes us
+    stops = tuple(StopSandbox(s.id) for s in seen.sandboxes if s.ready or s.id not in facts.stopped)
+    if stops:
+        return Plan(stops)
+    return Plan((Finish(),)) if final else Plan()
+
+
+class _Draft:
+    """One planning pass over a pod with a ready sandbox."""
+
+    def __init__(self, pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts, sandbox_id: str) -> None:
+        self.pod, self.seen, self.now, self.facts = pod, seen, now, facts
+        self.here = {}
+        for container in reversed(seen.containers):
+            if container.sandbox_id == sandbox_id:
+                self.here[container.name] = container
+        self.sandbox_id = sandbox_id
+        self.actions: list[Action] = []
+        self.waiting: dict[str, tuple[str, str]] = {}
+        self.wakes: list[float] = [overdue(pod)]
+
+    def tidy(self) -> None:
+        """Remove attempts nobody can ask for, and sandboxes that hold no container any more."""
+        counts: dict[str, int] = {}
+        kept = {self.sandbox_id}
+        for container in self.seen.containers:
+            counts[container.name] = counts.get(container.name, 0) + 1
+            if counts[container.name] > KEPT_ATTEMPTS and container.state == "exited":
+                self.actions.append(RemoveContainer(container.id))
+            else:
+                kept.add(container.sandbox_id)
+        self.actions += [RemoveSandbox(s.id) for s in self.seen.sandboxes if s.id not in kept]
+
+    def init(self) -> bool:
+        """Plan the init containers; True when the main ones may run."""
+        specs = self.pod["spec"].get("initContainers") or []
+        later = {c["name"] for c in self.pod["spec"]["containers"]}
+        initialized = any(name in later for name in self.here)
+        for spec in specs:
+            found = self.here.get(spec["name"])
+            if is_sidecar(spec):
+                self.keep(spec, "Always")
+                if not initialized and not (found and found.state == "running" and found.id in self.facts.started):
+                    return False
+            elif initialized or (found and found.state == "exited" and found.exit_code == 0):
+                continue
+            else:
+                self.keep(spec, "OnFailure" if policy(self.pod) == "Always" else policy(self.pod), once=True)
+                return False
+        return True
+
+    def main(self) -> None:
+        for spec in self.pod["spec"]["containers"]:
+            self.keep(spec, policy(self.pod))
+        for spec in self.pod["spec"].get("ephemeralContainers") or ():
+            if self.seen.container(spec["name"]) is None:
+                self.keep(spec, "Never")
+
+    def keep(self, spec: dict[str, Any], rule: str, *, once: bool = False) -> None:
+        """Bring one container to where its rule wants it. `once`: it runs again in every new sandbox."""
+        name = spec["name"]
+        if name in self.facts.busy:
+            return
+        found = self.here.get(name)
+        if found is None:
+            before = self.seen.container(name)
+            if once or before is None or before.state != "exited" or restarts(rule, before.exit_code):
+                self.start(spec, None if once else before)
+        elif found.state == "created":
+            self.actions.append(RemoveContainer(found.id))  # left by a crash between create and start
+        elif found.state == "exited":
+            if restarts(rule, found.exit_code):
+                self.start(spec, found)
+        else:
+            self.check(spec, found)
+
+    def check(self, spec: dict[str, Any], found: ObservedContainer) -> None:
+        grace: float | None = None
+        if found.state == "unknown":
+            reason, why = "Unknown", "is in an unknown state, try killing it before restart"
+        elif found.hash and found.hash != container_hash(spec):
+            reason, why = "Changed", "definition changed, will be restarted"
+        elif found.id in self.facts.unhealthy:
+            failure = self.facts.unhealthy[found.id]
+            reason, grace = failure.probe, failure.grace
+            why = f"failed {failure.probe.lower()} probe" + ("" if policy(self.pod) == "Never" else
+                                                             ", will be restarted")
+        else:
+            return
+        self.actions.append(KillContainer(found.id, found.name, grace_of(self.pod) if grace is None else grace,
+                                          reason, f"Container {found.name} {why}"))
+
+    def start(self, spec: dict[str, Any], before: ObservedContainer | None) -> None:
+        name = spec["name"]
+        failed_at = before.finished_at if before else 0.0
+        until = self.facts.backoffs.get(name, BackOff()).until(failed_at) if before else 0.0
+        if until > self.now:
+            self.waiting[name] = ("CrashLoopBackOff", back_off_message(self.pod, name, until - failed_at))
+        until = max(until, self.facts.not_before.get(name, 0.0))
+        if until > self.now:
+            self.wakes.append(until)
+        else:
+            self.actions.append(StartContainer(name, next_attempt(self.pod, self.seen, name), failed_at))
+
+
+def back_off_message(pod: dict[str, Any], name: str, delay: float) -> str:
+    meta = pod["metadata"]
+    return (f"back-off {duration(delay)} restarting failed container={name} "
+            f"pod={meta['name']}_{meta.get('namespace', '')}({meta['uid']})")

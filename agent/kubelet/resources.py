@@ -1,0 +1,109 @@
+"""Requests and limits turned into kernel numbers: QoS class, cgroup settings of containers and pods, OOM scores.
+
+Pure arithmetic with upstream's constants. Values are quantities as text; `machinery.quantity` parses them. Called by
+`specs`, `cgroups`, `status` and `env`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.kubelet.model import LinuxResources
+from controlplane.machinery import quantity
+
+PERIOD = 100_000  # microseconds; the kernel's default CFS period
+MIN_QUOTA = 1000  # microseconds; the kernel refuses less
+MIN_SHARES, MAX_SHARES = 2, 262_144  # the kernel's bounds
+GUARANTEED_SCORE, BEST_EFFORT_SCORE = -997, 1000
+
+
+def milli(resources: dict[str, Any] | None, kind: str, name: str) -> int | None:
+    """`resources[kind][name]` in thousandths, or None when it is not set."""
+    text = ((resources or {}).get(kind) or {}).get(name)
+    return None if text is None else quantity.parse(str(text)).milli()
+
+
+def whole(resources: dict[str, Any] | None, kind: str, name: str) -> int | None:
+    text = ((resources or {}).get(kind) or {}).get(name)
+    return None if text is None else quantity.parse(str(text)).value()
+
+
+def qos_class(pod: dict[str, Any]) -> str:
+    """Guaranteed | Burstable | BestEffort."""
+    containers = [*pod["spec"].get("containers", ()), *(pod["spec"].get("initContainers") or ())]
+    any_set, all_equal = False, True
+    for container in containers:
+        resources = container.get("resources")
+        for name in ("cpu", "memory"):
+            limit = milli(resources, "limits", name)
+            request = milli(resources, "requests", name)
+            request = limit if request is None else request
+            any_set = any_set or bool(limit) or bool(request)
+            all_equal = all_equal and bool(limit) and limit == request
+    if not any_set:
+        return "BestEffort"
+    return "Guaranteed" if all_equal else "Burstable"
+
+
+def shares(millicores: int) -> int:
+    return min(max(millicores * 1024 // 1000, MIN_SHARES), MAX_SHARES)
+
+
+def quota(millicores: int) -> int:
+    """CFS quota in microseconds per PERIOD; 0 when unlimited."""
+    return max(millicores * PERIOD // 1000, MIN_QUOTA) if millicores else 0
+
+
+def oom_score(pod: dict[str, Any], container: dict[str, Any], node_memory: int) -> int:
+    """oom_score_adj; `node_memory` in bytes."""
+    if pod["spec"].get("priorityClassName") == "system-node-critical":
+        return GUARANTEED_SCORE
+    kind = qos_class(pod)
+    if kind == "Guaranteed":
+        return GUARANTEED_SCORE
+    if kind == "BestEffort":
+        return BEST_EFFORT_SCORE
+    request = whole(container.get("resources"), "requests", "memory") or 0
+    score = 1000 - 1000 * request // max(node_memory, 1)
+    return min(max(score, 1000 + GUARANTEED_SCORE), BEST_EFFORT_SCORE - 1)
+
+
+def linux_resources(pod: dict[str, Any], container: dict[str, Any], node_memory: int) -> LinuxResources:
+    """The container's own cgroup."""
+    resources = container.get("resources")
+    limit = milli(resources, "limits", "cpu") or 0
+    request = milli(resources, "requests", "cpu")
+    return LinuxResources(
+        cpu_shares=shares(limit if request is None else request),
+        cpu_quota=quota(limit), cpu_period=PERIOD,
+        memory_limit=whole(resources, "limits", "memory") or 0,
+        oom_score_adj=oom_score(pod, container, node_memory))
+
+
+def pod_resources(pod: dict[str, Any]) -> LinuxResources:
+    """The pod's cgroup: sums over its containers; a limit only when every container has one."""
+    main = pod["spec"].get("containers", ())
+    init = pod["spec"].get("initContainers") or ()
+    sidecars = [c for c in init if c.get("restartPolicy") == "Always"]
+    together = [*main, *sidecars]
+
+    def total(kind: str, name: str, *, all_must: bool) -> int:
+        fallback = "limits" if kind == "requests" else kind
+        found = []
+        for c in [*together, *init]:
+            value = milli(c.get("resources"), kind, name)
+            found.append(milli(c.get("resources"), fallback, name) if value is None else value)
+        if all_must and not all(found):
+            return 0
+        running = sum(v or 0 for v in found[:len(together)])
+        return max([running, *(v or 0 for v in found[len(together):])])
+
+    overhead = pod["spec"].get("overhead") or {}
+    cpu = quantity.parse(str(overhead.get("cpu", "0"))).milli()
+    memory = quantity.parse(str(overhead.get("memory", "0"))).value()
+    cpu_limit = total("limits", "cpu", all_must=True)
+    memory_limit = -(-total("limits", "memory", all_must=True) // 1000)
+    return LinuxResources(
+        cpu_shares=shares(total("requests", "cpu", all_must=False) + cpu),
+        cpu_quota=quota(cpu_limit + cpu if cpu_limit else 0), cpu_period=PERIOD,
+        memory_limit=memory_limit + memory if memory_limit else 0)

@@ -1,0 +1,167 @@
+"""From a Pod to what the runtime is asked to make: `SandboxSpec` and `ContainerSpec`.
+
+Pure. Owns the merge of pod and container security contexts, mounts, log and cgroup places. Promises that nothing asked
+for is silently dropped: what the runtime would ignore (user namespaces, AppArmor, …) raises `ConfigError` with a reason a
+user can act on. Called by `worker`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent.kubelet import env, hosts, resources
+from agent.kubelet.env import ConfigError, Sources
+from agent.kubelet.model import (
+    DNS,
+    ContainerSpec,
+    Mount,
+    PortMapping,
+    SandboxSpec,
+    Security,
+)
+from agent.kubelet.plan import container_hash
+
+TERMINATION_PATH = "/dev/termination-log"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """What specs need to know of this host."""
+
+    name: str
+    ips: tuple[str, ...]
+    root: Path  # of the kubelet's own files
+    logs: Path  # of pod logs
+    cluster_dns: tuple[str, ...] = ()
+    cluster_domain: str = "cluster.local"
+    resolv: DNS = DNS()
+    cpu: int = 0  # allocatable, milli-cores
+    memory: int = 0  # bytes
+    apparmor: bool = False
+    user_namespaces: bool = False
+
+    def pod_folder(self, uid: str) -> Path:
+        return self.root / "pods" / uid
+
+    def hosts_file(self, uid: str) -> Path:
+        return self.pod_folder(uid) / "etc-hosts"
+
+    def termination_file(self, uid: str, container: str, attempt: int) -> Path:
+        return self.pod_folder(uid) / "containers" / container / str(attempt)
+
+    def log_folder(self, pod: dict[str, Any]) -> Path:
+        meta = pod["metadata"]
+        return self.logs / f"{meta.get('namespace', '')}_{meta['name']}_{meta['uid']}"
+
+
+def refuse(pod: dict[str, Any], node: Node) -> None:
+    """Raise ConfigError for what this node would run without its isolation."""
+    spec = pod["spec"]
+    if spec.get("hostUsers") is False and not node.user_namespaces:
+        raise ConfigError("user namespaces (hostUsers: false) are not supported by this node's container runtime")
+    contexts = [spec.get("securityContext") or {}, *((c.get("securityContext") or {}) for c in spec["containers"]),
+                *((c.get("securityContext") or {}) for c in spec.get("initContainers") or ())]
+    for context in contexts:
+        profile = (context.get("appArmorProfile") or {}).get("type", "Unconfined")
+        if profile != "Unconfined" and not node.apparmor:
+            raise ConfigError("Cannot enforce AppArmor: AppArmor is not enabled on the host")
+    if (spec.get("os") or {}).get("name") not in (None, "", "linux"):
+        raise ConfigError(f"this node runs linux, the pod asks for {spec['os']['name']}")
+
+
+def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str) -> SandboxSpec:
+    """The sandbox of `pod`. Raises ConfigError."""
+    refuse(pod, node)
+    meta, spec = pod["metadata"], pod["spec"]
+    context = spec.get("securityContext") or {}
+    host_network = bool(spec.get("hostNetwork"))
+    everyone = [*spec["containers"], *(spec.get("initContainers") or ())]
+    ports = () if host_network else tuple(
+        PortMapping(p["containerPort"], p["hostPort"], p.get("protocol") or "TCP", p.get("hostIP") or "")
+        for c in everyone for p in c.get("ports") or () if p.get("hostPort"))
+    return SandboxSpec(
+        uid=meta["uid"], namespace=meta.get("namespace", ""), name=meta["name"], attempt=attempt,
+        hostname=hosts.hostname(pod, node.name), log_directory=str(node.log_folder(pod)), cgroup_parent=cgroup_parent,
+        dns=hosts.dns(pod, node.resolv, node.cluster_dns, node.cluster_domain), ports=ports,
+        host_network=host_network, host_pid=bool(spec.get("hostPID")), host_ipc=bool(spec.get("hostIPC")),
+        share_processes=bool(spec.get("shareProcessNamespace")),
+        privileged=any((c.get("securityContext") or {}).get("privileged") for c in everyone),
+        sysctls=tuple((s["name"], s["value"]) for s in context.get("sysctls") or ()),
+        security=Security(run_as_user=context.get("runAsUser"),
+                          run_as_group=context.get("runAsGroup") if context.get("runAsUser") is not None else None,
+                          supplemental_groups=_groups(context),
+                          seccomp=_seccomp(context.get("seccompProfile"), node) or "RuntimeDefault"),
+        labels=tuple(sorted((meta.get("labels") or {}).items())),
+        annotations=tuple(sorted((meta.get("annotations") or {}).items())))
+
+
+def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: Sources, *, image: str, attempt: int,
+              volumes: Mapping[str, str]) -> ContainerSpec:
+    """One container. `volumes` maps each mountPath of the container to the host path that goes there."""
+    variables = env.build(pod, spec, sources)
+    kind = spec.get("terminationMessagePath") or TERMINATION_PATH
+    return ContainerSpec(
+        name=spec["name"], image=image, attempt=attempt,
+        command=env.expand_all(spec.get("command"), variables), args=env.expand_all(spec.get("args"), variables),
+        working_dir=spec.get("workingDir") or "", env=tuple(variables.items()),
+        mounts=_mounts(pod, spec, node, volumes, kind, attempt),
+        resources=resources.linux_resources(pod, spec, node.memory), security=security(pod, spec, node),
+        log_path=f"{spec['name']}/{attempt}.log", stdin=bool(spec.get("stdin")), stdin_once=bool(spec.get("stdinOnce")),
+        tty=bool(spec.get("tty")), stop_signal=((spec.get("lifecycle") or {}).get("stopSignal") or ""),
+        hash=container_hash(spec), termination_path=kind,
+        termination_policy=spec.get("terminationMessagePolicy") or "File")
+
+
+def _mounts(pod: dict[str, Any], spec: dict[str, Any], node: Node, volumes: Mapping[str, str], termination: str,
+            attempt: int) -> tuple[Mount, ...]:
+    uid = pod["metadata"]["uid"]
+    made = [Mount(volumes[m["mountPath"]], m["mountPath"], bool(m.get("readOnly")), m.get("mountPropagation") or "None")
+            for m in spec.get("volumeMounts") or ()]
+    taken = {m.container_path for m in made}
+    if "/etc/hosts" not in taken:
+        made.append(Mount(str(node.hosts_file(uid)), "/etc/hosts"))
+    if termination not in taken:
+        made.append(Mount(str(node.termination_file(uid, spec["name"], attempt)), termination))
+    return tuple(made)
+
+
+def _groups(context: dict[str, Any]) -> tuple[int, ...]:
+    groups = list(context.get("supplementalGroups") or ())
+    if context.get("fsGroup") is not None:
+        groups.append(context["fsGroup"])
+    return tuple(dict.fromkeys(groups))
+
+
+def _seccomp(profile: dict[str, Any] | None, node: Node) -> str:
+    kind = (profile or {}).get("type", "")
+    if kind == "Localhost":
+        return f"Localhost:{node.root / 'seccomp' / str((profile or {}).get('localhostProfile', ''))}"
+    return kind
+
+
+def security(pod: dict[str, Any], spec: dict[str, Any], node: Node) -> Security:
+    """The container's security context over the pod's. Raises ConfigError where runAsNonRoot is plainly broken."""
+    base, own = pod["spec"].get("securityContext") or {}, spec.get("securityContext") or {}
+
+    def pick(key: str) -> Any:
+        return own[key] if own.get(key) is not None else base.get(key)
+
+    user = pick("runAsUser")
+    if pick("runAsNonRoot") and user == 0:
+        meta = pod["metadata"]
+        raise ConfigError(f"container's runAsUser breaks non-root policy (pod: \"{meta['name']}_"
+                          f"{meta.get('namespace', '')}({meta['uid']})\", container: {spec['name']})")
+    capabilities = own.get("capabilities") or {}
+    privileged = bool(own.get("privileged"))
+    escalation = own.get("allowPrivilegeEscalation")
+    return Security(
+        run_as_user=user, run_as_group=pick("runAsGroup") if user is not None else None,
+        supplemental_groups=_groups(base), privileged=privileged,
+        readonly_rootfs=bool(own.get("readOnlyRootFilesystem")), no_new_privs=escalation is False,
+        add_capabilities=tuple(c.removeprefix("CAP_") for c in capabilities.get("add") or ()),
+        drop_capabilities=tuple(c.removeprefix("CAP_") for c in capabilities.get("drop") or ()),
+        seccomp="Unconfined" if privileged else _seccomp(pick("seccompProfile"), node) or "Unconfined",
+        unmasked_proc=own.get("procMount") == "Unmasked")
