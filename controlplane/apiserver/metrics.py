@@ -1,0 +1,106 @@
+"""The server's own numbers, in Prometheus' text format under upstream's metric names.
+
+Owns the request counter and the latency histogram, which the server feeds with one `observe` per answered request,
+and what is read when scraped: memory, processor time, open files and the lag of the event loop. Promises: the number
+of series is bounded, no label ever carries what a client chose freely, nothing runs between scrapes. Rendered by
+`health` at `/metrics`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from bisect import bisect_left
+
+from controlplane.machinery.clock import SYSTEM, Clock
+
+# Upstream's buckets of apiserver_request_duration_seconds, thinned: dashboards compute quantiles from any set.
+BUCKETS = (0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 10.0, 30.0, 60.0)
+MAX_SERIES = 2000  # verbs x resources x codes stay far below; beyond it requests are counted under "other"
+OTHER = ("other", "", "", "", "", "")
+_LONG_RUNNING = ("WATCH", "CONNECT")
+_CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+Labels = tuple[str, str, str, str, str, str]  # verb, group, version, resource, subresource, scope
+
+
+class Metrics:
+    """Counters of one server process."""
+
+    def __init__(self, clock: Clock = SYSTEM) -> None:
+        self._clock = clock
+        self._started = clock.now()
+        self._counts: dict[tuple[Labels, int], int] = {}
+        self._latency: dict[Labels, list[float]] = {}  # one count per bucket, then +Inf, then the sum of seconds
+        self.inflight = 0
+
+    def observe(self, labels: Labels, code: int, seconds: float) -> None:
+        """Count one answered request. `labels` come from the registry's words, never from the URL."""
+        key = (labels, code)
+        if key not in self._counts and len(self._counts) >= MAX_SERIES:
+            key, labels = (OTHER, code), OTHER
+        self._counts[key] = self._counts.get(key, 0) + 1
+        if labels[0] in _LONG_RUNNING:
+            return
+        buckets = self._latency.get(labels)
+        if buckets is None:
+            buckets = self._latency[labels] = [0.0] * (len(BUCKETS) + 2)
+        buckets[bisect_left(BUCKETS, seconds)] += 1
+        buckets[-1] += seconds
+
+    async def render(self) -> str:
+        """The exposition. Measures the event loop's lag by passing through it once."""
+        loop = asyncio.get_running_loop()
+        before = self._clock.monotonic()
+        passed: asyncio.Future[None] = loop.create_future()
+        loop.call_soon(passed.set_result, None)
+        await passed
+        lag = self._clock.monotonic() - before
+        lines = [*self._requests(), *self._durations(), *_process(self._started)]
+        lines += _gauge("apiserver_current_inflight_requests", "Requests being served.", self.inflight)
+        lines += _gauge("apiserver_event_loop_lag_seconds", "Time one pass of the event loop took.", lag)
+        return "\n".join(lines) + "\n"
+
+    def _requests(self) -> list[str]:
+        lines = _head("apiserver_request_total", "counter", "Counter of apiserver requests.")
+        for (labels, code), count in sorted(self._counts.items()):
+            lines.append(f'apiserver_request_total{{{_text(labels)},code="{code}"}} {count}')
+        return lines
+
+    def _durations(self) -> list[str]:
+        name = "apiserver_request_duration_seconds"
+        lines = _head(name, "histogram", "Response latency distribution in seconds.")
+        for labels, buckets in sorted(self._latency.items()):
+            text, total = _text(labels), 0
+            for bound, count in zip((*map(str, BUCKETS), "+Inf"), buckets, strict=False):
+                total += int(count)
+                lines.append(f'{name}_bucket{{{text},le="{bound}"}} {total}')
+            lines.append(f"{name}_sum{{{text}}} {buckets[-1]:.6f}")
+            lines.append(f"{name}_count{{{text}}} {total}")
+        return lines
+
+
+def _text(labels: Labels) -> str:
+    names = ("verb", "group", "version", "resource", "subresource", "scope")
+    return ",".join(f'{name}="{value}"' for name, value in zip(names, labels, strict=True))
+
+
+def _head(name: str, kind: str, text: str) -> list[str]:
+    return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+
+
+def _gauge(name: str, text: str, value: float, kind: str = "gauge") -> list[str]:
+    return [*_head(name, kind, text), f"{name} {value}"]
+
+
+def _process(started: float) -> list[str]:
+    with open("/proc/self/stat", encoding="ascii", errors="replace") as stat:
+        fields = stat.read().rpartition(")")[2].split()  # the command's name may hold spaces
+    seconds = (int(fields[11]) + int(fields[12])) / _CLOCK_TICKS
+    return [
+        *_gauge("process_cpu_seconds_total", "User and system CPU time in seconds.", seconds, "counter"),
+        *_gauge("process_resident_memory_bytes", "Resident memory in bytes.", int(fields[21]) * _PAGE),
+        *_gauge("process_virtual_memory_bytes", "Virtual memory in bytes.", int(fields[20])),
+        *_gauge("process_open_fds", "Open file descriptors.", len(os.listdir("/proc/self/fd"))),
+        *_gauge("process_start_time_seconds", "Start time since the epoch in seconds.", started),
+    ]
