@@ -210,7 +210,7 @@ class Client:
                     raise _failure(response, await response.read(), method)
                 yield response
         except _ABSENT as error:
-            raise Unreachable(f"{method} {self.config.server}: {error or type(error).__name__}") from error
+            raise Unreachable(f"{method} {self.config.server}: {str(error) or type(error).__name__}") from error
 
     def _bearer(self) -> str:
         """The token to send; one in a file is read again when it may have been renewed."""
