@@ -66,7 +66,8 @@ class Log(ABC):
     """An ordered, durable log with a current state. All methods are called on one event loop."""
 
     revision: int = 0  # of the last durable write
-    compacted: int = 0  # history up to and including this revision is gone
+    compacted: int = 0  # the oldest revision that can still be read; what came before is gone
+    on_fault: Callable[[Exception], None] | None = None  # told once, when the log can take no more writes: stop then
 
     @abstractmethod
     async def open(self, follower: Follower) -> list[Entry]:
@@ -86,12 +87,14 @@ class Log(ABC):
 
     @abstractmethod
     async def at(self, prefix: str, revision: int) -> list[Entry]:
-        """The state under `prefix` as it was at `revision`, ordered by key. Raises Compacted."""
+        """The state under `prefix` as it was at `revision`, ordered by key. Raises Compacted below `compacted`."""
 
     @abstractmethod
     async def since(self, prefix: str, revision: int) -> list[Change]:
-        """Every change under `prefix` after `revision`, in order. Raises Compacted."""
+        """Every change under `prefix` after `revision`, in order, also such as the follower has not been told of yet.
+
+        Raises Compacted below `compacted`."""
 
     @abstractmethod
     async def compact(self, revision: int) -> None:
-        """Forget history up to `revision`; the current state and later history stay."""
+        """Forget history before `revision`; the state at it and later history stay. In pieces, so writers get by."""

@@ -1,0 +1,168 @@
+"""What only a file can suffer: death of the process, a second owner, a full disk, damage."""
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+
+import pytest
+
+from controlplane.machinery.errors import Finding
+from controlplane.store.sqlite import SqliteLog
+
+WRITER = """
+import asyncio, os, sys
+from controlplane.store.sqlite import SqliteLog
+async def main():
+    log = SqliteLog(sys.argv[1])
+    await log.open(lambda changes: None)
+    async def write(worker):
+        number = 0
+        while True:
+            number += 1
+            change = await log.write(f"w{worker}/{number % 7}", b"v%d" % number * 50, None)
+            os.write(1, b"%d %s %d\\n" % (change.revision, change.key.encode(), number))
+    async with asyncio.TaskGroup() as group:
+        for worker in range(8):
+            group.create_task(write(worker))
+asyncio.run(main())
+"""
+
+
+async def _ignore_changes(log: SqliteLog):
+    return await log.open(lambda changes: None)
+
+
+def test_kill_9_loses_no_acknowledged_write_and_reuses_no_revision(tmp_path):
+    path = tmp_path / "log.db"
+    highest = 0
+    for run in range(3):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+        acknowledged = [process.stdout.readline() for _ in range(200 + 137 * run)]
+        process.send_signal(signal.SIGKILL)
+        acknowledged += process.stdout.readlines()
+        process.wait(10)
+        told = {}
+        for line in acknowledged:
+            if line.endswith(b"\n"):
+                revision, key, number = line.split()
+                assert int(revision) > highest, "a revision was given twice"
+                told[int(revision)] = (key.decode(), b"v%d" % int(number) * 50)
+
+        async def check(told=told):
+            log = SqliteLog(path)
+            state = {entry.key: entry for entry in await _ignore_changes(log)}
+            kept = {change.revision: (change.key, change.value) for change in await log.since("", 0)}
+            assert {r: kept.get(r) for r in told} == told
+            assert sorted(kept) == list(range(1, log.revision + 1))
+            latest = {key: value for _, (key, value) in sorted(kept.items())}
+            assert {k: e.value for k, e in state.items()} == latest
+            await log.close()
+            return log.revision
+        highest = asyncio.run(check())
+        assert highest >= max(told)
+
+
+def test_a_second_owner_is_refused_until_the_first_lets_go(tmp_path):
+    async def scenario():
+        first, second = SqliteLog(tmp_path / "log.db"), SqliteLog(tmp_path / "log.db")
+        await _ignore_changes(first)
+        with pytest.raises(Finding, match="in use by another process"):
+            await _ignore_changes(second)
+        await first.close()
+        await _ignore_changes(second)
+        await second.close()
+    asyncio.run(scenario())
+
+
+def test_a_full_disk_fails_writes_only_while_it_is_full(tmp_path):
+    async def scenario():
+        log = SqliteLog(tmp_path / "log.db")
+        await _ignore_changes(log)
+        kept = await log.write("a/1", b"x", 0)
+        log._writer.execute(f"PRAGMA max_page_count = {log._writer.execute('PRAGMA page_count').fetchone()[0]}")
+        with pytest.raises(Finding, match="full"):
+            await log.write("a/2", b"x" * 100_000, 0)
+        assert log.revision == kept.revision
+        log._writer.execute("PRAGMA max_page_count = 1000000")
+        assert (await log.write("a/2", b"x" * 100_000, 0)).revision == kept.revision + 1
+        await log.close()
+    asyncio.run(scenario())
+
+
+def test_a_doubtful_commit_ends_the_log_once_and_for_all(tmp_path):
+    class Broken:
+        def __init__(self, connection):
+            self._connection = connection
+            self.in_transaction = False
+
+        def execute(self, statement, values=()):
+            if statement == "COMMIT":
+                raise sqlite3.OperationalError("disk I/O error")
+            return self._connection.execute(statement, values)
+
+        def close(self):
+            self._connection.close()
+
+    async def scenario():
+        faults, seen = [], []
+        log = SqliteLog(tmp_path / "log.db")
+        log.on_fault = faults.append
+        await log.open(seen.extend)
+        log._writer = Broken(log._writer)
+        answers = await asyncio.gather(*(log.write(f"a/{i}", b"x", 0) for i in range(5)), return_exceptions=True)
+        assert all(isinstance(answer, Finding) and "disk I/O error" in str(answer) for answer in answers)
+        with pytest.raises(Finding):
+            await log.write("a/9", b"x", 0)
+        assert len(faults) == 1 and not seen and log.revision == 0
+        await log.close()
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("damage", [b"this is no database at all, not by far" * 100, None])
+def test_a_damaged_file_is_found_at_the_start(tmp_path, damage):
+    path = tmp_path / "log.db"
+
+    async def scenario():
+        log = SqliteLog(path)
+        await _ignore_changes(log)
+        for number in range(300):
+            await log.write(f"a/{number}", b"x" * 500, 0)
+        await log.close()
+        if damage is None:
+            whole = bytearray(path.read_bytes())
+            whole[8 * 4096:16 * 4096] = os.urandom(8 * 4096)
+            path.write_bytes(whole)
+        else:
+            path.write_bytes(damage)
+        with pytest.raises(Finding) as found:
+            await _ignore_changes(SqliteLog(path))
+        assert "damaged" in found.value.fact and "backup" in found.value.fix
+    asyncio.run(scenario())
+
+
+def test_compaction_gives_space_back_and_keeps_the_revision(tmp_path):
+    path = tmp_path / "log.db"
+
+    async def scenario():
+        log = SqliteLog(path)
+        await _ignore_changes(log)
+        for _ in range(40):
+            await asyncio.gather(*(log.write(f"a/{i}", b"x" * 2000, None) for i in range(50)))
+        await asyncio.gather(*(log.write(f"a/{i}", None, None) for i in range(50)))
+        last = log.revision
+        await log.close()
+        before = path.stat().st_size
+        assert path.stat().st_mode & 0o077 == 0
+        log = SqliteLog(path)
+        await _ignore_changes(log)
+        await log.compact(last)
+        await log.close()
+        assert path.stat().st_size < before / 10
+        log = SqliteLog(path)
+        assert await _ignore_changes(log) == [] and log.revision == log.compacted == last
+        assert (await log.write("a/1", b"x", 0)).revision == last + 1
+        await log.close()
+    asyncio.run(scenario())
