@@ -28,7 +28,7 @@ SHORT_WATCH_SECONDS = 1.0  # a watch that ends sooner without an event is a fail
 
 Obj = dict[str, Any]
 Key = tuple[str, str]  # namespace ("" for cluster-scoped), name
-Subscriber = Callable[[str, Obj | None, Obj | None], None]
+Subscriber = Callable[[str, Obj | None, Obj], None]
 Index = Callable[[Obj], Iterable[str]]
 
 
@@ -86,7 +86,7 @@ class Informer:
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber(kind, old, new)` on each change; existing objects are replayed as ADDED now.
 
-        ADDED has old None; DELETED has new None and old the last state known. It must not block or raise."""
+        Of ADDED `old` is None; of DELETED `new` is the last state known. It must not block or raise."""
         self._subscribers.append(subscriber)
         for obj in self.items():
             subscriber("ADDED", None, obj)
@@ -184,7 +184,7 @@ class Informer:
         self._leave(key, old)
         if last is not None and self._keep is not None:
             self._keep(last)
-        self._tell("DELETED", last or old, None)
+        self._tell("DELETED", old, last or old)
 
     def _enter(self, index: str, key: Key, obj: Obj) -> None:
         for value in self._index_functions[index](obj):
@@ -199,7 +199,7 @@ class Informer:
                     if not bucket:
                         del index[value]
 
-    def _tell(self, kind: str, old: Obj | None, new: Obj | None) -> None:
+    def _tell(self, kind: str, old: Obj | None, new: Obj) -> None:
         for subscriber in self._subscribers:
             try:
                 subscriber(kind, old, new)

@@ -24,7 +24,7 @@ async def running(informer):
 
 def heard(informer):
     told = []
-    informer.subscribe(lambda kind, old, new: told.append((kind, (new or old)["metadata"]["name"])))
+    informer.subscribe(lambda kind, old, new: told.append((kind, new["metadata"]["name"])))
     return told
 
 
