@@ -1,0 +1,211 @@
+"""Images on this node: present when a container needs them, by the pod's pull policy.
+
+Owns the normal form of image names, the pull policies with upstream's error reasons and messages, which pull secret
+fits a registry, and the import of archives (air-gapped nodes have no registry). Promises that the same image is pulled
+once however many pods ask at the same time, and that few pulls run at once. Never logs or keeps a credential, and
+never backs off: the pod worker does. Called by the pod workers and by `pelamis image`.
+
+Upstream: pkg/kubelet/images/image_manager.go; reference grammar: distribution/reference.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from controlplane.machinery.clock import SYSTEM, Clock
+from cri_proto.client import Connection, describe
+from cri_proto.messages import cri
+
+CALL_SECONDS = 60.0
+PULL_SECONDS = 1800.0  # containerd itself gives up a pull that makes no progress for minutes; this bounds the slow ones
+PARALLEL_PULLS = 3  # more only share the same link and disk
+
+DEFAULT_REGISTRY, DEFAULT_FOLDER, DEFAULT_TAG = "docker.io", "library", "latest"
+
+_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
+_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(rf"((?:{_HOST}/)?{_PART}(?:/{_PART})*)(?::(\w[\w.-]{{0,127}}))?"
+                        r"(?:@([a-z0-9+.-]+:[0-9a-fA-F]{32,}))?", re.ASCII)
+
+Auths = Mapping[str, Mapping[str, str]]  # the `auths` of one .dockerconfigjson: registry -> username, password, auth …
+
+
+class ImageError(Exception):
+    """An image is not to be had. `reason` is what the container's waiting state shows, `message` its message."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of this node: `id` is the digest of its configuration, `size` in bytes."""
+
+    id: str
+    tags: tuple[str, ...]
+    digests: tuple[str, ...]
+    size: int
+    user: str = ""  # the image's own user: a number or a name; "" = root or unset
+
+
+def normalise(reference: str) -> str:
+    """`busybox` -> `docker.io/library/busybox:latest`. Raises ImageError InvalidImageName."""
+    match = _REFERENCE.fullmatch(reference)
+    if match is None or len(match[1]) > 255:
+        problem = "invalid reference format"
+        if re.fullmatch(r"[0-9a-f]{64}", reference) is None and _REFERENCE.fullmatch(reference.lower()):
+            problem += ": repository name must be lowercase"
+        raise ImageError("InvalidImageName", f'Failed to apply default image tag "{reference}": '
+                                             f'couldn\'t parse image name "{reference}": {problem}')
+    name, tag, digest = match.groups()
+    first, slash, rest = name.partition("/")
+    if not slash or not ("." in first or ":" in first or first == "localhost"):
+        first, rest = DEFAULT_REGISTRY, name
+    if first == "index.docker.io":
+        first = DEFAULT_REGISTRY
+    if first == DEFAULT_REGISTRY and "/" not in rest:
+        rest = f"{DEFAULT_FOLDER}/{rest}"
+    tag = tag or ("" if digest else DEFAULT_TAG)
+    return f"{first}/{rest}" + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
+
+
+def _path(registry: str) -> str:
+    """A key of `auths` as host and path: `https://index.docker.io/v1/` -> `docker.io`."""
+    path = registry.partition("://")[2] if "://" in registry else registry
+    path = path.rstrip("/").removesuffix("/v1").removesuffix("/v2")
+    return DEFAULT_REGISTRY if path in ("index.docker.io", "registry-1.docker.io") else path
+
+
+def credentials(image: str, auths: Sequence[Auths]) -> list[Mapping[str, str]]:
+    """The entries of the pull secrets that fit the normalised `image`, the longest registry path first."""
+    fitting = []
+    for secret in auths:
+        for registry, entry in secret.items():
+            path = _path(registry)
+            if image.startswith(path + "/") or image.split("@")[0].split(":")[0] == path:
+                fitting.append((len(path), entry))
+    return [entry for _, entry in sorted(fitting, key=lambda f: -f[0])]
+
+
+def auth_message(entry: Mapping[str, str]) -> Any:
+    """One entry as CRI's AuthConfig, its packed `auth` field unpacked."""
+    user, password = entry.get("username", ""), entry.get("password", "")
+    if not user and entry.get("auth"):
+        try:
+            user, _, password = base64.b64decode(entry["auth"]).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            pass
+    return cri.AuthConfig(username=user, password=password.rstrip("\0"),
+                          identity_token=entry.get("identitytoken", ""),
+                          registry_token=entry.get("registrytoken", ""))
+
+
+class Images:
+    """The node's images over one `Connection`, which the caller opens and closes."""
+
+    def __init__(self, connection: Connection, clock: Clock = SYSTEM, parallel: int = PARALLEL_PULLS) -> None:
+        self._connection = connection
+        self._calls = connection.image
+        self._clock = clock
+        self._slots = asyncio.Semaphore(parallel)
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    async def ensure(self, reference: str, policy: str, auths: Sequence[Auths] = ()) -> str:
+        """Have the image that a pod calls `reference` and return the id the runtime knows it by.
+
+        `policy` is Always, IfNotPresent or Never; `auths` are the pod's pull secrets. Raises ImageError."""
+        name = normalise(reference)
+        if policy != "Always":
+            found = await self.find(name)
+            if found is not None:
+                return found.id
+            if policy == "Never":
+                raise ImageError("ErrImageNeverPull",
+                                 f'Container image "{reference}" is not present with pull policy of Never')
+        return await self._pull_once(name, policy, auths)
+
+    async def _pull_once(self, name: str, policy: str, auths: Sequence[Auths]) -> str:
+        """Pull under the image's lock; who waited finds the image there, unless the policy asks for a fresh look."""
+        lock, users = self._locks.get(name, (asyncio.Lock(), 0))
+        self._locks[name] = (lock, users + 1)
+        try:
+            async with lock, self._slots:
+                if users and policy != "Always":
+                    found = await self.find(name)
+                    if found is not None:
+                        return found.id
+                return await self._pull(name, auths)
+        finally:
+            lock, users = self._locks.pop(name)
+            if users > 1:
+                self._locks[name] = (lock, users - 1)
+
+    async def _pull(self, name: str, auths: Sequence[Auths]) -> str:
+        problem = ""
+        for entry in [*credentials(name, auths), None]:
+            auth = auth_message(entry) if entry is not None else None
+            try:
+                answer = await self._calls.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=name), auth=auth),
+                                                     timeout=PULL_SECONDS)
+                return answer.image_ref
+            except grpc.aio.AioRpcError as error:
+                problem = problem or describe(error)  # what the best fitting credentials met, not the last resort
+                if error.code() == grpc.StatusCode.UNAVAILABLE:
+                    break  # the runtime is away; other credentials cannot help
+        raise ImageError("ErrImagePull", problem)
+
+    async def find(self, reference: str) -> Image | None:
+        """The image called `reference` (any name or an id), if this node has it. Raises ImageError ErrImageInspect."""
+        try:
+            answer = await self._calls.ImageStatus(cri.ImageStatusRequest(image=cri.ImageSpec(image=reference)),
+                                                   timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise ImageError("ImageInspectError",
+                             f'Failed to inspect image "{reference}": {describe(error)}') from error
+        return _image(answer.image) if answer.image.id else None
+
+    async def import_archive(self, path: Path | str) -> list[str]:
+        """Take over the images of an OCI or docker archive (a tar file); their normalised names."""
+        from agent.image.importer import import_archive
+        return await import_archive(self._connection, Path(path), self._clock)
+
+    async def list(self) -> list[Image]:
+        """Every image of this node."""
+        try:
+            answer = await self._calls.ListImages(cri.ListImagesRequest(), timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise ImageError("ImageInspectError", describe(error)) from error
+        return [_image(image) for image in answer.images]
+
+    async def remove(self, reference: str) -> None:
+        """Forget the image with all its names; running containers keep their files. What is absent is no error."""
+        try:
+            await self._calls.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=reference)),
+                                          timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                raise ImageError("ErrImageRemove", describe(error)) from error
+
+    async def filesystem(self) -> tuple[str, int]:
+        """Where the images lie and how many bytes they take there."""
+        answer = await self._calls.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=CALL_SECONDS)
+        first = next(iter(answer.image_filesystems), None)
+        return (first.fs_id.mountpoint, first.used_bytes.value) if first is not None else ("", 0)
+
+
+def _image(message: Any) -> Image:
+    user = str(message.uid.value) if message.HasField("uid") else message.username
+    return Image(message.id, tuple(message.repo_tags), tuple(message.repo_digests), message.size, user)

@@ -1,0 +1,213 @@
+"""The container runtime as the kubelet uses it: sandboxes and containers made, started, stopped, removed and observed.
+
+Owns the translation of CRI calls and errors into the kubelet's vocabulary. Promises that stopping and removing are
+idempotent (what is gone is gone), that a stop is never cut short by its own deadline, that making something whose name
+an interrupted attempt still holds succeeds, and that `observe` never contradicts an event already delivered. Never
+decides what should run (`plan` does) and holds no state that a restart would lose. Called by the pod workers and
+`serve`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from agent.kubelet import model, observe, translate
+from controlplane.machinery.clock import SYSTEM, Clock
+from cri_proto.client import Connection, describe
+from cri_proto.messages import cri
+
+CALL_SECONDS = 120.0  # upstream's runtimeRequestTimeout: a busy disk may take a minute, a hung runtime must not hold us
+SANDBOX_SECONDS = 240.0  # a sandbox also waits for the network plugin
+NAME_ATTEMPTS = 8  # how often a name still held by an interrupted attempt is waited for
+NAME_PAUSE = 0.25  # the runtime lets go of such a name within a few hundred milliseconds
+
+_RESERVED = re.compile(r'is reserved for "?([0-9a-f]{12,64})')
+
+
+class CallError(Exception):
+    """The runtime refused or failed. `str()` is Go's form with the code, `details` the runtime's own sentence."""
+
+    def __init__(self, message: str, details: str = "", code: str = "Unknown") -> None:
+        super().__init__(message)
+        self.details = details or message
+        self.code = code
+
+
+class Missing(CallError):
+    """The sandbox or container does not exist (any more)."""
+
+
+class Unreachable(CallError):
+    """Nobody answers on the runtime's socket; containers run on, and the call may be repeated when it is back."""
+
+
+class TimedOut(CallError):
+    """The call took longer than its limit; for `exec_sync`, the command did."""
+
+
+_KINDS = {grpc.StatusCode.NOT_FOUND: Missing, grpc.StatusCode.UNAVAILABLE: Unreachable,
+          grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut}
+
+
+def failure(error: grpc.aio.AioRpcError) -> CallError:
+    """The exception that stands for a failed call."""
+    kind = _KINDS.get(error.code(), CallError)
+    return kind(describe(error), error.details() or "", error.code().name)
+
+
+class Runtime:
+    """Sandboxes and containers over one `Connection`, which the caller opens and closes.
+
+    Ids are the runtime's. Every method raises CallError or one of its kinds."""
+
+    def __init__(self, connection: Connection, clock: Clock = SYSTEM) -> None:
+        self._connection = connection
+        self._calls = connection.runtime
+        self._clock = clock
+        self._observer = observe.Observer(connection, clock)
+
+    async def _call(self, method: str, request: Any, timeout: float = CALL_SECONDS) -> Any:
+        try:
+            return await getattr(self._calls, method)(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise failure(error) from error
+
+    # --- the runtime
+    async def version(self) -> tuple[str, str]:
+        """Name and version: `("containerd", "1.6.20")`."""
+        answer = await self._call("Version", cri.VersionRequest(version="v1"))
+        return answer.runtime_name, answer.runtime_version
+
+    async def status(self) -> dict[str, tuple[bool, str, str]]:
+        """Conditions by type (`RuntimeReady`, `NetworkReady`): whether they hold, reason and message."""
+        answer = await self._call("Status", cri.StatusRequest())
+        return {c.type: (c.status, c.reason, c.message) for c in answer.status.conditions}
+
+    # --- sandboxes
+    async def run_sandbox(self, spec: model.SandboxSpec) -> str:
+        """Make and start the sandbox, its network included; its id."""
+        request = cri.RunPodSandboxRequest(config=translate.sandbox_config(spec), runtime_handler=spec.runtime_handler)
+        for attempt in range(NAME_ATTEMPTS):
+            try:
+                return (await self._call("RunPodSandbox", request, SANDBOX_SECONDS)).pod_sandbox_id
+            except CallError as error:
+                holder = _RESERVED.search(error.details)
+                if holder is None or attempt == NAME_ATTEMPTS - 1:
+                    raise
+                if await self._ready(holder[1]):
+                    return holder[1]  # an earlier call of ours got through although its answer was lost
+                await self.remove_sandbox(holder[1])
+                await self._clock.sleep(NAME_PAUSE)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ready(self, sandbox_id: str) -> bool:
+        try:
+            answer = await self._call("PodSandboxStatus", cri.PodSandboxStatusRequest(pod_sandbox_id=sandbox_id))
+        except Missing:
+            return False
+        return answer.status.state == cri.SANDBOX_READY
+
+    async def stop_sandbox(self, sandbox_id: str) -> None:
+        """End everything in it at once and take its network down."""
+        try:
+            await self._call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=sandbox_id), SANDBOX_SECONDS)
+        except Missing:
+            pass
+
+    async def remove_sandbox(self, sandbox_id: str) -> None:
+        """Remove it with its containers; their logs stay."""
+        try:
+            await self._call("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id),
+                             SANDBOX_SECONDS)
+        except Missing:
+            pass
+
+    # --- containers
+    async def create_container(self, sandbox_id: str, sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> str:
+        """Make the container, not started; its id. Its log directory is made by the runtime."""
+        request = cri.CreateContainerRequest(
+            pod_sandbox_id=sandbox_id, config=translate.container_config(sandbox, spec),
+            sandbox_config=translate.sandbox_config(sandbox))
+        for attempt in range(NAME_ATTEMPTS):
+            try:
+                created = (await self._call("CreateContainer", request)).container_id
+                self._observer.learn(created, sandbox.uid)
+                return created
+            except CallError as error:
+                holder = _RESERVED.search(error.details)
+                if holder is None or attempt == NAME_ATTEMPTS - 1:
+                    raise
+                await self.remove_container(holder[1])
+                await self._clock.sleep(NAME_PAUSE)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def start_container(self, container_id: str) -> None:
+        """Run its process. On failure the container is left exited with code 128 and reason StartError."""
+        await self._call("StartContainer", cri.StartContainerRequest(container_id=container_id))
+
+    async def stop_container(self, container_id: str, grace_seconds: float) -> None:
+        """Send its stop signal, and SIGKILL after `grace_seconds`; returns when it has ended."""
+        grace = max(0, int(-(-grace_seconds // 1)))
+        try:
+            # The runtime gives up the stop when its caller does, so our limit lies well behind the grace period.
+            await self._call("StopContainer", cri.StopContainerRequest(container_id=container_id, timeout=grace),
+                             grace + CALL_SECONDS)
+        except Missing:
+            pass
+
+    async def remove_container(self, container_id: str) -> None:
+        """Remove it, by force if it runs."""
+        try:
+            await self._call("RemoveContainer", cri.RemoveContainerRequest(container_id=container_id))
+        except Missing:
+            pass
+
+    async def update_container(self, container_id: str, wanted: model.LinuxResources) -> None:
+        """Change the cgroup limits of a running container."""
+        await self._call("UpdateContainerResources", cri.UpdateContainerResourcesRequest(
+            container_id=container_id, linux=translate.resources(wanted)))
+
+    async def exec_sync(self, container_id: str, command: Sequence[str], timeout: float) -> tuple[int, bytes, bytes]:
+        """Run `command` inside: exit code, stdout, stderr. Raises TimedOut after `timeout` seconds; 0 = no limit of
+        its own. The runtime counts whole seconds."""
+        seconds = max(0, int(-(-timeout // 1)))
+        answer = await self._call("ExecSync", cri.ExecSyncRequest(container_id=container_id, cmd=command,
+                                                                  timeout=seconds), seconds + CALL_SECONDS)
+        return answer.exit_code, answer.stdout, answer.stderr
+
+    async def reopen_log(self, container_id: str) -> None:
+        """Have the runtime open the log file anew, after the old one was renamed."""
+        await self._call("ReopenContainerLog", cri.ReopenContainerLogRequest(container_id=container_id))
+
+    # --- streams: where to connect for one exec, attach or port-forward
+    async def exec_url(self, container_id: str, command: Sequence[str], *, stdin: bool, stdout: bool, stderr: bool,
+                       tty: bool) -> str:
+        answer = await self._call("Exec", cri.ExecRequest(container_id=container_id, cmd=command, stdin=stdin,
+                                                          stdout=stdout, stderr=stderr and not tty, tty=tty))
+        return answer.url
+
+    async def attach_url(self, container_id: str, *, stdin: bool, stdout: bool, stderr: bool, tty: bool) -> str:
+        answer = await self._call("Attach", cri.AttachRequest(container_id=container_id, stdin=stdin, stdout=stdout,
+                                                              stderr=stderr and not tty, tty=tty))
+        return answer.url
+
+    async def forward_url(self, sandbox_id: str, ports: Sequence[int]) -> str:
+        answer = await self._call("PortForward", cri.PortForwardRequest(pod_sandbox_id=sandbox_id, port=ports))
+        return answer.url
+
+    # --- what there is
+    async def observe(self, uid: str | None = None) -> dict[str, model.ObservedPod]:
+        """Every pod the runtime knows, or only the one with `uid` (then {} when it has nothing of it)."""
+        try:
+            return await self._observer.observe(uid)
+        except grpc.aio.AioRpcError as error:
+            raise failure(error) from error
+
+    def events(self) -> AsyncIterator[model.RuntimeEvent]:
+        """What happens from now on, for ever: a `relist` event first and after every interruption of the stream."""
+        return self._observer.events()
