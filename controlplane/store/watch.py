@@ -60,6 +60,11 @@ class Watch:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    @property
+    def pending(self) -> bool:
+        """Whether events wait to be taken."""
+        return bool(self._queue) or self._load is not None
+
     async def take(self) -> list[Event]:
         """All events that have come, at least one; waits for it. Raises Lagged, Compacted (history went away before
         it could be read) or Closed."""

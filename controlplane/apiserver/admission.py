@@ -1,0 +1,96 @@
+"""The admission chain: what may still change or refuse an object once its sender is allowed to write.
+
+Owns the attributes a plugin sees, the plugin's interface and the order of the chain. A mutating pass runs before
+validation and a validating pass after it, always in the same order and always both for a dry run; a plugin must not
+keep anything for a request, so that a refused write leaves no trace. Called by the verbs that write.
+
+Upstream: k8s.io/apiserver/pkg/admission; the order of 1.36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from controlplane.apiserver.context import Context
+from controlplane.apiserver.request import Request
+from controlplane.machinery.errors import Forbidden
+from controlplane.machinery.resources import Resource
+
+CREATE, UPDATE, DELETE, CONNECT = "CREATE", "UPDATE", "DELETE", "CONNECT"
+
+
+@dataclass(slots=True, eq=False)
+class Attributes:
+    """One write. `obj` is the new object (None on DELETE) and may be changed by `mutate`; `old` is the stored one."""
+
+    operation: str
+    resource: Resource
+    namespace: str
+    name: str
+    subresource: str = ""
+    obj: dict[str, Any] | None = None
+    old: dict[str, Any] | None = None
+    user: Any = None
+    dry_run: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    def forbidden(self, why: str) -> Forbidden:
+        return Forbidden.of(self.resource.plural, self.name, why, self.resource.group)
+
+    def concerns(self, name: str, *operations: str, subresource: str = "") -> bool:
+        """Whether this is one of the operations on the resource `name` itself, or on the given subresource."""
+        return self.operation in operations and self.resource.name == name and self.subresource == subresource
+
+
+def of_request(request: Request, resource: Resource, operation: str, name: str, obj: dict[str, Any] | None,
+               old: dict[str, Any] | None, dry_run: bool) -> Attributes:
+    return Attributes(operation, resource, request.namespace, name, request.subresource, obj, old, request.user,
+                      dry_run, request.warnings)
+
+
+class Plugin:
+    """One rule. Both methods raise ApiError to refuse; `mutate` may change `attributes.obj` in place."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+
+    async def mutate(self, attributes: Attributes) -> None:
+        """Complete the object."""
+
+    async def validate(self, attributes: Attributes) -> None:
+        """Refuse what must not be stored."""
+
+
+class NodeRestriction(Plugin):
+    """A kubelet may write only what belongs to its node; the node authorizer knows the rule."""
+
+    async def mutate(self, attributes: Attributes) -> None:
+        ask = getattr(self.context.authorizer, "admit_node", None)
+        if ask is not None:
+            ask(attributes)
+
+
+class Chain:
+    """All plugins in their order."""
+
+    def __init__(self, plugins: Sequence[Plugin]) -> None:
+        self.plugins = list(plugins)
+
+    async def mutate(self, attributes: Attributes) -> None:
+        for plugin in self.plugins:
+            await plugin.mutate(attributes)
+
+    async def validate(self, attributes: Attributes) -> None:
+        for plugin in self.plugins:
+            await plugin.validate(attributes)
+
+
+def standard(context: Context) -> Chain:
+    """The chain of a running server."""
+    from controlplane.apiserver.plugins.namespaces import NamespaceLifecycle
+    from controlplane.apiserver.plugins.nodes import TaintNewNodes
+    from controlplane.apiserver.plugins.pods import DefaultTolerations, Priority, ServiceAccounts
+    return Chain([NamespaceLifecycle(context), ServiceAccounts(context), NodeRestriction(context),
+                  TaintNewNodes(context), Priority(context), DefaultTolerations(context)])

@@ -1,0 +1,123 @@
+"""Bodies of writes: decoded, of the right type, with what they hold too much of reported.
+
+Owns `fieldValidation`, `dryRun`, and the agreement of a body with its URL (kind, name, namespace). It promises an object
+whose `apiVersion`, `kind` and `metadata` are set and well typed. It knows nothing of what is stored. Called by the verbs
+that write.
+
+Upstream: k8s.io/apiserver/pkg/endpoints/handlers/{create,update,rest}.go.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controlplane.apiserver.request import Request
+from controlplane.machinery import schema, wire
+from controlplane.machinery.errors import ApiError, BadRequest, Invalid, not_supported
+from controlplane.machinery.resources import Resource
+
+VALIDATION_MODES = ("Ignore", "Strict", "Warn")
+MAX_MANAGER = 128  # bytes of a field manager's name; upstream's bound
+_OPTIONS = {"create": "CreateOptions", "update": "UpdateOptions", "patch": "PatchOptions"}
+
+
+def dry_run(request: Request, options: dict[str, Any] | None = None) -> bool:
+    """Whether nothing may be stored. Raises Invalid."""
+    asked = request.query.all("dryRun") if request.raw_query else []
+    asked = [*asked, *((options or {}).get("dryRun") or [])]
+    if wrong := [value for value in asked if value not in ("All", "")]:
+        kind = _OPTIONS.get(request.verb, "DeleteOptions")
+        raise Invalid.of(kind, "", [not_supported("dryRun", wrong, ["All"])], "meta.k8s.io")
+    return "All" in asked
+
+
+def validation_mode(request: Request) -> str:
+    """Strict, Warn or Ignore. Raises Invalid."""
+    mode = request.query.get("fieldValidation") if request.raw_query else ""
+    if mode and mode not in VALIDATION_MODES:
+        raise Invalid.of(_OPTIONS.get(request.verb, "CreateOptions"), "",
+                         [not_supported("fieldValidation", mode, VALIDATION_MODES)], "meta.k8s.io")
+    return mode or "Warn"
+
+
+def cannot_handle(api_version: str, kind: str, why: str) -> BadRequest:
+    group, _, version = api_version.rpartition("/")
+    return BadRequest(f'{kind} in version "{version or group}" cannot be handled as a {kind}: {why}')
+
+
+def report(request: Request, api_version: str, kind: str, problems: list[str]) -> None:
+    """What a body holds too much of, told as the request wants it. Raises BadRequest when that is Strict."""
+    mode = validation_mode(request)
+    if not problems or mode == "Ignore":
+        return
+    if mode == "Strict":
+        raise cannot_handle(api_version, kind, "strict decoding error: " + ", ".join(problems))
+    for problem in problems:
+        request.warn(problem)
+
+
+def check(request: Request, definition: str, api_version: str, kind: str, obj: dict[str, Any],
+          problems: list[str] | None = None) -> None:
+    """Type errors and unknown fields of a decoded object. Raises BadRequest."""
+    problems = list(problems or ())
+    if definition:
+        found = schema.load().check(definition, obj)
+        if found.errors:
+            raise cannot_handle(api_version, kind, found.errors[0])
+        problems += [f'unknown field "{path}"' for path in found.unknown]
+    report(request, api_version, kind, problems)
+
+
+async def decode(request: Request, api_version: str, kind: str, definition: str) -> dict[str, Any]:
+    """The body as an object of the given type. Raises BadRequest, TooLarge, UnsupportedMediaType."""
+    data = await request.body()
+    duplicates: list[str] = []
+    try:
+        obj = wire.decode(data, request.content_type, duplicates)
+    except ApiError:
+        raise
+    except ValueError as error:
+        raise cannot_handle(api_version, kind, str(error)) from None
+    if not isinstance(obj, dict):
+        raise cannot_handle(api_version, kind, "json: cannot unmarshal into Go value of type " + kind)
+    typed(obj, api_version, kind)
+    check(request, definition, api_version, kind, obj, duplicates)
+    if not isinstance(obj.get("metadata"), dict):
+        obj["metadata"] = {}
+    return obj
+
+
+def typed(obj: dict[str, Any], api_version: str, kind: str) -> None:
+    """Fill in the type from the endpoint, or refuse another one. Raises BadRequest."""
+    given = (obj.get("apiVersion") or api_version, obj.get("kind") or kind)
+    if given != (api_version, kind):
+        group, _, version = str(given[0]).rpartition("/")
+        if given[1] == kind:
+            raise BadRequest(f"the API version in the data ({given[0]}) does not match the expected API version "
+                             f"({api_version})")
+        expected = f"{kind} in version \"{api_version.rpartition('/')[2]}\""
+        raise BadRequest(f'{given[1]} in version "{version or group}" cannot be handled as a {expected.split()[0]}: '
+                         f"no kind \"{given[1]}\" is registered for the internal version of group \"{group}\"")
+    obj["apiVersion"], obj["kind"] = api_version, kind
+
+
+def place(request: Request, resource: Resource, obj: dict[str, Any], name: str = "") -> None:
+    """Make the body agree with the URL: its namespace, and its name when the URL has one. Raises BadRequest."""
+    metadata = obj["metadata"]
+    if resource.namespaced:
+        given = metadata.get("namespace")
+        if given and given != request.namespace:
+            raise BadRequest("the namespace of the provided object does not match the namespace sent on the request")
+        metadata["namespace"] = request.namespace
+    else:
+        metadata.pop("namespace", None)
+    if name:
+        given = metadata.get("name")
+        if given and given != name:
+            raise BadRequest(f"the name of the object ({given}) does not match the name on the URL ({name})")
+        metadata["name"] = name
+
+
+def object_of(request: Request, resource: Resource) -> Any:
+    """A coroutine: the body as an object of the resource's own kind."""
+    return decode(request, resource.api_version, resource.kind, resource.definition)

@@ -1,0 +1,335 @@
+"""GET of one object and LIST of a collection, from the cache's bytes.
+
+Owns the rules of `resourceVersion`, `resourceVersionMatch`, `limit`, `continue` and selectors on reads. It promises
+that all pages of one list show the same revision, and that a list's revision is the right start for a watch. It never
+decodes an object that no selector and no shape asks for. Called by the pipeline; `select` also by watch and deletes.
+
+Upstream: k8s.io/apiserver/pkg/storage/etcd3/store.go (GetList), storage/continue.go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from controlplane.apiserver import representation
+from controlplane.apiserver.context import Context
+from controlplane.apiserver.representation import Form
+from controlplane.apiserver.request import Request
+from controlplane.apiserver.response import Response
+from controlplane.machinery import selectors
+from controlplane.machinery.errors import (
+    BadRequest,
+    Cause,
+    Expired,
+    Invalid,
+    NotFound,
+    Timeout,
+    forbidden,
+    not_supported,
+)
+from controlplane.machinery.resources import Resource
+from controlplane.store.cache import key_of, prefix_of
+from controlplane.store.item import Item
+from controlplane.store.log import Compacted
+
+FUTURE_WAIT = 3.0  # seconds a read waits for a revision that has not come; upstream's bound
+TOKEN_VERSION = "meta.k8s.io/v1"
+TOO_OLD = "The resourceVersion for the provided list is too old."
+TOKEN_TOO_OLD = ("The provided continue parameter is too old to display a consistent list result. You can start a new "
+                 "list without the continue parameter, or use the continue token in this response to retrieve the "
+                 "remainder of the results. Continuing with the provided token results in an inconsistent list - "
+                 "objects that were created, modified, or deleted between the time the first chunk was returned and "
+                 "now may show up in the list.")
+THREAD_ABOVE = 2000  # objects; shaping more than this would hold the loop for tens of milliseconds
+
+Match = Callable[[Item], bool]
+
+
+def object_key(resource: Resource, namespace: str, name: str) -> str:
+    return key_of(resource.name, namespace if resource.namespaced else "", name)
+
+
+def collection_prefix(resource: Resource, namespace: str) -> str:
+    return prefix_of(resource.name, namespace if resource.namespaced else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What `labelSelector` and `fieldSelector` leave: `match` None = everything; `name` when exactly one name can."""
+
+    match: Match | None = None
+    name: str = ""
+
+
+EVERYTHING = Selection()
+
+
+def select(request: Request, resource: Resource) -> Selection:
+    """The selection of a request's query. Raises BadRequest."""
+    if not request.raw_query or "elector=" not in request.raw_query:
+        return EVERYTHING
+    label_text, field_text = request.query.get("labelSelector"), request.query.get("fieldSelector")
+    labels = selectors.parse_labels(label_text) if label_text else None
+    fields = selectors.parse_fields(field_text) if field_text else None
+    if labels is not None and labels.empty:
+        labels = None
+    if fields is not None and not fields.requirements:
+        fields = None
+    if fields is not None:
+        fields.matches(_known_fields(resource))  # an unknown path is told before anything is read
+    if labels is None and fields is None:
+        return EVERYTHING
+
+    def match(item: Item) -> bool:
+        if labels is not None and not labels.matches(item.labels):
+            return False
+        return fields is None or fields.matches(_getter(resource, item))
+
+    return Selection(match, (fields.exact("metadata.name") or "") if fields is not None else "")
+
+
+def _known_fields(resource: Resource) -> Callable[[str], str]:
+    known = selectors.fields_of(resource, {"metadata": {}})
+
+    def get(path: str) -> str:
+        if path not in known:
+            raise BadRequest(f"field label not supported: {path}")
+        return known[path]
+
+    # every path is looked up, whether or not an earlier requirement already failed
+    return get
+
+
+def _getter(resource: Resource, item: Item) -> Callable[[str], str]:
+    found: dict[str, str] = {}
+
+    def get(path: str) -> str:
+        nonlocal found
+        found = found or selectors.fields_of(resource, item.obj)
+        return found.get(path, "")
+
+    return get
+
+
+def revision_of(text: str, field: str = "resourceVersion") -> int:
+    """A resourceVersion parameter as an int. Raises Invalid."""
+    try:
+        value = int(text)
+        if value < 0:
+            raise ValueError(text)
+    except ValueError:
+        cause = Cause("FieldValueInvalid", f'Invalid value: "{text}": strconv.ParseUint: parsing "{text}": '
+                      "invalid syntax", field)
+        raise Invalid.of("ListOptions", "", [cause], "meta.k8s.io") from None
+    return value
+
+
+async def reach(context: Context, revision: int) -> None:
+    """Wait until `revision` is readable. Raises Timeout when it does not come."""
+    if revision <= context.cache.revision:
+        return
+    try:
+        async with asyncio.timeout(FUTURE_WAIT):
+            await context.cache.reached(revision)
+    except TimeoutError:
+        raise Timeout.too_new(revision, context.cache.revision) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A continue token: the revision of the list (-1 = whatever is newest) and the key to go on behind."""
+
+    revision: int
+    after: str
+
+    def encode(self) -> str:
+        raw = orjson.dumps({"v": TOKEN_VERSION, "rv": self.revision, "start": self.after + "\u0000"})
+        return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+    @classmethod
+    def decode(cls, text: str, prefix: str) -> Token:
+        """Raises BadRequest; a token of another collection is one too."""
+        try:
+            raw = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+            version, revision, start = raw["v"], raw["rv"], raw["start"]
+        except (ValueError, KeyError, TypeError):
+            raise BadRequest("continue key is not valid: encoding") from None
+        if version != TOKEN_VERSION or not isinstance(revision, int) or revision == 0 or not isinstance(start, str):
+            raise BadRequest("continue key is not valid: incorrect encoded start resourceVersion")
+        after = start.removesuffix("\u0000")
+        if not after.startswith(prefix):
+            raise BadRequest(f"continue key is not valid: {after}")
+        return cls(revision, after)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What of a collection a list asks for. `revision` 0 = the newest state; `exact` = the state at `revision`."""
+
+    limit: int = 0
+    after: str = ""
+    revision: int = 0
+    exact: bool = False
+
+
+def _options_error(field: str, why: str) -> Invalid:
+    return Invalid.of("ListOptions", "", [forbidden(field, why)], "meta.k8s.io")
+
+
+def window(request: Request, prefix: str) -> Window:
+    """The window of a request's query. Raises BadRequest and Invalid. Pure."""
+    if not request.raw_query:
+        return Window()
+    query = request.query
+    limit = max(query.integer("limit") or 0, 0)
+    asked, match, token = query.get("resourceVersion"), query.get("resourceVersionMatch"), query.get("continue")
+    if query.get("sendInitialEvents"):
+        raise _options_error("sendInitialEvents", "sendInitialEvents is forbidden for list")
+    if match and not asked:
+        raise _options_error("resourceVersionMatch",
+                             "resourceVersionMatch is forbidden unless resourceVersion is provided")
+    if match and token:
+        raise _options_error("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided")
+    if match and match not in ("Exact", "NotOlderThan"):
+        raise Invalid.of("ListOptions", "", [not_supported("resourceVersionMatch", match, ["Exact", "NotOlderThan"])],
+                         "meta.k8s.io")
+    if match == "Exact" and asked == "0":
+        raise _options_error("resourceVersionMatch",
+                             'resourceVersionMatch "exact" is forbidden for resourceVersion "0"')
+    if token:
+        if asked and asked != "0":
+            raise BadRequest("specifying resource version is not allowed when using continue")
+        place = Token.decode(token, prefix)
+        return Window(limit, place.after, max(place.revision, 0), place.revision > 0)
+    revision = revision_of(asked) if asked else 0
+    exact = match == "Exact" or (bool(revision) and bool(limit) and not match)  # upstream's old rule for pages
+    return Window(limit, "", revision, exact)
+
+
+class Reads:
+    """The verbs get and list."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def get_now(self, request: Request, resource: Resource) -> bytes:
+        """The bytes of one object. Raises NotFound."""
+        item = self._context.cache.get(object_key(resource, request.namespace, request.name))
+        if item is None:
+            raise NotFound.of(resource.plural, request.name, resource.group)
+        return item.data
+
+    async def get_object(self, request: Request, resource: Resource) -> Response:
+        if request.raw_query and (asked := request.query.get("resourceVersion")) not in ("", "0"):
+            await reach(self._context, revision_of(asked))
+        data = self.get_now(request, resource)
+        form = representation.form_of(request)
+        if form.plain and not request.warnings and not representation.pretty(request):
+            return await representation.compressed(request, Response(200, data))
+        answer = await representation.answer(request, orjson.loads(data), resource, self._context.clock.now())
+        return await representation.compressed(request, answer)
+
+    async def list_objects(self, request: Request, resource: Resource) -> Response:
+        form = representation.form_of(request)
+        prefix = collection_prefix(resource, request.namespace)
+        asked = window(request, prefix)
+        selection = select(request, resource)
+        if not asked.exact:
+            await reach(self._context, asked.revision)
+        indented = representation.pretty(request)
+        cache = self._context.cache
+        if form.plain and not indented and not resource.custom and selection is EVERYTHING and asked == Window():
+            body = _envelope(resource, {"resourceVersion": str(cache.revision)}, cache.list_body(prefix))
+            return await representation.compressed(request, _with_warnings(request, body))
+        items, metadata = await self.page(asked, prefix, selection)
+        if form.plain and not indented:
+            joined = b",".join([item.data if resource.custom else item.bare for item in items])
+            return await representation.compressed(request, _with_warnings(request, _envelope(resource, metadata,
+                                                                                            joined)))
+        made = await self._shaped(request, resource, items, metadata, form, indented)
+        return await representation.compressed(request, made)
+
+    async def page(self, asked: Window, prefix: str, selection: Selection) -> tuple[list[Item], dict[str, Any]]:
+        """The items of a window, and the list's metadata. Raises Expired and Timeout."""
+        cache = self._context.cache
+        revision = cache.revision
+        if asked.exact and asked.revision != revision:
+            if asked.revision > revision:
+                await reach(self._context, asked.revision)
+            revision = asked.revision
+            try:
+                items = await cache.list_at(prefix, revision)
+            except Compacted:
+                raise _expired(asked) from None
+            if asked.after:
+                items = [item for item in items if item.key > asked.after]
+        elif asked.limit and selection.match is None:
+            items = cache.list(prefix, asked.after, asked.limit)
+            whole = len(cache.list(prefix, asked.after)) if asked.after else cache.count(prefix)
+            left = whole - len(items)
+            return items, _page_metadata(revision, items, left if left > 0 else 0, counted=True)
+        else:
+            items = cache.list(prefix, asked.after)
+        if selection.name:
+            items = [item for item in items if item.key.rpartition("/")[2] == selection.name]
+        return _cut(items, asked.limit, selection.match, revision)
+
+    async def _shaped(self, request: Request, resource: Resource, items: list[Item], metadata: dict[str, Any],
+                      form: Form, indented: bool) -> Response:
+        now = self._context.clock.now()
+
+        def work() -> bytes:
+            objects = [item.obj if len(items) <= THREAD_ABOVE else orjson.loads(item.data) for item in items]
+            made = representation.shaped_list(request, resource, objects, metadata, form, now)
+            return representation.encode(made, form, indented)
+
+        if len(items) > THREAD_ABOVE:
+            body = await asyncio.get_running_loop().run_in_executor(None, work)
+        else:
+            body = work()
+        return Response(200, body, form.media, representation.warning_headers(request))
+
+
+def _with_warnings(request: Request, body: bytes) -> Response:
+    return Response(200, body, headers=representation.warning_headers(request) if request.warnings else ())
+
+
+def _envelope(resource: Resource, metadata: dict[str, Any], joined: bytes) -> bytes:
+    return b'{"kind":"%bList","apiVersion":"%b","metadata":%b,"items":[%b]}\n' % (
+        resource.kind.encode(), resource.api_version.encode(), orjson.dumps(metadata), joined)
+
+
+def _cut(items: list[Item], limit: int, match: Match | None, revision: int) -> tuple[list[Item], dict[str, Any]]:
+    """The first `limit` matching items, and the metadata that leads to the next page."""
+    if match is None:
+        rest = len(items) - limit if limit else 0
+        page = items[:limit] if rest > 0 else items
+        return page, _page_metadata(revision, page, max(rest, 0), counted=True)
+    page = []
+    for item in items:
+        if match(item):
+            if limit and len(page) == limit:
+                return page, _page_metadata(revision, page, 1, counted=False)
+            page.append(item)
+    return page, _page_metadata(revision, page, 0, counted=False)
+
+
+def _page_metadata(revision: int, page: list[Item], rest: int, counted: bool) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"resourceVersion": str(revision)}
+    if rest and page:
+        metadata["continue"] = Token(revision, page[-1].key).encode()
+        if counted:
+            metadata["remainingItemCount"] = rest
+    return metadata
+
+
+def _expired(asked: Window) -> Expired:
+    if not asked.after:
+        return Expired(TOO_OLD)
+    return Expired(TOKEN_TOO_OLD, continue_token=Token(-1, asked.after).encode())
