@@ -30,7 +30,7 @@ def say(text: str = "") -> None:
 
 @contextmanager
 def step(text: str) -> Iterator[None]:
-    """`text …` while it runs, then `done` and the seconds it took; on a failure the line says so and the error goes on."""
+    """`text …` while it runs, then `done` and the seconds it took; on a failure it says so and the error goes on."""
     begun = SYSTEM.monotonic()
     print(f"  {text} … ", end="", flush=True)
     try:

@@ -102,7 +102,8 @@ def node_ip(wanted: str = "") -> str:
             pass
     if not own:
         raise Finding("this machine has no network address but loopback",
-                      "pods and the API server need one that other pods can reach", "ip addr add 192.168.50.10/24 dev eth0")
+                      "pods and the API server need one that others can reach",
+                      "ip addr add 192.168.50.10/24 dev eth0")
     return own[0]
 
 

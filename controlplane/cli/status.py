@@ -1,4 +1,4 @@
-"""`pelamis status`: one line per component, with the reason when one does not run. Exit code 1 when something does not."""
+"""`pelamis status`: one line per component, with the reason when one does not run; exit code 1 when one does not."""
 
 from __future__ import annotations
 

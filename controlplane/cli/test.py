@@ -1,6 +1,6 @@
 """`pelamis test [TIER…]`: installs what the tests need from Debian, then runs the tiers, cheapest first.
 
-Further arguments after `--` go to pytest. Tiers that make namespaces or run containers need root.
+Tiers that make namespaces or run containers need root.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox"
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("test", help="install what the tests need and run them")
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"of {', '.join(TIERS)}; default: all")
-    parser.add_argument("--pytest", default="", metavar="ARGS", help="further arguments for pytest, e.g. --pytest='-k log'")
+    parser.add_argument("--pytest", default="", metavar="ARGS", help="arguments for pytest, e.g. --pytest='-k log'")
     parser.set_defaults(run=run)
 
 

@@ -213,7 +213,7 @@ def _subresource(text: str, parent: Resource) -> Subresource:
 def _row(group: str, version: str, line: str) -> Resource:
     plural, kind, shorts, flags, *more = [*line.split(), "-"][:max(4, len(line.split()))]
     flags = flags.replace("-", "")
-    verbs = ALL_VERBS
+    verbs: tuple[str, ...] = ALL_VERBS
     if "1" in flags:
         verbs = ("create",)
     elif "r" in flags:

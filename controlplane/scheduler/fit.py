@@ -1,8 +1,8 @@
 """Which nodes can take a pod, and why the others cannot. Pure.
 
 `reasons(ask, node)` lists everything that speaks against a node, in upstream's words, so that a verdict can count them.
-The order follows upstream's filter plugins; like upstream, a node failing an earlier filter is not asked the later ones,
-but one that lacks several resources names them all.
+The order follows upstream's filter plugins; like upstream, a node failing an earlier filter is not asked the later
+ones, but one that lacks several resources names them all.
 
 Upstream: pkg/scheduler/framework/plugins (nodeunschedulable, nodename, tainttoleration, nodeaffinity, nodeports,
 noderesources).
@@ -47,7 +47,7 @@ def ask(pod: dict[str, Any]) -> Ask:
 
 
 def tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    """Whether one toleration covers one taint. An empty key with Exists covers all; an empty effect covers every effect."""
+    """Whether one toleration covers one taint. An empty key with Exists covers all, an empty effect every effect."""
     if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
         return False
     key = toleration.get("key") or ""
@@ -112,4 +112,5 @@ def reasons(wants: Ask, node: NodeInfo) -> list[str]:
     if any(port.clashes(taken) for port in wants.demand.ports for taken in node.ports):
         return ["node(s) didn't have free ports for the requested pod ports"]
     lacking = ["Too many pods"] if node.pods + 1 > node.allocatable.get("pods", 0) else []
-    return lacking + [f"Insufficient {name}" for name, value in wants.demand.requests.items() if value > node.free(name)]
+    return lacking + [f"Insufficient {name}" for name, value in wants.demand.requests.items()
+                      if value > node.free(name)]

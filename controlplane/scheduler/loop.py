@@ -2,7 +2,7 @@
 
 Deciding is serial on one snapshot, binding is pipelined: a chosen pod is assumed on its node at once and bound in the
 background, so the next decision does not wait for the API. A failed binding is forgotten and the pod tried again. All
-state is re-derived from the informers, so the process may be killed at any point: a pod is either bound or still waiting.
+state is re-derived from the informers, so the process may be killed at any point: a pod is either bound or waiting.
 
 Called by the controllers' process; talks to the apiserver through the client only.
 """

@@ -1,8 +1,8 @@
 """The pods that wait for a node: ready to try, backing off, or waiting for the cluster to change.
 
 A pod that did not fit waits until something happens that could make it fit (a node changed, a pod left), but at least
-until its back-off is over; after five minutes it is tried anyway. Order: priority, then age in the queue. Pure: the caller
-gives the time (monotonic seconds), and asks `deadline()` when to look again.
+until its back-off is over; after five minutes it is tried anyway. Order: priority, then age in the queue. Pure: the
+caller gives the time (monotonic seconds), and asks `deadline()` when to look again.
 
 Upstream: pkg/scheduler/backend/queue.
 """
@@ -73,10 +73,10 @@ class Queue:
                 self._push(entry)
         while self._active:
             _, _, ticket, uid = heapq.heappop(self._active)
-            entry = self._waiting.get(uid)
-            if entry is not None and entry.state == ACTIVE and entry.ticket == ticket:
-                entry.state = TAKEN
-                return entry
+            first = self._waiting.get(uid)
+            if first is not None and first.state == ACTIVE and first.ticket == ticket:
+                first.state = TAKEN
+                return first
         return None
 
     def refused(self, uid: str, now: float, *, park: bool = True) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from controlplane.scheduler.fit import Ask, tolerates, term_matches
+from controlplane.scheduler.fit import Ask, term_matches, tolerates
 from controlplane.scheduler.snapshot import NodeInfo
 
 BEST = 100.0

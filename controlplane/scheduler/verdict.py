@@ -31,7 +31,7 @@ class Verdict:
 
 
 def decide(wants: Ask, nodes: Sequence[NodeInfo]) -> Verdict:
-    """The best of the fitting nodes; among equals the one with the fewest pods, then by name, so the choice is stable."""
+    """The best of the fitting nodes; among equals the one with the fewest pods, then by name: a stable choice."""
     refusals: Counter[str] = Counter()
     fitting = []
     for node in nodes:

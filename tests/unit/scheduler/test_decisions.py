@@ -85,13 +85,15 @@ def test_affinity_terms_are_alternatives():
     term = {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["b"]}]}
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
         {"matchExpressions": [{"key": "zone", "operator": "Gt", "values": ["7"]}]}, term]}}}
-    assert decide(pod("a", affinity=affinity), node("x", labels={"zone": "a"}), node("y", labels={"zone": "b"})).node == "y"
+    found = decide(pod("a", affinity=affinity), node("x", labels={"zone": "a"}), node("y", labels={"zone": "b"}))
+    assert found.node == "y"
 
 
 def test_host_ports_clash_by_address():
     def with_port(name, ip=None):
         made = pod(name)
-        made["spec"]["containers"][0]["ports"] = [{"containerPort": 80, "hostPort": 80, **({"hostIP": ip} if ip else {})}]
+        port = {"containerPort": 80, "hostPort": 80, **({"hostIP": ip} if ip else {})}
+        made["spec"]["containers"][0]["ports"] = [port]
         return made
     assert decide(with_port("a"), node("n"), placed=[(with_port("b"), "n")]).message.endswith(
         "1 node(s) didn't have free ports for the requested pod ports.")
