@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from controlplane.apiserver import policy
 from controlplane.apiserver.context import Context
 from controlplane.machinery.errors import Forbidden
+from controlplane.store.cache import prefix_of
 
 if TYPE_CHECKING:
     from controlplane.apiserver.authn import User
@@ -81,11 +82,8 @@ class NodeAuthorizer:
 
     def _pods(self, node: str, namespace: str, mentioning: str) -> Iterator[Object]:
         """Pods of a node in a namespace whose bytes mention a name: few are decoded."""
-        pods = self._context.registry.at("", "v1", "pods")
-        if pods is None:
-            return
         needles = (f'"{mentioning}"'.encode(), f'"{node}"'.encode())
-        for item in self._context.cache.list(pods.prefix + namespace + "/"):
+        for item in self._context.cache.list(prefix_of("pods", namespace)):
             if all(n in item.data for n in needles) and (item.obj.get("spec") or {}).get("nodeName") == node:
                 yield item.obj
 
@@ -151,7 +149,8 @@ def _pod_fault(node: str, verb: str, sub: str, obj: Object | None, old: Object |
         before, after = (((o or {}).get("metadata") or {}).get("labels") or {} for o in (old, obj))
         return "" if before == after else f'node "{node}" cannot update labels through pod status'
     if sub == "eviction":
-        return "" if old is None or bound(old) else f'node "{node}" can only evict pods with spec.nodeName set to itself'
+        own = old is None or bound(old)
+        return "" if own else f'node "{node}" can only evict pods with spec.nodeName set to itself'
     return f'unexpected pod subresource "{sub}", only \'status\' and \'eviction\' are allowed'
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from controlplane.machinery.clock import Clock, rfc3339
 from controlplane.machinery.errors import BadRequest, Conflict, Finding, Invalid, NotFound, invalid
+from controlplane.store.cache import key_of
 
 if TYPE_CHECKING:
     from controlplane.apiserver.context import Context
@@ -218,8 +219,7 @@ def _base64(data: bytes) -> str:
 def reader(context: Context) -> Reader:
     """Looks objects up in the watch cache."""
     def read(plural: str, namespace: str, name: str) -> dict[str, Any] | None:
-        resource = context.registry.at("", "v1", plural)
-        item = context.cache.get(resource.key(namespace, name)) if resource is not None else None
+        item = context.cache.get(key_of(plural, namespace, name))
         return item.obj if item is not None else None
     return read
 
