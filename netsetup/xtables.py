@@ -132,3 +132,24 @@ def remove_chains(prefix: str, family: int = 4) -> int:
                               "remove them by hand, or reboot") from error
             removed += batch.count("\n-X ")
     return removed
+
+
+def ensure(backend: Backend, table: str, chains: dict[str, list[str]], hooks: list[tuple[str, str]]) -> bool:
+    """Make `chains` hold exactly their rules and put missing jumps (`(chain, rule)`) first in their chain.
+
+    One batch, and none when the kernel already has it as written. True when something was changed."""
+    saved = backend.save(table)
+    have: dict[str, list[str]] = {}
+    for line in saved.splitlines():
+        if line.startswith("-A "):
+            chain, _, rule = line[3:].partition(" ")
+            have.setdefault(chain, []).append(rule)
+    missing = [(chain, rule) for chain, rule in hooks if rule not in have.get(chain, [])]
+    wrong = {c: rules for c, rules in chains.items() if have.get(c, []) != rules or f":{c} " not in saved}
+    if not missing and not wrong:
+        return False
+    out = [f"*{table}", *(f":{chain} - [0:0]" for chain in wrong)]
+    out += [f"-A {chain} {rule}" for chain, rules in wrong.items() for rule in rules]
+    out += [f"-I {chain} 1 {rule}" for chain, rule in missing]
+    backend.restore("\n".join([*out, "COMMIT", ""]))
+    return True

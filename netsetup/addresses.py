@@ -1,0 +1,40 @@
+"""The node's own addresses.
+
+Owns finding them; it changes none. `node_address` is what other nodes and pods reach this node by: the source address
+the kernel chooses for the default route, as upstream's kubelet does.
+
+Called by the agent and the command line at start.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from controlplane.machinery.errors import Finding
+from netsetup import rtnetlink
+
+ELSEWHERE = ("192.0.2.1", 9)  # TEST-NET-1: connecting a UDP socket sends nothing, it only chooses a route
+
+
+def node_address() -> str:
+    """Raises Finding when the host has no default route."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(ELSEWHERE)
+        except OSError as error:
+            raise Finding("this host has no default route", f"its own address cannot be told: {error}",
+                          "add a default route, or name the node's address") from error
+        return probe.getsockname()[0]
+
+
+def local_addresses() -> list[str]:
+    """Every IPv4 address of this namespace."""
+    with rtnetlink.RtNetlink() as netlink:
+        answers = netlink.query(rtnetlink.RTM_GETADDR, struct.pack("=BBBBi", socket.AF_INET, 0, 0, 0, 0), dump=True)
+    found = []
+    for answer in answers:
+        local = rtnetlink.attributes(answer, 8).get(rtnetlink.IFA_LOCAL)
+        if local:
+            found.append(socket.inet_ntoa(local))
+    return found

@@ -1,0 +1,228 @@
+"""The agent's side of CNI: answers the shim on a unix socket.
+
+Owns the node's pod network: addresses (`ipam`), links (`links`), host ports and the node-wide rules they rest on. Every
+command is idempotent and may be cut short at any instruction: an ADD that is repeated gives the same address and a
+whole link, a DEL of what is gone succeeds, and what a killed agent left behind is found by `collect`. It keeps nothing
+that a restart needs outside the `ipam` folder; running pods do not notice a restart. Kernel work runs on one worker
+thread, so the event loop stays free and wiring is one at a time.
+
+The agent creates one `Daemon`, runs `run()`, calls `configure` when the node's pod CIDR is known, and `collect` with
+the ids of the sandboxes the runtime lists.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.machinery.clock import SYSTEM, Clock
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+from netsetup import links, masquerade, sysctls, xtables
+from netsetup.cni import hostports, install, wire
+from netsetup.cni.wire import Call, CniError
+from netsetup.ipam import ExhaustedError, Holding, Ipam
+from netsetup.ledger import Ledger
+from netsetup.rtnetlink import RtNetlink
+
+log = logging.getLogger(__name__)
+BACKLOG = 256  # calls waiting in the kernel: more pods than start at once on one node
+READ_SECONDS = 10.0  # the shim sends at once; a client that does not is not the shim
+
+
+@dataclass(slots=True)
+class Network:
+    """What `configure` makes: the range, the MTU and where rules go."""
+
+    ipam: Ipam
+    mtu: int
+    backend: xtables.Backend
+    host: RtNetlink
+
+
+class Daemon:
+    """Create, then `run()`; calls are refused with "try again later" until `configure` has been called."""
+
+    def __init__(self, paths: Paths, ledger: Ledger, clock: Clock = SYSTEM) -> None:
+        self._paths, self._ledger, self._clock = paths, ledger, clock
+        self._network: Network | None = None
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="cni")
+        self.listening = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        socket = self._paths.cni_socket
+        socket.parent.mkdir(parents=True, exist_ok=True)
+        socket.unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(self._serve, str(socket), backlog=BACKLOG)
+        socket.chmod(0o600)
+        self.listening.set()
+        try:
+            async with server:
+                await server.serve_forever()
+        finally:
+            self.listening.clear()
+            self._worker.shutdown(wait=False, cancel_futures=True)
+
+    async def configure(self, pod_cidr: str, cluster_cidr: str = "10.244.0.0/16",
+                        mtu: int = links.DEFAULT_MTU) -> list[Finding]:
+        """Open the node's range and set up what pods need from the host; the configuration is written last.
+
+        Returns what a person should know. Raises Finding when the host cannot carry pods at all."""
+        return await self._do(lambda: self._configure(pod_cidr, cluster_cidr, mtu))
+
+    async def collect(self, live: Collection[str]) -> list[str]:
+        """Free what sandboxes that are not in `live` still hold; the container ids freed."""
+        return await self._do(lambda: self._collect(set(live)))
+
+    @property
+    def configured(self) -> bool:
+        return self._network is not None
+
+    # -- on the worker thread -------------------------------------------------------------------------------------
+
+    def _configure(self, pod_cidr: str, cluster_cidr: str, mtu: int) -> list[Finding]:
+        problems = sysctls.apply(self._ledger)
+        self._ledger.record("link", prefix=links.PREFIX)
+        backend = xtables.detect()
+        try:
+            masquerade.apply(backend, self._ledger, pod_cidr, cluster_cidr)
+        except xtables.RestoreError as error:
+            raise Finding("iptables does not take the rules of the pod network", str(error),
+                          "check that the kernel has the nat table and the matches mark and addrtype") from error
+        network = Network(Ipam(self._paths.ipam, pod_cidr), mtu, backend, RtNetlink())
+        holdings = network.ipam.holdings()
+        if any(h.ports for h in holdings):
+            hostports.apply(backend, self._ledger, holdings)
+        if self._network:
+            self._network.host.close()
+        self._network = network
+        foreign = install.write_configuration(self._paths, self._ledger, mtu)
+        return [*problems, foreign] if foreign else problems
+
+    def _collect(self, live: set[str]) -> list[str]:
+        network = self._network
+        if network is None:
+            return []
+        freed = []
+        for held in network.ipam.stale(live, self._clock.now()):
+            self._remove(network, held.container, held.interface)
+            freed.append(held.container)
+        known = {links.host_name(h.container, h.interface) for h in network.ipam.holdings()}
+        for name in links.present(network.host):
+            if name not in known:
+                links.unwire(network.host, name)
+        return freed
+
+    def _remove(self, network: Network, container: str, interface: str) -> None:
+        """The address is freed last: until then nobody else can be given a route to it."""
+        held = network.ipam.of(container, interface)
+        links.unwire(network.host, links.host_name(container, interface))
+        if held is None:
+            return
+        if held.ports:
+            rest = [h for h in network.ipam.holdings() if h != held]
+            hostports.apply(network.backend, self._ledger, rest,
+                            [hostports.chain_name(container, m) for m in held.ports])
+        network.ipam.release(container, interface)
+
+    def _add(self, network: Network, call: Call) -> dict[str, Any]:
+        try:
+            held = network.ipam.take(call.container, call.interface, self._clock.now(), call.port_mappings)
+        except ExhaustedError as error:
+            raise CniError(wire.TRY_LATER, f"failed to allocate for range 0: {error}") from error
+        spec = links.Wire(call.container, call.netns, held.address, call.interface, network.mtu)
+        try:
+            links.wire(network.host, spec)
+            if held.ports:
+                hostports.apply(network.backend, self._ledger, network.ipam.holdings())
+        except (OSError, xtables.RestoreError) as error:
+            self._remove(network, call.container, call.interface)
+            raise CniError(wire.BROKEN, f"failed to set up the pod's link {spec.host}: {error}") from error
+        return wire.added(call, held.address, spec.host, _mac(spec.mac), _mac(links.HOST_MAC), links.GATEWAY)
+
+    def _check(self, network: Network, call: Call) -> None:
+        held: Holding | None = network.ipam.of(call.container, call.interface)
+        if held is None:
+            raise CniError(wire.UNKNOWN_CONTAINER, f"no address is held by {call.container}/{call.interface}")
+        try:
+            network.host.link(links.host_name(call.container, call.interface))
+        except OSError as error:
+            raise CniError(wire.BROKEN, f"the pod's link is missing: {error}") from error
+
+    def _loopback(self, call: Call) -> dict[str, Any] | None:
+        if call.command == "ADD":
+            try:
+                links.loopback_up(call.netns)
+            except OSError as error:
+                raise CniError(wire.BROKEN, f"failed to bring up the loopback interface: {error}") from error
+            return wire.loopback(call)
+        return None
+
+    def _handle(self, call: Call) -> dict[str, Any] | None:
+        if call.command == "VERSION":
+            return wire.versions(call.version)
+        if call.plugin == "loopback":
+            return self._loopback(call)
+        network = self._network
+        if network is None:
+            code = wire.NOT_AVAILABLE if call.command == "STATUS" else wire.TRY_LATER
+            raise CniError(code, "the pod network is not configured yet", "the node has no pod CIDR")
+        if call.command == "ADD":
+            return self._add(network, call)
+        if call.command == "DEL":
+            try:
+                self._remove(network, call.container, call.interface)
+            except (OSError, xtables.RestoreError) as error:
+                raise CniError(wire.TRY_LATER, f"failed to take down the pod's link: {error}") from error
+        elif call.command == "CHECK":
+            self._check(network, call)
+        elif call.command == "GC":
+            self._collect(wire.valid_attachments(call))
+        return None
+
+    # -- on the event loop ----------------------------------------------------------------------------------------
+
+    async def _do(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        version = wire.VERSION
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                data = await _read_all(reader)
+            call = wire.parse(data)
+            version = call.version
+            reply = wire.answer(await self._do(lambda: self._handle(call)))
+        except CniError as error:
+            log.warning("CNI call refused: %s", error)
+            reply = wire.failure(error, version)
+        except (OSError, TimeoutError, Finding) as error:
+            log.warning("CNI call failed: %s", error)
+            reply = wire.failure(CniError(wire.IO_FAILURE, str(error) or "the call was not sent in time"), version)
+        try:
+            writer.write(reply)
+            await writer.drain()
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                raise
+        finally:
+            writer.close()
+
+
+async def _read_all(reader: asyncio.StreamReader) -> bytes:
+    data = bytearray()
+    while part := await reader.read(65536):
+        data += part
+        if len(data) > wire.REQUEST_LIMIT:
+            raise CniError(wire.BAD_CONTENT, f"the call is longer than {wire.REQUEST_LIMIT} bytes")
+    return bytes(data)
+
+
+def _mac(raw: bytes) -> str:
+    return ":".join(f"{byte:02x}" for byte in raw)

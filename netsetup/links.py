@@ -1,0 +1,105 @@
+"""A pod's link: a veth pair, point to point, with permanent neighbours both ways.
+
+Owns the wire between a pod and its node. The pod has its address as a /32 and a default route through 169.254.1.1, an
+address nobody owns: the neighbour entry for it is permanent and names the host end's MAC, which is the same for every
+pod. The host has a /32 route and a permanent neighbour back. So there is no bridge, no proxy ARP, no ARP at all and no
+lost first packet; every packet between two pods passes the host's FORWARD chain like any other routed packet. The host
+end's name follows from the container's id: wiring and unwiring need no state.
+
+Called by the CNI daemon in a worker thread. The ledger knows all links by their common `PREFIX`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+from dataclasses import dataclass
+
+from netsetup import netns, rtnetlink
+from netsetup.rtnetlink import RtNetlink
+
+PREFIX = "pel"  # of every host end; what follows is hexadecimal
+HOST_MAC = b"\xee" * 6  # locally administered; shared by all host ends, for each has exactly one peer
+GATEWAY = "169.254.1.1"  # link-local, never on any interface
+NAME_LIMIT = 15  # IFNAMSIZ less the final zero
+LOOPBACK = 1  # the index of lo in every namespace
+DEFAULT_MTU = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What to build: `netns` is a path, `address` the pod's IPv4 address without length."""
+
+    container: str
+    netns: str
+    address: str
+    interface: str = "eth0"
+    mtu: int = DEFAULT_MTU
+
+    @property
+    def host(self) -> str:
+        return host_name(self.container, self.interface)
+
+    @property
+    def mac(self) -> bytes:
+        return b"\x0a\x58" + socket.inet_aton(self.address)
+
+
+def host_name(container: str, interface: str) -> str:
+    """The host end's name: the prefix and as much of a hash as fits."""
+    digest = hashlib.sha256(f"{container}/{interface}".encode()).hexdigest()
+    return PREFIX + digest[:NAME_LIMIT - len(PREFIX)]
+
+
+def is_ours(name: str) -> bool:
+    tail = name.removeprefix(PREFIX)
+    return tail != name and len(name) == NAME_LIMIT and all(c in "0123456789abcdef" for c in tail)
+
+
+def wire(host: RtNetlink, spec: Wire) -> None:
+    """Build the link; one that an earlier, interrupted attempt left is replaced. Raises OSError."""
+    descriptor = os.open(spec.netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pair = rtnetlink.new_veth(spec.host, HOST_MAC, spec.interface, spec.mac, descriptor, spec.mtu)
+        try:
+            host.send([pair])
+        except OSError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            unwire(host, spec.host)
+            host.send([pair])
+        with netns.inside(descriptor, RtNetlink) as pod:
+            index = pod.link(spec.interface)[0]
+            pod.send([
+                rtnetlink.set_up(LOOPBACK),
+                rtnetlink.add_address(f"{spec.address}/32", index),
+                rtnetlink.set_up(index),
+                rtnetlink.set_route(f"{GATEWAY}/32", index),
+                rtnetlink.set_route("0.0.0.0/0", index, GATEWAY),
+                rtnetlink.permanent_neighbour(GATEWAY, HOST_MAC, index)])
+        outside = host.link(spec.host)[0]
+        host.send([rtnetlink.set_route(f"{spec.address}/32", outside),
+                   rtnetlink.permanent_neighbour(spec.address, spec.mac, outside)])
+    except OSError:
+        unwire(host, spec.host)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def unwire(host: RtNetlink, name: str) -> None:
+    """Remove a link and with it its peer, its routes and neighbours; one already gone is fine."""
+    host.send([rtnetlink.delete_link(name)], ignore=(errno.ENODEV,))
+
+
+def loopback_up(path: str) -> None:
+    """Bring up `lo` of the namespace at `path`."""
+    with netns.inside_path(path, RtNetlink) as pod:
+        pod.send([rtnetlink.set_up(LOOPBACK)])
+
+
+def present(host: RtNetlink) -> list[str]:
+    """The host ends of ours."""
+    return [name for name in host.link_names() if is_ours(name)]

@@ -1,0 +1,179 @@
+"""The CNI daemon through its real shim: pods in namespaces that reach each other, their node and the world outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from controlplane.machinery.paths import Paths
+from netsetup import links, xtables
+from netsetup.cni import install
+from netsetup.cni.daemon import Daemon
+from netsetup.ledger import Ledger
+from netsetup.rtnetlink import RtNetlink
+
+from .conftest import Namespace
+
+pytestmark = pytest.mark.kernel
+
+
+class Node:
+    """A namespace with a running daemon, on a loop and thread of its own."""
+
+    def __init__(self, host: Namespace, root: Path) -> None:
+        self.host, self.paths = host, Paths(root)
+        self.ledger = Ledger(self.paths.ledger)
+        install.install(self.paths, self.ledger)
+        self.start()
+
+    def start(self) -> None:
+        started = threading.Event()
+
+        async def main() -> None:
+            self.loop, self.daemon = asyncio.get_running_loop(), Daemon(self.paths, self.ledger)
+            self.task = asyncio.create_task(self.daemon.run())
+            await self.daemon.listening.wait()
+            started.set()
+            try:
+                await self.task
+            except asyncio.CancelledError:
+                pass
+
+        self.future = self.host._thread.submit(lambda: asyncio.run(main()))
+        assert started.wait(10)
+
+    def do(self, work) -> object:
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(30)
+
+    def stop(self) -> None:
+        self.loop.call_soon_threadsafe(self.task.cancel)
+        self.future.result(10)
+
+    def cni(self, command: str, container: str, netns: str = "", plugin: str = "pelamis", **config) -> tuple[int, dict]:
+        body = {"cniVersion": "1.0.0", "name": "pelamis", "type": plugin, **config}
+        env = {"CNI_COMMAND": command, "CNI_CONTAINERID": container, "CNI_NETNS": netns, "OTHER": "x",
+               "CNI_IFNAME": "lo" if plugin == "loopback" else "eth0", "CNI_PATH": str(self.paths.cni_bin)}
+        done = subprocess.run([self.paths.cni_bin / plugin], env=env, input=json.dumps(body).encode(),
+                              capture_output=True, timeout=30)
+        return done.returncode, json.loads(done.stdout) if done.stdout else {}
+
+
+@pytest.fixture(scope="module")
+def node(make_namespace: Callable[[str], Namespace], tmp_path_factory) -> Iterator[Node]:
+    made = Node(make_namespace("node"), tmp_path_factory.mktemp("n"))
+    yield made
+    made.stop()
+
+
+def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespace]) -> None:
+    code, answer = node.cni("ADD", "early", "/run/netns/none")
+    assert code == 1 and answer["code"] == 11  # no pod CIDR yet: try again later
+    assert not (node.paths.cni_conf / install.CONFIGURATION).exists()
+    findings = node.do(node.daemon.configure("10.244.3.0/24"))
+    assert not [f for f in findings if "comes before" in f.fact]
+    assert json.loads((node.paths.cni_conf / install.CONFIGURATION).read_text())["cniVersion"] == "1.0.0"
+
+    outside = make_namespace("outside")
+    aside = make_namespace("aside")  # a thread inside the node while the daemon has the other one
+    outside.sh(f"ip link add eth0 type veth peer name up0 netns {node.host.name}; ip addr add 192.168.9.2/24 dev eth0;"
+               "ip link set eth0 up")
+    enter = f"nsenter --net={node.host.path} "
+    aside.sh(f"{enter}ip addr add 192.168.9.1/24 dev up0; {enter}ip link set up0 up;"
+             f"{enter}ip route add default via 192.168.9.2")
+    pods = [make_namespace("a"), make_namespace("b")]
+    for pod in pods:
+        pod.sh("ip link set lo down")
+        assert node.cni("ADD", pod.name, pod.path, plugin="loopback")[0] == 0
+        code, answer = node.cni("ADD", pod.name, pod.path)
+        assert code == 0, answer
+        assert "lo: <LOOPBACK,UP" in pod.sh("ip link show lo").replace("LOWER_UP,", "")
+    addresses = [p.sh("ip -4 -o addr show eth0").split()[3].removesuffix("/32") for p in pods]
+    assert addresses == ["10.244.3.2", "10.244.3.3"] and answer["ips"][0]["address"] == "10.244.3.3/32"
+    assert node.cni("ADD", pods[1].name, pods[1].path)[1] == answer  # again: the same address, a whole link
+    assert node.cni("CHECK", pods[1].name, pods[1].path)[0] == 0
+
+    for index, pod in enumerate(pods):
+        pod.serve(f"pod{index}")
+    outside.serve("outside")
+    assert pods[0].tcp(addresses[1], 8080) == f"pod1|{addresses[0]}"
+    assert pods[0].tcp("192.168.9.2", 8080) == "outside|192.168.9.1"  # leaves the cluster with the node's address
+    # a host port: reached from outside and from the node itself
+    c = make_namespace("c")
+    ports = {"portMappings": [{"hostPort": 8088, "containerPort": 8080, "protocol": "tcp"}]}
+    assert node.cni("ADD", c.name, c.path, runtimeConfig=ports)[0] == 0
+    c.serve("ported")
+    assert outside.tcp("192.168.9.1", 8088) == "ported|192.168.9.2"
+    assert c.tcp("192.168.9.1", 8088).startswith("ported|")  # the pod through its own host port
+    aside.run(_reenter, node.host)
+    assert aside.tcp("127.0.0.1", 8088).startswith("ported|")
+    assert node.cni("DEL", c.name, c.path, runtimeConfig=ports)[0] == 0
+    assert outside.tcp("192.168.9.1", 8088) == "REFUSED"
+    assert "KUBE-HP-" not in aside.sh("iptables-save -t nat")
+
+    # a restarted agent finds everything as it was, also with its pods running
+    link = pods[0].connect(addresses[1], 8080)
+    link.recv(100)
+    node.stop()
+    code, answer = node.cni("ADD", "later", pods[0].path)
+    assert code == 1 and answer["code"] == 11
+    link.sendall(b"still here")
+    assert link.recv(100) == b"still here"
+    node.start()
+    node.do(node.daemon.configure("10.244.3.0/24"))
+    assert node.cni("ADD", pods[1].name, pods[1].path)[1]["ips"][0]["address"] == f"{addresses[1]}/32"
+
+    for _ in range(2):  # containerd calls DEL twice
+        assert node.cni("DEL", pods[0].name, pods[0].path) == (0, {})
+    assert pods[1].tcp(addresses[0], 8080, 0.3) != f"pod0|{addresses[1]}"
+    node.daemon._clock = _Later()
+    assert node.do(node.daemon.collect({"somebody"})) == [pods[1].name]
+    assert "pel" not in aside.sh("ip -o link")
+
+
+class _Later:
+    def now(self) -> float:
+        return 4e9
+
+
+def _reenter(host: Namespace) -> None:
+    host._enter()
+
+
+def test_wiring_is_quick_and_purge_leaves_nothing(make_namespace: Callable[[str], Namespace], tmp_path: Path) -> None:
+    """No limit on the time itself: the machine may be busy; the figure is printed with -s."""
+    import time
+    host, pods = make_namespace("bare"), [make_namespace(f"w{n}") for n in range(8)]
+    ledger = Ledger(tmp_path / "l/ledger.jsonl")
+    ledger.record("link", prefix=links.PREFIX)
+    before = host.sh("iptables-nft-save | grep -v '^#'; ip route; cat /proc/sys/net/ipv4/conf/all/route_localnet")
+    ledger.record("iptables", prefix="PELAMIS-")
+    host.run(ledger.set_sysctl, "net/ipv4/conf/all/route_localnet", 1)
+
+    def wire_all() -> list[float]:
+        with RtNetlink() as netlink:
+            spent = []
+            for number, pod in enumerate(pods):
+                start = time.perf_counter()
+                links.wire(netlink, links.Wire(pod.name, pod.path, f"10.9.0.{number + 2}"))
+                spent.append((time.perf_counter() - start) * 1e3)
+            return spent
+
+    spent = sorted(host.run(wire_all))
+    print(f"pod wiring: median {spent[4]:.2f} ms, least {spent[0]:.2f} ms")
+    from netsetup import masquerade
+    backend = xtables.Backend("nft")
+    assert host.run(masquerade.apply, backend, ledger, "10.9.0.0/24", "10.9.0.0/16") is True
+    assert host.run(masquerade.apply, backend, ledger, "10.9.0.0/24", "10.9.0.0/16") is False  # exactly as written
+    assert host.sh("ip -o link | grep -c pel") == "8\n"
+    host.run(ledger.undo)
+    assert ledger.findings == []
+    assert host.sh("ip -o link").count("\n") == 1
+    after = host.sh("iptables-nft-save | grep -v '^#'; ip route; cat /proc/sys/net/ipv4/conf/all/route_localnet")
+    assert [x for x in after.splitlines() if x[0] not in ":*C"] == [x for x in before.splitlines() if x[0] not in ":*C"]
+    assert "PELAMIS" not in after
