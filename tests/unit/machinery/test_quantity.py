@@ -19,7 +19,8 @@ def test_canonical_spelling(text, want):
 
 @pytest.mark.parametrize(("text", "why"), [
     ("", "regular expression"), ("abc", "regular expression"), ("1x", "regular expression"), ("1 Gi", "regular"),
-    ("1.2.3", "regular expression"), ("1kk", "suffix"), ("1iK", "suffix"), ("5e", "suffix"), ("--1", "suffix"), ("Mi", "numeric")])
+    ("1.2.3", "regular expression"), ("1kk", "suffix"), ("1iK", "suffix"), ("5e", "suffix"), ("--1", "suffix"),
+    ("Mi", "numeric")])
 def test_refusals_in_upstreams_words(text, why):
     with pytest.raises(ValueError, match=why):
         quantity.parse(text)
