@@ -38,15 +38,15 @@ class CallError(Exception):
         self.code = code
 
 
-class Missing(CallError):
+class Missing(CallError):  # noqa: N818 - reads as what happened
     """The sandbox or container does not exist (any more)."""
 
 
-class Unreachable(CallError):
+class Unreachable(CallError):  # noqa: N818
     """Nobody answers on the runtime's socket; containers run on, and the call may be repeated when it is back."""
 
 
-class TimedOut(CallError):
+class TimedOut(CallError):  # noqa: N818
     """The call took longer than its limit; for `exec_sync`, the command did."""
 
 

@@ -1,0 +1,175 @@
+"""Our own instance of the distribution's containerd: its configuration, its command line, and whether it answers.
+
+Owns config.toml (both dialects: version 2 for containerd 1.x, version 3 for 2.x) and every choice in it. The instance
+has its own root, state and socket, so one that docker uses is never touched. Promises that it runs on when the agent
+stops: it is a process of its own, and containers survive its restart too. Never starts or stops it; whoever supervises
+processes does, with `prepare` and `command`. Called by `pelamis up`, the agent's unit and the tests' rig.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.image.pause import NAME as PAUSE
+from controlplane.machinery.clock import SYSTEM, Clock
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+CAP_SYS_RESOURCE = 24
+VERSION_SECONDS = 10
+READY_SECONDS = 30.0  # it reads its whole store first; a cold disk with many images takes seconds
+READY_PAUSE = 0.02
+ANSWER_SECONDS = 2.0
+
+# Snapshotters we never use; each would be probed at start and some log an error on most hosts.
+_DISABLED = tuple(f"io.containerd.snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper", "zfs"))
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the configuration depends on: containerd's major version and two properties of the host."""
+
+    major: int
+    systemd_cgroups: bool
+    may_lower_oom_score: bool
+
+
+def systemd_cgroups(root: Path = Path("/")) -> bool:
+    """Whether systemd runs here and owns a pure cgroup v2 tree: then it must be asked for cgroups, not bypassed."""
+    return (root / "run/systemd/system").is_dir() and (root / "sys/fs/cgroup/cgroup.controllers").exists()
+
+
+def may_lower_oom_score(status: str) -> bool:
+    """Whether the process of this /proc/<pid>/status has CAP_SYS_RESOURCE, without which a negative oom_score_adj is
+    refused and no sandbox would start."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
+    return bool(match) and bool(int(match[1], 16) >> CAP_SYS_RESOURCE & 1)
+
+
+def binary() -> str:
+    """containerd's path. Raises Finding when it or runc is missing."""
+    for name in ("containerd", "runc"):
+        if shutil.which(name, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin") is None:
+            raise Finding(f"{name} is not installed", "pods run in it", "apt-get install containerd runc")
+    return str(shutil.which("containerd", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+
+
+def facts() -> Facts:
+    """The facts of this host. Raises Finding when containerd is missing or does not tell its version."""
+    output = subprocess.run([binary(), "--version"], capture_output=True, text=True, timeout=VERSION_SECONDS).stdout
+    match = re.search(r"\bv?(\d+)\.\d+\.\d+", output)
+    if match is None:
+        raise Finding("containerd does not tell its version", f"it said {output.strip()!r}",
+                      "install the distribution's containerd, 1.6 or newer")
+    return Facts(int(match[1]), systemd_cgroups(), may_lower_oom_score(Path("/proc/self/status").read_text()))
+
+
+def config_path(paths: Paths) -> Path:
+    return paths.etc / "containerd.toml"
+
+
+def config(paths: Paths, known: Facts) -> str:
+    """The text of config.toml."""
+    disabled = ", ".join(f'"{name}"' for name in _DISABLED)
+    version = 2 if known.major < 2 else 3
+    head = f"""\
+# Written by Pelamis at every start; changes are lost. Registries: {paths.etc / "certs.d"}/<host>/hosts.toml
+version = {version}
+root = "{paths.containerd}"
+state = "{paths.run / "containerd/state"}"
+disabled_plugins = [{disabled}]
+[grpc]
+  address = "{paths.containerd_socket}"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{paths.containerd / "opt"}"
+"""
+    return head + (_version_2(paths, known) if version == 2 else _version_3(paths, known))
+
+
+def _runtime(plugin: str, known: Facts) -> str:
+    """The part that both dialects share below their runtime plugin's name."""
+    flag = str(known.systemd_cgroups).lower()
+    return f"""\
+  [plugins."{plugin}".containerd]
+    default_runtime_name = "runc"
+    [plugins."{plugin}".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."{plugin}".containerd.runtimes.runc.options]
+        SystemdCgroup = {flag}
+"""
+
+
+def _cni(plugin: str, paths: Paths) -> str:
+    return f"""\
+  [plugins."{plugin}".cni]
+    bin_dir = "{paths.cni_bin}"
+    conf_dir = "{paths.cni_conf}"
+"""
+
+
+def _version_2(paths: Paths, known: Facts) -> str:
+    plugin = "io.containerd.grpc.v1.cri"
+    return f"""\
+[plugins."{plugin}"]
+  sandbox_image = "{PAUSE}"
+  restrict_oom_score_adj = {str(not known.may_lower_oom_score).lower()}
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+  [plugins."{plugin}".registry]
+    config_path = "{paths.etc / "certs.d"}"
+""" + _cni(plugin, paths) + _runtime(plugin, known)
+
+
+def _version_3(paths: Paths, known: Facts) -> str:
+    images, runtime, server = "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime", "io.containerd.grpc.v1.cri"
+    return f"""\
+[plugins."{server}"]
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"
+[plugins."{images}".pinned_images]
+  sandbox = "{PAUSE}"
+[plugins."{images}".registry]
+  config_path = "{paths.etc / "certs.d"}"
+[plugins."{runtime}"]
+  restrict_oom_score_adj = {str(not known.may_lower_oom_score).lower()}
+""" + _cni(runtime, paths) + _runtime(runtime, known)
+
+
+def prepare(paths: Paths) -> Path:
+    """Write the configuration and make the folders it names; the configuration's path. Raises Finding."""
+    text = config(paths, facts())
+    for folder in (paths.etc / "certs.d", paths.cni_conf, paths.cni_bin, paths.containerd,
+                   paths.containerd_socket.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    path = config_path(paths)
+    path.write_text(text)
+    return path
+
+
+def command(paths: Paths) -> list[str]:
+    """What to run, after `prepare`. It logs to stderr and stops on SIGTERM; containers run on."""
+    return [binary(), "--config", str(config_path(paths)), "--log-level", "warn"]
+
+
+async def ready(paths: Paths, clock: Clock = SYSTEM, seconds: float = READY_SECONDS) -> tuple[str, str]:
+    """Wait until it answers over CRI; its name and version. Raises Finding after `seconds`."""
+    import grpc.aio
+
+    from cri_proto.client import Connection, describe
+    from cri_proto.messages import cri
+
+    deadline = clock.monotonic() + seconds
+    async with Connection(paths.containerd_socket) as connection:
+        while True:
+            try:
+                answer = await connection.runtime.Version(cri.VersionRequest(version="v1"), timeout=ANSWER_SECONDS)
+                return answer.runtime_name, answer.runtime_version
+            except grpc.aio.AioRpcError as error:
+                if clock.monotonic() > deadline:
+                    raise Finding("containerd does not answer", describe(error),
+                                  f"see its log, and try: {' '.join(command(paths))}") from error
+            await clock.sleep(READY_PAUSE)
