@@ -47,7 +47,7 @@ def may_lower_oom_score(status: str) -> bool:
     """Whether the process of this /proc/<pid>/status has CAP_SYS_RESOURCE, without which a negative oom_score_adj is
     refused and no sandbox would start."""
     match = re.search(r"^CapEff:\s*([0-9a-f]+)", status, re.MULTILINE)
-    return bool(match) and bool(int(match[1], 16) >> CAP_SYS_RESOURCE & 1)
+    return match is not None and bool(int(match[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
 def binary() -> str:

@@ -1,0 +1,205 @@
+"""A host of its own for a test: network namespace, mount namespace, containerd, all under one folder.
+
+`Host()` makes them, `close()` leaves nothing behind, also after a failure: sandboxes, containerd, its shims, the holder
+process, the namespace, the cgroups and the folder are ended or removed by their ids. The namespace is entered with
+nsenter and never by `ip netns exec`, which would remount /sys and hide the cgroups.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from agent.image import debian, demo, pause
+from agent.kubelet import containerd
+from agent.kubelet.images import Images
+from agent.kubelet.model import ContainerSpec, SandboxSpec
+from agent.kubelet.runtime import Runtime
+from controlplane.machinery.paths import Paths
+from cri_proto.client import Connection
+
+CLONE_NEWNET = 0x40000000
+STOP_SECONDS = 15
+SOCKET_LIMIT = 100  # of a Unix socket's path
+_KEPT = Path("/var/tmp/pelamis-test-images")  # built once for all runs on this machine
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def pid_of_marker(marker: str) -> list[int]:
+    """The processes whose command line contains `marker`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if marker.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                pass
+    return found
+
+
+class Host:
+    """One test host. `run_containerd=False` leaves containerd to the code under test."""
+
+    def __init__(self, run_containerd: bool = True) -> None:
+        self.id = uuid.uuid4().hex[:8]
+        self.netns = f"pelamis-{self.id}"
+        self.root = Path("/tmp") / self.netns
+        self.paths = Paths(self.root)
+        self.cgroup = f"/pelamis-test-{self.id}"
+        self.containerd: subprocess.Popen[bytes] | None = None
+        self.holder: subprocess.Popen[bytes] | None = None
+        self._attempts = 0
+        try:
+            self._open(run_containerd)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, run_containerd: bool) -> None:
+        self.root.mkdir()
+        self.paths.lib.mkdir(parents=True)
+        _KEPT.mkdir(exist_ok=True)
+        (self.paths.lib / "images").symlink_to(_KEPT)
+        subprocess.run(["ip", "netns", "add", self.netns], check=True)
+        subprocess.run(["ip", "-n", self.netns, "link", "set", "lo", "up"], check=True)
+        script = "mount --make-rshared / && echo ready && exec sleep infinity"
+        self.holder = subprocess.Popen(
+            ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-m", "--propagation", "private", "sh", "-c",
+             script], stdout=subprocess.PIPE)
+        assert self.holder.stdout is not None
+        assert self.holder.stdout.readline() == b"ready\n"
+        if run_containerd:
+            self.network()
+            self.start_containerd()
+            asyncio.run(self.install(pause.NAME, demo.BUSYBOX))
+
+    def enter(self, *command: str) -> list[str]:
+        """`command` as run on this host: in its network and mount namespaces."""
+        assert self.holder is not None
+        return ["nsenter", "--target", str(self.holder.pid), "--net", "--mount", "--", *command]
+
+    def network(self) -> None:
+        """A bridge network by the reference plugins, from Debian's package."""
+        plugins = _KEPT / "plugins/usr/lib/cni"
+        if not plugins.is_dir():
+            package = debian.fetch("containernetworking-plugins", _KEPT / "packages")
+            subprocess.run(["dpkg-deb", "-x", package, _KEPT / "plugins"], check=True)
+        self.paths.cni_bin.mkdir(parents=True)
+        self.paths.cni_conf.mkdir(parents=True)
+        for plugin in ("bridge", "host-local", "loopback", "portmap"):
+            (self.paths.cni_bin / plugin).symlink_to(plugins / plugin)
+        bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": False, "hairpinMode": True,
+                  "ipam": {"type": "host-local", "dataDir": str(self.root / "cni"),
+                           "ranges": [[{"subnet": "10.244.7.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}
+        (self.paths.cni_conf / "10-test.conflist").write_text(json.dumps(
+            {"cniVersion": "0.4.0", "name": self.netns, "plugins": [bridge]}))
+
+    def start_containerd(self) -> None:
+        assert len(str(self.paths.containerd_socket)) < SOCKET_LIMIT
+        containerd.prepare(self.paths)
+        with open(self.root / "containerd.log", "ab") as log:
+            self.containerd = subprocess.Popen(self.enter(*containerd.command(self.paths)), stdout=log, stderr=log)
+        asyncio.run(containerd.ready(self.paths))
+
+    def stop_containerd(self, how: signal.Signals = signal.SIGTERM) -> None:
+        if self.containerd is not None:
+            self.containerd.send_signal(how)
+            self.containerd.wait(STOP_SECONDS)
+            self.containerd = None
+
+    async def install(self, *names: str) -> None:
+        """Have our own images called `names` in containerd."""
+        async with Connection(self.paths.containerd_socket) as connection:
+            await demo.install(connection, self.paths, names)
+
+    # --- pods by hand
+    def sandbox(self, name: str, **more: Any) -> SandboxSpec:
+        """A SandboxSpec whose uid, logs and cgroup belong to this host."""
+        self._attempts += 1
+        uid = f"{name}-{self.id}-{self._attempts}"
+        return SandboxSpec(**{"uid": uid, "namespace": "default", "name": name, "hostname": name,
+                              "log_directory": str(self.paths.pod_logs / f"default_{name}_{uid}"),
+                              "cgroup_parent": f"{self.cgroup}/pod{uid}", **more})
+
+    @staticmethod
+    def shell(script: str, name: str = "main", **more: Any) -> ContainerSpec:
+        """A busybox container running `script`."""
+        return ContainerSpec(**{"name": name, "image": demo.BUSYBOX, "command": ("sh", "-c", script),
+                                "log_path": f"{name}/0.log", **more})
+
+    def run(self, body: Callable[[Runtime, Images], Coroutine[Any, Any, None]]) -> None:
+        """Run `body` with a runtime and images connected to this host, in its network namespace."""
+        async def connected() -> None:
+            async with Connection(self.paths.containerd_socket) as connection:
+                await body(Runtime(connection), Images(connection))
+        self.inside(connected)
+
+    def inside(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run the coroutine in a thread that is in this host's network namespace, so its sockets are too."""
+        failures: list[BaseException] = []
+
+        def thread() -> None:
+            try:
+                with open(f"/run/netns/{self.netns}") as namespace:
+                    if _LIBC.setns(namespace.fileno(), CLONE_NEWNET):
+                        raise OSError(ctypes.get_errno(), "setns")
+                asyncio.run(body())
+            except BaseException as error:
+                failures.append(error)
+
+        worker = threading.Thread(target=thread)
+        worker.start()
+        worker.join()
+        if failures:
+            raise failures[0]
+
+    # --- the end
+    async def _remove_pods(self) -> None:
+        async with Connection(self.paths.containerd_socket) as connection:
+            runtime = Runtime(connection)
+            for pod in (await runtime.observe()).values():
+                for sandbox in pod.sandboxes:
+                    await runtime.stop_sandbox(sandbox.id)
+                    await runtime.remove_sandbox(sandbox.id)
+
+    def close(self) -> None:
+        if self.containerd is not None:
+            try:
+                asyncio.run(asyncio.wait_for(self._remove_pods(), STOP_SECONDS * 4))
+            finally:
+                self.stop_containerd()
+        for pid in pid_of_marker(str(self.paths.containerd_socket)):  # shims: containerd's address is an argument
+            _signal(pid)
+        if self.holder is not None:
+            self.holder.kill()
+            self.holder.wait()
+            if self.holder.stdout is not None:
+                self.holder.stdout.close()
+        subprocess.run(["ip", "netns", "del", self.netns], stderr=subprocess.DEVNULL)
+        for hierarchy in ("", *os.listdir("/sys/fs/cgroup")):
+            top = Path("/sys/fs/cgroup", hierarchy, self.cgroup.strip("/"))
+            for folder, _, _ in os.walk(top, topdown=False):
+                try:
+                    os.rmdir(folder)
+                except OSError:
+                    pass
+        if self.root.exists():
+            shutil.rmtree(self.root)
+
+
+def _signal(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
