@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from controlplane.client.rest import PAGE, Client
@@ -50,6 +50,7 @@ class Informer:
         self._indexes: dict[str, dict[str, dict[Key, Obj]]] = {}
         self._subscribers: list[Subscriber] = []
         self._revision = ""
+        self._listed = False  # whether _revision is one to watch from
         self._synced = asyncio.Event()
         for name, function in (indexes or {}).items():
             self.add_index(name, function)
@@ -92,6 +93,11 @@ class Informer:
             subscriber("ADDED", None, obj)
 
     @property
+    def revision(self) -> int:
+        """The store's revision this memory has reached; 0 before the first list."""
+        return int(self._revision or 0)
+
+    @property
     def has_synced(self) -> bool:
         return self._synced.is_set()
 
@@ -105,13 +111,13 @@ class Informer:
         """List and watch until cancelled. State survives: run again after a cancel and only the difference is told."""
         while True:
             try:
-                if not self._revision:
+                if not self._listed:
                     await self._relist()
                 await self._follow()
                 self.failures = 0
                 continue
             except Expired:
-                self._revision = ""
+                self._listed = False
                 if self.failures == 0:  # at once, but only once: a server that always says so must not be hammered
                     self.failures = 1
                     continue
@@ -121,7 +127,7 @@ class Informer:
                 level = logging.WARNING if self.failures == 1 else logging.DEBUG  # tell it once, not for ever
                 log.log(level, "cannot follow %s: %s", self.resource.name, error.message)
                 if error.http_code == 400:
-                    self._revision = ""  # our revision may be what it chokes on
+                    self._listed = False  # our revision may be what it chokes on
             delay = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2 ** min(self.failures - 1, 10))
             await self.clock.sleep(self.clock.jitter(delay))
 
@@ -135,7 +141,7 @@ class Informer:
                 self._store(obj)
         for key in [key for key in self._objects if key not in seen]:
             self._remove(key, None)
-        self._revision = revision
+        self._revision, self._listed = revision, True
         self._synced.set()
 
     async def _follow(self) -> None:
@@ -216,7 +222,7 @@ class Informers:
         self._group: asyncio.TaskGroup | None = None
 
     def of(self, resource: Resource, namespace: str = "", labels: str = "", fields: str = "",
-           indexes: dict[str, Index] | None = None, **options: Any) -> Informer:
+           indexes: Mapping[str, Index] | None = None, **options: Any) -> Informer:
         """The shared informer; `options` (keep, metadata) count only for the first to ask."""
         key = (resource.group, resource.version, resource.plural, namespace, labels, fields)
         informer = self._informers.get(key)

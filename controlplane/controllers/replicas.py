@@ -1,0 +1,132 @@
+"""How many pods a ReplicaSet or ReplicationController needs, which ones must go, and what its status says.
+
+Pure. Owns the arithmetic and the deletion order of both kinds. Promises to delete the pods whose loss costs least:
+unscheduled, pending, unready, crowded, young. Called by `replicaset`.
+
+Upstream: pkg/controller/replicaset and controller_utils.ActivePodsWithRanks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.machinery import objects
+from controlplane.machinery.clock import parse_rfc3339
+
+BURST = 500  # pods created or deleted for one key in one go: upstream's limit
+DELETION_COST = "controller.kubernetes.io/pod-deletion-cost"
+_PHASES = {"Pending": 0, "Unknown": 1, "Running": 2}
+
+Obj = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Create `create` pods or delete these; never both."""
+
+    create: int
+    delete: list[Obj]
+
+
+def active(pod: Obj) -> bool:
+    """Whether the pod counts: neither finished nor being deleted."""
+    return objects.get(pod, "status.phase") not in ("Succeeded", "Failed") and not objects.deleting(pod)
+
+
+def ready_since(pod: Obj) -> float | None:
+    """When the pod became ready (wall seconds), None while it is not."""
+    condition = objects.condition(pod, "Ready")
+    if not condition or condition.get("status") != "True":
+        return None
+    since = condition.get("lastTransitionTime")
+    return parse_rfc3339(since) if since else 0.0
+
+
+def plan(wanted: int, pods: list[Obj], related: Iterable[Obj], now: float) -> Plan:
+    """What brings `pods` (active ones of this set) to `wanted`; `related` are the active pods of sibling sets."""
+    surplus = len(pods) - wanted
+    if surplus < 0:
+        return Plan(min(-surplus, BURST), [])
+    if surplus == 0:
+        return Plan(0, [])
+    crowd = Counter(objects.get(pod, "spec.nodeName", "") for pod in related)
+    return Plan(0, sorted(pods, key=lambda pod: deletion_rank(pod, crowd, now))[:min(surplus, BURST)])
+
+
+def deletion_rank(pod: Obj, crowd: Counter[str], now: float) -> tuple[Any, ...]:
+    """Sort key: the smallest is deleted first."""
+    node = objects.get(pod, "spec.nodeName", "")
+    since = ready_since(pod)
+    restarts = max((s.get("restartCount", 0) for s in objects.get(pod, "status.containerStatuses", [])), default=0)
+    return (bool(node), _PHASES.get(objects.get(pod, "status.phase", ""), 0), since is not None, deletion_cost(pod),
+            -crowd[node], _age(since, now), -restarts, _age(_created(pod), now), objects.uid(pod))
+
+
+def deletion_cost(pod: Obj) -> int:
+    text = objects.annotations(pod).get(DELETION_COST, "0")
+    try:
+        return int(text)
+    except ValueError:
+        return 0
+
+
+def _created(pod: Obj) -> float | None:
+    stamp = pod["metadata"].get("creationTimestamp")
+    return parse_rfc3339(stamp) if stamp else None
+
+
+def _age(since: float | None, now: float) -> int:
+    """Age in doublings of a second: pods of about one age are equals, so that chance spreads the deletions."""
+    return int(math.log2(now - since)) if since is not None and now - since >= 1 else 0
+
+
+def available(pod: Obj, min_ready: int, now: float) -> bool:
+    since = ready_since(pod)
+    return since is not None and (min_ready == 0 or since + min_ready <= now)
+
+
+def next_available(pods: list[Obj], min_ready: int, now: float) -> float | None:
+    """Seconds until the next ready pod counts as available, None when none will by itself."""
+    waits = [since + min_ready - now for pod in pods if (since := ready_since(pod)) is not None]
+    return min((wait for wait in waits if wait > 0), default=None) if min_ready else None
+
+
+def status(owner: Obj, pods: list[Obj], failure: tuple[str, str] | None, now: float, stamp: str) -> Obj:
+    """The owner's new status: `pods` are its active ones, `failure` is (reason, message) of this round's error."""
+    old = owner.get("status") or {}
+    min_ready = objects.get(owner, "spec.minReadySeconds", 0)
+    wanted_labels = (objects.get(owner, "spec.template.metadata.labels") or {}).items()
+    counts = {"replicas": len(pods),
+              "fullyLabeledReplicas": sum(wanted_labels <= objects.labels(pod).items() for pod in pods),
+              "readyReplicas": sum(ready_since(pod) is not None for pod in pods),
+              "availableReplicas": sum(available(pod, min_ready, now) for pod in pods)}
+    conditions = [c for c in objects.deep_copy(old.get("conditions") or []) if c.get("type") != "ReplicaFailure"]
+    if failure:
+        before = objects.condition(owner, "ReplicaFailure")
+        if before is not None and before.get("reason") == failure[0]:
+            conditions.append(before)
+        else:
+            objects.set_condition(conditions, "ReplicaFailure", "True", failure[0], failure[1], stamp)
+    result = {key: value for key, value in old.items() if key not in (*counts, "conditions", "observedGeneration")}
+    result["replicas"] = counts.pop("replicas")
+    result |= {key: value for key, value in counts.items() if value}
+    if generation := owner["metadata"].get("generation"):
+        result["observedGeneration"] = generation
+    if conditions:
+        result["conditions"] = conditions
+    return result
+
+
+def child(owner: Obj) -> Obj:
+    """The pod the owner's template stands for, without a name."""
+    template = owner["spec"]["template"]
+    source = template.get("metadata") or {}
+    meta: Obj = {"namespace": objects.namespace(owner), "ownerReferences": [objects.owner_reference(owner)]}
+    for field in ("labels", "annotations", "finalizers"):
+        if source.get(field):
+            meta[field] = source[field]
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template.get("spec") or {}}
