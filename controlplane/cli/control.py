@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from controlplane.cli.supervisor import start_time
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
@@ -42,6 +43,16 @@ def status(paths: Paths) -> list[dict[str, Any]] | None:
     """One dict per component (name, state, pid, restarts, seconds, reason, log), None when no supervisor runs."""
     answer = ask(paths, "status")
     return None if answer is None else json.loads(answer or b"[]")
+
+
+def survivors(paths: Paths) -> list[str]:
+    """Components that still run although their supervisor is gone."""
+    found = []
+    for file in sorted((paths.run / "pids").glob("*")):
+        pid, _, began = file.read_text().partition(" ")
+        if pid.isdigit() and start_time(int(pid)) == began:
+            found.append(file.name)
+    return found
 
 
 def stop(paths: Paths) -> bool:

@@ -14,6 +14,7 @@ from controlplane.client import config, rest
 from controlplane.machinery import objects, resources
 from controlplane.machinery.errors import Finding, NotFound
 from controlplane.machinery.paths import Paths
+from cri_proto.client import Connection
 
 PODS, NAMESPACES = resources.named("pods"), resources.named("namespaces")
 SPACE = "pelamis-bench"
@@ -24,7 +25,7 @@ READY_SECONDS = 120.0
 def manifest(name: str) -> dict:
     return {"metadata": {"name": name, "labels": {"app": "bench"}}, "spec": {
         "terminationGracePeriodSeconds": 0, "enableServiceLinks": False,
-        "containers": [{"name": "main", "image": demo.IMAGE}]}}
+        "containers": [{"name": "main", "image": demo.DEMO}]}}
 
 
 def ready(pod: dict) -> bool:
@@ -62,14 +63,15 @@ async def bare(paths: Paths, count: int) -> list[float]:
     """Seconds of RunPodSandbox + CreateContainer + StartContainer, one pod at a time."""
     from agent.kubelet.runtime import Runtime
     took = []
-    async with Runtime(f"unix://{paths.containerd_socket}") as runtime:
+    async with Connection(paths.containerd_socket) as connection:
+        runtime = Runtime(connection)
         for _ in range(count):
             uid = str(uuid.uuid4())
             spec = SandboxSpec(uid, SPACE, f"bare-{uid[:8]}", log_directory=f"{paths.run}/bench/{uid}",
                                cgroup_parent=f"/bench/{uid}")
             begun = monotonic()
             sandbox = await runtime.run_sandbox(spec)
-            wanted = ContainerSpec("main", demo.IMAGE, log_path="0.log")
+            wanted = ContainerSpec("main", demo.DEMO, log_path="0.log")
             container = await runtime.create_container(sandbox, spec, wanted)
             await runtime.start_container(container)
             took.append(monotonic() - begun)

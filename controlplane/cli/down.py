@@ -1,0 +1,110 @@
+"""`pelamis down`: stops the pods and every process. `down --purge` also undoes every change to the machine.
+
+Stopping goes against the order of starting: the agent first, then the pods it would otherwise start again, then the
+rest. The store stays, so `up` brings everything back. A purge undoes the ledger newest first and proves that nothing of
+ours is left; interrupted, it can be run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from controlplane.cli import control, preflight
+from controlplane.cli.output import bad, say, step
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+from netsetup.ledger import Ledger
+
+POD_SECONDS = 10.0  # what a pod gets to end by itself when the whole node stops
+GONE_SECONDS = 10.0  # for a killed process to leave
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("down", help="stop the cluster; with --purge leave the machine as it was")
+    parser.add_argument("--purge", action="store_true", help="delete everything, the store included")
+    parser.add_argument("--keep-packages", action="store_true", help="with --purge: leave Debian packages installed")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    preflight.check_root()
+    paths = Paths.from_environment()
+    if control.status(paths) is None and control.survivors(paths):
+        control.start(paths, paths.etc / "components.json")  # it adopts them, so that they end in order
+    if control.status(paths) is None:
+        say("nothing runs here")
+    else:
+        _stop(paths)
+    if args.purge:
+        _kill_shims(paths)
+        return _undo(paths, args.keep_packages)
+    return 0
+
+
+def _stop(paths: Paths) -> None:
+    with step("stopping the agent"):
+        control.stop_component(paths, "agent")
+    with step("stopping the pods"):
+        try:
+            asyncio.run(_stop_pods(paths))
+        except (OSError, ConnectionError, TimeoutError) as error:
+            raise Finding("the pods could not be stopped", f"containerd does not answer: {error}",
+                          "./pelamis status says why; ./pelamis down --purge ends them by force") from None
+    with step("stopping the processes"):
+        control.stop(paths)
+    with step("removing the service rules"):
+        from agent.proxy.cleanup import cleanup
+        cleanup()
+
+
+async def _stop_pods(paths: Paths) -> None:
+    """Every container gets POD_SECONDS, all at once; then the sandboxes and their networks go."""
+    from agent.kubelet.runtime import Runtime
+    from cri_proto.client import Connection
+    async with Connection(paths.containerd_socket) as connection:
+        runtime = Runtime(connection)
+        pods = await runtime.observe()
+        async with asyncio.TaskGroup() as tasks:
+            for pod in pods.values():
+                for container in pod.containers:
+                    if container.state == "running":
+                        tasks.create_task(runtime.stop_container(container.id, POD_SECONDS))
+        async with asyncio.TaskGroup() as tasks:
+            for pod in pods.values():
+                for sandbox in pod.sandboxes:
+                    tasks.create_task(_remove(runtime, sandbox.id))
+
+
+async def _remove(runtime, sandbox: str) -> None:  # type: ignore[no-untyped-def]
+    await runtime.stop_sandbox(sandbox)
+    await runtime.remove_sandbox(sandbox)
+
+
+def _kill_shims(paths: Paths) -> None:
+    """End what a containerd that died left behind: shims of our own socket, and the processes below them."""
+    import psutil
+    ours: list[psutil.Process] = []
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if "-address" in line and str(paths.containerd_socket) in line:
+            ours += [process, *process.children(recursive=True)]
+    for process in ours:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    psutil.wait_procs(ours, timeout=GONE_SECONDS)
+
+
+def _undo(paths: Paths, keep_packages: bool) -> int:
+    """Replay the ledger backwards. Exit code 1 when something could not be undone, with the reason of each."""
+    ledger = Ledger(paths.ledger)
+    done = ledger.undo(keep=("package",) if keep_packages else (), say=lambda line: say(f"  {line}"))
+    for finding in ledger.findings:
+        say(f"  {bad('not undone')}: {finding}")
+    if ledger.findings:
+        say("run the same command again when that is mended")
+        return 1
+    say(f"{len(done)} changes undone: this machine is as it was" if done else "there was nothing to undo")
+    return 0

@@ -1,0 +1,80 @@
+"""The node as a whole: which processes it consists of, and putting their files in place.
+
+`components` is pure: settings and paths in, the list of processes out. `prepare` writes what they read (certificates,
+containerd's configuration, the CNI plugin), every change through the ledger, and may run any number of times.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from agent.kubelet import containerd
+from controlplane.cli.components import Component
+from controlplane.cli.control import environment
+from controlplane.cli.settings import Settings
+from controlplane.machinery.paths import Paths
+from controlplane.pki import cluster
+from netsetup.cni import install as cni
+from netsetup.ledger import Ledger
+
+# Folders that containerd, its shims and libcni make whatever their configuration says; recorded only when they are new.
+SHARED = ("/run/containerd", "/run/netns", "/var/lib/cni")
+CGROUPS = Path("/sys/fs/cgroup")
+AGENT_STOP_SECONDS = 15.0  # it finishes what it is writing; containers run on
+
+
+def components(paths: Paths, settings: Settings) -> list[Component]:
+    """containerd, apiserver, controllers (with the scheduler), agent: in the order they start."""
+    pki, env = paths.pki, {**environment(), "PELAMIS_ROOT": str(paths.root)}
+
+    def python(module: str, *flags: str) -> tuple[str, ...]:
+        return (sys.executable, "-m", module, *flags)
+    apiserver = python(
+        "controlplane.apiserver", f"--advertise-address={settings.node_ip}",
+        f"--service-cluster-ip-range={settings.service_range}", f"--storage-path={paths.store}",
+        f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key",
+        f"--client-ca-file={pki}/ca.crt", f"--kubelet-certificate-authority={pki}/ca.crt",
+        f"--kubelet-client-certificate={pki}/apiserver-kubelet-client.crt",
+        f"--kubelet-client-key={pki}/apiserver-kubelet-client.key",
+        f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key")
+    controllers = python(
+        "controlplane.controllers", f"--kubeconfig={paths.kubeconfig('controller-manager')}",
+        f"--scheduler-kubeconfig={paths.kubeconfig('scheduler')}", f"--cluster-cidr={settings.cluster_range}",
+        f"--root-ca-file={pki}/ca.crt", f"--service-account-private-key-file={pki}/sa.key", "--leader-elect=false")
+    agent = python(
+        "agent", f"--kubeconfig={paths.kubeconfig('node')}", f"--proxy-kubeconfig={paths.kubeconfig('kube-proxy')}",
+        f"--hostname-override={settings.node_name}", f"--node-ip={settings.node_ip}",
+        f"--container-runtime-endpoint=unix://{paths.containerd_socket}", f"--root-dir={paths.kubelet}",
+        f"--cluster-domain={settings.cluster_domain}", f"--client-ca-file={pki}/ca.crt",
+        f"--tls-cert-file={pki}/kubelet.crt", f"--tls-private-key-file={pki}/kubelet.key")
+    return [
+        Component("containerd", tuple(containerd.command(paths))),
+        Component("apiserver", apiserver, env),
+        Component("controllers", controllers, env, after=("apiserver",)),
+        Component("agent", agent, env, after=("apiserver", "containerd"), # Folders that containerd, its shims and libcni make whatever their configuration says; recorded only when they are new.
+SHARED = ("/run/containerd", "/run/netns", "/var/lib/cni")
+CGROUPS = Path("/sys/fs/cgroup")
+AGENT_STOP_SECONDS),
+    ]
+
+
+def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
+    """Everything the components read; True when a running component would have to start anew to see a change."""
+    for folder in (paths.etc, paths.lib, paths.run, paths.log, paths.store.parent):
+        ledger.make_directory(folder)
+    for folder in SHARED:
+        ledger.record("directory", path=folder)
+    for hierarchy in (CGROUPS / "kubepods", *CGROUPS.glob("*/kubepods")):
+        if not hierarchy.exists():
+            ledger.record("cgroup", path="/kubepods")
+    issued = cluster.ensure(paths, settings.node_name, settings.node_ip, settings.service_range,
+                            settings.cluster_domain)
+    before = _read(containerd.config_path(paths))
+    containerd.prepare(paths)
+    cni.install(paths, ledger)
+    return bool(issued.certificates) or before != _read(containerd.config_path(paths))
+
+
+def _read(file: Path) -> bytes:
+    return file.read_bytes() if file.exists() else b""

@@ -1,0 +1,160 @@
+"""`pelamis up [--demo]`: from a bare machine to a running one-node cluster; run again, it changes nothing.
+
+The order: look (preflight) before anything is touched, then packages, files, processes, and last the proof. Each step may
+be interrupted; the next `up` continues. Everything on the host is written to the ledger before it is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from dataclasses import replace
+
+from controlplane.cli import components, control, preflight
+from controlplane.cli.output import columns, good, say, step
+from controlplane.cli.settings import Settings, default_node_name, load, save
+from controlplane.machinery.clock import SYSTEM
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+from netsetup.ledger import Ledger
+
+READY_SECONDS = 90.0  # the slowest step is a cold import of all libraries on one slow core
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("up", help="install what is missing and start a one-node cluster")
+    parser.add_argument("--demo", action="store_true", help="prove it: a Deployment, a Service, curl by cluster IP")
+    parser.add_argument("--node-ip", default="", help="the address this node is known by")
+    parser.add_argument("--node-name", default="", help="the node's name (default: the host name)")
+    parser.set_defaults(run=run)
+
+
+def decide(paths: Paths, args: argparse.Namespace) -> Settings:
+    """The node's settings: those kept from the first `up`, or new ones from the machine and the flags."""
+    kept = load(paths.etc / "node.json")
+    if kept is None:
+        return Settings(args.node_name or default_node_name(), preflight.node_ip(args.node_ip))
+    if args.node_name and args.node_name != kept.node_name:
+        raise Finding(f"this node is called {kept.node_name}", "a node cannot be renamed, only made anew",
+                      f"./pelamis down --purge, then ./pelamis up --node-name {args.node_name}")
+    return replace(kept, node_ip=preflight.node_ip(args.node_ip or kept.node_ip))
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = Paths.from_environment()
+    preflight.check_all(paths)
+    settings = decide(paths, args)
+    running = control.status(paths) is not None
+    if not running:
+        preflight.check_ports()
+    ledger = Ledger(paths.ledger)
+    _packages(ledger)
+    _start(paths, settings, ledger, running)
+    asyncio.run(_finish(paths, settings, args.demo))
+    return 0
+
+
+def _packages(ledger: Ledger) -> None:
+    from controlplane.cli import packages
+    lacking = packages.missing()
+    if lacking:
+        with step(f"installing {', '.join(lacking)} from Debian"):
+            packages.install(lacking, ledger)
+
+
+def _start(paths: Paths, settings: Settings, ledger: Ledger, running: bool) -> None:
+    from controlplane.cli import node
+    with step("preparing certificates and configuration"):
+        changed = node.prepare(paths, settings, ledger)
+        save(paths.etc / "node.json", settings)
+    wanted, file = node.components(paths, settings), paths.etc / "components.json"
+    if running and (changed or not file.exists() or file.read_text() != components.render(wanted)):
+        with step("stopping the processes: their configuration changed"):
+            control.stop(paths)
+        running = False
+    components.write(file, wanted)
+    if not running:
+        with step("starting " + ", ".join(c.name for c in wanted)):
+            control.start(paths, file)
+            wait_running(paths)
+
+
+def wait_running(paths: Paths) -> None:
+    """Until every component says it is ready. Raises Finding naming those that are not."""
+    deadline = SYSTEM.monotonic() + READY_SECONDS
+    while True:
+        rows = control.status(paths) or []
+        late = [r for r in rows if r["state"] != "running"]
+        if rows and not late:
+            return
+        if SYSTEM.monotonic() > deadline:
+            raise Finding("not everything started",
+                          "; ".join(f"{r['name']} is {r['state']}: {r['reason'] or 'see ' + r['log']}" for r in late),
+                          "./pelamis status")
+        _pause(0.1)
+
+
+def _pause(seconds: float) -> None:
+    asyncio.run(SYSTEM.sleep(seconds))
+
+
+async def _finish(paths: Paths, settings: Settings, demo: bool) -> None:
+    from controlplane.client.config import load as kubeconfig
+    from controlplane.client.rest import Client
+    async with Client(kubeconfig(paths.admin_kubeconfig), user_agent="pelamis-up") as client:
+        with step(f"waiting for node {settings.node_name} to be ready"):
+            await _node_ready(client, settings.node_name)
+        address = ""
+        if demo:
+            from agent.image import demo as images
+            from controlplane.cli import demo as proof
+            from cri_proto.client import Connection
+            with step("building and importing the demo's images"):
+                async with Connection(paths.containerd_socket) as connection:
+                    await images.install(connection, paths, (images.DEMO, images.BUSYBOX, images.NGINX))
+            address = await proof.prove(client, images.DEMO)
+        say()
+        await _show(client)
+    say()
+    say(good("The cluster is ready.") + " Go on with:")
+    say(f"  export KUBECONFIG={paths.admin_kubeconfig}")
+    say("  kubectl get pods -A        (kubectl is yours to install: Debian's kubernetes-client or upstream's)")
+    if address:
+        say(f"  curl http://{address}/")
+    say("  ./pelamis status; ./pelamis down")
+
+
+async def _node_ready(client, name: str) -> None:  # type: ignore[no-untyped-def]
+    from controlplane.machinery import objects, resources
+    from controlplane.machinery.errors import ApiError
+    deadline, last = SYSTEM.monotonic() + READY_SECONDS, ""
+    while SYSTEM.monotonic() < deadline:
+        try:
+            node = await client.get(resources.named("nodes"), name)
+            ready = objects.condition(node, "Ready") or {}
+            if ready.get("status") == "True" and not (node.get("spec") or {}).get("taints"):
+                return
+            last = ready.get("message", "it has not reported yet")
+        except ApiError as error:
+            last = str(error)
+        await SYSTEM.sleep(0.1)
+    raise Finding(f"node {name} is not ready after {READY_SECONDS:.0f} s", last, "./pelamis status")
+
+
+async def _show(client) -> None:  # type: ignore[no-untyped-def]
+    """Nodes, pods and services as kubectl would print them: the server makes the tables."""
+    import json
+
+    from controlplane.machinery import resources
+    for name in ("nodes", "pods", "services"):
+        path = resources.named(name).path()
+        answer = json.loads(await client.raw("GET", path, headers={
+            "Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}))
+        wide = [i for i, column in enumerate(answer["columnDefinitions"]) if column.get("priority", 0) == 0]
+        rows = [[answer["columnDefinitions"][i]["name"].upper() for i in wide]]
+        rows += [[str(row["cells"][i]) for i in wide] for row in answer["rows"] or []]
+        if name != "nodes":
+            spaces = ["NAMESPACE"] + [row["object"]["metadata"]["namespace"] for row in answer["rows"] or []]
+            rows = [[space, *row] for space, row in zip(spaces, rows)]
+        say(columns(rows))
+        say()
