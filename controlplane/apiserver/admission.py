@@ -35,6 +35,7 @@ class Attributes:
     user: Any = None
     dry_run: bool = False
     warnings: list[str] = field(default_factory=list)
+    request: Request | None = None
 
     def forbidden(self, why: str) -> Forbidden:
         return Forbidden.of(self.resource.plural, self.name, why, self.resource.group)
@@ -47,7 +48,7 @@ class Attributes:
 def of_request(request: Request, resource: Resource, operation: str, name: str, obj: dict[str, Any] | None,
                old: dict[str, Any] | None, dry_run: bool) -> Attributes:
     return Attributes(operation, resource, request.namespace, name, request.subresource, obj, old, request.user,
-                      dry_run, request.warnings)
+                      dry_run, request.warnings, request)
 
 
 class Plugin:
@@ -68,8 +69,8 @@ class NodeRestriction(Plugin):
 
     async def mutate(self, attributes: Attributes) -> None:
         ask = getattr(self.context.authorizer, "admit_node", None)
-        if ask is not None:
-            ask(attributes)
+        if ask is not None and attributes.request is not None:
+            ask(attributes.request, attributes.obj, attributes.old)
 
 
 class Chain:

@@ -2,8 +2,8 @@
 
 Owns the two pools (cluster IPs, node ports). They are memory only: at start they are filled from the stored Services,
 which are the truth, so that no leak and no double use survives a restart. `assign` completes a Service and returns a
-`Lease`, which the writer must `commit` once the Service is stored or `release` when it was refused. Addresses outside the
-first band are given out first: low ones are what people choose by hand. Called by the verbs that write.
+`Lease`, which the writer must `commit` once the Service is stored or `release` when it was refused. Addresses outside
+the first band are given out first: low ones are what people choose by hand. Called by the verbs that write.
 
 Upstream: k8s.io/kubernetes/pkg/registry/core/service/{allocator,ipallocator,portallocator,storage/alloc.go}.
 """
@@ -153,14 +153,14 @@ class Allocator:
                        held: set[tuple[Pool, int]]) -> None:
         value = _address(address)
         if value is None or not self.addresses.contains(value):
-            raise _refused(service, _listed(
+            raise _refused(service, invalid(
                 "spec.clusterIPs", [address],
                 "failed to allocate IP " + address + ": the provided IP (" + address +
                 f") is not in the valid range. The range of valid IPs is {self.network}"))
         if (self.addresses, value) in held:
             return
         if not self.addresses.take(value):
-            raise _refused(service, _listed("spec.clusterIPs", [address],
+            raise _refused(service, invalid("spec.clusterIPs", [address],
                                             f"failed to allocate IP {address}: provided IP is already allocated"))
         lease.taken.append((self.addresses, value))
 
@@ -222,10 +222,6 @@ def _address(text: str) -> int | None:
         return int(ipaddress.IPv4Address(text))
     except ValueError:
         return None
-
-
-def _listed(path: str, values: list[str], why: str) -> Cause:
-    return invalid(path, values, why)
 
 
 def _refused(service: dict[str, Any], cause: Cause) -> Invalid:

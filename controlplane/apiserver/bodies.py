@@ -1,8 +1,8 @@
 """Bodies of writes: decoded, of the right type, with what they hold too much of reported.
 
-Owns `fieldValidation`, `dryRun`, and the agreement of a body with its URL (kind, name, namespace). It promises an object
-whose `apiVersion`, `kind` and `metadata` are set and well typed. It knows nothing of what is stored. Called by the verbs
-that write.
+Owns `fieldValidation`, `dryRun`, and the agreement of a body with its URL (kind, name, namespace). It promises an
+object whose `apiVersion`, `kind` and `metadata` are set and well typed. It knows nothing of what is stored. Called by
+the verbs that write.
 
 Upstream: k8s.io/apiserver/pkg/endpoints/handlers/{create,update,rest}.go.
 """

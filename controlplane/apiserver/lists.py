@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,39 +82,17 @@ def select(request: Request, resource: Resource) -> Selection:
     if fields is not None and not fields.requirements:
         fields = None
     if fields is not None:
-        fields.matches(_known_fields(resource))  # an unknown path is told before anything is read
+        selectors.check_fields(resource, fields)  # an unknown path is told before anything is read
     if labels is None and fields is None:
         return EVERYTHING
+    by_field = selectors.field_matcher(resource, fields) if fields is not None else None
 
     def match(item: Item) -> bool:
         if labels is not None and not labels.matches(item.labels):
             return False
-        return fields is None or fields.matches(_getter(resource, item))
+        return by_field is None or by_field(item.obj)
 
     return Selection(match, (fields.exact("metadata.name") or "") if fields is not None else "")
-
-
-def _known_fields(resource: Resource) -> Callable[[str], str]:
-    known = selectors.fields_of(resource, {"metadata": {}})
-
-    def get(path: str) -> str:
-        if path not in known:
-            raise BadRequest(f"field label not supported: {path}")
-        return known[path]
-
-    # every path is looked up, whether or not an earlier requirement already failed
-    return get
-
-
-def _getter(resource: Resource, item: Item) -> Callable[[str], str]:
-    found: dict[str, str] = {}
-
-    def get(path: str) -> str:
-        nonlocal found
-        found = found or selectors.fields_of(resource, item.obj)
-        return found.get(path, "")
-
-    return get
 
 
 def revision_of(text: str, field: str = "resourceVersion") -> int:
@@ -255,7 +233,7 @@ class Reads:
         made = await self._shaped(request, resource, items, metadata, form, indented)
         return await representation.compressed(request, made)
 
-    async def page(self, asked: Window, prefix: str, selection: Selection) -> tuple[list[Item], dict[str, Any]]:
+    async def page(self, asked: Window, prefix: str, selection: Selection) -> tuple[Sequence[Item], dict[str, Any]]:
         """The items of a window, and the list's metadata. Raises Expired and Timeout."""
         cache = self._context.cache
         revision = cache.revision
@@ -264,7 +242,7 @@ class Reads:
                 await reach(self._context, asked.revision)
             revision = asked.revision
             try:
-                items = await cache.list_at(prefix, revision)
+                items: Sequence[Item] = await cache.list_at(prefix, revision)
             except Compacted:
                 raise _expired(asked) from None
             if asked.after:
@@ -280,7 +258,7 @@ class Reads:
             items = [item for item in items if item.key.rpartition("/")[2] == selection.name]
         return _cut(items, asked.limit, selection.match, revision)
 
-    async def _shaped(self, request: Request, resource: Resource, items: list[Item], metadata: dict[str, Any],
+    async def _shaped(self, request: Request, resource: Resource, items: Sequence[Item], metadata: dict[str, Any],
                       form: Form, indented: bool) -> Response:
         now = self._context.clock.now()
 
@@ -305,7 +283,7 @@ def _envelope(resource: Resource, metadata: dict[str, Any], joined: bytes) -> by
         resource.kind.encode(), resource.api_version.encode(), orjson.dumps(metadata), joined)
 
 
-def _cut(items: list[Item], limit: int, match: Match | None, revision: int) -> tuple[list[Item], dict[str, Any]]:
+def _cut(items: Sequence[Item], limit: int, match: Match | None, revision: int) -> tuple[Sequence[Item], dict[str, Any]]:
     """The first `limit` matching items, and the metadata that leads to the next page."""
     if match is None:
         rest = len(items) - limit if limit else 0
@@ -320,7 +298,7 @@ def _cut(items: list[Item], limit: int, match: Match | None, revision: int) -> t
     return page, _page_metadata(revision, page, 0, counted=False)
 
 
-def _page_metadata(revision: int, page: list[Item], rest: int, counted: bool) -> dict[str, Any]:
+def _page_metadata(revision: int, page: Sequence[Item], rest: int, counted: bool) -> dict[str, Any]:
     metadata: dict[str, Any] = {"resourceVersion": str(revision)}
     if rest and page:
         metadata["continue"] = Token(revision, page[-1].key).encode()

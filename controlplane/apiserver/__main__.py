@@ -1,0 +1,74 @@
+"""`python -m controlplane.apiserver`: one apiserver process.
+
+Owns the process: flags, logging, signals, the exit code (0 after a clean stop, 1 with a Finding on stderr) and telling
+the service manager that it is ready. Everything else is the server's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+
+from controlplane.apiserver import config
+from controlplane.apiserver.config import Options
+from controlplane.apiserver.server import Server
+from controlplane.machinery.errors import Finding
+from controlplane.store.log import Log
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, when there is one that listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            logging.getLogger("apiserver").warning("cannot tell %s: %s", state, error)
+
+
+def open_log(options: Options) -> Log:
+    if options.storage == "memory":
+        from controlplane.store.memory import MemoryLog
+        return MemoryLog()
+    from controlplane.store.sqlite import SqliteLog
+    assert options.storage_path is not None
+    options.storage_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return SqliteLog(options.storage_path)
+
+
+async def run(options: Options) -> int:
+    """Serve until a signal, or until the store fails. Returns the exit code."""
+    server = Server(options, open_log(options))
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    await server.start()
+    notify("READY=1")
+    waits = [asyncio.ensure_future(event.wait()) for event in (stop, server.broken)]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+    notify("STOPPING=1")
+    await server.stop()
+    return 1 if server.broken.is_set() else 0
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr,
+                        format="%(asctime)s %(levelname).1s %(name)s %(message)s")
+    try:
+        return asyncio.run(run(config.parse(sys.argv[1:])))
+    except Finding as finding:
+        print(finding, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""PATCH: the four ways to change an object without sending it whole.
+
+Owns the choice of patch by content type and the checks of its body. The merging itself is machinery's (`patch`,
+`strategic`, `apply`), pure. It promises that a patch is applied to the newest object, anew when another writer came
+first. Called by the pipeline and, for subresources, by `subresources`.
+
+Upstream: k8s.io/apiserver/pkg/endpoints/handlers/patch.go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from controlplane.apiserver import bodies
+from controlplane.apiserver.request import Request
+from controlplane.machinery import patch as patches
+from controlplane.machinery import schema, strategic
+from controlplane.machinery.errors import ApiError, BadRequest, Invalid, UnsupportedMediaType, required
+from controlplane.machinery.resources import Resource
+
+JSON_PATCH = "application/json-patch+json"
+MERGE_PATCH = "application/merge-patch+json"
+STRATEGIC_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+MAX_OPERATIONS = 10_000  # of a JSON patch; upstream's bound on the work one request can ask for
+
+Object = dict[str, Any]
+Change = Callable[[Object], Object]
+
+
+def media_type(request: Request, resource: Resource) -> str:
+    """The kind of a patch. Raises UnsupportedMediaType."""
+    given = request.content_type.partition(";")[0].strip()
+    accepted = [JSON_PATCH, MERGE_PATCH, APPLY_PATCH] if resource.custom else [
+        JSON_PATCH, MERGE_PATCH, STRATEGIC_PATCH, APPLY_PATCH]
+    if given not in accepted:
+        raise UnsupportedMediaType("the body of the request was in an unknown format - accepted media types include: "
+                                   + ", ".join(accepted))
+    return given
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except ValueError as error:
+        raise BadRequest(f"error decoding patch: {error}") from None
+
+
+async def change_of(request: Request, resource: Resource, definition: str) -> Change:
+    """A pure function from the stored object to the patched one (not for apply). Raises ApiError."""
+    kind = media_type(request, resource)
+    document = _decoded(await request.body())
+    if kind == JSON_PATCH:
+        if not isinstance(document, list):
+            raise BadRequest("error decoding patch: json: cannot unmarshal object into Go value of type "
+                             "jsonpatch.Patch")
+        if len(document) > MAX_OPERATIONS:
+            raise ApiError(f"The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {len(document)}",
+                           code=413, reason="RequestEntityTooLarge")
+        return lambda obj: _object(patches.json_patch(obj, document))
+    if not isinstance(document, dict):
+        raise BadRequest("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}")
+    if kind == MERGE_PATCH:
+        return lambda obj: _object(patches.merge_patch(obj, document))
+    return lambda obj: _object(strategic.merge(obj, document, schema.load().definition(definition)))
+
+
+def _object(result: Any) -> Object:
+    if not isinstance(result, dict):
+        raise BadRequest("the patch does not leave an object")
+    if not isinstance(result.get("metadata"), dict):
+        result["metadata"] = {}
+    return result
+
+
+def checked(request: Request, resource: Resource, change: Change, definition: str, api_version: str,
+            kind: str) -> Change:
+    """The same change, its result held against the schema as a body would be."""
+    def make(obj: Object) -> Object:
+        patched = change(obj)
+        bodies.typed(patched, api_version, kind)
+        bodies.check(request, definition, api_version, kind, patched)
+        bodies.place(request, resource, patched, request.name)
+        return patched
+    return make
+
+
+async def applied(request: Request, resource: Resource) -> Object:
+    """The configuration of a server-side apply. Raises ApiError."""
+    from controlplane.machinery import wire
+    if not request.query.get("fieldManager"):
+        raise Invalid.of("PatchOptions", "", [required("fieldManager", "is required for apply patch")], "meta.k8s.io")
+    obj = wire.decode(await request.body(), "application/yaml")
+    if not isinstance(obj, dict):
+        raise BadRequest("error decoding YAML: the configuration is no object")
+    if (obj.get("metadata") or {}).get("managedFields"):
+        raise BadRequest("metadata.managedFields must be nil")
+    for field in ("apiVersion", "kind"):
+        if not obj.get(field):
+            raise BadRequest(f"{field} must be set in an apply configuration")
+    if not isinstance(obj.get("metadata"), dict):
+        obj["metadata"] = {}
+    bodies.typed(obj, resource.api_version, resource.kind)
+    bodies.place(request, resource, obj, request.name)
+    return obj

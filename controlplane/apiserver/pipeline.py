@@ -1,0 +1,132 @@
+"""The way of every request: bounded, authenticated, authorized, handled, answered.
+
+Owns the order of those steps, the limit on requests in flight, the time-out of ordinary requests and the rendering of
+errors. It promises one answer per request whatever a handler raises, and that no unexpected error tells a client more
+than that there was one (the log has the rest).
+Called by the server for each request.
+
+Upstream: k8s.io/apiserver/pkg/server/config.go (DefaultBuildHandlerChain).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from controlplane.apiserver import authz
+from controlplane.apiserver.context import Context
+from controlplane.apiserver.handlers import STREAMS, Handlers
+from controlplane.apiserver.request import Request
+from controlplane.apiserver.response import Answer, Response, error_response, text_response
+from controlplane.machinery.errors import (
+    ApiError,
+    Finding,
+    InternalError,
+    MethodNotAllowed,
+    ServiceUnavailable,
+    Timeout,
+    TooManyRequests,
+)
+
+LOG = logging.getLogger("apiserver")
+MAX_IN_FLIGHT = 600  # ordinary requests at once; upstream's 400 readers and 200 writers
+REQUEST_SECONDS = 60.0  # of an ordinary request; upstream's bound
+RETRY_AFTER = 1  # seconds an overloaded server asks its clients to wait
+READ_ONLY = ("get", "list")
+
+
+class Edge(Protocol):
+    """Something that answers some non-resource paths."""
+
+    async def handle(self, request: Request) -> Response | None: ...
+
+
+def long_running(request: Request) -> bool:
+    return request.verb == "watch" or request.subresource in STREAMS
+
+
+class Pipeline:
+    """`authenticator` and `authorizer` are the edge's; `edges` are asked in order for what is no resource path."""
+
+    def __init__(self, context: Context, authenticator: Any, authorizer: Any, handlers: Handlers,
+                 edges: Sequence[Edge] = (), metrics: Any = None) -> None:
+        self._context = context
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._handlers = handlers
+        self._edges = list(edges)
+        self._metrics = metrics
+        self.in_flight = 0
+
+    async def serve(self, request: Request) -> Answer:
+        """The answer of one request. Raises nothing but cancellation."""
+        started = self._context.clock.monotonic()
+        try:
+            answer = await self._bounded(request)
+        except ApiError as error:
+            answer = error_response(error)
+        except ConnectionError:
+            raise
+        except Exception as error:
+            answer = self._unexpected(request, error)
+        if self._metrics is not None:
+            self._observe(request, answer.status, self._context.clock.monotonic() - started)
+        return answer
+
+    def _observe(self, request: Request, status: int, seconds: float) -> None:
+        resource = request.resource
+        labels = (request.verb, resource.group, resource.version, resource.plural, request.subresource) \
+            if resource is not None else (request.verb if request.verb in ("get", "post") else "other", "", "", "", "")
+        self._metrics.observe(labels, status, seconds)
+
+    def _unexpected(self, request: Request, error: Exception) -> Response:
+        if isinstance(error, Finding):
+            LOG.error("%s %s: %s", request.method, request.path, error)
+            return error_response(ServiceUnavailable(f"the storage cannot take this request: {error.fact}"))
+        LOG.error("%s %s failed: %s: %s", request.method, request.path, type(error).__name__, error, exc_info=error)
+        return error_response(InternalError.of(f"{type(error).__name__} while handling the request"))
+
+    async def _bounded(self, request: Request) -> Answer:
+        self.admit_sender(request)
+        if long_running(request):
+            return await self._dispatch(request)
+        if self.in_flight >= MAX_IN_FLIGHT:
+            raise TooManyRequests("too many requests, please try again later.", {"retryAfterSeconds": RETRY_AFTER})
+        self.in_flight += 1
+        try:
+            async with asyncio.timeout(REQUEST_SECONDS) as bound:
+                return await self._dispatch(request)
+        except TimeoutError:
+            if not bound.expired():
+                raise
+            raise Timeout(f"request did not complete within the allotted timeout ({int(REQUEST_SECONDS)}s)") from None
+        finally:
+            self.in_flight -= 1
+
+    def admit_sender(self, request: Request) -> None:
+        """Authenticate and authorize. Raises Unauthorized and Forbidden."""
+        connection, headers = request.connection, request.headers
+        if "Authorization" in headers or any(name.startswith("Impersonate-") for name in headers):
+            request.user = self._authenticator.authenticate(request)
+        else:  # who the connection is was proved once, by its certificate or the lack of one
+            user = connection.get("user")
+            if user is None:
+                user = connection["user"] = self._authenticator.authenticate(request)
+            request.user = user
+        self._authorizer.authorize(authz.attributes_of(request))
+
+    async def _dispatch(self, request: Request) -> Answer:
+        if request.is_resource:
+            group_versions = self._context.registry
+            where = request.target
+            if request.resource is None and not group_versions.in_version(where.group, where.version):
+                return text_response("404 page not found\n", 404)
+            if not request.verb:
+                raise MethodNotAllowed()
+            return await self._handlers.handle(request)
+        for edge in self._edges:
+            if (answer := await edge.handle(request)) is not None:
+                return answer
+        return text_response("404 page not found\n", 404)

@@ -1,0 +1,167 @@
+"""The listener: connections in, requests to the pipeline, and a stop that loses nothing.
+
+Owns the sockets, TLS (client certificates are asked for, not demanded; HTTP/1.1 only), the start order (store,
+bootstrap, listen) and the stop order (stop accepting, end watches, finish what runs, close the store). It decides
+nothing about requests. Called by `__main__`, and by tests in their own process over loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import ipaddress
+import logging
+import socket
+import ssl
+from typing import Any
+
+from aiohttp import web
+
+from controlplane.apiserver import admission, bootstrap, request
+from controlplane.apiserver.allocator import Allocator
+from controlplane.apiserver.config import Options
+from controlplane.apiserver.context import Context
+from controlplane.apiserver.handlers import Handlers
+from controlplane.apiserver.pipeline import Pipeline
+from controlplane.apiserver.response import Answer
+from controlplane.apiserver.writes import Writes
+from controlplane.machinery.clock import SYSTEM, Clock
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.resources import BUILTIN, Registry
+from controlplane.store.cache import Cache
+from controlplane.store.log import Log
+
+LOG = logging.getLogger("apiserver")
+IDLE_SECONDS = 600.0  # an idle connection is kept this long: kubelets and controllers come back every ten seconds
+STOP_SECONDS = 10.0  # given to requests in flight when the server stops
+BACKLOG = 1024  # connections waiting to be accepted: a whole cluster reconnects at once after a restart
+MAX_HEADER = 16384  # bytes of one header line: bearer tokens are long
+
+
+class Server:
+    """One apiserver. `await start()`, `await stop()`; `port` is the bound port."""
+
+    def __init__(self, options: Options, log: Log, registry: Registry = BUILTIN, clock: Clock = SYSTEM) -> None:
+        self.options = options
+        self.broken = asyncio.Event()  # the store can take no more writes: stop
+        self.cache = Cache(log, clock, self._on_fault)
+        self.context = Context(options, self.cache, registry, clock)
+        self.allocator = Allocator(options.service_network, options.service_node_port_range, clock)
+        self.port = 0
+        self.handlers: Handlers
+        self.pipeline: Pipeline
+        self._web: web.Server
+        self._listener: asyncio.Server | None = None
+        self._states: dict[Any, dict[str, Any]] = {}
+
+    def _on_fault(self, error: Exception) -> None:
+        LOG.critical("the store has failed, stopping: %s", error)
+        self.broken.set()
+
+    def _assemble(self) -> None:
+        """Make the handlers and the edge."""
+        from controlplane.apiserver.authn import Authenticator
+        from controlplane.apiserver.authz import Authorizer
+        from controlplane.apiserver.discovery import Discovery
+        from controlplane.apiserver.health import Health
+        from controlplane.apiserver.openapi import OpenAPI
+        from controlplane.apiserver.reviews import Reviews
+        from controlplane.apiserver.streams import Streams
+        context = self.context
+        authorizer = context.authorizer = Authorizer(context)
+        authenticator = Authenticator(context)
+        writes = Writes(context, admission.standard(context), self.allocator)
+        self.handlers = Handlers(context, writes, Reviews(context, authenticator), Streams(context))
+        health = Health(context)
+        edges = [Discovery(context), OpenAPI(context), health]
+        self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
+
+    async def start(self) -> None:
+        """Open the store, bootstrap, listen. Raises Finding."""
+        tls = self._tls()
+        listening = self._bind()  # an occupied port is told before the store is touched
+        try:
+            await self.cache.open()
+            self._assemble()
+            await bootstrap.ensure(self.context, self.allocator, self._advertised())
+            self._web = web.Server(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
+                                   handler_cancellation=True, access_log=None,
+                                   keepalive_timeout=IDLE_SECONDS, max_field_size=MAX_HEADER,
+                                   max_line_size=MAX_HEADER, lingering_time=1.0)
+            loop = asyncio.get_running_loop()
+            self._listener = await loop.create_server(self._web, sock=listening, ssl=tls, backlog=BACKLOG)
+        except BaseException:
+            listening.close()
+            raise
+        gc.collect()
+        gc.freeze()  # what exists now lives as long as the server: collections need not look at it again
+        LOG.info("serving on %s:%d, storage at revision %d", self.options.bind_address, self.port,
+                 self.cache.revision)
+
+    def _bind(self) -> socket.socket:
+        options = self.options
+        family = socket.AF_INET6 if ":" in options.bind_address else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((options.bind_address, options.secure_port))
+            sock.listen(BACKLOG)
+        except OSError as error:
+            sock.close()
+            raise Finding(f"cannot listen on {options.bind_address}:{options.secure_port}: {error.strerror}", "",
+                          f"find who holds it with `ss -ltnp sport = :{options.secure_port}`, or give another "
+                          "--secure-port") from None
+        self.port = sock.getsockname()[1]
+        return sock
+
+    def _tls(self) -> ssl.SSLContext | None:
+        options = self.options
+        if options.tls_cert_file is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        try:
+            context.load_cert_chain(options.tls_cert_file, options.tls_private_key_file)
+            if options.client_ca_file is not None:
+                context.load_verify_locations(options.client_ca_file)
+                context.verify_mode = ssl.CERT_OPTIONAL
+        except (OSError, ssl.SSLError) as error:
+            raise Finding(f"cannot use the certificates: {error}", "", "check --tls-cert-file, "
+                          "--tls-private-key-file and --client-ca-file; `pelamis up` makes them anew") from None
+        return context
+
+    def _advertised(self) -> str:
+        """The address members of the cluster use; without one given, that of the route out."""
+        address = self.options.advertise_address
+        if not address and not ipaddress.ip_address(self.options.bind_address).is_unspecified:
+            address = self.options.bind_address
+        if not address:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+                try:
+                    probe.connect(("192.0.2.1", 9))  # sends nothing: a route lookup
+                    address = probe.getsockname()[0]
+                except OSError:
+                    address = "127.0.0.1"
+        return address
+
+    async def _handle(self, raw: web.BaseRequest) -> Answer:
+        protocol = raw.protocol
+        state = self._states.get(protocol)
+        if state is None:
+            self._states = {p: s for p, s in self._states.items() if p.transport is not None}
+            state = self._states[protocol] = {}
+        made = request.build(raw.method, raw.raw_path if hasattr(raw, "raw_path") else raw.path_qs, raw.headers,
+                             self.context.registry, raw, state)
+        return await self.pipeline.serve(made)
+
+    async def stop(self) -> None:
+        """Stop cleanly. Every accepted write is on disk when this returns."""
+        self.context.draining = True
+        if self._listener is not None:
+            self._listener.close()
+            self.handlers.watches.close()
+            self._web.pre_shutdown()
+            await self._web.shutdown(STOP_SECONDS)
+        await self.cache.close()
+        LOG.info("stopped at revision %d", self.cache.revision)
