@@ -52,10 +52,7 @@ def components(paths: Paths, settings: Settings) -> list[Component]:
         Component("containerd", tuple(containerd.command(paths))),
         Component("apiserver", apiserver, env),
         Component("controllers", controllers, env, after=("apiserver",)),
-        Component("agent", agent, env, after=("apiserver", "containerd"), # Folders that containerd, its shims and libcni make whatever their configuration says; recorded only when they are new.
-SHARED = ("/run/containerd", "/run/netns", "/var/lib/cni")
-CGROUPS = Path("/sys/fs/cgroup")
-AGENT_STOP_SECONDS),
+        Component("agent", agent, env, after=("apiserver", "containerd"), stop_seconds=AGENT_STOP_SECONDS),
     ]
 
 

@@ -1,6 +1,6 @@
 """`pelamis up [--demo]`: from a bare machine to a running one-node cluster; run again, it changes nothing.
 
-The order: look (preflight) before anything is touched, then packages, files, processes, and last the proof. Each step may
+The order: look (preflight) before anything is touched, then packages, files, processes, last the proof. Each step may
 be interrupted; the next `up` continues. Everything on the host is written to the ledger before it is made.
 """
 
