@@ -1,7 +1,7 @@
 """A whole cluster for a test, as a user starts it: `./pelamis up` on a host of its own, then kubectl against it.
 
-The host is a network and mount namespace (tests/node/rig.py) with an address, its own PELAMIS_ROOT and nothing else. All
-commands run inside it, so no traffic and no rule leaves it.
+The host is a network and mount namespace (tests/node/rig.py) with an address, its own PELAMIS_ROOT and nothing else.
+All commands run inside it, so no traffic and no rule leaves it.
 """
 
 from __future__ import annotations

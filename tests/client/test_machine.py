@@ -1,0 +1,143 @@
+"""What the machine goes through: kill -9 of every process, down and up again, and a purge that leaves no trace."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.client.cluster import Cluster, eventually
+
+pytestmark = pytest.mark.client
+
+# What `up` may touch. Names only: the contents of folders of others change by themselves on a living machine.
+WATCHED_FOLDERS = ("/etc", "/opt", "/run/containerd", "/run/netns", "/usr/local", "/usr/sbin", "/var/lib/cni")
+
+
+@pytest.fixture(scope="module")
+def before_and_cluster():
+    cluster = Cluster()
+    try:
+        before = snapshot(cluster)
+        cluster.pelamis("up", "--node-name", "lab-2")
+        yield before, cluster
+    finally:
+        cluster.close()
+
+
+def snapshot(cluster):
+    """Rules, links, routes, addresses, mounts, cgroups, settings and files of the test host."""
+    def lines(*command):
+        done = cluster.run(*command, check=False)
+        return sorted(line for line in done.stdout.splitlines() if not line.startswith(("#", ":")))
+    found = {name: lines(*command) for name, command in {
+        "iptables": ("iptables-save",), "iptables-legacy": ("iptables-legacy-save",), "nft": ("nft", "list", "ruleset"),
+        "links": ("ip", "-brief", "link"), "addresses": ("ip", "-brief", "addr"), "routes": ("ip", "route"),
+        "neighbours": ("ip", "neigh"),
+        "settings": ("sysctl", "net.ipv4.ip_forward", "net.ipv4.conf.all.route_localnet"),
+        "root": ("find", str(cluster.root), "-mindepth", "1", "-not", "-path", "*/images*", "-not", "-name", "*.log"),
+        "processes": ("pgrep", "-f", str(cluster.root)),
+    }.items()}
+    holder = cluster.host.holder.pid
+    found["processes"] = [p for p in found["processes"] if int(p) != holder]
+    mounts = Path(f"/proc/{holder}/mountinfo").read_text().splitlines()
+    found["mounts"] = sorted(line.split()[4] for line in mounts)
+    found["cgroups"] = sorted(p for p in lines("find", "/sys/fs/cgroup", "-type", "d") if "kubepods" in p)
+    found["files"] = [p for folder in WATCHED_FOLDERS if os.path.isdir(folder)
+                      for p in lines("find", folder, "-maxdepth", "2") if "pelamis-" not in p]
+    return found
+
+
+@pytest.fixture(scope="module")
+def cluster(before_and_cluster):
+    return before_and_cluster[1]
+
+
+@pytest.fixture(scope="module")
+def workload(cluster):
+    """Two pods behind a service, so that every kind of thing is there: veths, rules, mounts, cgroups."""
+    cluster.pelamis("image", "import", "--builtin")
+    cluster.kubectl("create", "deployment", "web", "--image=pelamis.local/demo:1", "--replicas=2")
+    cluster.kubectl("expose", "deployment", "web", "--port=80")
+    cluster.kubectl("create", "configmap", "kept", "--from-literal=a=1")
+    cluster.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
+
+
+def containers(cluster):
+    """What must not change: container ids, restart counts and start times of the pods."""
+    return sorted((p["metadata"]["name"], c["containerID"], c["restartCount"], c["state"]["running"]["startedAt"])
+                  for p in cluster.get("pods", "-l", "app=web")["items"] for c in p["status"]["containerStatuses"])
+
+
+def component(cluster, name):
+    rows = json.loads(cluster.pelamis("status", "-o", "json", check=False).stdout)["components"]
+    return next(r for r in rows if r["name"] == name)
+
+
+def answers(cluster):
+    address = cluster.kubectl("get", "service", "web", "-o", "jsonpath={.spec.clusterIP}")
+    return "web-" in cluster.run("curl", "-sS", "-m", "5", f"http://{address}/").stdout
+
+
+@pytest.mark.parametrize("name", ["controllers", "agent", "apiserver", "containerd"])
+def test_kill_9_loses_nothing(cluster, workload, name):
+    eventually(lambda: answers(cluster))
+    before, pid = containers(cluster), component(cluster, name)["pid"]
+    cluster.kubectl("create", "configmap", f"written-before-{name}", "--from-literal=a=1")
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: component(cluster, name)["state"] == "running" and component(cluster, name)["pid"] != pid)
+    eventually(lambda: answers(cluster))
+    assert cluster.get("configmap", f"written-before-{name}")["data"] == {"a": "1"}
+    assert containers(cluster) == before
+    cluster.kubectl("run", f"after-{name}", "--image=pelamis.local/demo:1")
+    eventually(lambda: cluster.get("pod", f"after-{name}")["status"].get("phase") == "Running")
+    cluster.kubectl("delete", "pod", f"after-{name}", "--now")
+    assert containers(cluster) == before
+
+
+def test_a_killed_supervisor_leaves_all_running(cluster, workload):
+    before = [(r["name"], r["pid"]) for r in json.loads(cluster.pelamis("status", "-o", "json").stdout)["components"]]
+    os.kill(int((cluster.host.paths.run / "supervisor.lock").read_text()), signal.SIGKILL)
+    eventually(lambda: cluster.pelamis("status", check=False).returncode == 1)
+    assert answers(cluster)
+    cluster.pelamis("up")
+    after = [(r["name"], r["pid"]) for r in json.loads(cluster.pelamis("status", "-o", "json").stdout)["components"]]
+    assert after == before
+
+
+def test_down_stops_and_up_brings_back(cluster, workload):
+    cluster.pelamis("down")
+    assert "nothing runs here" in cluster.pelamis("status", check=False).stdout
+    assert "KUBE-SVC" not in cluster.run("iptables-save").stdout
+    cluster.pelamis("up")
+    assert cluster.get("configmap", "kept")["data"] == {"a": "1"}
+    cluster.kubectl("rollout", "status", "deployment/web", "--timeout=90s")
+    eventually(lambda: answers(cluster))
+
+
+def test_an_occupied_port_is_named(cluster):
+    """Another namespace on the same machine: only the port is taken, nothing is installed or left."""
+    other = Cluster()
+    listener = None
+    try:
+        listener = subprocess.Popen(other.host.enter("busybox", "nc", "-lk", "-p", "6443", "-e", "true"))
+        eventually(lambda: "6443" in other.run("ss", "-ltn").stdout)
+        done = other.pelamis("up", check=False)
+        assert done.returncode == 1
+        assert "port 6443, which the API server needs, is in use by busybox" in done.stderr
+        assert not other.host.paths.etc.exists()
+    finally:
+        if listener is not None:
+            listener.kill()
+            listener.wait()
+        other.host.close()
+
+
+def test_purge_leaves_the_machine_as_it_was(before_and_cluster, workload):
+    before, cluster = before_and_cluster
+    assert "this machine is as it was" in cluster.pelamis("down", "--purge").stdout
+    after = snapshot(cluster)
+    for what in before:
+        assert after[what] == before[what], what
