@@ -1,7 +1,7 @@
 """One container's entry in a pod's status: its state, last state, readiness and counts, worded as upstream words them.
 
-Pure. Owns the translation of an observed container (or its absence) into a `ContainerStatus` dict. Promises never to lose
-an exit the API was told of: when the runtime no longer has a container, what the API knows is carried on.
+Pure. Owns the translation of an observed container (or its absence) into a `ContainerStatus` dict. Promises never to
+lose an exit the API was told of: when the runtime no longer has a container, what the API knows is carried on.
 Called by `status`.
 """
 

@@ -1,14 +1,14 @@
 """From a Pod to what the runtime is asked to make: `SandboxSpec` and `ContainerSpec`.
 
 Pure. Owns the merge of pod and container security contexts, mounts, log and cgroup places. Promises that nothing asked
-for is silently dropped: what the runtime would ignore (user namespaces, AppArmor, …) raises `ConfigError` with a reason a
-user can act on. Called by `worker`.
+for is silently dropped: what the runtime would ignore (user namespaces, AppArmor, …) raises `ConfigError` with a reason
+a user can act on. Called by `worker`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Node:
     logs: Path  # of pod logs
     cluster_dns: tuple[str, ...] = ()
     cluster_domain: str = "cluster.local"
-    resolv: DNS = DNS()
+    resolv: DNS = field(default_factory=DNS)
     cpu: int = 0  # allocatable, milli-cores
     memory: int = 0  # bytes
     apparmor: bool = False

@@ -1,0 +1,50 @@
+"""What every pod worker shares: the runtime, the images, the API, this node and its folders.
+
+A plain record without behaviour beyond events; built once by `agent.__main__` (or a test) and handed to each worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.kubelet.cgroups import Cgroups
+from agent.kubelet.checks import Checks
+from agent.kubelet.images import Images
+from agent.kubelet.prober import PARALLEL
+from agent.kubelet.runtime import Runtime
+from agent.kubelet.specs import Node
+from agent.kubelet.volumes.manager import Volumes
+from controlplane.client.events import Recorder
+from controlplane.client.informer import Informer
+from controlplane.client.rest import Client
+from controlplane.machinery.clock import Clock
+
+
+@dataclass(slots=True)
+class Context:
+    node: Node
+    runtime: Runtime
+    images: Images
+    client: Client
+    recorder: Recorder
+    clock: Clock
+    volumes: Volumes
+    cgroups: Cgroups
+    services: Informer
+    checks: Checks
+    probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
+
+    def tell(self, pod: dict[str, Any], kind: str, reason: str, message: str, container: str = "") -> None:
+        """An event about the pod, or about one of its containers."""
+        meta = pod["metadata"]
+        about = {"kind": "Pod", "apiVersion": "v1", "name": meta["name"], "namespace": meta.get("namespace", ""),
+                 "uid": meta["uid"]}
+        if meta.get("resourceVersion"):
+            about["resourceVersion"] = meta["resourceVersion"]
+        if container:
+            group = next((g for g in ("initContainers", "ephemeralContainers")
+                          if any(c["name"] == container for c in pod["spec"].get(g) or ())), "containers")
+            about["fieldPath"] = f"spec.{group}{{{container}}}"
+        self.recorder.event(about, kind, reason, message)

@@ -1,0 +1,69 @@
+"""Termination messages: what a container wrote before it ended, or the tail of its log when it failed silently.
+
+Owns a small cache, since an ended container's words no longer change. Reads files of the host only. Called by `worker`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from agent.kubelet.model import ObservedContainer, ObservedPod
+from agent.kubelet.plan import named
+from agent.kubelet.specs import Node
+
+FILE_LIMIT = 4096  # bytes of a termination message: upstream's limit
+LOG_LIMIT, LOG_LINES = 2048, 80  # of a log's tail instead of a message: upstream's limits
+
+
+class LastWords:
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._known: dict[str, str] = {}
+
+    def of(self, pod: dict[str, Any], seen: ObservedPod) -> dict[str, str]:
+        """Messages by container id."""
+        alive = set()
+        for container in seen.containers:
+            if container.state != "exited":
+                continue
+            alive.add(container.id)
+            if container.id not in self._known:
+                self._known[container.id] = self._read(pod, container)
+        self._known = {k: v for k, v in self._known.items() if k in alive}
+        return self._known
+
+    def _read(self, pod: dict[str, Any], container: ObservedContainer) -> str:
+        spec = named(pod, container.name) or {}
+        path = self._node.termination_file(pod["metadata"]["uid"], container.name, container.attempt)
+        text = ""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+            with os.fdopen(descriptor, "rb") as file:
+                text = file.read(FILE_LIMIT).decode(errors="replace")
+        except OSError:
+            pass
+        if not text and container.exit_code and spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
+            text = tail(container.log_path)
+        return text
+
+
+def tail(path: str) -> str:
+    """The end of a CRI log file without its time stamps."""
+    if not path:
+        return ""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 4 * LOG_LIMIT))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    if size > 4 * LOG_LIMIT:
+        lines = lines[1:]  # it begins in the middle
+    out = ""
+    for line in lines[-LOG_LINES:]:
+        parts = line.split(b" ", 3)
+        if len(parts) == 4:
+            out += parts[3].decode(errors="replace") + ("\n" if parts[2] == b"F" else "")
+    return out.encode()[-LOG_LIMIT:].decode(errors="ignore")

@@ -1,0 +1,137 @@
+"""The Node object of this host: what it is, what it has and how it is, as dicts.
+
+Pure: facts come in, `node` and `status` dicts go out, with upstream's labels, reasons and messages. Called by `node`,
+which gathers the facts and talks to the API.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+MAX_PODS = 110
+IMAGES_TOLD = 50  # upstream's bound of status.images
+KUBELET_VERSION = "v1.36.0+pelamis"
+EVICT_MEMORY = 100 * 1024 * 1024  # bytes free below which memory is short: upstream's default
+EVICT_DISK = 0.10  # share of the disk
+EVICT_PIDS = 0.05
+PRESSURES = {  # (condition, whether it holds) -> reason, message
+    ("MemoryPressure", True): ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+    ("MemoryPressure", False): ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+    ("DiskPressure", True): ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+    ("DiskPressure", False): ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+    ("PIDPressure", True): ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+    ("PIDPressure", False): ("KubeletHasSufficientPID", "kubelet has sufficient PID available")}
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What does not change while the machine is up."""
+
+    name: str
+    ips: tuple[str, ...]
+    cpus: int
+    memory: int  # bytes
+    disk: int  # bytes of the kubelet's file system
+    kernel: str = ""
+    os_image: str = ""
+    architecture: str = "amd64"
+    machine_id: str = ""
+    system_uuid: str = ""
+    boot_id: str = ""
+    runtime_version: str = ""  # containerd://1.6.20
+    port: int = 10250
+    max_pods: int = MAX_PODS
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What does. Problems are "" when there is none."""
+
+    runtime: str = ""
+    network: str = ""
+    memory_free: int = 1 << 40
+    disk_free: float = 1.0  # shares
+    pids_free: float = 1.0
+    images: tuple[tuple[tuple[str, ...], int], ...] = ()  # names, bytes
+
+
+def labels(host: Host) -> dict[str, str]:
+    return {"beta.kubernetes.io/arch": host.architecture, "beta.kubernetes.io/os": "linux",
+            "kubernetes.io/arch": host.architecture, "kubernetes.io/hostname": host.name, "kubernetes.io/os": "linux"}
+
+
+def node(host: Host, now: str, health: Health) -> dict[str, Any]:
+    """The object to register."""
+    return {"apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": host.name, "labels": labels(host),
+                         "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}},
+            "spec": {}, "status": status(host, health, now, {})}
+
+
+def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[str, Any]:
+    """The whole status; `old` is what the API has, for transition times. `now` is a metav1.Time."""
+    capacity = {"cpu": str(host.cpus), "ephemeral-storage": f"{host.disk // 1024}Ki",
+                "hugepages-1Gi": "0", "hugepages-2Mi": "0", "memory": f"{host.memory // 1024}Ki",
+                "pods": str(host.max_pods)}
+    allocatable = dict(capacity)
+    allocatable["ephemeral-storage"] = str(int(host.disk * (1 - EVICT_DISK)))
+    allocatable["memory"] = f"{max(host.memory - EVICT_MEMORY, 0) // 1024}Ki"
+    addresses = [{"type": "InternalIP", "address": ip} for ip in host.ips]
+    return {
+        "capacity": capacity, "allocatable": allocatable, "conditions": conditions(health, now, old),
+        "addresses": [*addresses, {"type": "Hostname", "address": host.name}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": host.port}},
+        "nodeInfo": {"machineID": host.machine_id, "systemUUID": host.system_uuid, "bootID": host.boot_id,
+                     "kernelVersion": host.kernel, "osImage": host.os_image,
+                     "containerRuntimeVersion": host.runtime_version, "kubeletVersion": KUBELET_VERSION,
+                     "kubeProxyVersion": "", "operatingSystem": "linux", "architecture": host.architecture},
+        "images": [{"names": list(names), "sizeBytes": size} for names, size in
+                   sorted(health.images, key=lambda i: (-i[1], i[0]))[:IMAGES_TOLD]],
+    }
+
+
+def conditions(health: Health, now: str, old: dict[str, Any]) -> list[dict[str, Any]]:
+    """MemoryPressure, DiskPressure, PIDPressure and Ready."""
+    problems = []
+    if health.runtime:
+        problems.append(f"container runtime is down: {health.runtime}")
+    elif health.network:
+        problems.append(f"container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
+                        f"message:{health.network}")
+    ready = ("False", "KubeletNotReady", ", ".join(problems)) if problems else \
+        ("True", "KubeletReady", "kubelet is posting ready status")
+    made = []
+    before = {c["type"]: c for c in old.get("conditions") or ()}
+    short = {"MemoryPressure": health.memory_free < EVICT_MEMORY, "DiskPressure": health.disk_free < EVICT_DISK,
+             "PIDPressure": health.pids_free < EVICT_PIDS}
+    for kind, bad in short.items():
+        made.append(_condition(kind, "True" if bad else "False", *PRESSURES[kind, bad], now, before.get(kind)))
+    made.append(_condition("Ready", *ready, now, before.get("Ready")))
+    return made
+
+
+def _condition(kind: str, value: str, reason: str, message: str, now: str,
+               old: dict[str, Any] | None) -> dict[str, Any]:
+    same = old is not None and old.get("status") == value
+    return {"type": kind, "status": value, "lastHeartbeatTime": now,
+            "lastTransitionTime": old["lastTransitionTime"] if same and old else now,
+            "reason": reason, "message": message}
+
+
+def differs(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether anything but heartbeat times has changed."""
+    def bare(value: dict[str, Any]) -> dict[str, Any]:
+        return value | {"conditions": [{k: v for k, v in c.items() if k != "lastHeartbeatTime"}
+                                       for c in value.get("conditions") or ()]}
+    return bare({k: old.get(k) for k in new}) != bare(new)
+
+
+def patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """A strategic merge patch of the status: conditions and addresses merge by type, so addresses are replaced."""
+    changes = {k: v for k, v in new.items() if old.get(k) != v}
+    if "addresses" in changes and old.get("addresses"):
+        changes["addresses"] = [{"$patch": "replace"}, *new["addresses"]]
+    if "conditions" in changes:
+        changes["$setElementOrder/conditions"] = [{"type": c["type"]} for c in new["conditions"]]
+    return {"status": changes}

@@ -1,0 +1,321 @@
+"""The actions of a plan, performed for one pod: the only place where a pod's decisions become calls.
+
+Owns the order of calls within one action and the events that tell of them. Promises that image, volumes and sandbox are
+prepared at the same time, that a failure is raised as `StepFailed` with the waiting reason users know, and that
+`finish` leaves nothing of the pod on the host. Decides nothing: what and when comes from `plan`. Called by `worker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Coroutine
+from typing import Any
+
+from agent.kubelet import env, hosts, plan, specs
+from agent.kubelet.checks import Failed
+from agent.kubelet.context import Context
+from agent.kubelet.env import ConfigError, Sources
+from agent.kubelet.images import ImageError
+from agent.kubelet.model import ObservedPod, SandboxSpec
+from agent.kubelet.runtime import CallError
+from controlplane.machinery.errors import ApiError
+
+log = logging.getLogger(__name__)
+MIN_GRACE = 2.0  # seconds a container gets after its preStop hook used up the grace period; upstream's
+PULL_SECRETS = ".dockerconfigjson"
+
+
+class StepFailed(Exception):  # noqa: N818 - reads as what happened
+    """An action did not succeed: `reason` is a waiting reason, or "" when only an event tells."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason, self.message = reason, message
+
+
+class Steps:
+    """Actions on one pod. `pod` and `seen` are kept current by the worker."""
+
+    def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod) -> None:
+        self.context, self.pod, self.seen = context, pod, seen
+        self.renew_at = 0.0  # when a mounted token wants renewal
+        self._prepared: dict[str, asyncio.Task[Any]] = {}
+        self._sandbox_spec: SandboxSpec | None = None
+        self._hosts_text = ""
+
+    def _tell(self, kind: str, reason: str, message: str, container: str = "") -> None:
+        self.context.tell(self.pod, kind, reason, message, container)
+
+    # --- preparation, at the same time as the sandbox
+
+    def prepare(self, group: asyncio.TaskGroup) -> None:
+        """Begin with what the first containers will need."""
+        first = (self.pod["spec"].get("initContainers") or self.pod["spec"]["containers"])
+        for spec in first:
+            if spec["name"] not in self._prepared:
+                self._prepared[spec["name"]] = group.create_task(_outcome(self._image(spec)))
+        self._prepared["/volumes"] = group.create_task(_outcome(self.set_up_volumes()))
+
+    async def _taken(self, key: str, otherwise: Coroutine[Any, Any, Any]) -> Any:
+        """The prepared outcome, used once; or the work done now."""
+        task = self._prepared.pop(key, None)
+        if task is None:
+            return await otherwise
+        otherwise.close()
+        value, error = await task
+        if error is not None:
+            raise error
+        return value
+
+    def drop(self) -> None:
+        """The pod is ending: nothing prepared is wanted any more."""
+        for task in self._prepared.values():
+            task.cancel()
+        self._prepared.clear()
+
+    async def set_up_volumes(self) -> dict[str, str]:
+        """Host paths of the pod's volumes, their content brought up to date. Raises StepFailed."""
+        if not self.pod["spec"].get("volumes"):
+            return {}
+        try:
+            paths, self.renew_at = await self.context.volumes.set_up(self.pod, self._sources())
+            return paths
+        except (ConfigError, ApiError, OSError) as error:
+            self._tell("Warning", "FailedMount", str(error))
+            raise StepFailed("", str(error)) from error
+
+    async def refresh_volumes(self) -> None:
+        """Bring mounted content up to date. Raises StepFailed."""
+        await self.set_up_volumes()
+
+    def _sources(self, objects: dict[tuple[str, str], dict[str, Any] | None] | None = None) -> Sources:
+        context, sandbox = self.context, self.seen.sandbox
+        ips = sandbox.ips if sandbox else ()
+        if self.pod["spec"].get("hostNetwork"):
+            ips = context.node.ips
+        return Sources(objects or {}, tuple(context.services.items()), ips, context.node.ips, context.node.cpu,
+                       context.node.memory)
+
+    async def _image(self, spec: dict[str, Any]) -> str:
+        """The id of the container's image. Raises StepFailed."""
+        context, image, name = self.context, spec.get("image", ""), spec["name"]
+        policy = spec.get("imagePullPolicy") or "IfNotPresent"
+        started = context.clock.monotonic()
+        try:
+            found = await context.images.find(image) if policy != "Always" else None
+            if found is not None:
+                self._tell("Normal", "Pulled", f'Container image "{image}" already present on machine', name)
+                return found.id
+            if policy != "Never":
+                self._tell("Normal", "Pulling", f'Pulling image "{image}"', name)
+            reference = await context.images.ensure(image, policy, await self._auths())
+        except ImageError as error:
+            if error.reason == "ErrImagePull":
+                self._tell("Warning", "Failed", f'Failed to pull image "{image}": {error.message}', name)
+            self._tell("Warning", "Failed", f"Error: {error.reason}", name)
+            raise StepFailed(error.reason, error.message) from error
+        except ValueError as error:
+            self._tell("Warning", "InspectFailed", f'Failed to apply default image tag "{image}": {error}', name)
+            raise StepFailed("InvalidImageName", f'Failed to apply default image tag "{image}": {error}') from error
+        took = context.clock.monotonic() - started
+        self._tell("Normal", "Pulled", f'Successfully pulled image "{image}" in {took:.3f}s '
+                                       f"({took:.3f}s including waiting)", name)
+        return reference
+
+    async def _auths(self) -> list[dict[str, Any]]:
+        """The `auths` of the pod's pull secrets; a secret that is missing or broken is told, and passed over."""
+        import base64
+        import json
+        found = []
+        for entry in self.pod["spec"].get("imagePullSecrets") or ():
+            meta = self.pod["metadata"]
+            try:
+                secret = await self.context.volumes.objects.get("secrets", meta.get("namespace", ""), entry["name"],
+                                                                meta["uid"])
+                data = (secret or {}).get("data") or {}
+                if PULL_SECRETS in data:
+                    found.append(json.loads(base64.b64decode(data[PULL_SECRETS])).get("auths") or {})
+                elif ".dockercfg" in data:
+                    found.append(json.loads(base64.b64decode(data[".dockercfg"])))
+                else:
+                    self._tell("Warning", "FailedToRetrieveImagePullSecret",
+                               f"Unable to retrieve some image pull secrets ({entry['name']}); attempting to pull the "
+                               "image may not succeed.")
+            except (ApiError, ValueError) as error:
+                log.warning("pull secret %s: %s", entry["name"], type(error).__name__)
+        return found
+
+    # --- sandboxes
+
+    def _sandbox(self, attempt: int) -> SandboxSpec:
+        parent = self.context.cgroups.parent(self.pod)
+        return specs.sandbox(self.pod, self.context.node, attempt, parent)
+
+    async def run_sandbox(self, action: plan.RunSandbox) -> None:
+        """Make the sandbox and its folders. Raises StepFailed."""
+        node, uid = self.context.node, self.pod["metadata"]["uid"]
+        if action.changed:
+            self._tell("Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+        try:
+            node.pod_folder(uid).mkdir(parents=True, exist_ok=True, mode=0o750)
+            self.context.cgroups.make(self.pod)
+            self._sandbox_spec = self._sandbox(action.attempt)
+            await self.context.runtime.run_sandbox(self._sandbox_spec)
+        except ConfigError as error:
+            self._tell("Warning", "Failed", f"Error: {error}")
+            raise StepFailed("CreateContainerConfigError", str(error)) from error
+        except (CallError, OSError) as error:
+            self._tell("Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: {error}")
+            raise StepFailed("", str(error)) from error
+
+    # --- containers
+
+    async def start(self, action: plan.StartContainer) -> None:
+        """Create and start one container. Raises StepFailed."""
+        spec = plan.named(self.pod, action.name)
+        sandbox = self.seen.sandbox
+        if spec is None or sandbox is None:
+            return
+        name = action.name
+        image = await self._taken(name, self._image(spec))
+        paths = await self._taken("/volumes", self.set_up_volumes())
+        made = await self._resolved(spec, image, action.attempt, paths)
+        runtime = self.context.runtime
+        box = self._sandbox_spec or self._sandbox(sandbox.attempt)
+        self._sandbox_spec = box
+        try:
+            self._write_files(spec, action.attempt)
+            id = await runtime.create_container(sandbox.id, box, made)
+        except (CallError, OSError) as error:
+            message = getattr(error, "details", "") or str(error)
+            self._tell("Warning", "Failed", f"Error: {message}", name)
+            raise StepFailed("CreateContainerError", message) from error
+        self._tell("Normal", "Created", f"Created container: {name}", name)
+        try:
+            await runtime.start_container(id)
+        except CallError as error:
+            self._tell("Warning", "Failed", f"Error: {error.details}", name)
+            raise StepFailed("RunContainerError", error.details) from error
+        self._tell("Normal", "Started", f"Started container {name}", name)
+        await self._post_start(spec, id)
+
+    async def _resolved(self, spec: dict[str, Any], image: str, attempt: int, paths: dict[str, str]) -> Any:
+        """The ContainerSpec. Raises StepFailed CreateContainerConfigError."""
+        meta, context = self.pod["metadata"], self.context
+        try:
+            wanted = sorted(env.references(spec))
+            found = await asyncio.gather(*(context.volumes.objects.get(kind, meta.get("namespace", ""), name,
+                                                                       meta["uid"]) for kind, name in wanted))
+            sources = self._sources(dict(zip(wanted, found)))
+            await self._not_root(spec)
+            mounts = context.volumes.mounts_for(self.pod, spec, paths, env.build(self.pod, spec, sources)
+                                                if any(m.get("subPathExpr") for m in spec.get("volumeMounts") or ())
+                                                else {})
+            return specs.container(self.pod, spec, context.node, sources, image=image, attempt=attempt, volumes=mounts)
+        except (ConfigError, ApiError, OSError) as error:
+            self._tell("Warning", "Failed", f"Error: {error}", spec["name"])
+            raise StepFailed("CreateContainerConfigError", str(error)) from error
+
+    async def _not_root(self, spec: dict[str, Any]) -> None:
+        """runAsNonRoot without a user: the image's own user decides. Raises ConfigError."""
+        base, own = self.pod["spec"].get("securityContext") or {}, spec.get("securityContext") or {}
+        asked = own.get("runAsNonRoot", base.get("runAsNonRoot"))
+        if not asked or own.get("runAsUser", base.get("runAsUser")) is not None:
+            return
+        found = await self.context.images.find(spec.get("image", ""))
+        user = (found.user if found else "").partition(":")[0]
+        meta = self.pod["metadata"]
+        where = f'(pod: "{meta["name"]}_{meta.get("namespace", "")}({meta["uid"]})", container: {spec["name"]})'
+        if user in ("", "0", "root"):
+            raise ConfigError(f"container has runAsNonRoot and image will run as root {where}")
+        if not user.isdigit():
+            raise ConfigError(f"container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user "
+                              f"is non-root {where}")
+
+    def _write_files(self, spec: dict[str, Any], attempt: int) -> None:
+        node, uid = self.context.node, self.pod["metadata"]["uid"]
+        text = hosts.render(self.pod, self._sources().pod_ips, node.name, node.cluster_domain,
+                            _read("/etc/hosts") if self.pod["spec"].get("hostNetwork") else "")
+        if text != self._hosts_text:
+            node.hosts_file(uid).write_text(text)
+            os.chmod(node.hosts_file(uid), 0o644)
+            self._hosts_text = text
+        message = node.termination_file(uid, spec["name"], attempt)
+        message.parent.mkdir(parents=True, exist_ok=True)
+        message.write_bytes(b"")
+        os.chmod(message, 0o666)  # whatever user the container has may write its last words
+
+    # --- hooks and ends
+
+    def _pod_ip(self) -> str:
+        return next(iter(self._sources().pod_ips), "127.0.0.1")
+
+    async def _post_start(self, spec: dict[str, Any], id: str) -> None:
+        hook = (spec.get("lifecycle") or {}).get("postStart")
+        if not hook:
+            return
+        try:
+            await self.context.checks.run(hook, spec, id, self._pod_ip(), plan.grace_of(self.pod) + MIN_GRACE)
+        except Failed as error:
+            self._tell("Warning", "FailedPostStartHook", f"PostStartHook failed: {error}", spec["name"])
+            await self.context.runtime.stop_container(id, plan.grace_of(self.pod))
+
+    async def kill(self, action: plan.KillContainer) -> None:
+        """preStop hook, stop signal, and the end within the grace period."""
+        clock, began = self.context.clock, self.context.clock.monotonic()
+        self._tell("Normal", "Killing", action.message, action.name)
+        spec = plan.named(self.pod, action.name) or {}
+        hook = (spec.get("lifecycle") or {}).get("preStop")
+        grace = action.grace
+        if hook and grace > 0:
+            try:
+                async with asyncio.timeout(grace):
+                    await self.context.checks.run(hook, spec, action.id, self._pod_ip(), grace)
+            except TimeoutError:
+                self._tell("Warning", "FailedPreStopHook", "PreStopHook did not end within the grace period",
+                           action.name)
+            except Failed as error:
+                self._tell("Warning", "FailedPreStopHook", f"PreStopHook failed: {error}", action.name)
+            grace = max(grace - (clock.monotonic() - began), MIN_GRACE)
+        await self.context.runtime.stop_container(action.id, grace)
+
+    async def remove_container(self, id: str) -> None:
+        found = next((c for c in self.seen.containers if c.id == id), None)
+        await self.context.runtime.remove_container(id)
+        if found and found.log_path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(found.log_path)
+
+    async def finish(self) -> None:
+        """Remove every trace of the pod from this host. Raises CallError or OSError; may be repeated."""
+        context, uid = self.context, self.pod["metadata"]["uid"]
+        self.drop()
+        for sandbox in self.seen.sandboxes:
+            await context.runtime.remove_sandbox(sandbox.id)
+        for container in self.seen.containers:
+            if not self.seen.sandboxes:
+                await context.runtime.remove_container(container.id)
+        context.volumes.release(uid)
+        await asyncio.to_thread(context.volumes.take_down, uid)
+        context.cgroups.remove(uid)
+        shutil.rmtree(context.node.log_folder(self.pod), ignore_errors=True)
+
+
+async def _outcome(work: Coroutine[Any, Any, Any]) -> tuple[Any, Exception | None]:
+    """Work whose failure is kept for whoever asks for the result."""
+    try:
+        return await work, None
+    except Exception as error:
+        return None, error
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

@@ -1,0 +1,83 @@
+"""Config maps and secrets as pods need them: fetched at the first use, then followed by one watch per object.
+
+Owns a small cache keyed by (kind, namespace, name) and counted by pod: the watch of an object ends with the last pod that
+uses it. Promises the newest known object at once, and a wake-up of its users when it changes. Node identities may read
+only what their pods reference, hence one watch per object and never a list. Called by `volumes.manager` and `worker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from controlplane.client.informer import Informer
+from controlplane.client.rest import Client
+from controlplane.machinery.errors import ApiError, Forbidden, NotFound, ServiceUnavailable
+from controlplane.machinery.resources import named
+
+Key = tuple[str, str, str]  # kind, namespace, name
+FETCH_SECONDS = 10.0  # an object that does not come in this time fails the start, which is tried again
+
+
+@dataclass(slots=True)
+class _Followed:
+    informer: Informer
+    task: asyncio.Task[None]
+    users: set[str] = field(default_factory=set)  # pod uids
+
+
+class Objects:
+    """`changed(uids)` is called on the loop whenever an object of these pods changed."""
+
+    def __init__(self, client: Client, changed: Callable[[set[str]], None]) -> None:
+        self._client, self._changed = client, changed
+        self._followed: dict[Key, _Followed] = {}
+        self._group: asyncio.TaskGroup | None = None
+
+    async def run(self) -> None:
+        """Own the watches until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self._group = None
+
+    async def get(self, kind: str, namespace: str, name: str, uid: str) -> dict[str, Any] | None:
+        """The object, or None when it does not exist; the pod `uid` is a user of it from now on. Raises ApiError."""
+        key = (kind, namespace, name)
+        followed = self._followed.get(key)
+        if followed is None:
+            followed = self._follow(key)
+        followed.users.add(uid)
+        if not followed.informer.has_synced:
+            try:  # a single GET answers at once, and says Forbidden where a watch would only retry
+                return await asyncio.wait_for(self._client.get(named(kind), name, namespace), FETCH_SECONDS)
+            except NotFound:
+                return None
+            except Forbidden as error:
+                raise ApiError(error.message) from error
+            except TimeoutError as error:
+                raise ServiceUnavailable(f"timed out waiting for {kind[:-1]} {namespace}/{name}") from error
+        return followed.informer.get(namespace, name)
+
+    def _follow(self, key: Key) -> _Followed:
+        if self._group is None:
+            raise ServiceUnavailable("the node agent is stopping")
+        kind, namespace, name = key
+        informer = Informer(self._client, named(kind), namespace, fields=f"metadata.name={name}")
+        followed = _Followed(informer, self._group.create_task(informer.run(), name=f"follow {kind} {namespace}/{name}"))
+        informer.subscribe(lambda event, old, new: self._changed(set(followed.users)))
+        self._followed[key] = followed
+        return followed
+
+    def release(self, uid: str) -> None:
+        """The pod is gone: end the watches only it needed."""
+        for key in list(self._followed):
+            followed = self._followed[key]
+            followed.users.discard(uid)
+            if not followed.users:
+                followed.task.cancel()
+                del self._followed[key]

@@ -1,0 +1,88 @@
+"""The volumes that need no payload: emptyDir and hostPath, and who serves which kind of volume.
+
+A plugin is one function `(pod, volume, folder, mounts) -> host path`, idempotent, run before every container start;
+`folder` is the volume's own place under the pod's folder. Taking down needs no plugin: `manager` unmounts and removes
+whatever lies under the pod's folder, so a restart in between loses nothing. A kind nobody serves raises ConfigError.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.kubelet.env import ConfigError
+from agent.kubelet.volumes.mounts import Mounts
+from controlplane.machinery import quantity
+
+Plugin = Callable[[dict[str, Any], dict[str, Any], Path, Mounts], str]
+_IS = {"Directory": stat.S_ISDIR, "File": stat.S_ISREG, "Socket": stat.S_ISSOCK, "CharDevice": stat.S_ISCHR,
+       "BlockDevice": stat.S_ISBLK}
+_CALLED = {"Directory": "a directory", "File": "a file", "Socket": "a socket file",
+           "CharDevice": "a character device", "BlockDevice": "a block device"}
+
+
+def group_of(pod: dict[str, Any]) -> int | None:
+    group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
+    return None if group is None else int(group)
+
+
+def empty_dir(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts: Mounts) -> str:
+    """A folder that lives as long as the pod, on disk or in memory."""
+    spec = volume["emptyDir"] or {}
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    if spec.get("medium") == "Memory" and not mounts.mounted(folder):
+        size = quantity.parse(str(spec["sizeLimit"])).value() if spec.get("sizeLimit") else 0
+        mounts.tmpfs(folder, size)
+        new = True
+    elif spec.get("medium") not in (None, "", "Memory"):
+        raise ConfigError(f"unknown emptyDir medium {spec['medium']!r}")
+    if new:
+        folder.chmod(0o777)
+        group = group_of(pod)
+        if group is not None:
+            os.chown(folder, -1, group)
+            folder.chmod(0o2777)
+    return str(folder)
+
+
+def host_path(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts: Mounts) -> str:
+    """A path of the node, checked or made as its `type` says."""
+    path, kind = volume["hostPath"]["path"], volume["hostPath"].get("type") or ""
+    if kind == "DirectoryOrCreate" and not os.path.exists(path):
+        os.makedirs(path, 0o755)
+    elif kind == "FileOrCreate" and not os.path.exists(path):
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
+    if not kind:
+        return str(path)
+    wanted = kind.removesuffix("OrCreate")
+    if wanted not in _IS:
+        raise ConfigError(f"unknown hostPath type {kind!r}")
+    try:
+        fits = _IS[wanted](os.stat(path).st_mode)
+    except FileNotFoundError:
+        fits = False
+    if not fits:
+        raise ConfigError(f"hostPath type check failed: {path} is not {_CALLED[wanted]}")
+    return str(path)
+
+
+PLUGINS: dict[str, Plugin] = {"emptyDir": empty_dir, "hostPath": host_path}
+PAYLOADS = ("configMap", "secret", "downwardAPI", "projected")
+FOLDERS = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap",
+           "secret": "kubernetes.io~secret", "downwardAPI": "kubernetes.io~downward-api",
+           "projected": "kubernetes.io~projected", "hostPath": "kubernetes.io~host-path"}
+
+
+def kind_of(volume: dict[str, Any]) -> str:
+    """The key that says what the volume is. Raises ConfigError for a kind this node cannot mount."""
+    for kind in FOLDERS:
+        if kind in volume:
+            return kind
+    named = [k for k in volume if k != "name"] or ["emptyDir"]
+    if named == ["emptyDir"]:
+        return "emptyDir"
+    raise ConfigError(f'volume "{volume["name"]}" of type {named[0]} is not supported by this node')

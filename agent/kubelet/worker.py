@@ -1,0 +1,350 @@
+"""One pod's worker: looks, plans, acts, tells; and sleeps until something of its pod changes.
+
+Owns everything this node knows of one pod beyond the API and the runtime: back-offs, failures, probes, what is under
+way. Promises that wake-ups are deduplicated, that long work (pulls, graceful stops) never delays a decision, that a
+runtime that is away is asked again and nothing is killed for it, and that the worker ends only when nothing of the pod is
+left here. Called by `kubelet`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from agent.kubelet import lastwords, plan, status
+from agent.kubelet.backoff import BackOff
+from agent.kubelet.containerstatus import Report
+from agent.kubelet.context import Context
+from agent.kubelet.model import ObservedPod
+from agent.kubelet.prober import Prober
+from agent.kubelet.runtime import CallError
+from agent.kubelet.statuswriter import PODS, StatusWriter
+from agent.kubelet.steps import StepFailed, Steps
+from controlplane.machinery.errors import ApiError, Conflict, NotFound
+
+log = logging.getLogger(__name__)
+
+RETRY_FIRST, RETRY_LIMIT = 0.5, 60.0  # seconds between attempts at what failed without a back-off of its own
+PULL_SHOWN = 3.0  # seconds ErrImagePull is shown before it becomes ImagePullBackOff
+PULL_REASONS = ("ErrImagePull", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError")
+DELETE_RETRY = 1.0
+FINISH = "/finish"
+REFRESH = "/refresh"
+
+
+class Worker:
+    """`stopped` of a worker is told by the end of `run`."""
+
+    def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod, *, gone: bool = False) -> None:
+        self.context, self.clock = context, context.clock
+        self.pod, self.seen, self.gone = pod, seen, gone
+        self.uid = pod["metadata"]["uid"]
+        self.steps = Steps(context, pod, seen)
+        self._wake = asyncio.Event()
+        self._wake.set()
+        self._look = False  # the runtime may have news
+        self._refresh = False  # an object in a volume or the environment changed
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._kills: dict[str, float] = {}  # container id -> monotonic deadline of the stop under way
+        self._stopped: set[str] = set()
+        self._backoffs: dict[str, BackOff] = {}
+        self._pulls: dict[str, BackOff] = {}
+        self._tries: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
+        self._failed: dict[str, tuple[str, str, float]] = {}  # name -> waiting reason, message, since
+        self._told: dict[str, str] = {}  # name -> back-off message told last
+        self._doomed: tuple[str, str] | None = None
+        self._ending_since = 0.0
+        self._first_seen = self.clock.now()
+        self._done = False
+        self._ended = False  # everything is stopped and cleaned; the API may drop the pod
+        self._writer: StatusWriter | None = None
+        self._group: asyncio.TaskGroup
+        self._prober: Prober
+        self._quiet_tasks: set[asyncio.Task[Any]] = set()
+        self._words = lastwords.LastWords(context.node)
+
+    # --- news
+
+    def update(self, pod: dict[str, Any]) -> None:
+        """The API has a newer object."""
+        self.pod = self.steps.pod = pod
+        if self._writer is not None:
+            self._writer.learn(pod)
+        self._wake.set()
+
+    def removed(self) -> None:
+        """The API no longer has the object."""
+        self.gone = True
+        self._wake.set()
+
+    def look(self) -> None:
+        """The runtime has news of the pod."""
+        self._look = True
+        self._wake.set()
+
+    def refresh(self) -> None:
+        """An object the pod uses changed: mounted files follow, and what failed for its sake is tried again."""
+        self._refresh = True
+        for name in [n for n, (reason, _, _) in self._failed.items() if reason not in PULL_REASONS]:
+            self._not_before.pop(name, None)
+        self._wake.set()
+
+    def retry(self) -> None:
+        """Circumstances changed (the network is ready, the runtime is back): do not wait out failures."""
+        self._not_before.clear()
+        self.look()
+
+    # --- the loop
+
+    async def run(self) -> None:
+        """Until nothing of the pod is left on this node."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self._writer = StatusWriter(self.context.client, self.clock, self.pod, self._quiet)
+            self._prober = Prober(self.context.checks, self.context.probing, self.clock, self._quiet, self._wake.set,
+                                  lambda name, kind, reason, text: self.context.tell(self.pod, kind, reason, text,
+                                                                                     name))
+            while not self._done:
+                self._wake.clear()
+                await self._wait(await self._pass())
+            self.steps.drop()
+            self._prober.sync(self.pod, ObservedPod(self.uid, "", ""), ending=True)
+            for task in [*self._tasks.values(), *self._quiet_tasks]:
+                task.cancel()
+
+    async def _wait(self, wake_at: float) -> None:
+        """Sleep until woken or `wake_at` (seconds since the epoch; 0.0 = no timer)."""
+        if self._done or self._wake.is_set():
+            return
+        if not wake_at:
+            await self._wake.wait()
+            return
+        timer = asyncio.ensure_future(self.clock.sleep(max(0.0, wake_at - self.clock.now())))
+        news = asyncio.ensure_future(self._wake.wait())
+        try:
+            await asyncio.wait((timer, news), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            timer.cancel()
+            news.cancel()
+
+    async def _pass(self) -> float:
+        """Look, plan, act, tell. Returns when to pass again without news, or 0.0."""
+        if self._look:
+            self._look = False
+            try:
+                found = await self.context.runtime.observe(self.uid)
+            except CallError as error:
+                log.debug("cannot observe pod %s: %s", self.pod["metadata"]["name"], error)
+                self._look = True
+                return self.clock.now() + self._pause("/observe")
+            self._tries.pop("/observe", None)
+            meta = self.pod["metadata"]
+            self.seen = found.get(self.uid) or ObservedPod(self.uid, meta.get("namespace", ""), meta["name"])
+            self.steps.seen = self.seen
+        if self.gone and self._ended:
+            self._done = True
+            return 0.0
+        now = self.clock.now()
+        ending = self.gone or plan.deleting(self.pod)
+        if ending and not self._ending_since:
+            self._ending_since = now
+            self._abandon()
+        due = plan.overdue(self.pod)
+        if due and now >= due and not self._doomed and not plan.finished(self.pod, self.seen):
+            self._doomed = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+        self._prober.sync(self.pod, self.seen, ending=ending)
+        made = plan.plan(self.pod, self.seen, now, self._facts())
+        for action in made.actions:
+            self._act(action)
+        if (self._refresh or 0 < self.steps.renew_at <= now) and not ending and REFRESH not in self._tasks:
+            self._refresh = False
+            self.steps.renew_at = 0.0
+            self._begin(REFRESH, self.steps.refresh_volumes(), look=False)
+        waiting, shown_at = self._waiting(made, now)
+        self._report(waiting, now)
+        return min(filter(None, (made.wake_at, shown_at, self.steps.renew_at)), default=0.0)
+
+    def _facts(self) -> plan.Facts:
+        return plan.Facts(
+            busy=frozenset(self._tasks) - {REFRESH}, backoffs=self._backoffs, not_before=self._not_before,
+            unhealthy=self._prober.unhealthy, started=self._prober.started, stopped=frozenset(self._stopped),
+            doomed=self._doomed, gone=self.gone, terminating_since=self._ending_since)
+
+    # --- telling
+
+    def _waiting(self, made: plan.Plan, now: float) -> tuple[dict[str, tuple[str, str]], float]:
+        """Waiting reasons by container, and when one of them turns into another."""
+        waiting: dict[str, tuple[str, str]] = {}
+        turn = 0.0
+        meta = self.pod["metadata"]
+        for name, (reason, message, since) in self._failed.items():
+            if reason == "ErrImagePull" and self._not_before.get(name, 0.0) > now:
+                spec = plan.named(self.pod, name) or {}
+                if now >= since + PULL_SHOWN:
+                    text = f'Back-off pulling image "{spec.get("image", "")}"'
+                    reason, message = "ImagePullBackOff", f"{text}: ErrImagePull: {message}"
+                    self._once(name, text, f"{text}@{since}")
+                else:
+                    turn = min(filter(None, (turn, since + PULL_SHOWN)))
+            if reason:
+                waiting[name] = (reason, message)
+        for name, entry in made.waiting.items():
+            waiting[name] = entry
+            self._once(name, f"Back-off restarting failed container {name} in pod {meta['name']}_"
+                             f"{meta.get('namespace', '')}({self.uid})", f"crash@{self._not_seen(name)}")
+        return waiting, turn
+
+    def _not_seen(self, name: str) -> str:
+        newest = self.seen.container(name)
+        return newest.id if newest else ""
+
+    def _once(self, name: str, text: str, mark: str) -> None:
+        if self._told.get(name) != mark:
+            self._told[name] = mark
+            self.context.tell(self.pod, "Warning", "BackOff", text, name)
+
+    def _report(self, waiting: dict[str, tuple[str, str]], now: float) -> None:
+        if self.gone or self._writer is None:
+            return
+        report = Report(waiting=waiting, ready=frozenset(self._prober.ready), started=self._prober.started,
+                        messages=self._words.of(self.pod, self.seen), host_ips=self.context.node.ips,
+                        doomed=self._doomed, ended=self._ended, start_time=self._first_seen)
+        self._writer.offer(status.compute(self.pod, self.seen, now, report, self._writer.current))
+
+    # --- acting
+
+    def _act(self, action: plan.Action) -> None:
+        if isinstance(action, plan.RunSandbox):
+            if plan.SANDBOX not in self._tasks:
+                self.steps.prepare(self._group)
+                self._begin(plan.SANDBOX, self.steps.run_sandbox(action))
+        elif isinstance(action, plan.StartContainer):
+            if action.failed_at:
+                last = self._backoffs.get(action.name, BackOff())
+                self._backoffs[action.name] = last.longer(action.failed_at, self.clock.now())
+            self._begin(action.name, self.steps.start(action))
+        elif isinstance(action, plan.KillContainer):
+            self._kill(action)
+        elif isinstance(action, plan.StopSandbox):
+            self._begin(plan.SANDBOX, self._stop_sandbox(action.id))
+        elif isinstance(action, plan.RemoveContainer):
+            self._begin(action.id, self.steps.remove_container(action.id))
+        elif isinstance(action, plan.RemoveSandbox):
+            self._begin(action.id, self.context.runtime.remove_sandbox(action.id))
+        elif not self._ended:
+            self._begin(FINISH, self._finish())
+
+    def _begin(self, key: str, work: Coroutine[Any, Any, None], *, look: bool = True) -> None:
+        """Perform `work` as the only one under `key`; its end wakes the worker."""
+        if key in self._tasks or self._not_before.get(key, 0.0) > self.clock.now():
+            work.close()
+            return
+        self._tasks[key] = self._group.create_task(self._perform(key, work, look), name=f"{key} of {self.uid}")
+
+    async def _perform(self, key: str, work: Coroutine[Any, Any, None], look: bool) -> None:
+        try:
+            await work
+            self._failed.pop(key, None)
+            self._not_before.pop(key, None)
+            self._tries.pop(key, None)
+            self._pulls.pop(key, None)
+        except StepFailed as failure:
+            self._note(key, failure)
+        except (CallError, OSError, ApiError) as error:
+            log.warning("pod %s: %s: %s", self.pod["metadata"]["name"], key.strip("/"), error)
+            self._not_before[key] = self.clock.now() + self._pause(key)
+            self._later(self._not_before[key])
+        finally:
+            self._tasks.pop(key, None)
+            self._look = self._look or look
+            self._wake.set()
+
+    def _note(self, key: str, failure: StepFailed) -> None:
+        now = self.clock.now()
+        names = [c["name"] for c in plan.of_pod(self.pod)] if key == plan.SANDBOX else [key]
+        for name in names:
+            self._failed[name] = (failure.reason, failure.message, now)
+        if failure.reason in PULL_REASONS:
+            self._pulls[key] = self._pulls.get(key, BackOff()).longer(now, now)
+            self._not_before[key] = now + self._pulls[key].delay
+        elif failure.reason != "RunContainerError":  # that one has left an exited container: the crash back-off rules
+            self._not_before[key] = now + self._pause(key)
+        self._later(self._not_before.get(key, 0.0))
+
+    def _pause(self, key: str) -> float:
+        tries = self._tries[key] = self._tries.get(key, 0) + 1
+        return self.clock.jitter(min(RETRY_FIRST * 2 ** (tries - 1), RETRY_LIMIT), 0.1)
+
+    def _later(self, when: float) -> None:
+        """Wake at `when`: for failures whose retry no plan knows of."""
+        async def timer() -> None:
+            await self.clock.sleep(max(0.0, when - self.clock.now()))
+            self._wake.set()
+        if when:
+            self._quiet(timer(), "retry")
+
+    def _quiet(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Work that ends with the worker and reports by other means."""
+        task = self._group.create_task(work, name=f"{name} of {self.uid}")
+        self._quiet_tasks.add(task)
+        task.add_done_callback(self._quiet_tasks.discard)
+        return task
+
+    def _abandon(self) -> None:
+        """The pod is ending: give up pulls and starts that have made nothing yet."""
+        self.steps.drop()
+        for name, task in self._tasks.items():
+            found = self.seen.container(name)
+            if not name.startswith("/") and found is None and plan.named(self.pod, name):
+                task.cancel()
+
+    def _kill(self, action: plan.KillContainer) -> None:
+        deadline = self.clock.monotonic() + action.grace
+        if deadline >= self._kills.get(action.id, float("inf")) - 1:
+            return
+        again = action.id in self._kills
+        self._kills[action.id] = deadline
+        self._quiet(self._killing(action, deadline, again), f"stop {action.name}")
+
+    async def _killing(self, action: plan.KillContainer, deadline: float, again: bool) -> None:
+        try:
+            if again:  # a shorter grace period was asked for: no second hook, no second event
+                await self.context.runtime.stop_container(action.id, action.grace)
+            else:
+                await self.steps.kill(action)
+        except CallError as error:
+            log.warning("pod %s: cannot stop %s: %s", self.pod["metadata"]["name"], action.name, error)
+            self._later(self.clock.now() + self._pause("stop"))
+        finally:
+            if self._kills.get(action.id) == deadline:
+                del self._kills[action.id]
+            self.look()
+
+    async def _stop_sandbox(self, id: str) -> None:
+        await self.context.runtime.stop_sandbox(id)
+        self._stopped.add(id)
+
+    async def _finish(self) -> None:
+        """Clean the host, give the API the last status, then the object back."""
+        await self.steps.finish()
+        self._ended = True
+        if self.gone:
+            self._done = True
+            return
+        self._report({}, self.clock.now())
+        assert self._writer is not None
+        await self._writer.settled()
+        meta = self.pod["metadata"]
+        while not self.gone:
+            try:
+                await self.context.client.delete(PODS, meta["name"], meta.get("namespace", ""), grace=0, uid=self.uid)
+                break  # the watch tells when it is gone; with finalizers that may be much later
+            except (NotFound, Conflict):
+                self.gone = True
+            except ApiError as error:
+                log.debug("cannot delete pod %s: %s", meta["name"], error.message)
+                await self.clock.sleep(self.clock.jitter(DELETE_RETRY))
+        self._done = self.gone

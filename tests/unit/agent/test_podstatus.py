@@ -1,0 +1,94 @@
+"""A pod's status at the moments users look at it, and the patch that tells of it."""
+
+from __future__ import annotations
+
+from agent.kubelet import status
+from agent.kubelet.containerstatus import Report
+from tests.unit.agent.pods import NOW, box, down, pod, seen, up
+
+
+def view(the_pod, observed, now=NOW, **report):
+    return status.compute(the_pod, observed, now, Report(host_ips=("10.0.0.1",), **report))
+
+
+def condition(made, kind):
+    found = next(c for c in made["conditions"] if c["type"] == kind)
+    return found["status"], found.get("reason", ""), found.get("message", "")
+
+
+def test_from_creating_to_ready():
+    made = view(pod(), seen())
+    assert made["phase"] == "Pending"
+    assert made["containerStatuses"][0]["state"] == {"waiting": {"reason": "ContainerCreating"}}
+    assert condition(made, "Ready") == ("False", "ContainersNotReady", "containers with unready status: [c]")
+    assert condition(made, "PodReadyToStartContainers")[0] == "False"
+    made = view(pod(), seen(box(), up("c")), started=frozenset({"c0"}), ready=frozenset({"c0"}))
+    assert (made["phase"], made["podIP"], made["hostIP"]) == ("Running", "10.244.1.5", "10.0.0.1")
+    assert made["containerStatuses"][0]["containerID"] == "containerd://c0"
+    assert all(c["status"] == "True" for c in made["conditions"])
+
+
+def test_init_containers_hold_the_others_back():
+    with_init = pod("c", init=("i",))
+    made = view(with_init, seen(box(), up("i")))
+    assert made["containerStatuses"][0]["state"]["waiting"]["reason"] == "PodInitializing"
+    assert condition(made, "Initialized") == ("False", "ContainersNotInitialized",
+                                              "containers with incomplete status: [i]")
+    made = view(with_init, seen(box(), down("i"), up("c")))
+    assert made["initContainerStatuses"][0]["ready"] and condition(made, "Initialized")[0] == "True"
+
+
+def test_crash_loop_shows_the_wait_and_the_last_exit():
+    made = view(pod(), seen(box(), down("c", 3, attempt=1)), waiting={"c": ("CrashLoopBackOff", "back-off 10s …")},
+                messages={"c1": "out of luck"})
+    entry = made["containerStatuses"][0]
+    assert entry["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+    assert entry["lastState"]["terminated"]["exitCode"] == 3
+    assert entry["lastState"]["terminated"]["message"] == "out of luck"
+    assert (entry["restartCount"], made["phase"]) == (1, "Running")
+
+
+def test_phases_of_pods_that_end():
+    for policy, codes, expected in (("Never", (0, 0), "Succeeded"), ("Never", (0, 1), "Failed"),
+                                    ("OnFailure", (0, 0), "Succeeded"), ("OnFailure", (0, 1), "Running"),
+                                    ("Always", (0, 0), "Running")):
+        made = view(pod("a", "b", policy=policy), seen(box(), down("a", codes[0]), down("b", codes[1])))
+        assert made["phase"] == expected, (policy, codes)
+    done = pod(policy="Never")
+    done["status"] = view(done, seen(box(), down("c")))
+    assert condition(done["status"], "Ready")[:2] == ("False", "PodCompleted")
+    assert view(done, seen())["phase"] == "Succeeded"  # never left again
+    assert view(done, seen())["containerStatuses"][0]["state"]["terminated"]["reason"] == "Completed"
+
+
+def test_a_pod_whose_containers_vanished_while_it_ended_says_so():
+    running = pod(deletionTimestamp="2023-11-14T22:13:20Z")
+    running["status"] = view(running, seen(box(), up("c")), started=frozenset({"c0"}), ready=frozenset({"c0"}))
+    made = view(running, seen(), ended=True)
+    assert made["containerStatuses"][0]["state"]["terminated"]["reason"] == "ContainerStatusUnknown"
+    assert made["phase"] == "Failed"
+
+
+def test_only_changes_are_sent_and_times_move_with_their_status():
+    the_pod = pod()
+    old = view(the_pod, seen(box(), up("c")), started=frozenset({"c0"}))
+    new = status.compute(the_pod, seen(box(), up("c")), NOW + 60,
+                         Report(host_ips=("10.0.0.1",), started=frozenset({"c0"}), ready=frozenset({"c0"})), old)
+    assert status.patch("u", old, old) is None
+    body = status.patch("u", old, new)
+    assert body["metadata"] == {"uid": "u"}
+    assert {c["type"] for c in body["status"]["conditions"]} == {"Ready", "ContainersReady"}
+    assert set(body["status"]) == {"conditions", "$setElementOrder/conditions", "containerStatuses"}
+    times = {c["type"]: c["lastTransitionTime"] for c in new["conditions"]}
+    assert times["Ready"] > times["PodReadyToStartContainers"]
+
+
+def test_readiness_gates_and_foreign_conditions():
+    gated = pod()
+    gated["spec"]["readinessGates"] = [{"conditionType": "x/lb"}]
+    good = {"started": frozenset({"c0"}), "ready": frozenset({"c0"})}
+    made = view(gated, seen(box(), up("c")), **good)
+    assert condition(made, "Ready")[1] == "ReadinessGatesNotReady"
+    gated["status"]["conditions"] = [{"type": "x/lb", "status": "True"}]
+    made = view(gated, seen(box(), up("c")), **good)
+    assert condition(made, "Ready")[0] == "True" and condition(made, "x/lb")[0] == "True"
