@@ -263,7 +263,9 @@ def _ordered(original: Node, patch: Node, node: Node, directive: str) -> None:
     if old is None and new is None:
         return
     before = list(old or [])
-    merged = old if new is None else _cleaned(new) if old is None else _list(old, new, field)
+    merged: list[Any] = list(before)
+    if new is not None:
+        merged = _cleaned(new) if old is None else _list(old, new, field)
     if merge_key:
         for item in [*merged, *order]:
             if not isinstance(item, dict) or merge_key not in item:
