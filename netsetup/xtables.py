@@ -121,17 +121,21 @@ def remove_chains(prefix: str, family: int = 4) -> int:
     removed = 0
     for variant in BACKENDS:
         backend = Backend(variant, family)
-        if not backend.present:
-            continue
-        batch = removal(backend.save(), prefix)
-        if batch:
-            try:
-                backend.restore(batch)
-            except RestoreError as error:
-                raise Finding(f"could not remove the {prefix}* chains from iptables-{variant}", str(error),
-                              "remove them by hand, or reboot") from error
-            removed += batch.count("\n-X ")
+        if backend.present:
+            removed += remove_from(backend, prefix)
     return removed
+
+
+def remove_from(backend: Backend, prefix: str) -> int:
+    """As `remove_chains`, from one backend."""
+    batch = removal(backend.save(), prefix)
+    if batch:
+        try:
+            backend.restore(batch)
+        except RestoreError as error:
+            raise Finding(f"could not remove the {prefix}* chains from iptables-{backend.variant}", str(error),
+                          "remove them by hand, or reboot") from error
+    return batch.count("\n-X ")
 
 
 def ensure(backend: Backend, table: str, chains: dict[str, list[str]], hooks: list[tuple[str, str]]) -> bool:

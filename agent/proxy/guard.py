@@ -1,0 +1,89 @@
+"""Notice that somebody else removed our rules.
+
+Owns one netlink socket that hears of changes to nf_tables (iptables-nft included). A flush by a firewall's restart,
+or `nft flush ruleset`, is heard within milliseconds and without any polling. Only removals that touch our chains count;
+the echo of our own writes is discarded by `forget_own`, called right after each. The legacy tables tell nobody anything:
+there, and in case an event was lost, `proxy` also looks now and then.
+
+Called by `proxy`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from collections.abc import Callable
+
+NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
+SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
+NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE = 0xA02, 0xA05, 0xA08
+BUFFER = 1 << 20  # bytes of queued events: a batch of ours is larger, and overflowing it only causes one look
+
+
+class Guard:
+    """`on_loss` is called on the loop when rules of ours may have gone."""
+
+    def __init__(self, on_loss: Callable[[], None]) -> None:
+        self._on_loss = on_loss
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+                                     NETLINK_NETFILTER)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NFNLGRP_NFTABLES)
+        except OSError:
+            self._socket.close()
+            raise
+        self._deaf = False
+
+    def open(self) -> None:
+        asyncio.get_running_loop().add_reader(self._socket, self._readable)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+    def writing(self) -> None:
+        """Our own write begins: what is heard until `forget_own` is most likely its echo."""
+        self._deaf = True
+
+    def forget_own(self) -> None:
+        """Our own write is over. The kernel queues a write's events before it reports success: they are all here."""
+        self._drain()
+        self._deaf = False
+
+    def _readable(self) -> None:
+        if self._drain() and not self._deaf:
+            self._on_loss()
+
+    def _drain(self) -> bool:
+        lost = False
+        while True:
+            try:
+                data = self._socket.recv(1 << 16)
+            except BlockingIOError:
+                return lost
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                lost = True
+                continue
+            lost = lost or removes_ours(data)
+
+
+def removes_ours(data: bytes) -> bool:
+    """Whether a datagram of events removes a chain or rule of ours, or a whole table that holds them."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind = struct.unpack_from("=IH", data, offset)
+        if length < 16:
+            return False
+        body = data[offset + 16:offset + length]
+        if kind == NFT_MSG_DELTABLE and (b"nat\0" in body or b"filter\0" in body):
+            return True
+        if kind in (NFT_MSG_DELCHAIN, NFT_MSG_DELRULE) and b"KUBE-" in body:
+            return True
+        offset += (length + 3) & ~3
+    return False

@@ -1,0 +1,141 @@
+"""Write chains into the kernel by iptables-restore: all of them, or exactly those that changed.
+
+Owns the batches. `batches` is pure: chains in an order in which nothing refers to what does not exist yet, in pieces
+the nf_tables variant can digest (its restore is quadratic in the chains of one batch). Chains of a service go first, the
+chains that lead to them after, deletions last: at no instant does a rule lead nowhere. Chains that do not change are
+not mentioned and keep their counters. `Writer` runs them; what others put into the tables is left alone.
+
+Called by `proxy`, on its worker thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from agent.proxy import rules
+from agent.proxy.rules import Chain, Change, Rules
+from netsetup import xtables
+from netsetup.ledger import Ledger
+
+CHUNK = 500  # chains of one nf_tables batch: about 250 services; larger ones cost more than they save
+PREFIX = "KUBE-"
+# What may be named by whom: a chain only leads to chains of a lower rank (branches: to a longer prefix).
+_RANKS = ("KUBE-MARK-MASQ", "KUBE-SEP-", "KUBE-SV", "KUBE-EXT-", "KUBE-FW-", "KUBE-NODEPORTS")
+_BRANCH = len(_RANKS)
+
+
+def rank(chain: Chain) -> tuple[int, int]:
+    """Where in the order a chain is written: the chains it leads to come before it."""
+    table, name = chain
+    side = 1 if table == "filter" else 0
+    for index, prefix in enumerate(_RANKS):
+        if name.startswith(prefix):
+            return side, index
+    if name.startswith("KUBE-IPS-"):
+        tail = name.rpartition("-")[2]
+        return side, _BRANCH + (128 - int(tail) if tail.isdigit() else 0)
+    return side, _BRANCH + 200
+
+
+def batches(change: Change, chunk: int = 0) -> list[str]:
+    """iptables-restore texts, to be applied in order. `chunk`: chains per batch, 0 for one batch."""
+    order = sorted(change.write, key=lambda c: (rank(c), c[1]))
+    dead = sorted(change.delete)
+    if not chunk or len(order) + len(dead) <= chunk:
+        return [_text({c: change.write[c] for c in order}, dead)] if change else []
+    found = []
+    for start in range(0, len(order), chunk):
+        found.append(_text({c: change.write[c] for c in order[start:start + chunk]}, []))
+    for start in range(0, len(dead), chunk):
+        found.append(_text({}, dead[start:start + chunk]))
+    return found
+
+
+def _text(write: dict[Chain, Rules], dead: Iterable[Chain]) -> str:
+    out: list[str] = []
+    dead = list(dead)
+    for table in rules.TABLES:
+        chains = [c for c in write if c[0] == table]
+        gone = [c for c in dead if c[0] == table]
+        if not chains and not gone:
+            continue
+        out.append(f"*{table}")
+        out += [f":{name} - [0:0]" for _, name in (*chains, *gone)]
+        out += [f"-A {chain[1]} {rule}" for chain in chains for rule in write[chain]]
+        out += [f"-X {name}" for _, name in gone]
+        out.append("COMMIT")
+    return "\n".join([*out, ""])
+
+
+class Writer:
+    """The kernel's side. Not thread safe: one worker at a time."""
+
+    def __init__(self, backend: xtables.Backend, ledger: Ledger | None = None) -> None:
+        self.backend, self._ledger = backend, ledger
+        self._chunk = CHUNK if backend.is_nft else 0
+        self._counts: dict[Chain, int] = {}
+
+    def load(self, everything: dict[Chain, Rules]) -> None:
+        """Make the kernel hold exactly these chains, whatever it held before. Raises xtables.RestoreError."""
+        if self._ledger:
+            self._ledger.record("iptables", prefix=PREFIX, family=self.backend.family)
+        self._leave_the_other_backend()
+        saved = {table: self.backend.save(table) for table in rules.TABLES}
+        stale = {(table, name) for table, text in saved.items() for name in re.findall(r"^:(\S+) ", text, re.M)
+                 if name.startswith(rules.OWN_PREFIXES)} - everything.keys()
+        self._counts = {}
+        if self._chunk:  # a shared chain may be named by a service's before its own turn to be written comes
+            base = {c: r for c, r in everything.items() if c in rules.FIXED}
+            self.backend.restore(_text(base, []))
+        for text in batches(Change(dict(everything)), self._chunk):
+            self.backend.restore(text)
+        missing = [(t, c, rule) for t, c, rule in rules.HOOKS if f"-A {c} {rule}\n" not in saved[t]]
+        if missing:
+            self.backend.restore(_hooks(missing))
+        for text in batches(Change(delete=stale), self._chunk):
+            self.backend.restore(text)
+        self._counts = {chain: len(lines) for chain, lines in everything.items()}
+
+    def apply(self, change: Change) -> None:
+        """Only what changed. Raises xtables.RestoreError; then only `load` makes things right again."""
+        for text in batches(change, self._chunk):
+            self.backend.restore(text)
+        for chain in change.delete:
+            self._counts.pop(chain, None)
+        self._counts.update({chain: len(lines) for chain, lines in change.write.items()})
+
+    def intact(self) -> bool:
+        """Whether every chain still has its rules and every hook is in place: what a foreign flush destroys."""
+        for table in rules.TABLES:
+            saved = self.backend.save(table)
+            if any(f"-A {c} {rule}\n" not in saved for t, c, rule in rules.HOOKS if t == table):
+                return False
+            found: dict[str, int] = dict.fromkeys(re.findall(r"^:(\S+) ", saved, re.M), 0)
+            for name in re.findall(r"^-A (\S+) ", saved, re.M):
+                found[name] = found.get(name, 0) + 1
+            if any(found.get(name, -1) != count for (t, name), count in self._counts.items() if t == table):
+                return False
+        return True
+
+    def _leave_the_other_backend(self) -> None:
+        """Rules of an earlier run in the other variant would see every packet too."""
+        for variant in xtables.BACKENDS:
+            other = xtables.Backend(variant, self.backend.family)
+            same = variant == ("nft" if self.backend.is_nft else "legacy")
+            if not same and other.present and ":KUBE-SERVICES " in other.save("nat"):
+                xtables.remove_from(other, PREFIX)
+
+
+def _hooks(missing: list[tuple[str, str, str]]) -> str:
+    out: list[str] = []
+    for table in rules.TABLES:
+        lines = [f"-I {chain} 1 {rule}" for t, chain, rule in missing if t == table]
+        if lines:
+            out += [f"*{table}", *lines, "COMMIT"]
+    return "\n".join([*out, ""])
+
+
+def cleanup(family: int = 4) -> int:
+    """Remove every KUBE-* chain and the jumps to them from both variants; how many chains went. Raises Finding."""
+    return xtables.remove_chains(PREFIX, family)

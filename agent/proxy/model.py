@@ -1,0 +1,174 @@
+"""What a Service wants, reduced to what rules need: one frozen `ServicePort` per port, with the endpoints to use now.
+
+Pure. Owns the reading of Service and EndpointSlice objects: which services are ours at all, which endpoints count (the
+ready ones; while there is none, the terminating ones that still serve), which of them are on this node, what the
+traffic policies and affinity ask. Frozen, hashable and ordered, so that equality means "no rule changes".
+
+Called by `proxy` for each service whose objects changed.
+Upstream: pkg/proxy (servicechangetracker, endpointslicecache, topology).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+Obj = dict[str, Any]
+ServiceKey = tuple[str, str]  # namespace, name
+SERVICE_LABEL = "kubernetes.io/service-name"
+PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
+HEADLESS_LABEL = "service.kubernetes.io/headless"
+AFFINITY_SECONDS = 10800  # the API's default time-out of ClientIP affinity
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Endpoint:
+    """Where a connection may end. `local`: on this node."""
+
+    address: str
+    port: int
+    local: bool = False
+
+    def __str__(self) -> str:
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class ServicePort:
+    """One port of one service. `cluster` and `local`: the endpoints for either traffic policy.
+
+    `affinity` is the ClientIP time-out in seconds, 0 without affinity."""
+
+    namespace: str
+    service: str
+    port_name: str
+    protocol: str
+    cluster_ip: str
+    port: int
+    node_port: int = 0
+    external_ips: tuple[str, ...] = ()
+    load_balancer_ips: tuple[str, ...] = ()
+    source_ranges: tuple[str, ...] = ()
+    affinity: int = 0
+    internal_local: bool = False
+    external_local: bool = False
+    health_port: int = 0
+    cluster: tuple[Endpoint, ...] = field(default=())
+    local: tuple[Endpoint, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        """`namespace/service:port`, which upstream's chain names and comments are made from."""
+        return f"{self.namespace}/{self.service}" + (f":{self.port_name}" if self.port_name else "")
+
+    @property
+    def external(self) -> bool:
+        return bool(self.node_port or self.external_ips or self.load_balancer_ips)
+
+    @property
+    def internal_endpoints(self) -> tuple[Endpoint, ...]:
+        return self.local if self.internal_local else self.cluster
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Every address of its own, without the node's."""
+        return (self.cluster_ip, *self.external_ips, *self.load_balancer_ips)
+
+
+def is_family(address: str, family: int) -> bool:
+    return (":" in address) == (family == 6)
+
+
+def is_ours(service: Obj) -> bool:
+    """Whether this proxy answers for the service: not headless, not external by name, not another proxy's."""
+    spec = service.get("spec") or {}
+    if spec.get("type") == "ExternalName" or spec.get("clusterIP") in (None, "", "None"):
+        return False
+    return not {PROXY_LABEL, HEADLESS_LABEL} & set(service["metadata"].get("labels") or {})
+
+
+def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family: int = 4) -> tuple[ServicePort, ...]:
+    """Every port of the service with its endpoints; () when it is gone or not ours."""
+    if service is None or not is_ours(service):
+        return ()
+    spec, meta = service["spec"], service["metadata"]
+    ips = [ip for ip in spec.get("clusterIPs") or [spec["clusterIP"]] if is_family(ip, family)]
+    if not ips:
+        return ()
+    kind = spec.get("type", "ClusterIP")
+    balancers = _balancer_ips(service, family) if kind == "LoadBalancer" else ()
+    affinity = 0
+    if spec.get("sessionAffinity") == "ClientIP":
+        config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
+        affinity = config.get("timeoutSeconds") or AFFINITY_SECONDS
+    usable = [s for s in slices if s.get("addressType", "IPv4") == ("IPv6" if family == 6 else "IPv4")]
+    found = []
+    for port in spec.get("ports") or []:
+        name, protocol = port.get("name") or "", port.get("protocol") or "TCP"
+        cluster, local = choose(_endpoints(usable, name, protocol, node))
+        found.append(ServicePort(
+            meta.get("namespace") or "", meta["name"], name, protocol.lower(), ips[0], port["port"],
+            port.get("nodePort") or 0 if kind != "ClusterIP" else 0,
+            tuple(ip for ip in spec.get("externalIPs") or () if is_family(ip, family)), balancers,
+            tuple(sorted(_ranges(spec.get("loadBalancerSourceRanges") or (), family))), affinity,
+            spec.get("internalTrafficPolicy") == "Local", spec.get("externalTrafficPolicy") == "Local",
+            spec.get("healthCheckNodePort") or 0, cluster, local))
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """One endpoint with its conditions, as a slice tells it."""
+
+    endpoint: Endpoint
+    ready: bool
+    draining: bool  # terminating, and still serving
+
+
+def choose(states: Iterable[State]) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
+    """(for policy Cluster, for policy Local): the ready ones, or while there is none, the draining ones."""
+    states = list(states)
+
+    def pick(among: list[State]) -> tuple[Endpoint, ...]:
+        ready = [s.endpoint for s in among if s.ready]
+        return tuple(sorted(ready or [s.endpoint for s in among if s.draining]))
+
+    return pick(states), pick([s for s in states if s.endpoint.local])
+
+
+def _endpoints(slices: Iterable[Obj], port_name: str, protocol: str, node: str) -> list[State]:
+    best: dict[tuple[str, int], State] = {}
+    for piece in slices:
+        number = next((p.get("port") for p in piece.get("ports") or ()
+                       if (p.get("name") or "") == port_name and (p.get("protocol") or "TCP") == protocol), None)
+        if not number:
+            continue
+        for entry in piece.get("endpoints") or ():
+            conditions = entry.get("conditions") or {}
+            ready = conditions.get("ready") is not False
+            serving = conditions.get("serving")
+            draining = bool(conditions.get("terminating")) and (ready if serving is None else bool(serving))
+            local = bool(node) and entry.get("nodeName") == node
+            address = (entry.get("addresses") or [""])[0]  # a slice's entry is one endpoint; the rest is by-names
+            known = best.get((address, number))
+            if address and (known is None or (ready and not known.ready)):  # moving slices show an endpoint twice
+                best[address, number] = State(Endpoint(address, number, local), ready, draining)
+    return list(best.values())
+
+
+def _balancer_ips(service: Obj, family: int) -> tuple[str, ...]:
+    ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
+    return tuple(i["ip"] for i in ingress if i.get("ip") and i.get("ipMode", "VIP") == "VIP"
+                 and is_family(i["ip"], family))
+
+
+def _ranges(given: Iterable[str], family: int) -> Iterable[str]:
+    for text in given:
+        try:
+            network = ipaddress.ip_network(text.strip(), strict=False)
+        except ValueError:
+            continue  # validation refuses it; an old object must not stop all rules
+        if network.version == family:
+            yield str(network)

@@ -1,0 +1,191 @@
+"""The service proxy: watches Services and EndpointSlices and keeps the node's rules true.
+
+Owns the loop from a change in the API to rules in the kernel: changes are gathered for a few milliseconds, only the
+services they concern are planned again, and only the chains that differ are written; stale UDP flows go after that. It
+works from a first full load and afterwards by differences; any error, and any loss caused by somebody else, leads back
+to a full load, with growing pauses. It keeps no state of its own: a restarted proxy loads everything again over the
+rules that are there, without a moment in which a service does not answer. Stopping it leaves the rules in place.
+
+The agent creates one and runs `run()`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from agent.proxy import conntrack, model
+from agent.proxy.guard import Guard
+from agent.proxy.health import HealthServers
+from agent.proxy.iptables import Writer
+from agent.proxy.model import ServiceKey, ServicePort
+from agent.proxy.rules import RuleSet
+from controlplane.client.informer import Informer
+from controlplane.machinery.clock import SYSTEM, Clock
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.resources import named
+from netsetup import xtables
+from netsetup.ledger import Ledger
+
+log = logging.getLogger(__name__)
+GATHER = 0.02  # seconds to wait for more changes: a rollout makes many at once, and 20 ms nobody notices
+RETRY_FIRST, RETRY_LIMIT = 1.0, 30.0  # seconds between full loads that fail: iptables may be busy or broken for long
+LOOK = 600.0  # seconds between looks at rules that tell of their loss themselves (nf_tables events)
+LOOK_LEGACY = 30.0  # and where nothing tells
+HEAL_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush is many events
+
+
+class Proxy:
+    """`pod_cidr`: the range whose traffic is not masqueraded. `node_ip`: this node's address."""
+
+    def __init__(self, client: Any, node_name: str, node_ip: str, pod_cidr: str, ledger: Ledger | None = None,
+                 family: int = 4, clock: Clock = SYSTEM, backend: xtables.Backend | None = None) -> None:
+        self._node, self._family, self._clock, self._backend = node_name, family, clock, backend
+        self._ledger = ledger
+        self._services = Informer(client, named("services"), keep=_trim, clock=clock)
+        self._slices = Informer(client, named("endpointslices.discovery.k8s.io"), keep=_trim, clock=clock,
+                                indexes={"service": lambda s: [_slice_owner(s)]})
+        self._rules = RuleSet(pod_cidr, family)
+        self._ports: dict[ServiceKey, tuple[ServicePort, ...]] = {}
+        self._dirty: set[ServiceKey] = set()
+        self._flows: list[conntrack.Flow] = []
+        self._look = False
+        self._wake = asyncio.Event()
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
+        self._health = HealthServers()
+        self.synced = asyncio.Event()  # set once the kernel holds every service known at start
+        self.syncs = 0
+        self.full_loads = 0
+
+    async def run(self) -> None:
+        """Until cancelled. Rules stay in the kernel."""
+        self._services.subscribe(lambda _kind, _old, new: self._mark(new["metadata"]["namespace"],
+                                                                     new["metadata"]["name"]))
+        self._slices.subscribe(self._slice_changed)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._services.run())
+                group.create_task(self._slices.run())
+                group.create_task(self._follow())
+                group.create_task(self._look_now_and_then())
+        finally:
+            await self._health.close()
+            self._worker.shutdown(wait=False, cancel_futures=True)
+
+    def _mark(self, namespace: str, name: str) -> None:
+        self._dirty.add((namespace, name))
+        self._wake.set()
+
+    def _slice_changed(self, _kind: str, old: model.Obj | None, new: model.Obj) -> None:
+        for piece in (old, new):
+            owner = _slice_owner(piece) if piece else ""
+            if owner:
+                self._mark(*owner.split("/", 1))
+
+    def _lost(self) -> None:
+        self._look = True
+        self._wake.set()
+
+    async def _follow(self) -> None:
+        await self._services.synced()
+        await self._slices.synced()
+        backend = self._backend or await self._do(lambda: xtables.detect(self._family))
+        self._backend = backend
+        writer, guard = Writer(backend, self._ledger), _guard(self._lost)
+        retry, whole = 0.0, True
+        try:
+            while True:
+                try:
+                    whole = await self._sync(writer, guard, whole)
+                    retry = 0.0
+                except (xtables.RestoreError, Finding, OSError) as error:
+                    retry = min(max(RETRY_FIRST, retry * 2), RETRY_LIMIT)
+                    log.error("service rules could not be written, next attempt in %.0f s: %s", retry, error)
+                    whole = True
+                    await self._clock.sleep(self._clock.jitter(retry))
+                    continue
+                await self._wake.wait()
+                await self._clock.sleep(HEAL_GATHER if self._look else GATHER)
+        finally:
+            if guard:
+                guard.close()
+
+    async def _sync(self, writer: Writer, guard: Guard | None, whole: bool) -> bool:
+        """One round; `whole`: load everything. Returns False: the next one may work by differences."""
+        self._wake.clear()
+        keys, self._dirty = self._dirty, set()
+        look, self._look = self._look, False
+        changed = {key: self._plan(key) for key in keys}
+        changed = {key: ports for key, ports in changed.items() if ports != self._ports.get(key, ())}
+        self._flows += [f for k, ports in changed.items() for f in conntrack.stale(self._ports.get(k, ()), ports)]
+        change = self._rules.update(changed)
+        for key, ports in changed.items():
+            if ports:
+                self._ports[key] = ports
+            else:
+                self._ports.pop(key, None)
+        if look and not whole and not await self._do(writer.intact):
+            log.warning("rules of the service proxy were removed by somebody else; loading them again")
+            whole = True
+        if whole or change:
+            await self._write(writer, guard, (lambda: writer.load(self._rules.everything())) if whole
+                              else (lambda: writer.apply(change)))
+            self.syncs += 1
+            self.full_loads += whole
+        if self._flows:
+            flows, self._flows = self._flows, []
+            await self._do(lambda: conntrack.forget(flows, self._family))
+        await self._health.update(self._ports)
+        self.synced.set()
+        return False
+
+    async def _write(self, writer: Writer, guard: Guard | None, work: Callable[[], None]) -> None:
+        if guard:
+            guard.writing()
+        try:
+            await self._do(work)
+        finally:
+            if guard:
+                guard.forget_own()
+
+    def _plan(self, key: ServiceKey) -> tuple[ServicePort, ...]:
+        slices = self._slices.by("service", f"{key[0]}/{key[1]}")
+        return model.service_ports(self._services.get(*key), slices, self._node, self._family)
+
+    async def _look_now_and_then(self) -> None:
+        await self.synced.wait()
+        assert self._backend is not None
+        pause = LOOK if self._backend.is_nft else LOOK_LEGACY
+        while True:
+            await self._clock.sleep(self._clock.jitter(pause, 0.1))
+            self._lost()
+
+    async def _do(self, work: Callable[[], Any]) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+
+def _guard(on_loss: Callable[[], None]) -> Guard | None:
+    try:
+        guard = Guard(on_loss)
+    except OSError as error:
+        log.info("no events from nf_tables, rules are looked at now and then instead: %s", error)
+        return None
+    guard.open()
+    return guard
+
+
+def _slice_owner(piece: model.Obj) -> str:
+    meta = piece["metadata"]
+    service = (meta.get("labels") or {}).get(model.SERVICE_LABEL)
+    return f"{meta.get('namespace', '')}/{service}" if service else ""
+
+
+def _trim(obj: model.Obj) -> None:
+    """Before an object is kept: what rules never need."""
+    meta = obj["metadata"]
+    meta.pop("managedFields", None)
+    meta.pop("annotations", None)
+    meta.pop("ownerReferences", None)

@@ -1,0 +1,306 @@
+"""From service ports to iptables chains.
+
+Pure. Owns the shape of the rules: upstream's chain names and meaning, made lean in two ways. A connection is sent to a
+remote endpoint straight from the KUBE-SVC chain; only endpoints on this node (a pod may reach itself: hairpin) and
+affinity need a KUBE-SEP chain. And KUBE-SERVICES does not list every service but branches by address, /24 and then /27,
+so that each new connection passes a few dozen rules however many services there are. `piece` turns one service into its
+own chains and its lines in shared chains; `RuleSet` keeps the pieces and answers with exactly the chains a change
+touches.
+
+Called by `proxy`; written out by `iptables`. Upstream: pkg/proxy/iptables/proxier.go.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import ipaddress
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from agent.proxy.model import Endpoint, ServiceKey, ServicePort
+
+Chain = tuple[str, str]  # table, chain
+Rules = tuple[str, ...]
+
+MASQUERADE_BIT = "0x4000"
+MARK = f"{MASQUERADE_BIT}/{MASQUERADE_BIT}"
+TABLES = ("nat", "filter")
+BUCKETS = {4: (24, 27), 6: (112, 123)}  # prefix lengths of the two branches: at most 32 services in a leaf
+OWN_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-IPS-")
+CANARY = "KUBE-PROXY-CANARY"
+_LAST = ('-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain" '
+         "-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")
+
+FIXED: dict[Chain, Rules] = {
+    ("nat", "KUBE-MARK-MASQ"): (f"-j MARK --set-xmark {MARK}",),
+    ("nat", "KUBE-POSTROUTING"): (
+        f"-m mark ! --mark {MARK} -j RETURN", f"-j MARK --set-xmark {MASQUERADE_BIT}/0x0",
+        '-m comment --comment "kubernetes service traffic requiring SNAT" -j MASQUERADE --random-fully'),
+    ("nat", CANARY): (), ("filter", CANARY): (),
+    ("filter", "KUBE-FORWARD"): (
+        "-m conntrack --ctstate INVALID -j DROP",
+        f'-m comment --comment "kubernetes forwarding rules" -m mark --mark {MARK} -j ACCEPT',
+        '-m comment --comment "kubernetes forwarding conntrack rule" -m conntrack --ctstate RELATED,ESTABLISHED '
+        "-j ACCEPT"),
+}
+MARTIANS: Rules = (
+    '! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" '
+    "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP",)
+# Shared chains that always exist, with the rules that end them.
+SHARED: dict[Chain, Rules] = {
+    ("nat", "KUBE-SERVICES"): (_LAST,), ("nat", "KUBE-NODEPORTS"): (), ("filter", "KUBE-SERVICES"): (),
+    ("filter", "KUBE-EXTERNAL-SERVICES"): (), ("filter", "KUBE-NODEPORTS"): (), ("filter", "KUBE-PROXY-FIREWALL"): (),
+}
+_NEW = "-m conntrack --ctstate NEW -m comment --comment"
+# (table, built-in chain, rule): put first in this order reversed, so that the last one here is the first in the kernel.
+HOOKS: tuple[tuple[str, str, str], ...] = (
+    ("filter", "INPUT", f'{_NEW} "kubernetes externally-visible service portals" -j KUBE-EXTERNAL-SERVICES'),
+    ("filter", "INPUT", '-m comment --comment "kubernetes health check service ports" -j KUBE-NODEPORTS'),
+    ("filter", "INPUT", f'{_NEW} "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL'),
+    ("filter", "INPUT", "-j KUBE-FIREWALL"),
+    ("filter", "FORWARD", f'{_NEW} "kubernetes externally-visible service portals" -j KUBE-EXTERNAL-SERVICES'),
+    ("filter", "FORWARD", f'{_NEW} "kubernetes service portals" -j KUBE-SERVICES'),
+    ("filter", "FORWARD", '-m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD'),
+    ("filter", "FORWARD", f'{_NEW} "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL'),
+    ("filter", "OUTPUT", f'{_NEW} "kubernetes service portals" -j KUBE-SERVICES'),
+    ("filter", "OUTPUT", f'{_NEW} "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL'),
+    ("filter", "OUTPUT", "-j KUBE-FIREWALL"),
+    ("nat", "PREROUTING", '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'),
+    ("nat", "OUTPUT", '-m comment --comment "kubernetes service portals" -j KUBE-SERVICES'),
+    ("nat", "POSTROUTING", '-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING'),
+)
+
+
+@dataclass(slots=True)
+class Piece:
+    """What one service adds: chains of its own, and lines in shared ones."""
+
+    own: dict[Chain, Rules] = field(default_factory=dict)
+    shared: dict[Chain, list[str]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Change:
+    """Chains to write whole, and chains to delete."""
+
+    write: dict[Chain, Rules] = field(default_factory=dict)
+    delete: set[Chain] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.write or self.delete)
+
+
+def chain_hash(text: str) -> str:
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[:16]
+
+
+def bucket_name(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+    """KUBE-IPS-0A600100-24: the address in hexadecimal; of IPv6 a hash, for chain names have 28 characters."""
+    if network.version == 4:
+        return f"KUBE-IPS-{network.network_address.packed.hex().upper()}-{network.prefixlen}"
+    return f"KUBE-IPS-{chain_hash(str(network))}"
+
+
+def fixed(family: int) -> dict[Chain, Rules]:
+    return {**FIXED, ("filter", "KUBE-FIREWALL"): MARTIANS if family == 4 else ()}
+
+
+class _Writer:
+    """Collects the rules of one service port."""
+
+    def __init__(self, port: ServicePort, pods: str, family: int, piece: Piece) -> None:
+        self.port, self.pods, self.family, self.piece = port, pods, family, piece
+        self.host = 128 if family == 6 else 32
+        unique = chain_hash(port.name + port.protocol)
+        self.svc, self.svl, self.ext, self.fw = (f"KUBE-{kind}-{unique}" for kind in ("SVC", "SVL", "EXT", "FW"))
+
+    def own(self, name: str, rules: Iterable[str]) -> None:
+        self.piece.own["nat", name] = tuple(rules)
+
+    def line(self, table: str, chain: str, rule: str) -> None:
+        self.piece.shared.setdefault((table, chain), []).append(rule)
+
+    def says(self, what: str) -> str:
+        return f'-m comment --comment "{self.port.name}{" " + what if what else ""}"'
+
+    def to(self, address: str, port: int) -> str:
+        protocol = self.port.protocol
+        return f"-d {address}/{self.host} -p {protocol} -m {protocol} --dport {port}"
+
+    def to_node(self) -> str:
+        protocol = self.port.protocol
+        return f"-p {protocol} -m addrtype --dst-type LOCAL -m {protocol} --dport {self.port.node_port}"
+
+    def dispatch(self, address: str, what: str, target: str) -> None:
+        """The rule in its leaf, and the branches that lead there."""
+        chain = "KUBE-SERVICES"
+        for length in BUCKETS[self.family]:
+            network = ipaddress.ip_network(f"{address}/{length}", strict=False)
+            leaf = bucket_name(network)
+            self.line("nat", chain, f"-d {network} -j {leaf}")
+            chain = leaf
+        self.line("nat", chain, f"{self.says(what)} {self.to(address, self.port.port)} -j {target}")
+
+    def write(self) -> None:
+        port = self.port
+        self._internal()
+        if port.external:
+            self._external()
+        if port.health_port and port.external_local:
+            self.line("filter", "KUBE-NODEPORTS",
+                      f"{self.says('health check node port')} -p tcp -m tcp --dport {port.health_port} -j ACCEPT")
+
+    def _internal(self) -> None:
+        port = self.port
+        target = self.svl if port.internal_local else self.svc
+        if port.internal_endpoints:
+            self.dispatch(port.cluster_ip, "cluster IP", target)
+            masquerade = (f"{self.says('cluster IP')} ! -s {self.pods} {self.to(port.cluster_ip, port.port)} "
+                          "-j KUBE-MARK-MASQ")
+            self.own(target, [masquerade, *self._balance(port.internal_endpoints)])
+        else:
+            self.line("filter", "KUBE-SERVICES", self._refusal(self.to(port.cluster_ip, port.port)))
+
+    def _refusal(self, match: str) -> str:
+        if self.port.cluster:
+            return f"{self.says('has no local endpoints')} {match} -j DROP"
+        return f"{self.says('has no endpoints')} {match} -j REJECT --reject-with {self._reject()}"
+
+    def _reject(self) -> str:
+        return "icmp6-port-unreachable" if self.family == 6 else "icmp-port-unreachable"
+
+    def _external(self) -> None:
+        port = self.port
+        usable = port.local if port.external_local else port.cluster
+        if not usable:
+            for address in (*port.external_ips, *port.load_balancer_ips):
+                self.line("filter", "KUBE-EXTERNAL-SERVICES", self._refusal(self.to(address, port.port)))
+            if port.node_port:
+                self.line("filter", "KUBE-EXTERNAL-SERVICES", self._refusal(self.to_node()))
+        if not port.cluster:
+            return
+        for address in port.external_ips:
+            self.dispatch(address, "external IP", self.ext)
+        for address in port.load_balancer_ips:
+            self.dispatch(address, "loadbalancer IP", self.fw if port.source_ranges else self.ext)
+        if port.node_port:
+            self.line("nat", "KUBE-NODEPORTS", f"{self.says('')} -p {port.protocol} -m {port.protocol} "
+                                               f"--dport {port.node_port} -j {self.ext}")
+        if ("nat", self.svc) not in self.piece.own:
+            self.own(self.svc, self._balance(port.cluster))
+        self.own(self.ext, self._external_chain())
+        if port.load_balancer_ips and port.source_ranges:
+            self._firewall()
+
+    def _external_chain(self) -> list[str]:
+        port, about = self.port, f"for {self.port.name} external destinations"
+        if not port.external_local:
+            return [f'-m comment --comment "masquerade traffic {about}" -j KUBE-MARK-MASQ', f"-j {self.svc}"]
+        local = "-m addrtype --src-type LOCAL"
+        found = [f'-s {self.pods} -m comment --comment "pod traffic {about}" -j {self.svc}',
+                 f'-m comment --comment "masquerade LOCAL traffic {about}" {local} -j KUBE-MARK-MASQ',
+                 f'-m comment --comment "route LOCAL traffic {about}" {local} -j {self.svc}']
+        if port.local:
+            found.append(f"-j {self.svl}")
+            if ("nat", self.svl) not in self.piece.own:
+                self.own(self.svl, self._balance(port.local))
+        return found
+
+    def _firewall(self) -> None:
+        port = self.port
+        self.own(self.fw, [f"-s {r} {self.says('loadbalancer IP')} -j {self.ext}" for r in port.source_ranges])
+        for address in port.load_balancer_ips:
+            self.line("filter", "KUBE-PROXY-FIREWALL", f"{self.says(f'traffic not accepted by {self.fw}')} "
+                                                       f"{self.to(address, port.port)} -j DROP")
+
+    def _balance(self, endpoints: tuple[Endpoint, ...]) -> list[str]:
+        """Equal chances: the first of n takes 1/n, the next 1/(n-1) of the rest, the last everything."""
+        found = []
+        if self.port.affinity:
+            for endpoint in endpoints:
+                sep = self._sep(endpoint)
+                found.append(f"{self.says(f'-> {endpoint}')} -m recent --rcheck --seconds {self.port.affinity} --reap "
+                             f"--name {sep} --rsource -j {sep}")
+        for index, endpoint in enumerate(endpoints):
+            rest = len(endpoints) - index
+            chance = f"-m statistic --mode random --probability {1 / rest:.11f} " if rest > 1 else ""
+            if self._needs_sep(endpoint):
+                found.append(f"{self.says(f'-> {endpoint}')} {chance}-j {self._sep(endpoint)}")
+            else:
+                found.append(f"-p {self.port.protocol} {self.says(f'-> {endpoint}')} {chance}"
+                             f"-j DNAT --to-destination {endpoint}")
+        return found
+
+    def _needs_sep(self, endpoint: Endpoint) -> bool:
+        """A pod may reach itself through us if it runs here, or comes from elsewhere to a node port it keeps its own
+        address for; only then must the source be looked at once more."""
+        return bool(self.port.affinity or endpoint.local or (self.port.external and self.port.external_local))
+
+    def _sep(self, endpoint: Endpoint) -> str:
+        port = self.port
+        name = f"KUBE-SEP-{chain_hash(port.name + port.protocol + str(endpoint))}"
+        remember = f"-m recent --set --name {name} --rsource " if port.affinity else ""
+        self.own(name, [f"-s {endpoint.address}/{self.host} {self.says('')} -j KUBE-MARK-MASQ",
+                        f"-p {port.protocol} {self.says('')} {remember}-j DNAT --to-destination {endpoint}"])
+        return name
+
+
+def piece(ports: Iterable[ServicePort], pods: str, family: int = 4) -> Piece:
+    """All of one service. `pods`: the CIDR whose traffic is not masqueraded."""
+    made = Piece()
+    for port in ports:
+        _Writer(port, pods, family, made).write()
+    return made
+
+
+class RuleSet:
+    """Every service's piece, and the chains they make together."""
+
+    def __init__(self, pods: str, family: int = 4) -> None:
+        self.pods, self.family = pods, family
+        self._pieces: dict[ServiceKey, Piece] = {}
+        self._lines: dict[Chain, dict[ServiceKey, tuple[str, ...]]] = {}
+        self._last: dict[Chain, Rules] = {}
+
+    def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> Change:
+        """Take the new ports of some services (() for gone) and tell what that changes in the kernel."""
+        change, touched = Change(), set()
+        for key, ports in services.items():
+            old = self._pieces.pop(key, Piece())
+            new = piece(ports, self.pods, self.family)
+            if ports:
+                self._pieces[key] = new
+            change.write |= {c: rules for c, rules in new.own.items() if old.own.get(c) != rules}
+            change.delete |= old.own.keys() - new.own.keys()
+            for chain in old.shared.keys() | new.shared.keys():
+                if old.shared.get(chain) == new.shared.get(chain):
+                    continue
+                touched.add(chain)
+                lines = self._lines.setdefault(chain, {})
+                lines.pop(key, None)
+                if chain in new.shared:
+                    lines[key] = tuple(new.shared[chain])
+        for chain in touched:
+            if not self._lines[chain] and chain not in SHARED:
+                del self._lines[chain]
+                self._last.pop(chain, None)
+                change.delete.add(chain)
+                continue
+            rules = self._shared(chain)
+            if self._last.get(chain) != rules:
+                change.write[chain] = self._last[chain] = rules
+        change.delete -= change.write.keys()
+        return change
+
+    def everything(self) -> dict[Chain, Rules]:
+        """Every chain with its rules."""
+        found = fixed(self.family)
+        for made in self._pieces.values():
+            found.update(made.own)
+        found.update({chain: self._shared(chain) for chain in SHARED.keys() | self._lines.keys()})
+        return found
+
+    def _shared(self, chain: Chain) -> Rules:
+        lines = {line for lines in self._lines.get(chain, {}).values() for line in lines}
+        return (*sorted(lines), *SHARED.get(chain, ()))
