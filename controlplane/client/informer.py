@@ -173,6 +173,7 @@ class Informer:
         if old is not None and old["metadata"].get("uid") != obj["metadata"].get("uid"):
             self._remove(key, None)  # replaced while we looked away: two lives, so its end is told as well
             old = None
+        obj["apiVersion"], obj["kind"] = self.resource.api_version, self.resource.kind  # shared strings, always there
         obj["metadata"].pop("managedFields", None)  # half of an object's size, and only field managers read it
         if self._keep is not None:
             self._keep(obj)
@@ -219,6 +220,7 @@ class Informers:
     def __init__(self, client: Client, clock: Clock = SYSTEM) -> None:
         self.client, self.clock = client, clock
         self._informers: dict[tuple[Any, ...], Informer] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}  # of the running informers, by their id
         self._group: asyncio.TaskGroup | None = None
 
     def of(self, resource: Resource, namespace: str = "", labels: str = "", fields: str = "",
@@ -229,11 +231,24 @@ class Informers:
         if informer is None:
             informer = Informer(self.client, resource, namespace, labels, fields, clock=self.clock, **options)
             self._informers[key] = informer
-            if self._group is not None:
-                self._group.create_task(informer.run(), name=f"informer {resource.name}")
+            self._start(informer)
         for name, function in (indexes or {}).items():
             informer.add_index(name, function)
         return informer
+
+    def _start(self, informer: Informer) -> None:
+        if self._group is not None:
+            self._tasks[id(informer)] = self._group.create_task(informer.run(),
+                                                                name=f"informer {informer.resource.name}")
+
+    def drop(self, resource: Resource) -> None:
+        """Stop and forget the informers of a resource that is served no more."""
+        for key, informer in list(self._informers.items()):
+            if informer.resource == resource:
+                del self._informers[key]
+                task = self._tasks.pop(id(informer), None)
+                if task is not None:
+                    task.cancel()
 
     def __iter__(self) -> Any:
         return iter(list(self._informers.values()))
@@ -244,10 +259,11 @@ class Informers:
             self._group = group
             try:
                 for informer in self:
-                    group.create_task(informer.run(), name=f"informer {informer.resource.name}")
+                    self._start(informer)
                 await asyncio.Event().wait()
             finally:
                 self._group = None
+                self._tasks.clear()
 
     async def synced(self) -> None:
         """Wait until every informer asked for so far has its first list."""

@@ -1,0 +1,119 @@
+"""The process of the controllers, and of the scheduler when it is given a kubeconfig of its own.
+
+Owns flags, signals, readiness and leadership. Promises to wait for the API server for ever, to tell readiness when every
+informer is filled, to stop cleanly on SIGTERM or SIGINT, and to end with an error when leadership is lost, so that
+whoever supervises it starts it afresh.
+
+Upstream: cmd/kube-controller-manager.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from controlplane.client import config
+from controlplane.client.leader import Elector, Lost
+from controlplane.client.rest import Client
+from controlplane.controllers.manager import Manager, Settings
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+log = logging.getLogger("controllers")
+LEASE = "kube-controller-manager"
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    paths = Paths.from_environment()
+    parser = argparse.ArgumentParser(prog="controllers", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kubeconfig", type=Path, default=paths.kubeconfig("controller-manager"))
+    parser.add_argument("--scheduler-kubeconfig", type=Path, help="also run the scheduler, as this identity")
+    parser.add_argument("--leader-elect", type=_truth, nargs="?", const=True, default=True, metavar="true|false")
+    parser.add_argument("--cluster-cidr", default=Settings().cluster_cidr, help="the range of all pod addresses")
+    parser.add_argument("--root-ca-file", type=Path, help="CA certificates to publish in every namespace")
+    parser.add_argument("-v", "--verbosity", type=int, default=0, help="5 and more: debug")
+    return parser.parse_args(arguments)
+
+
+def _truth(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+    return text.lower() == "true"
+
+
+def notify(state: str) -> None:
+    """Tell the supervisor (systemd's protocol); nothing when nobody asked."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+        peer.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+
+
+async def run(options: argparse.Namespace) -> None:
+    """Run until a signal comes; raises Lost when another leads, Finding when the flags cannot be used."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        root_ca = options.root_ca_file.read_text() if options.root_ca_file else ""
+    except OSError as error:
+        raise Finding(f"cannot read {options.root_ca_file}", error.strerror or "",
+                      "give the cluster's CA certificates with --root-ca-file") from error
+    async with Client(config.load(options.kubeconfig), user_agent="kube-controller-manager") as client:
+        manager = Manager(client, Settings(options.cluster_cidr, root_ca))
+        main = asyncio.ensure_future(_together(client, manager, options))
+        stopping = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({main, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if main.done():
+                await main
+        finally:
+            notify("STOPPING=1")
+            stopping.cancel()
+            main.cancel()
+            await asyncio.gather(main, stopping, return_exceptions=True)
+
+
+async def _together(client: Client, manager: Manager, options: argparse.Namespace) -> None:
+    async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        group.create_task(manager.follow(lambda: notify("READY=1")), name="informers")
+        if not options.leader_elect:
+            group.create_task(manager.work(), name="controllers")
+        else:
+            group.create_task(Elector(client, LEASE).lead(manager.work), name="controllers")
+        if options.scheduler_kubeconfig:
+            from controlplane import scheduler
+            other = await stack.enter_async_context(
+                Client(config.load(options.scheduler_kubeconfig), user_agent="kube-scheduler"))
+            group.create_task(scheduler.run(other, informers=manager.informers), name="scheduler")
+
+
+def main() -> int:
+    options = parse()
+    logging.basicConfig(level=logging.DEBUG if options.verbosity >= 5 else logging.INFO, stream=sys.stderr,
+                        format="%(asctime)s %(levelname).1s %(name)s %(message)s")
+    try:
+        asyncio.run(run(options))
+    except Finding as finding:
+        print(finding, file=sys.stderr)
+        return 1
+    except BaseExceptionGroup as failures:
+        lost, others = failures.split(Lost)
+        if others is not None:
+            raise
+        log.error("leadership lost: %s", lost)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""All controllers of the process, on one set of informers.
+
+Owns which controllers there are and the order they are made in: the garbage collector comes last, for it follows by
+metadata whatever nobody else follows in full. Promises that they run together and stop together. Called by `__main__`
+and by tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from controlplane.client.informer import Informers
+from controlplane.client.rest import Client
+from controlplane.controllers import furniture, replicaset
+from controlplane.controllers.deployment import Deployments
+from controlplane.controllers.endpointslice import Endpoints, EndpointSlices
+from controlplane.controllers.garbage import Garbage
+from controlplane.controllers.namespace import Namespaces
+from controlplane.controllers.node import NodeLifecycle, PodCidrs, TaintEviction
+from controlplane.controllers.podgc import PodCollector
+from controlplane.controllers.runtime import Context, Controller
+from controlplane.machinery.clock import SYSTEM, Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the controllers need to know of the cluster. `root_ca` is PEM text; empty means: publish none."""
+
+    cluster_cidr: str = "10.244.0.0/16"
+    root_ca: str = ""
+
+
+def build(context: Context, settings: Settings) -> list[Controller]:
+    made: list[Controller] = [
+        Deployments(context), replicaset.replicasets(context), replicaset.replication_controllers(context),
+        EndpointSlices(context), Endpoints(context), Namespaces(context), furniture.service_accounts(context)]
+    if settings.root_ca:
+        made.append(furniture.root_ca(context, settings.root_ca))
+    return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
+            PodCollector(context), Garbage(context)]
+
+
+class Manager:
+    """`follow` fills the informers, `work` runs the controllers; a candidate for leadership follows already."""
+
+    def __init__(self, client: Client, settings: Settings, clock: Clock = SYSTEM) -> None:
+        self.informers = Informers(client, clock)
+        self.controllers = build(Context(client, self.informers, clock), settings)
+
+    async def follow(self, ready: Callable[[], None]) -> None:
+        """Run the informers until cancelled; `ready` is called once when all have their first list."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.informers.run(), name="informers")
+            await self.informers.synced()
+            gc.collect()
+            gc.freeze()  # what lives now lives on: the collector need not walk the first lists again and again
+            ready()
+
+    async def work(self) -> None:
+        """Run the controllers until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for controller in self.controllers:
+                group.create_task(controller.run(), name=controller.name)
