@@ -24,7 +24,7 @@ BUSYBOX = "docker.io/library/busybox:1"
 IMAGE = DEMO  # what `pelamis up --demo` deploys
 EDITION = 1  # part of the archive's name: raise it when an image's content changes
 
-_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSWD = (b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\n"
            b"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n")
 _GROUP = b"root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n"
@@ -64,7 +64,7 @@ exec httpd -f -v -p "${PORT:-80}" -h /www
 """
 
 
-def _base(kept: Path) -> Layer:
+def base(kept: Path) -> Layer:
     """Busybox with a link for each of its commands, the usual folders, users and groups."""
     layer = Layer(merged_usr=True)
     program, commands = _busybox(kept)
@@ -97,14 +97,14 @@ def _commands(program: Path) -> list[str]:
 
 
 def _busybox_image(kept: Path) -> oci.Image:
-    return oci.build([BUSYBOX], [_base(kept).packed()], {"Cmd": ["sh"], "Env": [_PATH], "WorkingDir": "/"})
+    return oci.build([BUSYBOX], [base(kept).packed()], {"Cmd": ["sh"], "Env": [PATH], "WorkingDir": "/"})
 
 
 def _demo_image(kept: Path) -> oci.Image:
     layer = Layer(merged_usr=True)
     layer.file("usr/local/bin/demo", _SERVE, 0o755)
-    return oci.build([DEMO], [_base(kept).packed(), layer.packed()], {
-        "Cmd": ["/usr/local/bin/demo"], "Env": [_PATH], "WorkingDir": "/", "ExposedPorts": {"80/tcp": {}}})
+    return oci.build([DEMO], [base(kept).packed(), layer.packed()], {
+        "Cmd": ["/usr/local/bin/demo"], "Env": [PATH], "WorkingDir": "/", "ExposedPorts": {"80/tcp": {}}})
 
 
 def _nginx_image(kept: Path) -> oci.Image:
@@ -116,8 +116,8 @@ def _nginx_image(kept: Path) -> oci.Image:
         layer.directory(folder, 0o755)
     layer.link("var/log/nginx/access.log", "/dev/stdout")
     layer.link("var/log/nginx/error.log", "/dev/stderr")
-    return oci.build([NGINX], [_base(kept).packed(), layer.packed()], {
-        "Entrypoint": ["nginx"], "Cmd": ["-g", "daemon off;"], "Env": [_PATH], "WorkingDir": "/",
+    return oci.build([NGINX], [base(kept).packed(), layer.packed()], {
+        "Entrypoint": ["nginx"], "Cmd": ["-g", "daemon off;"], "Env": [PATH], "WorkingDir": "/",
         "ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGQUIT"})
 
 

@@ -1,0 +1,241 @@
+"""The kubelet's HTTPS API on port 10250: logs, exec, attach, port-forward, and what runs here.
+
+Owns authentication (a client certificate of the cluster's CA, else 401), authorization (members of system:masters, or
+whom the given callback lets in, else 403) and the routes. Promises that the apiserver's own forwarding works for every
+kubectl, since streams are tunnelled raw. Never answers a request without a certificate, health included. Called by the
+apiserver as kube-apiserver-kubelet-client; started by the agent.
+
+Upstream: pkg/kubelet/server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import orjson
+from aiohttp import web
+
+from agent.kubelet import logs, streaming
+from agent.kubelet.locate import Found, Locator
+from agent.kubelet.runtime import CallError, Runtime
+from controlplane.machinery.clock import SYSTEM, Clock
+from controlplane.machinery.errors import ApiError, BadRequest, MethodNotAllowed, NotFound
+
+PORT = 10250
+BACKLOG = 128
+RUN_SECONDS = 120.0  # of a command given to /run
+ADMINS = "system:masters"
+
+Authorize = Callable[[str, list[str], str, str], Awaitable[bool]]  # user, groups, verb, subresource of nodes
+Handler = Callable[[web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]
+
+_VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+# The first part of a path -> the subresource of nodes asked for first; `proxy` is asked for next, and for the rest.
+_SUBRESOURCES = {"stats": "stats", "metrics": "metrics", "logs": "log", "checkpoint": "checkpoint", "pods": "pods",
+                 "runningpods": "pods", "healthz": "healthz", "configz": "configz"}
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where to listen and by what to be known; `client_ca` signs those who may call."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path
+    host: str = "0.0.0.0"
+    port: int = PORT
+    config: dict[str, Any] = field(default_factory=dict)  # shown at /configz
+
+
+def identity(certificate: dict[str, Any] | None) -> tuple[str, list[str]] | None:
+    """User and groups of a verified client certificate: its common name and its organizations. None without one."""
+    if not certificate:
+        return None
+    pairs = [pair for part in certificate.get("subject", ()) for pair in part]
+    names = [value for key, value in pairs if key == "commonName"]
+    return (names[0], [value for key, value in pairs if key == "organizationName"]) if names else None
+
+
+def subresources(path: str) -> list[str]:
+    first = path.strip("/").partition("/")[0]
+    return [_SUBRESOURCES[first], "proxy"] if first in _SUBRESOURCES else ["proxy"]
+
+
+def flag(request: web.BaseRequest, name: str) -> bool:
+    return request.query.get(name, "").lower() in ("1", "true")
+
+
+class Server:
+    """Create, then `run()`. `pods` gives the pods bound to this node; `summary` the object for /stats/summary."""
+
+    def __init__(self, runtime: Runtime, pods: Callable[[], Iterable[dict[str, Any]]], settings: Settings,
+                 authorize: Authorize | None = None, summary: Callable[[], Awaitable[dict[str, Any]]] | None = None,
+                 clock: Clock = SYSTEM) -> None:
+        self._runtime, self._pods, self._settings = runtime, pods, settings
+        self._authorize, self._summary, self._clock = authorize, summary, clock
+        self._locator = Locator(runtime, pods)
+        self.listening = asyncio.Event()
+        self.port = settings.port
+        self._routes: dict[str, Handler] = {
+            "healthz": self._healthz, "pods": self._list_pods, "runningpods": self._running_pods,
+            "configz": self._configz, "containerLogs": self._logs, "exec": self._exec, "attach": self._attach,
+            "portForward": self._forward, "run": self._run_command, "stats": self._stats}
+
+    def _tls(self) -> ssl.SSLContext:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self._settings.client_ca))
+        context.load_cert_chain(self._settings.certificate, self._settings.key)
+        context.verify_mode = ssl.CERT_OPTIONAL  # so that who has no certificate is told 401 and not cut off
+        return context
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        server = web.Server(self._handle, access_log=None)
+        listener = await asyncio.get_running_loop().create_server(
+            server, self._settings.host, self._settings.port, ssl=self._tls(), backlog=BACKLOG, reuse_address=True)
+        self.port = listener.sockets[0].getsockname()[1]
+        self.listening.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            listener.close()
+            await server.shutdown(1.0)
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        transport = request.transport
+        who = identity(transport.get_extra_info("peercert")) if transport is not None else None
+        if who is None:
+            return web.Response(status=401, text="Unauthorized")
+        verb, wanted = _VERBS.get(request.method, ""), subresources(request.path)
+        if not await self._allowed(*who, verb, wanted):
+            return web.Response(status=403, text=f"Forbidden (user={who[0]}, verb={verb}, resource=nodes, "
+                                                 f"subresource(s)=[{' '.join(wanted)}])")
+        parts = [unquote(part) for part in request.rel_url.raw_path.strip("/").split("/")]
+        handler = self._routes.get(parts[0])
+        if handler is None:
+            return web.Response(status=404, text="404 page not found\n")
+        try:
+            return await handler(request, parts[1:])
+        except ApiError as error:
+            return web.Response(status=error.http_code, text=error.message)
+        except CallError as error:
+            return web.Response(status=500, text=error.details)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
+            return web.Response(status=502, text=f"the container runtime's streaming server failed: {error}")
+
+    async def _allowed(self, user: str, groups: list[str], verb: str, wanted: list[str]) -> bool:
+        if ADMINS in groups:
+            return True
+        if self._authorize is None:
+            return False
+        for subresource in wanted:
+            if await self._authorize(user, groups, verb, subresource):
+                return True
+        return False
+
+    # --- what runs here
+    async def _healthz(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        return web.Response(text="ok")
+
+    async def _list_pods(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        return _json({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": list(self._pods())})
+
+    async def _running_pods(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        items = []
+        for pod in (await self._runtime.observe()).values():
+            running = [{"name": c.name, "image": c.image} for c in pod.containers if c.state == "running"]
+            if running:
+                items.append({"metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
+                              "spec": {"containers": running}, "status": {}})
+        return _json({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items})
+
+    async def _configz(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        return _json({"kubeletconfig": self._settings.config})
+
+    async def _stats(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        if rest != ["summary"] or self._summary is None:
+            raise NotFound("404 page not found")
+        return _json(await self._summary())
+
+    # --- logs
+    async def _logs(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        namespace, pod, container = _names(rest, 3)
+        wanted = logs.options(request.query, self._clock.now())
+        found = await self._locator.container(namespace, pod, container, wanted.previous)
+
+        async def running() -> bool:
+            return await self._locator.alive(found)
+
+        response = web.StreamResponse(headers={"Content-Type": "text/plain"})
+        response.enable_chunked_encoding()
+        pieces = logs.read(found.log, wanted, running if found.running else logs.never)
+        await response.prepare(request)
+        try:
+            async for piece in pieces:
+                await response.write(piece)
+            await response.write_eof()
+        except ConnectionError:
+            pass  # the reader went away
+        finally:
+            await pieces.aclose()
+        return response
+
+    # --- streams
+    async def _exec(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        found = await self._streamed(request, rest)
+        command = request.query.getall("command", [])
+        url = await self._runtime.exec_url(found.container_id, command, **_streams(request))
+        return await streaming.tunnel(request, url)
+
+    async def _attach(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        found = await self._streamed(request, rest)
+        url = await self._runtime.attach_url(found.container_id, **_streams(request))
+        return await streaming.tunnel(request, url)
+
+    async def _streamed(self, request: web.BaseRequest, rest: list[str]) -> Found:
+        if request.method not in ("GET", "POST"):
+            raise MethodNotAllowed("the server does not allow this method on the requested resource")
+        if len(rest) == 4:
+            del rest[2]  # the older form carries the pod's uid before the container
+        return await self._locator.running(*_names(rest, 3))
+
+    async def _forward(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        sandbox = await self._locator.sandbox(*_names(rest[:2], 2))
+        ports = [int(p) for value in request.query.getall("port", []) for p in value.split(",") if p.isdigit()]
+        url = await self._runtime.forward_url(sandbox, ports)
+        if ports and request.headers.get("Upgrade", "").lower() == "websocket":
+            # Over a WebSocket the runtime's server learns the ports from the query alone.
+            url += "?" + "&".join(f"port={port}" for port in ports)
+        return await streaming.tunnel(request, url)
+
+    async def _run_command(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        if len(rest) == 4:
+            del rest[2]
+        found = await self._locator.running(*_names(rest, 3))
+        command = request.query.get("cmd", "").split()
+        _, out, err = await self._runtime.exec_sync(found.container_id, command, RUN_SECONDS)
+        return web.Response(body=out + err, content_type="text/plain")
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json")
+
+
+def _names(parts: list[str], count: int) -> list[str]:
+    if len(parts) != count or not all(parts):
+        raise NotFound("404 page not found")
+    return parts
+
+
+def _streams(request: web.BaseRequest) -> dict[str, bool]:
+    """Which streams the client asks for. Raises BadRequest when it is none."""
+    wanted = {"stdin": flag(request, "input"), "stdout": flag(request, "output"), "stderr": flag(request, "error"),
+              "tty": flag(request, "tty")}
+    if not (wanted["stdin"] or wanted["stdout"] or wanted["stderr"]):
+        raise BadRequest("you must specify at least 1 of stdin, stdout, stderr")
+    return wanted
