@@ -283,7 +283,8 @@ def _envelope(resource: Resource, metadata: dict[str, Any], joined: bytes) -> by
         resource.kind.encode(), resource.api_version.encode(), orjson.dumps(metadata), joined)
 
 
-def _cut(items: Sequence[Item], limit: int, match: Match | None, revision: int) -> tuple[Sequence[Item], dict[str, Any]]:
+def _cut(items: Sequence[Item], limit: int, match: Match | None,
+         revision: int) -> tuple[Sequence[Item], dict[str, Any]]:
     """The first `limit` matching items, and the metadata that leads to the next page."""
     if match is None:
         rest = len(items) - limit if limit else 0
