@@ -1,0 +1,235 @@
+"""The OpenAPI documents: made from the schemas when someone asks, and forgotten when nobody does.
+
+Owns `/openapi/v2` and `/openapi/v3`. kubectl reads the latter to learn how to merge and whether the server checks
+fields, and `explain` for its texts; kubectl 1.27 and 1.28 insist on the former in protobuf, but are content with an
+empty one when the latter is there. Promises: the hash in a v3 URL changes when the document may, since clients keep
+it for ever under that URL; documents are built off the event loop, one at a time, and kept gzipped, a bounded number
+of them. Called by the server for paths that are no resource paths.
+
+Upstream: k8s.io/kube-openapi/pkg/handler3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+
+from controlplane.apiserver.context import Context
+from controlplane.apiserver.request import Request
+from controlplane.apiserver.response import JSON, Response, json_response
+from controlplane.machinery.errors import MethodNotAllowed, NotAcceptable
+from controlplane.machinery.resources import Registry, Resource
+
+V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+EMPTY_V2 = b"\n\x032.0"  # a Document whose only field, swagger, is "2.0"
+VERSION = "v1.36.0"
+FORM = 1  # raise when `document` changes, so that clients fetch again
+KEPT = 24  # gzipped documents, 5 to 250 kB each: all group-versions of a server without custom kinds
+FOR_EVER = (("Cache-Control", "public, immutable"), ("Expires", "Thu, 31 Dec 2037 23:55:55 GMT"))
+PATCHES = ("application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json",
+           "application/strategic-merge-patch+json")
+Body = dict[str, Any]
+
+
+def group_versions(registry: Registry) -> dict[str, list[Resource]]:
+    """`api/v1`, `apis/apps/v1`, … and their resources."""
+    found: dict[str, list[Resource]] = {}
+    for resource in registry:
+        found.setdefault(resource.path()[1:].removesuffix(f"/{resource.plural}"), []).append(resource)
+    return found
+
+
+class _Schemas:
+    """Definitions in OpenAPI's form; `home` is where references point."""
+
+    def __init__(self, home: str) -> None:
+        from controlplane.machinery import schema
+        self._schemas = schema.load()
+        self._prose = schema.all_descriptions()
+        self._home = home
+
+    def closure(self, names: Iterable[str]) -> Body:
+        """The named definitions and everything they refer to."""
+        found: Body = {}
+        queue = list(names)
+        while queue:
+            name = queue.pop()
+            if name in found or name not in self._schemas:
+                continue
+            node = orjson.loads(self._schemas.raw(name))
+            queue += references(node)
+            found[name] = self._definition(name, node)
+        return dict(sorted(found.items()))
+
+    def _definition(self, name: str, node: Body) -> Body:
+        texts = self._prose.get(name, {})
+        if node.get("format") == "quantity":
+            made: Body = {"type": "string"}
+        elif node.get("format") == "int-or-string":
+            made = {"type": "string", "format": "int-or-string"}
+        else:
+            made = self._node(node, texts)
+        return {"description": texts[""], **made} if texts.get("") else made
+
+    def _node(self, node: Body, texts: dict[str, str]) -> Body:
+        if "$ref" in node:
+            reference = {"$ref": self._home + node["$ref"]}
+            rest = {k: v for k, v in node.items() if k.startswith("x-kubernetes-")}
+            return {"allOf": [reference], **rest} if rest else reference
+        made = dict(node)
+        if "properties" in node:
+            made["properties"] = {field: self._property(sub, texts.get(field, ""))
+                                  for field, sub in node["properties"].items()}
+        for key in ("items", "additionalProperties"):
+            if isinstance(node.get(key), dict):
+                made[key] = self._node(node[key], {})
+        return made
+
+    def _property(self, node: Body, text: str) -> Body:
+        made = self._node(node, {})
+        if not text:
+            return made
+        if "$ref" in made:  # what stands beside a $ref is ignored by readers
+            made = {"allOf": [made]}
+        return {"description": text, **made}
+
+
+def references(node: Body) -> Iterator[str]:
+    """Names a node refers to."""
+    if "$ref" in node:
+        yield node["$ref"]
+    for sub in (*(node.get("properties") or {}).values(), node.get("items"), node.get("additionalProperties")):
+        if isinstance(sub, dict):
+            yield from references(sub)
+
+
+def paths(resource: Resource) -> Body:
+    """The two paths of a kind: its collection and its objects, with what they accept."""
+    kind = {"group": resource.group, "version": resource.version, "kind": resource.kind}
+    base = resource.path("{namespace}" if resource.namespaced else "")
+    validated = [{"name": n, "in": "query", "schema": {"type": "string", "uniqueItems": True}}
+                 for n in ("dryRun", "fieldManager", "fieldValidation")]
+    patches = [p for p in PATCHES if not (resource.custom and "strategic" in p)]
+
+    def operation(action: str, media: Iterable[str] = ()) -> Body:
+        made: Body = {"x-kubernetes-action": action, "x-kubernetes-group-version-kind": kind,
+                      "responses": {"200": {"description": "OK"}}}
+        if media:
+            made |= {"parameters": validated, "requestBody": {"content": {m: {} for m in media}}}
+        return made
+
+    collection: Body = {}
+    one: Body = {}
+    for verb, method, place, media in (
+            ("list", "get", collection, ()), ("create", "post", collection, (JSON,)),
+            ("deletecollection", "delete", collection, ()), ("get", "get", one, ()),
+            ("update", "put", one, (JSON,)), ("patch", "patch", one, patches), ("delete", "delete", one, ())):
+        if verb in resource.verbs:
+            place[method] = operation("post" if verb == "create" else verb, media)
+    return {path: item for path, item in ((base, collection), (base + "/{name}", one)) if item}
+
+
+def document(resources: list[Resource]) -> Body:
+    """The v3 document of some resources."""
+    schemas = _Schemas("#/components/schemas/")
+    return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION},
+            "paths": {path: item for r in resources for path, item in paths(r).items()},
+            "components": {"schemas": schemas.closure(r.definition for r in resources if r.definition)}}
+
+
+def swagger(resources: list[Resource]) -> Body:
+    """The v2 document of some resources: the same paths without bodies, the same schemas."""
+    schemas = _Schemas("#/definitions/")
+    operations = {path: {m: {k: v for k, v in op.items() if k not in ("requestBody", "parameters")}
+                         for m, op in item.items()} for r in resources for path, item in paths(r).items()}
+    return {"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": operations,
+            "definitions": schemas.closure(r.definition for r in resources if r.definition)}
+
+
+class OpenAPI:
+    """Answers the OpenAPI paths."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._kept: OrderedDict[str, bytes] = OrderedDict()  # by hash, gzipped, the least used first
+        self._building = asyncio.Lock()
+        self._data = ""
+
+    async def handle(self, request: Request) -> Response | None:
+        path = request.path.rstrip("/")
+        if path not in ("/openapi/v2", "/openapi/v3") and not path.startswith("/openapi/v3/"):
+            return None
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed
+        if path == "/openapi/v2":
+            return await self._v2(request)
+        versions = group_versions(self._context.registry)
+        if path == "/openapi/v3":
+            return self._root(request, versions)
+        name = path.removeprefix("/openapi/v3/")
+        resources = versions.get(name)
+        if resources is None:
+            return None
+        if "protobuf" in request.accept and JSON not in request.accept and "*/*" not in request.accept:
+            raise NotAcceptable(f"only the following media types are accepted: {JSON}")
+        tag = self._hash(name, resources)
+        asked = request.query.get("hash")
+        if asked and asked != tag:
+            return Response(301, b"", "", [("Location", f"/openapi/v3/{name}?hash={tag}")])
+        return await self._answer(request, tag, resources, list(FOR_EVER) if asked else [])
+
+    def _root(self, request: Request, versions: dict[str, list[Resource]]) -> Response:
+        found = {name: {"serverRelativeURL": f"/openapi/v3/{name}?hash={self._hash(name, resources)}"}
+                 for name, resources in sorted(versions.items())}
+        tag = '"' + hashlib.sha256(orjson.dumps(found)).hexdigest().upper() + '"'
+        if request.headers.get("If-None-Match") == tag:
+            return Response(304, b"", "", [("ETag", tag)])
+        return json_response({"paths": found}, 200, [("ETag", tag), ("Vary", "Accept")])
+
+    async def _v2(self, request: Request) -> Response:
+        if "openapi.spec.v2" in request.accept and "protobuf" in request.accept:
+            return Response(200, EMPTY_V2, V2_PROTOBUF, [("ETag", '"2.0"'), ("Vary", "Accept")])
+        resources = list(self._context.registry)
+        return await self._answer(request, self._hash("v2", resources), resources, [], v2=True)
+
+    async def _answer(self, request: Request, tag: str, resources: list[Resource], headers: list[tuple[str, str]],
+                      v2: bool = False) -> Response:
+        quoted = f'"{tag}"'
+        headers += [("ETag", quoted), ("Vary", "Accept"), ("Vary", "Accept-Encoding")]
+        if request.headers.get("If-None-Match") == quoted:
+            return Response(304, b"", "", headers)
+        packed = await self._packed(tag, resources, v2)
+        if "gzip" in request.headers.get("Accept-Encoding", ""):
+            return Response(200, packed, JSON, [*headers, ("Content-Encoding", "gzip")])
+        return Response(200, gzip.decompress(packed), JSON, headers)
+
+    async def _packed(self, tag: str, resources: list[Resource], v2: bool) -> bytes:
+        async with self._building:  # kubectl asks for several at once; each costs some megabytes while it is built
+            packed = self._kept.get(tag)
+            if packed is None:
+                packed = await asyncio.get_running_loop().run_in_executor(None, _build, resources, v2)
+                self._kept[tag] = packed
+                if len(self._kept) > KEPT:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(tag)
+            return packed
+
+    def _hash(self, name: str, resources: list[Resource]) -> str:
+        """Of everything a document is made of, so that it need not be built to be named."""
+        if not self._data:
+            from controlplane.machinery.data import DESCRIPTIONS, SCHEMAS
+            content = hashlib.sha256(SCHEMAS.read_bytes())
+            content.update(DESCRIPTIONS.read_bytes())
+            self._data = f"{content.hexdigest()} {VERSION} {FORM}"
+        return hashlib.sha256(f"{self._data} {name} {resources!r}".encode()).hexdigest().upper()
+
+
+def _build(resources: list[Resource], v2: bool) -> bytes:
+    made = swagger(resources) if v2 else document(resources)
+    return gzip.compress(orjson.dumps(made), 5, mtime=0)
