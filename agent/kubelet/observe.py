@@ -121,7 +121,10 @@ class Observer:
         for box in boxes:
             self.learn(box.id, box.metadata.uid, True)
             meta = box.metadata
-            sandboxes.append((meta.uid, meta.namespace, meta.name, sandbox_from(box, await self._box(box))))
+            part = sandbox_from(box, await self._box(box))
+            if box.id in self._exits:  # its pause process has ended, which the listing learns later
+                part = replace(part, ready=False)
+            sandboxes.append((meta.uid, meta.namespace, meta.name, part))
         containers = []
         for item in listed:
             owner = item.labels.get(model.POD_UID, "")
