@@ -60,8 +60,8 @@ def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
     """Everything the components read; True when a running component would have to start anew to see a change."""
     for folder in (paths.etc, paths.lib, paths.run, paths.log, paths.store.parent):
         ledger.make_directory(folder)
-    for folder in SHARED:
-        ledger.record("directory", path=folder)
+    for shared in SHARED:
+        ledger.record("directory", path=shared)
     for hierarchy in (CGROUPS / "kubepods", *CGROUPS.glob("*/kubepods")):
         if not hierarchy.exists():
             ledger.record("cgroup", path="/kubepods")

@@ -158,10 +158,10 @@ def test_a_pod_that_fits_nowhere_says_why(cluster):
 def test_configuration_reaches_the_container(cluster):
     cluster.kubectl("create", "configmap", "settings", "--from-literal=greeting=hello")
     cluster.kubectl("create", "secret", "generic", "hidden", "--from-literal=password=s3cret")
+    script = "cat /c/greeting /s/password; echo $WORD $(GREETING); echo x > /e/file"
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "reader"}, "spec": {
         "restartPolicy": "Never",
-        "containers": [{"name": "r", "image": "busybox:1",
-                        "command": ["sh", "-c", "cat /c/greeting /s/password; echo $WORD $(GREETING); echo x > /e/file"],
+        "containers": [{"name": "r", "image": "busybox:1", "command": ["sh", "-c", script],
                         "env": [{"name": "WORD", "valueFrom": {"configMapKeyRef": {"name": "settings",
                                                                                    "key": "greeting"}}},
                                 {"name": "GREETING", "value": "$(WORD)-again"}],
