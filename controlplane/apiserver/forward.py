@@ -1,0 +1,125 @@
+"""Plain HTTP to a backend, streamed both ways: container logs and proxied requests.
+
+Owns one HTTP client for all backends. Promises: bodies pass through in pieces as they come, never gathered (but for
+errors, within a limit); hop-by-hop headers and the client's credentials stay here; a backend that ends early cuts the
+client's answer rather than completing it. Called by `streams`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from controlplane.apiserver.request import Request
+from controlplane.apiserver.response import Answer, Response, Stream, Writer
+from controlplane.apiserver.tunnel import CONNECT_SECONDS, Backend, unreachable
+from controlplane.machinery.errors import ApiError, BadRequest, InternalError, ServiceUnavailable
+
+MAX_ERROR = 50_000  # bytes of a backend's refusal that are read; upstream's bound
+IDLE_SECONDS = 15.0  # a connection to a backend is kept this long for a following request
+_HOP = frozenset(("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
+                  "transfer-encoding", "upgrade", "content-length", "host", "authorization", "cookie", "date",
+                  "expect"))
+
+
+class Forwarder:
+    """The HTTP client, made at first use."""
+
+    def __init__(self) -> None:
+        self._client: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._client is None:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS)
+            # No bound on the whole: a log is followed for days. Connecting is bounded.
+            bounds = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
+            self._client = aiohttp.ClientSession(connector=connector, timeout=bounds, auto_decompress=False,
+                                                 cookie_jar=aiohttp.DummyCookieJar())
+        return self._client
+
+    async def get(self, backend: Backend, target: str) -> aiohttp.ClientResponse:
+        """A successful answer of a kubelet, its body unread. Raises the ApiError its refusal means."""
+        url = _url(backend, target)
+        try:
+            answer = await self._session().get(url, ssl=backend.tls or False)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(f'Get "{url}": ', backend, _cause(error)) from None
+        if 200 <= answer.status <= 206:
+            return answer
+        async with answer:
+            text = (await answer.content.read(MAX_ERROR)).decode("utf-8", "replace").rstrip("\n")
+        if answer.status == 400:
+            raise BadRequest(text)
+        if answer.status == 500:
+            raise InternalError.of(text)
+        raise ApiError(text or "the server could not find the requested resource", code=answer.status,
+                       reason="NotFound" if answer.status == 404 else "")
+
+    async def pass_on(self, request: Request, backend: Backend, target: str, root: str) -> Answer:
+        """A proxied request's answer. `root` is the URL path that stands for the backend's `/`."""
+        headers = CIMultiDict((k, v) for k, v in request.headers.items()
+                              if k.lower() not in _HOP and not k.lower().startswith("impersonate-"))
+        headers["X-Forwarded-Uri"] = root + target
+        if request.remote:
+            headers["X-Forwarded-For"] = request.remote
+        try:
+            answer = await self._session().request(
+                request.method, _url(backend, target), headers=headers, data=_body(request), allow_redirects=False,
+                ssl=backend.tls or False)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            failed = unreachable("error trying to reach service: ", backend, _cause(error))
+            raise ServiceUnavailable(failed.message) from None
+        kept = [(k, v if k.lower() != "location" or not v.startswith("/") else root + v)
+                for k, v in answer.headers.items() if k.lower() not in _HOP | {"content-type"}]
+        kind = answer.headers.get("Content-Type", "")
+        if request.method == "HEAD" or answer.status in (204, 304):
+            answer.release()
+            return Response(answer.status, b"", kind, kept)
+        return Stream(_Pump(answer), answer.status, kind, kept)
+
+
+def text(answer: aiohttp.ClientResponse) -> Stream:
+    """A log as it comes."""
+    return Stream(_Pump(answer), 200, "text/plain")
+
+
+class _Pump:
+    """Writes an answer's body to the client, each piece at once."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
+
+    async def __call__(self, writer: Writer) -> None:
+        try:
+            async for piece in self._answer.content.iter_any():
+                await writer.write(piece)
+        except aiohttp.ClientError as error:
+            raise ConnectionResetError("the backend ended early") from error
+        finally:
+            self._answer.close()
+
+
+def _url(backend: Backend, target: str) -> URL:
+    scheme = "https" if backend.tls is not None else "http"
+    return URL(f"{scheme}://{backend.authority}{target}", encoded=True)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The operating system's or TLS' error inside one of the client library."""
+    for name in ("os_error", "certificate_error"):
+        if (inner := getattr(error, name, None)) is not None:
+            return inner if isinstance(inner, BaseException) else error
+    return TimeoutError() if isinstance(error, TimeoutError) else error
+
+
+def _body(request: Request) -> AsyncIterator[bytes] | None:
+    if request.raw is None or not request.raw.body_exists:
+        return None
+    return request.raw.content.iter_any()

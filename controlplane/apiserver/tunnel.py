@@ -1,0 +1,226 @@
+"""A raw tunnel between a client's connection and a backend: upgraded protocols pass through and are not understood.
+
+Owns the connection to the backend and the taking over of the client's. The request head is sent on with its Upgrade
+and WebSocket headers unchanged; an answer of 101 joins the two connections until either ends, any other is read
+(within a limit) and given back to be answered as usual. Promises: neither side is read faster than the other takes
+it, an end of sending is passed on where the transport can, both connections are closed on every way out. Credentials
+of the client never reach the backend. Called by `streams`.
+
+The client's transport changes hands by `set_protocol`, before the head of the answer is written: no byte can be lost,
+since a client sends nothing of its new protocol before it has seen the 101.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.apiserver.request import Request
+from controlplane.apiserver.response import TEXT, Answer, Hijacked, Response
+from controlplane.machinery.errors import ApiError
+
+CONNECT_SECONDS = 10.0  # a node that does not answer within this is not there
+HEAD_SECONDS = 60.0  # the backend may first have to start a process
+MAX_HEAD = 65536  # bytes of an answer's head
+MAX_ERROR = 65536  # bytes of a refusal's body that are passed on
+_HIDDEN = ("host", "authorization", "cookie", "content-length", "transfer-encoding")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Where to connect; `tls` None means plain TCP."""
+
+    host: str
+    port: int
+    tls: ssl.SSLContext | None = None
+
+    @property
+    def authority(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class _Half(asyncio.Protocol):
+    """One side of a tunnel: what arrives goes to `peer`."""
+
+    def __init__(self) -> None:
+        self.peer: asyncio.Transport | None = None
+        self.ended = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        if self.peer is not None and not self.peer.is_closing():
+            self.peer.write(data)
+
+    def eof_received(self) -> bool:
+        if self.peer is not None and not self.peer.is_closing() and self.peer.can_write_eof():
+            self.peer.write_eof()
+            return True  # stay open for the other direction
+        self.ended.set()
+        return False
+
+    def pause_writing(self) -> None:
+        if self.peer is not None:
+            self.peer.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.peer is not None:
+            self.peer.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended.set()
+
+
+class _BackendHalf(_Half):
+    """The backend's side: gathers the head of the answer, then everything goes to the client."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.buffer = bytearray()
+        self.arrived = asyncio.Event()  # more of a refusal's body, or its end
+        self.lost = False
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]  # a stream's transport is both
+
+    def data_received(self, data: bytes) -> None:
+        if self.peer is not None:
+            super().data_received(data)
+            return
+        self.buffer += data
+        self.arrived.set()
+        end = self.buffer.find(b"\r\n\r\n")
+        if not self.head.done() and (end >= 0 or len(self.buffer) > MAX_HEAD):
+            self.head.set_result(bytes(self.buffer[:end + 4]) if end >= 0 else b"")
+            del self.buffer[:end + 4]
+        if len(self.buffer) > MAX_HEAD + MAX_ERROR and self.transport is not None:
+            self.transport.pause_reading()  # nobody wants that much of a refusal
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.lost = True
+        self.arrived.set()
+        if not self.head.done():
+            self.head.set_result(b"")
+
+
+def head_of(method: str, target: str, authority: str, headers: Mapping[str, str]) -> bytes:
+    """The request head sent to a backend: the client's, without its credentials."""
+    lines = [f"{method} {target} HTTP/1.1", f"Host: {authority}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()
+              if name.lower() not in _HIDDEN and not name.lower().startswith("impersonate-")]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
+
+
+async def run(request: Request, backend: Backend, target: str) -> Answer:
+    """Send `request` on to `target` (path and query) at `backend`; returns when the tunnel has ended, or with the
+    backend's refusal. Raises ApiError 500 when it cannot be reached."""
+    client = request.transport
+    assert client is not None and request.raw is not None
+    loop = asyncio.get_running_loop()
+    half = _BackendHalf()
+    try:
+        async with asyncio.timeout(CONNECT_SECONDS):
+            transport, _ = await loop.create_connection(
+                lambda: half, backend.host, backend.port, ssl=backend.tls,
+                server_hostname=backend.host if backend.tls is not None else None)
+    except (OSError, TimeoutError) as error:
+        raise unreachable("error dialing backend: ", backend, error) from None
+    try:
+        transport.write(head_of(request.method, target, backend.authority, request.headers))
+        try:
+            async with asyncio.timeout(HEAD_SECONDS):
+                head = await half.head
+        except TimeoutError:
+            raise unreachable("error dialing backend: ", backend, TimeoutError()) from None
+        if _status(head) != 101:
+            return await _refusal(head, half)
+        await _join(client, request.raw.protocol, transport, half, head)
+        return Hijacked()
+    finally:
+        transport.close()
+
+
+async def _join(client: asyncio.Transport, former: Any, backend: asyncio.Transport, half: _BackendHalf,
+                head: bytes) -> None:
+    """Pump until either side has ended, then give the client's connection back to be closed."""
+    own = _Half()
+    own.peer = backend
+    client.set_protocol(own)
+    if not client.is_reading():  # the former protocol may have paused it
+        client.resume_reading()
+    client.write(head + bytes(half.buffer))
+    half.buffer.clear()
+    half.peer = client
+    try:
+        waits = [asyncio.ensure_future(e.wait()) for e in (own.ended, half.ended)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+    finally:
+        half.peer = None
+        if client.get_protocol() is own:
+            client.set_protocol(former)
+        if own.ended.is_set() and client.is_closing():
+            asyncio.get_running_loop().call_soon(former.connection_lost, None)  # it was ours when that came
+        else:
+            client.close()  # after what is still to be written
+
+
+def _status(head: bytes) -> int:
+    parts = head.split(None, 2)
+    return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 502
+
+
+async def _refusal(head: bytes, half: _BackendHalf) -> Response:
+    """The backend's answer as an answer of ours. Its body ends by its length or with the connection."""
+    lines = head.decode("latin-1").split("\r\n")[1:]
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    length = headers.get("content-length", "")
+    wanted = min(int(length), MAX_ERROR) if length.isdigit() else MAX_ERROR
+    chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CONNECT_SECONDS):
+            while not half.lost and len(half.buffer) < wanted and not (
+                    chunked and half.buffer.endswith(b"0\r\n\r\n")):
+                half.arrived.clear()
+                await half.arrived.wait()
+    body = unchunked(bytes(half.buffer)) if chunked else bytes(half.buffer[:wanted])
+    return Response(_status(head), body, headers.get("content-type", TEXT))
+
+
+def unchunked(data: bytes) -> bytes:
+    """The content of a chunked body, as far as it is whole."""
+    out = bytearray()
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        try:
+            count = int(size.split(b";")[0], 16)
+        except ValueError:
+            break
+        if not count:
+            break
+        out += data[:count]
+        data = data[count + 2:]
+    return bytes(out)
+
+
+def unreachable(prefix: str, backend: Backend, error: BaseException) -> ApiError:
+    """The 500 for a backend that cannot be reached, in the words of Go's dialer, which people search for."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        why = f"tls: failed to verify certificate: x509: {error.verify_message}"
+        return ApiError(prefix + why, reason="")
+    if isinstance(error, TimeoutError):
+        why = "i/o timeout"
+    elif isinstance(error, ConnectionRefusedError):
+        why = "connect: connection refused"
+    else:
+        text = getattr(error, "strerror", None) or str(error)
+        why = f"connect: {text.lower()}"
+    return ApiError(f"{prefix}dial tcp {backend.authority}: {why}", reason="")
