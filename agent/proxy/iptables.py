@@ -1,9 +1,9 @@
 """Write chains into the kernel by iptables-restore: all of them, or exactly those that changed.
 
 Owns the batches. `batches` is pure: chains in an order in which nothing refers to what does not exist yet, in pieces
-the nf_tables variant can digest (its restore is quadratic in the chains of one batch). Chains of a service go first, the
-chains that lead to them after, deletions last: at no instant does a rule lead nowhere. Chains that do not change are
-not mentioned and keep their counters. `Writer` runs them; what others put into the tables is left alone.
+the nf_tables variant can digest (its restore is quadratic in the chains of one batch). Chains of a service go first,
+the chains that lead to them after, deletions last: at no instant does a rule lead nowhere. Chains that do not change
+are not mentioned and keep their counters. `Writer` runs them; what others put into the tables is left alone.
 
 Called by `proxy`, on its worker thread.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import shutil
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -34,6 +35,13 @@ class Namespace:
         descriptor = os.open(self.path, os.O_RDONLY)
         assert netns._libc.setns(descriptor, netns.CLONE_NEWNET) == 0
         os.close(descriptor)
+
+    def background(self, main: Callable[[], Any]) -> Future[Any]:
+        """Run a coroutine function on a loop of its own, on a second thread inside."""
+        pool = ThreadPoolExecutor(1, initializer=self._enter)
+        future = pool.submit(lambda: asyncio.run(main()))
+        pool.shutdown(wait=False)
+        return future
 
     def run(self, work: Callable[..., Any], *args: Any) -> Any:
         """Do `work` on the thread inside."""

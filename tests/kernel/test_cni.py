@@ -45,7 +45,7 @@ class Node:
             except asyncio.CancelledError:
                 pass
 
-        self.future = self.host._thread.submit(lambda: asyncio.run(main()))
+        self.future = self.host.background(main)
         assert started.wait(10)
 
     def do(self, work) -> object:
@@ -80,12 +80,9 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     assert json.loads((node.paths.cni_conf / install.CONFIGURATION).read_text())["cniVersion"] == "1.0.0"
 
     outside = make_namespace("outside")
-    aside = make_namespace("aside")  # a thread inside the node while the daemon has the other one
     outside.sh(f"ip link add eth0 type veth peer name up0 netns {node.host.name}; ip addr add 192.168.9.2/24 dev eth0;"
                "ip link set eth0 up")
-    enter = f"nsenter --net={node.host.path} "
-    aside.sh(f"{enter}ip addr add 192.168.9.1/24 dev up0; {enter}ip link set up0 up;"
-             f"{enter}ip route add default via 192.168.9.2")
+    node.host.sh("ip addr add 192.168.9.1/24 dev up0; ip link set up0 up; ip route add default via 192.168.9.2")
     pods = [make_namespace("a"), make_namespace("b")]
     for pod in pods:
         pod.sh("ip link set lo down")
@@ -110,11 +107,10 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     c.serve("ported")
     assert outside.tcp("192.168.9.1", 8088) == "ported|192.168.9.2"
     assert c.tcp("192.168.9.1", 8088).startswith("ported|")  # the pod through its own host port
-    aside.run(_reenter, node.host)
-    assert aside.tcp("127.0.0.1", 8088).startswith("ported|")
+    assert node.host.tcp("127.0.0.1", 8088).startswith("ported|")
     assert node.cni("DEL", c.name, c.path, runtimeConfig=ports)[0] == 0
     assert outside.tcp("192.168.9.1", 8088) == "REFUSED"
-    assert "KUBE-HP-" not in aside.sh("iptables-save -t nat")
+    assert "KUBE-HP-" not in node.host.sh("iptables-save -t nat")
 
     # a restarted agent finds everything as it was, also with its pods running
     link = pods[0].connect(addresses[1], 8080)
@@ -133,16 +129,12 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     assert pods[1].tcp(addresses[0], 8080, 0.3) != f"pod0|{addresses[1]}"
     node.daemon._clock = _Later()
     assert node.do(node.daemon.collect({"somebody"})) == [pods[1].name]
-    assert "pel" not in aside.sh("ip -o link")
+    assert "pel" not in node.host.sh("ip -o link")
 
 
 class _Later:
     def now(self) -> float:
         return 4e9
-
-
-def _reenter(host: Namespace) -> None:
-    host._enter()
 
 
 def test_wiring_is_quick_and_purge_leaves_nothing(make_namespace: Callable[[str], Namespace], tmp_path: Path) -> None:
