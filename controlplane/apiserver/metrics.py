@@ -11,17 +11,18 @@ from __future__ import annotations
 import asyncio
 import os
 from bisect import bisect_left
+from collections.abc import Callable
 
 from controlplane.machinery.clock import SYSTEM, Clock
 
 # Upstream's buckets of apiserver_request_duration_seconds, thinned: dashboards compute quantiles from any set.
 BUCKETS = (0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 10.0, 30.0, 60.0)
 MAX_SERIES = 2000  # verbs x resources x codes stay far below; beyond it requests are counted under "other"
-OTHER = ("other", "", "", "", "", "")
-_LONG_RUNNING = ("WATCH", "CONNECT")
+OTHER = ("other", "", "", "", "")
+_STREAMED = ("exec", "attach", "portforward", "log", "proxy")  # how long they last says nothing about the server
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-Labels = tuple[str, str, str, str, str, str]  # verb, group, version, resource, subresource, scope
+Labels = tuple[str, str, str, str, str]  # verb, group, version, resource, subresource
 
 
 class Metrics:
@@ -32,15 +33,15 @@ class Metrics:
         self._started = clock.now()
         self._counts: dict[tuple[Labels, int], int] = {}
         self._latency: dict[Labels, list[float]] = {}  # one count per bucket, then +Inf, then the sum of seconds
-        self.inflight = 0
+        self.in_flight: Callable[[], int] = int  # set by whoever counts them
 
     def observe(self, labels: Labels, code: int, seconds: float) -> None:
-        """Count one answered request. `labels` come from the registry's words, never from the URL."""
+        """Count one answered request."""
         key = (labels, code)
-        if key not in self._counts and len(self._counts) >= MAX_SERIES:
+        if key not in self._counts and (len(self._counts) >= MAX_SERIES or not all(map(_plain, labels))):
             key, labels = (OTHER, code), OTHER
         self._counts[key] = self._counts.get(key, 0) + 1
-        if labels[0] in _LONG_RUNNING:
+        if labels[0] == "watch" or labels[4] in _STREAMED:
             return
         buckets = self._latency.get(labels)
         if buckets is None:
@@ -57,7 +58,7 @@ class Metrics:
         await passed
         lag = self._clock.monotonic() - before
         lines = [*self._requests(), *self._durations(), *_process(self._started)]
-        lines += _gauge("apiserver_current_inflight_requests", "Requests being served.", self.inflight)
+        lines += _gauge("apiserver_current_inflight_requests", "Requests being served.", self.in_flight())
         lines += _gauge("apiserver_event_loop_lag_seconds", "Time one pass of the event loop took.", lag)
         return "\n".join(lines) + "\n"
 
@@ -81,8 +82,13 @@ class Metrics:
 
 
 def _text(labels: Labels) -> str:
-    names = ("verb", "group", "version", "resource", "subresource", "scope")
-    return ",".join(f'{name}="{value}"' for name, value in zip(names, labels, strict=True))
+    names = ("verb", "group", "version", "resource", "subresource")
+    return ",".join(f'{name}="{value}"' for name, value in zip(names, (labels[0].upper(), *labels[1:]), strict=True))
+
+
+def _plain(label: str) -> bool:
+    """Whether a label is a word of the API; a path may hold anything."""
+    return len(label) < 80 and all(c.isalnum() or c in ".-" for c in label)
 
 
 def _head(name: str, kind: str, text: str) -> list[str]:

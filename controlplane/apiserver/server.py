@@ -50,6 +50,7 @@ class Server:
         self.port = 0
         self.handlers: Handlers
         self.pipeline: Pipeline
+        self.streams: Any = None
         self._web: web.Server
         self._listener: asyncio.Server | None = None
         self._states: dict[Any, dict[str, Any]] = {}
@@ -67,14 +68,17 @@ class Server:
         from controlplane.apiserver.openapi import OpenAPI
         from controlplane.apiserver.reviews import Reviews
         from controlplane.apiserver.streams import Streams
+        from controlplane.apiserver.tokens import Issuer
         context = self.context
         authorizer = context.authorizer = Authorizer(context)
         authenticator = Authenticator(context)
         writes = Writes(context, admission.standard(context), self.allocator)
-        self.handlers = Handlers(context, writes, Reviews(context, authenticator), Streams(context))
+        self.streams = Streams(context)
+        self.handlers = Handlers(context, writes, Reviews(context, authenticator), self.streams)
         health = Health(context)
-        edges = [Discovery(context), OpenAPI(context), health]
+        edges = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens)]
         self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
+        health.metrics.in_flight = lambda: self.pipeline.in_flight
 
     async def start(self) -> None:
         """Open the store, bootstrap, listen. Raises Finding."""
@@ -163,5 +167,6 @@ class Server:
             self.handlers.watches.close()
             self._web.pre_shutdown()
             await self._web.shutdown(STOP_SECONDS)
+            await self.streams.close()
         await self.cache.close()
         LOG.info("stopped at revision %d", self.cache.revision)

@@ -16,12 +16,16 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import orjson
+
 from controlplane.machinery.clock import Clock, rfc3339
-from controlplane.machinery.errors import BadRequest, Conflict, Finding, Invalid, NotFound, invalid
+from controlplane.machinery.errors import BadRequest, Conflict, Finding, Invalid, MethodNotAllowed, NotFound, invalid
 from controlplane.store.cache import key_of
 
 if TYPE_CHECKING:
     from controlplane.apiserver.context import Context
+    from controlplane.apiserver.request import Request
+    from controlplane.apiserver.response import Response
 
 USER_PREFIX = "system:serviceaccount:"
 DEFAULT_SECONDS = 3600
@@ -210,6 +214,27 @@ class Tokens:
         jwk: dict[str, Any] = kind.to_jwk(public, as_dict=True)  # type: ignore[attr-defined]
         jwk.pop("key_ops", None)
         return {"keys": [{"use": "sig", "kid": identifier, "alg": algorithm, **jwk}]}
+
+
+class Issuer:
+    """Answers the OpenID discovery paths, by which others verify this cluster's tokens."""
+
+    def __init__(self, context: Context, tokens: Tokens | None) -> None:
+        self._options = context.options
+        self._tokens = tokens
+
+    async def handle(self, request: Request) -> Response | None:
+        from controlplane.apiserver.response import Response
+        path = request.path.rstrip("/")
+        if self._tokens is None or path not in ("/.well-known/openid-configuration", "/openid/v1/jwks"):
+            return None
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed
+        headers = [("Cache-Control", "public, max-age=3600")]
+        if path == "/openid/v1/jwks":
+            return Response(200, orjson.dumps(self._tokens.key_set()), "application/jwk-set+json", headers)
+        host = f"{self._options.advertise_address or 'kubernetes.default.svc'}:{self._options.secure_port}"
+        return Response(200, orjson.dumps(self._tokens.configuration(host)), "application/json", headers)
 
 
 def _base64(data: bytes) -> str:
