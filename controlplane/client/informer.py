@@ -220,7 +220,6 @@ class Informers:
     def __init__(self, client: Client, clock: Clock = SYSTEM) -> None:
         self.client, self.clock = client, clock
         self._informers: dict[tuple[Any, ...], Informer] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}  # of the running informers, by their id
         self._group: asyncio.TaskGroup | None = None
 
     def of(self, resource: Resource, namespace: str = "", labels: str = "", fields: str = "",
@@ -238,17 +237,7 @@ class Informers:
 
     def _start(self, informer: Informer) -> None:
         if self._group is not None:
-            self._tasks[id(informer)] = self._group.create_task(informer.run(),
-                                                                name=f"informer {informer.resource.name}")
-
-    def drop(self, resource: Resource) -> None:
-        """Stop and forget the informers of a resource that is served no more."""
-        for key, informer in list(self._informers.items()):
-            if informer.resource == resource:
-                del self._informers[key]
-                task = self._tasks.pop(id(informer), None)
-                if task is not None:
-                    task.cancel()
+            self._group.create_task(informer.run(), name=f"informer {informer.resource.name}")
 
     def __iter__(self) -> Any:
         return iter(list(self._informers.values()))
@@ -263,7 +252,6 @@ class Informers:
                 await asyncio.Event().wait()
             finally:
                 self._group = None
-                self._tasks.clear()
 
     async def synced(self) -> None:
         """Wait until every informer asked for so far has its first list."""

@@ -1,7 +1,7 @@
 """The process of the controllers, and of the scheduler when it is given a kubeconfig of its own.
 
-Owns flags, signals, readiness and leadership. Promises to wait for the API server for ever, to tell readiness when every
-informer is filled, to stop cleanly on SIGTERM or SIGINT, and to end with an error when leadership is lost, so that
+Owns flags, signals, readiness and leadership. Promises to wait for the API server for ever, to tell readiness when all
+informers are filled, to stop cleanly on SIGTERM or SIGINT, and to end with an error when leadership is lost, so that
 whoever supervises it starts it afresh.
 
 Upstream: cmd/kube-controller-manager.

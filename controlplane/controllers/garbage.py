@@ -16,7 +16,6 @@ from typing import Any
 
 from controlplane.client.informer import Informer
 from controlplane.controllers import ownership
-from controlplane.controllers.namespace import CRDS, custom_resource
 from controlplane.controllers.ownership import Owner
 from controlplane.controllers.runtime import Context, Controller, delete_quietly
 from controlplane.machinery import objects
@@ -43,52 +42,30 @@ def metadata_only(obj: Obj) -> None:
     obj["metadata"].pop("annotations", None)
 
 
-def forget_schemas(definition: Obj) -> None:
-    """Forget the bulk of a CustomResourceDefinition: only its names are read here."""
-    for version in definition["spec"].get("versions") or ():
-        version.pop("schema", None)
-
-
 class Garbage(Controller):
     name = "garbage-collector-controller"
 
     def __init__(self, context: Context) -> None:
-        self.definitions = context.informers.of(CRDS, keep=forget_schemas)
         self.followed: dict[Resource, Informer] = {}
         seen: set[str] = set()
         for resource in BUILTIN:
             if {"list", "watch", "delete"} <= set(resource.verbs) and resource.name not in IGNORED | seen:
                 seen.add(resource.name)
-                self._follow(context, resource)
+                # Made here, an informer knows metadata only: controllers that need more ask for theirs first.
+                self.followed[resource] = context.informers.of(resource, indexes={"owner": by_owner},
+                                                               keep=metadata_only, metadata=True)
         super().__init__(context, *self.followed.values())
 
     async def run(self) -> None:
         """Subscribes only when all is known: else each owner listed later than its dependent looks absent."""
         for informer in self.informers:
             await informer.synced()
-        for resource, informer in list(self.followed.items()):
+        for resource, informer in self.followed.items():
             self._listen(resource, informer)
-        self.definitions.subscribe(self._definition_changed)
         await super().run()
-
-    def _follow(self, context: Context, resource: Resource) -> Informer:
-        """The informer of a kind; made here, it knows metadata only, so controllers that need more ask first."""
-        informer = context.informers.of(resource, indexes={"owner": by_owner}, keep=metadata_only, metadata=True)
-        self.followed[resource] = informer
-        return informer
 
     def _listen(self, resource: Resource, informer: Informer) -> None:
         informer.subscribe(lambda kind, old, new: self._changed(resource, kind, old, new))
-
-    def _definition_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        resource = custom_resource(new)
-        if resource is None:
-            return
-        if kind == "DELETED":
-            self.followed.pop(resource, None)
-            self.context.informers.drop(resource)
-        elif resource not in self.followed:
-            self._listen(resource, self._follow(self.context, resource))
 
     def _changed(self, resource: Resource, kind: str, old: Obj | None, new: Obj) -> None:
         if kind == "DELETED":

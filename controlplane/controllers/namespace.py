@@ -19,7 +19,6 @@ from controlplane.machinery.resources import BUILTIN, Resource, named
 
 REMAINS_SECONDS = 2.0  # until the next look at what finalizers hold: nothing tells us when they are done
 PODS_SECONDS = 15.0  # the same for pods, whose deletions we do hear of
-CRDS = named("customresourcedefinitions.apiextensions.k8s.io")
 NAMESPACES = named("namespaces")
 
 Obj = dict[str, Any]
@@ -53,7 +52,7 @@ class Namespaces(Controller):
         pods, errors = await self._empty(name, [PODS])
         others: dict[str, list[Obj]] = {}
         if not pods.get(PODS.name) and not errors:
-            others, errors = await self._empty(name, await self._contents())
+            others, errors = await self._empty(name, contents())
         remaining = pods | others
         stamp = self.clock.timestamp()
         conditions = objects.deep_copy(objects.get(namespace, "status.conditions", []))
@@ -70,19 +69,6 @@ class Namespaces(Controller):
         except (NotFound, Conflict):
             return REMAINS_SECONDS
         return PODS_SECONDS if remaining.get(PODS.name) else REMAINS_SECONDS
-
-    async def _contents(self) -> list[Resource]:
-        """Every namespaced kind that can be listed and deleted, one version of each, custom ones included."""
-        seen: dict[str, Resource] = {}
-        for resource in BUILTIN:
-            if resource.namespaced and {"list", "delete"} <= set(resource.verbs) and resource != PODS:
-                seen.setdefault(resource.name, resource)
-        seen.pop("events.events.k8s.io", None)  # the same objects as the core events
-        for definition in (await self.client.list(CRDS))[0]:
-            custom = custom_resource(definition)
-            if custom is not None and custom.namespaced:
-                seen.setdefault(custom.name, custom)
-        return list(seen.values())
 
     async def _empty(self, namespace: str, kinds: list[Resource]) -> tuple[dict[str, list[Obj]], list[str]]:
         """Delete all objects of these kinds; (what remains by resource, errors)."""
@@ -114,16 +100,13 @@ class Namespaces(Controller):
         return [obj async for page, _ in self.client.pages(resource, namespace, metadata=True) for obj in page]
 
 
-def custom_resource(definition: Obj) -> Resource | None:
-    """The resource an established CustomResourceDefinition serves, in its stored version."""
-    spec = definition["spec"]
-    version = next((v for v in spec["versions"] if v.get("served") and v.get("storage")),
-                   next((v for v in spec["versions"] if v.get("served")), None))
-    established = (objects.condition(definition, "Established") or {}).get("status") == "True"
-    if version is None or not established:
-        return None
-    return Resource(spec["group"], version["name"], spec["names"]["plural"], spec["names"]["kind"],
-                    namespaced=spec.get("scope") == "Namespaced", custom=True)
+def contents() -> list[Resource]:
+    """Every namespaced kind but pods that can be listed and deleted, one version of each."""
+    seen: dict[str, Resource] = {}
+    for resource in BUILTIN:
+        if resource.namespaced and {"list", "delete"} <= set(resource.verbs) and resource != PODS:
+            seen.setdefault(resource.name, resource)
+    return list(seen.values())
 
 
 def report(remaining: dict[str, list[Obj]], errors: list[str]) -> list[tuple[str, str, str, str]]:

@@ -1,7 +1,7 @@
 """Pods nobody else can end: those of vanished nodes, and finished ones in excess.
 
 Promises that a pod of a missing node is given up only after the node was missing for `QUARANTINE_SECONDS` and the
-server confirms it, and that at most `TERMINATED_LIMIT` finished pods are kept, the oldest going first. Called by `__main__`.
+server confirms it, and that at most `TERMINATED_LIMIT` finished pods are kept, the oldest going first.
 
 Upstream: pkg/controller/podgc.
 """
