@@ -22,7 +22,7 @@ from controlplane.apiserver.allocator import Allocator
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.handlers import Handlers
-from controlplane.apiserver.pipeline import Pipeline
+from controlplane.apiserver.pipeline import Edge, Pipeline
 from controlplane.apiserver.response import Answer
 from controlplane.apiserver.writes import Writes
 from controlplane.machinery.clock import SYSTEM, Clock
@@ -76,7 +76,7 @@ class Server:
         self.streams = Streams(context)
         self.handlers = Handlers(context, writes, Reviews(context, authenticator), self.streams)
         health = Health(context)
-        edges = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens)]
+        edges: list[Edge] = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens)]
         self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
         health.metrics.in_flight = lambda: self.pipeline.in_flight
 
