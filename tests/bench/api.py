@@ -20,11 +20,14 @@ import psutil
 from controlplane.cli.control import environment
 from controlplane.client import config, rest
 from controlplane.machinery import resources
+from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from controlplane.pki import cluster
 from tests.bench.load import Target, run
 
-CONFIGMAPS, PODS, NAMESPACES = (resources.named(n) for n in ("configmaps", "pods", "namespaces"))
+CONFIGMAPS, PODS, NAMESPACES, ACCOUNTS = (
+    resources.named(n) for n in ("configmaps", "pods", "namespaces", "serviceaccounts"))
+READY_SECONDS = 30.0
 WATCHERS, FAN_OUT_WRITES = 200, 200
 AIMS = {"GET": "≥ 6,000", "LIST 500 pods": "≥ 300", "create": "≥ 1,500"}
 
@@ -49,16 +52,27 @@ def server() -> Iterator[tuple[Target, Path, int]]:
                    f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key"]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(f"{folder}/log", "w") as log:
             ready.bind(f"{folder}/notify")
-            ready.settimeout(30)
+            ready.settimeout(0.2)
             env = {**os.environ, **environment(), "NOTIFY_SOCKET": f"{folder}/notify"}
             process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
             try:
-                ready.recv(4096)
+                wait_ready(ready, process, Path(f"{folder}/log"))
                 yield (Target("127.0.0.1", port, f"{pki}/ca.crt", "Authorization: Bearer bench-token\r\n"),
                        paths.kubeconfig("admin"), process.pid)
             finally:
                 process.terminate()
                 process.wait(20)
+
+
+def wait_ready(ready: socket.socket, process: subprocess.Popen, log: Path) -> None:
+    deadline = monotonic() + READY_SECONDS
+    while True:
+        try:
+            ready.recv(4096)
+            return
+        except TimeoutError:
+            if process.poll() is not None or monotonic() > deadline:
+                raise Finding("the API server did not start", "\n".join(log.read_text().splitlines()[-3:])) from None
 
 
 def pod(number: int) -> dict:
@@ -72,6 +86,7 @@ def pod(number: int) -> dict:
 async def fill(kubeconfig: Path, namespace: str, count: int) -> None:
     async with rest.Client(config.load(kubeconfig)) as client:
         await client.create(NAMESPACES, {"metadata": {"name": namespace}})
+        await client.create(ACCOUNTS, {"metadata": {"name": "default"}}, namespace=namespace)  # no controller here
         for start in range(0, count, 50):
             await asyncio.gather(*(client.create(PODS, pod(n), namespace=namespace)
                                    for n in range(start, min(start + 50, count))))

@@ -21,7 +21,7 @@ def before_and_cluster():
     cluster = Cluster()
     try:
         before = snapshot(cluster)
-        cluster.pelamis("up", "--node-name", "lab-2")
+        cluster.pelamis("up", "--demo", "--node-name", "lab-2")
         yield before, cluster
     finally:
         cluster.close()
@@ -58,7 +58,6 @@ def cluster(before_and_cluster):
 @pytest.fixture(scope="module")
 def workload(cluster):
     """Two pods behind a service, so that every kind of thing is there: veths, rules, mounts, cgroups."""
-    cluster.pelamis("image", "import", "--builtin")
     cluster.kubectl("create", "deployment", "web", "--image=pelamis.local/demo:1", "--replicas=2")
     cluster.kubectl("expose", "deployment", "web", "--port=80")
     cluster.kubectl("create", "configmap", "kept", "--from-literal=a=1")
