@@ -1,0 +1,224 @@
+"""`python -m agent`: the node agent. Kubelet, pod network, the kubelet's API and the service proxy in one process.
+
+Owns the process: flags, logging, signals, readiness and the exit code (0 after a clean stop; containers, rules and
+routes stay). Promises to wait, and to say so once, while the API server or the container runtime is away. Everything
+else belongs to the parts it puts together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from agent.kubelet import config
+from agent.kubelet.config import Options
+from controlplane.machinery.clock import SYSTEM
+from controlplane.machinery.errors import ApiError, Finding
+from controlplane.machinery.paths import Paths
+
+log = logging.getLogger("agent")
+RUNTIME_RETRY_SECONDS = 1.0  # while the container runtime is away
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, when there is one that listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
+        except OSError as error:
+            log.warning("cannot tell %s: %s", state, error)
+
+
+class Agent:
+    """The parts of one node, put together. `run` works until cancelled."""
+
+    def __init__(self, options: Options, paths: Paths) -> None:
+        self.options, self.paths = options, paths
+        self.ready = asyncio.Event()
+        self._refused = ""
+
+    async def run(self) -> None:
+        from controlplane.client import config as kubeconfig
+        from controlplane.client.rest import Client
+        from cri_proto.client import Connection
+        self.options.root.mkdir(parents=True, exist_ok=True, mode=0o750)
+        async with Connection(self.options.socket) as connection, \
+                Client(kubeconfig.load(self.options.kubeconfig), user_agent="kubelet") as client:
+            await self._parts(connection, client)
+
+    async def _parts(self, connection: Any, client: Any) -> None:
+        """Build everything and run it in one group: if one part fails, all end and the supervisor starts anew."""
+        from agent.kubelet.images import Images
+        from agent.kubelet.kubelet import Kubelet
+        from agent.kubelet.node import NodeAgent, describe_host
+        from agent.kubelet.runtime import Runtime
+        from agent.kubelet.volumes.objects import Objects
+        from controlplane.client.events import Recorder
+        from controlplane.client.informer import Informer
+        from controlplane.machinery.resources import named
+        from netsetup.cni.daemon import Daemon
+        from netsetup.ledger import Ledger
+        options, clock = self.options, SYSTEM
+        runtime, images = Runtime(connection), Images(connection)
+        version = await self._runtime_version(runtime)
+        host = describe_host(options.name, (options.node_ip,), options.root, version, options.port)
+        pods = Informer(client, named("pods"), fields=f"spec.nodeName={options.name}")
+        services = Informer(client, named("services"))
+        nodes = Informer(client, named("nodes"), fields=f"metadata.name={options.name}")
+        recorder = Recorder(client, "kubelet", options.name)
+        ledger = Ledger(self.paths.ledger)
+        network = Daemon(self.paths, ledger)
+        kubelet: Kubelet
+        objects = Objects(client, lambda uids: kubelet.changed(uids))
+        context = self._context(runtime, images, client, recorder, services, objects, host.memory, host.cpus)
+        kubelet = Kubelet(context, pods)
+
+        async def assigned(pod_cidr: str) -> None:
+            for problem in await network.configure(pod_cidr, options.cluster_cidr):
+                log.warning("%s", problem)
+            await kubelet.relisted.wait()
+            await network.collect({s.id for pod in (await runtime.observe()).values() for s in pod.sandboxes})
+            kubelet.retry()
+
+        node = NodeAgent(host, options.root, client, runtime, images, clock, nodes, assigned, options.pod_cidr)
+        server = self._server(runtime, kubelet, client)
+        try:
+            async with asyncio.TaskGroup() as group:
+                for part in (pods, services, nodes, recorder, objects, network, node, server):
+                    group.create_task(part.run(), name=type(part).__name__)
+                await services.synced()
+                group.create_task(kubelet.run(), name="Kubelet")
+                if options.proxy_kubeconfig is not None:
+                    group.create_task(self._proxy(ledger), name="Proxy")
+                await asyncio.gather(kubelet.relisted.wait(), network.listening.wait(), server.listening.wait())
+                gc.collect()
+                gc.freeze()  # what is built by now lives as long as the process
+                self.ready.set()
+        finally:
+            await context.checks.close()
+
+    async def _runtime_version(self, runtime: Any) -> str:
+        """`containerd://1.6.20`, as soon as the runtime answers."""
+        from agent.kubelet.runtime import CallError
+        told = False
+        while True:
+            try:
+                name, version = await runtime.version()
+                return f"{name}://{version}"
+            except CallError as error:
+                log.log(logging.DEBUG if told else logging.WARNING, "waiting for the container runtime at %s: %s",
+                        self.options.socket, error)
+                told = True
+                await SYSTEM.sleep(RUNTIME_RETRY_SECONDS)
+
+    def _context(self, runtime: Any, images: Any, client: Any, recorder: Any, services: Any, objects: Any,
+                 memory: int, cpus: int) -> Any:
+        from agent.kubelet.cgroups import Cgroups
+        from agent.kubelet.checks import Checks
+        from agent.kubelet.containerd import systemd_cgroups
+        from agent.kubelet.context import Context
+        from agent.kubelet.specs import Node
+        from agent.kubelet.volumes.manager import Volumes
+        from agent.kubelet.volumes.tokens import Tokens
+        options = self.options
+        systemd = systemd_cgroups() if options.systemd is None else options.systemd
+        node = Node(name=options.name, ips=(options.node_ip,), root=options.root, logs=self.paths.pod_logs,
+                    cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
+                    cpu=cpus * 1000, memory=memory)
+        return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
+                       volumes=Volumes(options.root, objects, Tokens(client, SYSTEM)),
+                       cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
+                       checks=Checks(runtime))
+
+    def _server(self, runtime: Any, kubelet: Any, client: Any) -> Any:
+        from agent.kubelet.serve import Server, Settings
+        options = self.options
+
+        async def authorize(user: str, groups: list[str], verb: str, subresource: str) -> bool:
+            """Whether the API lets this caller use this node's API."""
+            from controlplane.machinery.resources import named
+            attributes = {"verb": verb, "version": "v1", "resource": "nodes", "name": options.name,
+                          "subresource": subresource}
+            try:
+                answer = await client.create(named("subjectaccessreviews.authorization.k8s.io"), {
+                    "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {},
+                    "spec": {"user": user, "groups": groups, "resourceAttributes": attributes}})
+            except ApiError as error:
+                log.warning("cannot ask whether %s may %s nodes/%s: %s", user, verb, subresource, error.message)
+                return False
+            return bool((answer.get("status") or {}).get("allowed"))
+
+        return Server(runtime, kubelet.pods, Settings(options.certificate, options.key, options.client_ca,
+                                                      port=options.port), authorize)
+
+    async def _proxy(self, ledger: Any) -> None:
+        from agent.proxy.proxy import Proxy
+        from controlplane.client import config as kubeconfig
+        from controlplane.client.rest import Client
+        options = self.options
+        assert options.proxy_kubeconfig is not None
+        async with Client(kubeconfig.load(options.proxy_kubeconfig), user_agent="kube-proxy") as client:
+            await Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger).run()
+
+
+async def run(options: Options, paths: Paths) -> int:
+    """Work until a signal. Returns the exit code; an error that ends a part is logged and ends the process."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    agent = Agent(options, paths)
+    work = asyncio.create_task(agent.run(), name="agent")
+    stopped, ready = asyncio.create_task(stop.wait()), asyncio.create_task(agent.ready.wait())
+    await asyncio.wait((work, stopped, ready), return_when=asyncio.FIRST_COMPLETED)
+    if ready.done() and not work.done():
+        log.info("ready: node %s, %s", options.name, options.node_ip)
+        notify("READY=1")
+        await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
+    notify("STOPPING=1")
+    for task in (stopped, ready, work):
+        task.cancel()
+    await asyncio.gather(stopped, ready, work, return_exceptions=True)
+    if work.cancelled():
+        return 0
+    return _explain(work.exception())
+
+
+def _explain(error: BaseException | None) -> int:
+    """Say why the agent ended by itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, Finding):
+        print(error, file=sys.stderr)
+    elif error is not None:
+        log.error("the agent failed", exc_info=error)
+    return 1
+
+
+def main() -> int:
+    paths = Paths.from_environment()
+    try:
+        options = config.parse(sys.argv[1:], paths)
+        logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr,
+                            format="%(asctime)s %(levelname).1s %(name)s %(message)s")
+        for noisy in ("asyncio", "grpc", "aiohttp"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        Path(paths.run).mkdir(parents=True, exist_ok=True)
+        return asyncio.run(run(options, paths))
+    except Finding as finding:
+        print(finding, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

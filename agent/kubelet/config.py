@@ -1,0 +1,97 @@
+"""The agent's flags, named as the kubelet's where both have one, and what follows from them on this host.
+
+Owns parsing and the defaults. Pure but for reading the host's name, its resolv.conf and its main address. Called by
+`agent.__main__`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.kubelet.hosts import parse_resolv
+from agent.kubelet.model import DNS
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+RESOLV_FILES = ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf")  # systemd's stub does not work inside a pod
+PROBE_ADDRESS = ("192.0.2.1", 9)  # never sent to: only asks the kernel which address would be used
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    kubeconfig: Path
+    proxy_kubeconfig: Path | None
+    name: str
+    node_ip: str
+    socket: str
+    root: Path
+    pod_cidr: str
+    cluster_cidr: str
+    cluster_dns: tuple[str, ...]
+    cluster_domain: str
+    port: int
+    client_ca: Path
+    certificate: Path
+    key: Path
+    cgroup_root: str
+    systemd: bool | None
+    verbose: bool
+
+
+def parse(arguments: list[str], paths: Paths) -> Options:
+    """Flags to Options. Exits with a usage message on a wrong flag; raises Finding when no address is to be had."""
+    flags = argparse.ArgumentParser("agent", description="The node agent: kubelet, pod network and service proxy.")
+    add = flags.add_argument
+    add("--kubeconfig", type=Path, default=paths.kubeconfig("node"), help="how to reach the API server as this node")
+    add("--proxy-kubeconfig", type=Path, help="the same for the service proxy; without it no service rules are made")
+    add("--hostname-override", default="", help="the node's name (default: the host's)")
+    add("--node-ip", default="", help="the node's address (default: that of the default route)")
+    add("--container-runtime-endpoint", default=f"unix://{paths.containerd_socket}")
+    add("--root-dir", type=Path, default=paths.kubelet, help="folder of volumes and pod files")
+    add("--pod-cidr", default="", help="the pods' range (default: what the API gives this node)")
+    add("--cluster-cidr", default="10.244.0.0/16", help="the range of all pods, which is not masqueraded")
+    add("--cluster-dns", default="", help="addresses of the cluster's DNS, separated by commas")
+    add("--cluster-domain", default="cluster.local")
+    add("--port", type=int, default=10250, help="port of the kubelet's own API")
+    add("--client-ca-file", type=Path, default=paths.pki / "ca.crt")
+    add("--tls-cert-file", type=Path, default=paths.pki / "kubelet.crt")
+    add("--tls-private-key-file", type=Path, default=paths.pki / "kubelet.key")
+    add("--cgroup-root", default="kubepods", help="the control group above all pods")
+    add("--cgroup-driver", choices=("cgroupfs", "systemd"), help="default: as the runtime is configured")
+    add("-v", "--verbose", action="store_true")
+    given = flags.parse_args(arguments)
+    driver = given.cgroup_driver
+    return Options(
+        kubeconfig=given.kubeconfig, proxy_kubeconfig=given.proxy_kubeconfig,
+        name=given.hostname_override or socket.gethostname().lower(), node_ip=given.node_ip or own_address(),
+        socket=given.container_runtime_endpoint.removeprefix("unix://"), root=given.root_dir, pod_cidr=given.pod_cidr,
+        cluster_cidr=given.cluster_cidr, cluster_dns=tuple(a for a in given.cluster_dns.split(",") if a),
+        cluster_domain=given.cluster_domain, port=given.port, client_ca=given.client_ca_file,
+        certificate=given.tls_cert_file, key=given.tls_private_key_file, cgroup_root=given.cgroup_root.strip("/"),
+        systemd=None if driver is None else driver == "systemd", verbose=given.verbose)
+
+
+def own_address() -> str:
+    """The address this host uses towards others. Raises Finding."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(PROBE_ADDRESS)
+            return str(sock.getsockname()[0])
+        except OSError as error:
+            raise Finding("this host's address is not known", "it has no default route",
+                          "give the address with --node-ip") from error
+
+
+def resolvers() -> DNS:
+    """The node's resolvers as pods may use them."""
+    for path in RESOLV_FILES:
+        try:
+            found = parse_resolv(Path(path).read_text(errors="replace"))
+        except OSError:
+            continue
+        if found.servers:
+            return found
+    return DNS()
