@@ -88,7 +88,7 @@ def _take_over(request: web.BaseRequest) -> tuple[asyncio.StreamReader, asyncio.
     protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
     transport.set_protocol(protocol)
     protocol.connection_made(transport)
-    request.protocol.force_close()
+    request.protocol.close()  # no further request is read from it after this one
     transport.resume_reading()  # type: ignore[attr-defined]
     return reader, asyncio.StreamWriter(transport, protocol, reader, loop)  # type: ignore[arg-type]
 

@@ -64,7 +64,7 @@ def _build(args: argparse.Namespace) -> int:
         layers.append(layer)
     for folder in args.from_files:
         if not folder.is_dir():
-            raise Finding(f"{folder} is no folder", fix="--from-files takes a folder whose content becomes the image's /")
+            raise Finding(f"{folder} is no folder", fix="give a folder whose content becomes the image's /")
         layer = Layer(merged_usr=bool(args.deb or args.busybox))
         layer.tree(folder)
         layers.append(layer)

@@ -80,7 +80,7 @@ def test_a_container_lives_and_dies(host: Host) -> None:
             await runtime.stop_sandbox(sandbox)
             await runtime.remove_sandbox(sandbox)
         assert await runtime.observe(spec.uid) == {}
-        assert "hello" in Path(spec.log_directory, "main/0.log").read_text()
+        assert "hello" in Path(spec.log_directory, "main/0.log").read_text()  # noqa: ASYNC240
     host.run(body)
 
 
