@@ -12,13 +12,15 @@ SLICES, NAMESPACES, CONFIG_MAPS = named("endpointslices.discovery.k8s.io"), name
 EVENTS = named("events")
 
 
-def settled(c, name, replicas):
+def settled(c, name, replicas, since=None):
+    """Whether the rollout is complete, of the generation of `since` (what a write returned) or a later one."""
     def check():
         one = c.of("deployments.apps").get("default", name)
         status = (one or {}).get("status") or {}
         return one and status.get("observedGeneration") == one["metadata"]["generation"] and \
             status.get("updatedReplicas", 0) == status.get("availableReplicas", 0) == \
             status.get("replicas", 0) == replicas and \
+            one["metadata"]["generation"] >= (since["metadata"]["generation"] if since else 0) and \
             objects.condition(one, "Progressing")["reason"] == "NewReplicaSetAvailable" and one
     return check
 
@@ -42,9 +44,9 @@ def test_deployment_rolls_within_its_bounds():
                 seen.append((len(alive), len(ready)))
             c.pods.subscribe(watch)
             del seen[:]
-            await c.client.patch(DEPLOYMENTS, "web", {"spec": {"template": {"spec": {
+            changed = await c.client.patch(DEPLOYMENTS, "web", {"spec": {"template": {"spec": {
                 "containers": [{"name": "c", "image": "web:2"}]}}}}, "default")
-            await c.until(settled(c, "web", 4))
+            await c.until(settled(c, "web", 4, changed))
             assert max(alive for alive, _ in seen) <= 5 and min(ready for _, ready in seen) >= 3
             sets = {objects.annotations(s)[rollout.REVISION]: rollout.replicas(s)
                     for s in c.of("replicasets.apps").items()}
@@ -53,8 +55,8 @@ def test_deployment_rolls_within_its_bounds():
 
             back = [{"op": "replace", "path": "/spec/template", "value": {
                 **first["spec"]["template"], "metadata": {"labels": {"app": "web"}}}}]
-            await c.client.patch(DEPLOYMENTS, "web", back, "default", "json")
-            await c.until(settled(c, "web", 4))
+            changed = await c.client.patch(DEPLOYMENTS, "web", back, "default", "json")
+            await c.until(settled(c, "web", 4, changed))
             again = c.of("replicasets.apps").get("default", objects.name(first))
             assert objects.annotations(again)[rollout.REVISION] == "3"
             assert objects.annotations(again)[rollout.HISTORY] == "1"
@@ -76,10 +78,10 @@ def test_lost_pods_are_replaced_and_scaling_keeps_the_count():
             await c.until(settled(c, "web", 5))
             await c.client.patch(DEPLOYMENTS, "web", {"spec": {"replicas": 1}}, "default")
             await c.until(settled(c, "web", 1))
-            await c.client.patch(DEPLOYMENTS, "web", {"spec": {
+            changed = await c.client.patch(DEPLOYMENTS, "web", {"spec": {
                 "strategy": {"$retainKeys": ["type"], "type": "Recreate"},
                 "template": {"metadata": {"labels": {"v": "2"}}}}}, "default")
-            await c.until(settled(c, "web", 1))
+            await c.until(settled(c, "web", 1, changed))
             await c.until(lambda: len(c.pods) == 1)
     asyncio.run(main())
 
