@@ -1,0 +1,167 @@
+"""Defaults: what the server fills in when a user leaves it out, per kind, in place.
+
+Pure and idempotent: defaulting a defaulted object changes nothing. It runs on every write before validation. Nothing
+here looks at another object, the clock or an allocator (addresses of Services are the apiserver's). Pods and their
+templates are in `poddefaults`; a kind that embeds a pod template calls `poddefaults.template` for it.
+
+`of(group, kind)` gives the function; a kind without defaults gets one that does nothing.
+
+Upstream: the zz_generated.defaults and defaults.go of each group.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+from controlplane.machinery import poddefaults
+from controlplane.machinery.poddefaults import unset
+
+Object = dict[str, Any]
+Default = Callable[[Object], None]
+CLIENT_IP_TIMEOUT = 10800  # seconds
+
+
+def namespace(obj: Object) -> None:
+    meta = obj["metadata"] = obj.get("metadata") or {}
+    if meta.get("name"):
+        labels = meta.get("labels") or {}
+        meta["labels"] = {**labels, "kubernetes.io/metadata.name": meta["name"]}
+    obj["spec"] = obj.get("spec") or {}
+    status = obj["status"] = obj.get("status") or {}
+    unset(status, "phase", "Active")
+
+
+def node(obj: Object) -> None:
+    obj["spec"] = obj.get("spec") or {}
+    status = obj["status"] = obj.get("status") or {}
+    for field in ("capacity", "allocatable"):
+        poddefaults.quantities(status, field)
+    if "allocatable" not in status and status.get("capacity"):
+        status["allocatable"] = dict(status["capacity"])
+
+
+def service(obj: Object) -> None:
+    """All but addresses and node ports, and all that hangs on the type."""
+    spec = obj["spec"] = obj.get("spec") or {}
+    unset(spec, "type", "ClusterIP")
+    unset(spec, "sessionAffinity", "None")
+    if spec["sessionAffinity"] == "None":
+        spec.pop("sessionAffinityConfig", None)
+    elif spec["sessionAffinity"] == "ClientIP":
+        config = spec["sessionAffinityConfig"] = spec.get("sessionAffinityConfig") or {}
+        client = config["clientIP"] = config.get("clientIP") or {}
+        if client.get("timeoutSeconds") is None:
+            client["timeoutSeconds"] = CLIENT_IP_TIMEOUT
+    for port in spec.get("ports") or ():
+        unset(port, "protocol", "TCP")
+        if port.get("targetPort") in (None, 0, "") and "port" in port:
+            port["targetPort"] = port["port"]
+    if spec["type"] in ("NodePort", "LoadBalancer"):
+        unset(spec, "externalTrafficPolicy", "Cluster")
+    if spec["type"] == "LoadBalancer" and spec.get("allocateLoadBalancerNodePorts") is None:
+        spec["allocateLoadBalancerNodePorts"] = True
+    if spec["type"] in ("ClusterIP", "NodePort", "LoadBalancer"):
+        unset(spec, "internalTrafficPolicy", "Cluster")
+    status = obj["status"] = obj.get("status") or {}
+    status.setdefault("loadBalancer", {})
+
+
+def endpoints(obj: Object) -> None:
+    for subset in obj.get("subsets") or ():
+        for port in subset.get("ports") or ():
+            unset(port, "protocol", "TCP")
+
+
+def endpoint_slice(obj: Object) -> None:
+    for port in obj.get("ports") or ():
+        if port.get("name") is None:
+            port["name"] = ""
+        if port.get("protocol") is None:
+            port["protocol"] = "TCP"
+
+
+def secret(obj: Object) -> None:
+    unset(obj, "type", "Opaque")
+    texts = obj.pop("stringData", None)
+    if texts:
+        data = obj["data"] = obj.get("data") or {}
+        for key, text in texts.items():
+            data[key] = base64.b64encode((text or "").encode()).decode()
+
+
+def event(obj: Object) -> None:
+    obj.setdefault("source", {})
+    obj.setdefault("reportingComponent", "")
+    obj.setdefault("reportingInstance", "")
+
+
+def _template(spec: Object) -> None:
+    template = spec["template"] = spec.get("template") or {}
+    poddefaults.template(template)
+
+
+def deployment(obj: Object) -> None:
+    spec = obj["spec"] = obj.get("spec") or {}
+    if spec.get("replicas") is None:
+        spec["replicas"] = 1
+    strategy = spec["strategy"] = spec.get("strategy") or {}
+    unset(strategy, "type", "RollingUpdate")
+    if strategy["type"] == "RollingUpdate":
+        rolling = strategy["rollingUpdate"] = strategy.get("rollingUpdate") or {}
+        for field in ("maxUnavailable", "maxSurge"):
+            if rolling.get(field) is None:
+                rolling[field] = "25%"
+    for field, value in (("revisionHistoryLimit", 10), ("progressDeadlineSeconds", 600)):
+        if spec.get(field) is None:
+            spec[field] = value
+    _template(spec)
+    obj["status"] = obj.get("status") or {}
+
+
+def replica_set(obj: Object) -> None:
+    spec = obj["spec"] = obj.get("spec") or {}
+    if spec.get("replicas") is None:
+        spec["replicas"] = 1
+    _template(spec)
+    status = obj["status"] = obj.get("status") or {}
+    status.setdefault("replicas", 0)
+
+
+def replication_controller(obj: Object) -> None:
+    spec = obj["spec"] = obj.get("spec") or {}
+    if spec.get("replicas") is None:
+        spec["replicas"] = 1
+    labels = ((spec.get("template") or {}).get("metadata") or {}).get("labels")
+    if labels:
+        if not spec.get("selector"):
+            spec["selector"] = dict(labels)
+        meta = obj["metadata"] = obj.get("metadata") or {}
+        if not meta.get("labels"):
+            meta["labels"] = dict(labels)
+    if spec.get("template") is not None:
+        poddefaults.template(spec["template"])
+    status = obj["status"] = obj.get("status") or {}
+    status.setdefault("replicas", 0)
+
+
+def _spec_only(obj: Object) -> None:
+    obj["spec"] = obj.get("spec") or {}
+
+
+def _nothing(_: Object) -> None:
+    return
+
+
+_BY_KIND: dict[tuple[str, str], Default] = {
+    ("", "Namespace"): namespace, ("", "Node"): node, ("", "Pod"): poddefaults.pod, ("", "Service"): service,
+    ("", "Endpoints"): endpoints, ("discovery.k8s.io", "EndpointSlice"): endpoint_slice, ("", "Secret"): secret,
+    ("", "Event"): event, ("apps", "Deployment"): deployment, ("apps", "ReplicaSet"): replica_set,
+    ("", "ReplicationController"): replication_controller, ("coordination.k8s.io", "Lease"): _spec_only,
+}
+
+
+def of(group: str, kind: str) -> Default:
+    """The defaults of a kind."""
+    return _BY_KIND.get((group, kind), _nothing)

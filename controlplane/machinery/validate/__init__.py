@@ -1,0 +1,75 @@
+"""Validation: what makes an object of each kind wrong, in upstream's words, as a list of causes with field paths.
+
+Pure, read-only and defensive about nothing but absence: types were checked when the body was decoded. `of` finds a
+kind's `Validators`; each kind's functions live in the module of its noun. Every kind's metadata is checked; a kind
+without rules of its own is checked for that alone (`GENERAL`). Called by `strategy`.
+
+Upstream: k8s.io/kubernetes/pkg/apis/*/validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.machinery import names
+from controlplane.machinery.errors import Cause
+from controlplane.machinery.resources import Resource
+from controlplane.machinery.validate import config, endpoints, metadata, nodes, pods, podupdates, services, workloads
+
+Object = dict[str, Any]
+Rule = Callable[[Object], list[Cause]]
+Update = Callable[[Object, Object], list[Cause]]
+
+
+def _no_rule(_: Object) -> list[Cause]:
+    return []
+
+
+def _no_update(_: Object, __: Object) -> list[Cause]:
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Validators:
+    """`rule` looks at the body, `changes` at what an update does, `name` at `metadata.name`."""
+
+    rule: Rule = _no_rule
+    changes: Update = _no_update
+    name: names.Validator = names.dns_subdomain
+
+    def create(self, resource: Resource, obj: Object) -> list[Cause]:
+        return metadata.check(obj, resource.namespaced, self.name) + self.rule(obj)
+
+    def update(self, new: Object, old: Object) -> list[Cause]:
+        return metadata.changes(new, old) + self.changes(new, old)
+
+
+GENERAL = Validators()
+_SEGMENT = Validators(name=names.path_segment)
+_BY_KIND: dict[tuple[str, str], Validators] = {
+    ("", "Namespace"): Validators(name=names.dns_label),
+    ("", "Node"): Validators(nodes.node, nodes.node_changes),
+    ("", "Event"): Validators(nodes.event),
+    ("coordination.k8s.io", "Lease"): Validators(nodes.lease),
+    ("", "ServiceAccount"): Validators(),
+    ("", "Pod"): Validators(pods.pod, podupdates.changes),
+    ("", "Service"): Validators(services.service, services.changes, names.dns_label),
+    ("", "Endpoints"): Validators(endpoints.endpoints),
+    ("discovery.k8s.io", "EndpointSlice"): Validators(endpoints.endpoint_slice, endpoints.slice_changes),
+    ("", "ConfigMap"): Validators(config.config_map, config.config_map_changes),
+    ("", "Secret"): Validators(config.secret, config.secret_changes),
+    ("apps", "Deployment"): Validators(workloads.deployment, workloads.selector_changes),
+    ("apps", "ReplicaSet"): Validators(workloads.replica_set, workloads.selector_changes),
+    ("", "ReplicationController"): Validators(workloads.replication_controller),
+    ("rbac.authorization.k8s.io", "Role"): _SEGMENT,
+    ("rbac.authorization.k8s.io", "ClusterRole"): _SEGMENT,
+    ("rbac.authorization.k8s.io", "RoleBinding"): _SEGMENT,
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding"): _SEGMENT,
+}
+
+
+def of(group: str, kind: str) -> Validators:
+    """The validators of a built-in kind."""
+    return _BY_KIND.get((group, kind), GENERAL)

@@ -1,0 +1,103 @@
+"""Validation of what every object has: names, labels, annotations, finalizers, owner references.
+
+Upstream: k8s.io/apimachinery/pkg/api/validation/objectmeta.go.
+"""
+
+from typing import Any
+
+from controlplane.machinery import names
+from controlplane.machinery.errors import IMMUTABLE, Cause, forbidden, invalid, required, too_long
+
+Object = dict[str, Any]
+_OWN_FINALIZERS = frozenset(("kubernetes", "orphan", "foregroundDeletion"))
+_BANNED_OWNERS = frozenset((("v1", "Event"),))
+
+
+def check(obj: Object, namespaced: bool, name_rule: names.Validator) -> list[Cause]:
+    """Everything wrong with `obj["metadata"]`."""
+    meta = obj.get("metadata") or {}
+    found: list[Cause] = []
+    prefix = meta.get("generateName")
+    if prefix:  # a trailing dash is what generated names continue
+        found += [invalid("metadata.generateName", prefix, m) for m in name_rule(prefix.rstrip("-") or prefix)]
+    name = meta.get("name") or ""
+    if not name:
+        found.append(required("metadata.name", "name or generateName is required"))
+    else:
+        found += [invalid("metadata.name", name, m) for m in name_rule(name)]
+    namespace = meta.get("namespace") or ""
+    if namespaced:
+        if not namespace:
+            found.append(required("metadata.namespace"))
+        else:
+            found += [invalid("metadata.namespace", namespace, m) for m in names.dns_label(namespace)]
+    elif namespace:
+        found.append(forbidden("metadata.namespace", "not allowed on this type"))
+    if meta.get("labels"):
+        found += labels(meta["labels"], "metadata.labels")
+    if meta.get("annotations"):
+        found += annotations(meta["annotations"], "metadata.annotations")
+    if meta.get("ownerReferences"):
+        found += owners(meta["ownerReferences"], "metadata.ownerReferences")
+    if meta.get("finalizers"):
+        found += finalizers(meta["finalizers"], "metadata.finalizers")
+    return found
+
+
+def labels(found: dict[str, str], path: str) -> list[Cause]:
+    causes: list[Cause] = []
+    for key, value in found.items():
+        causes += [invalid(path, key, m) for m in names.label_key(key)]
+        causes += [invalid(path, value, m) for m in names.label_value(value or "")]
+    return causes
+
+
+def annotations(found: dict[str, str], path: str) -> list[Cause]:
+    causes: list[Cause] = []
+    total = 0
+    for key, value in found.items():
+        causes += [invalid(path, key, m) for m in names.annotation_key(key)]
+        total += len(key.encode()) + len((value or "").encode())
+    if total > names.ANNOTATIONS_MAX:
+        causes.append(too_long(path, names.ANNOTATIONS_MAX))
+    return causes
+
+
+def owners(found: list[Object], path: str) -> list[Cause]:
+    causes: list[Cause] = []
+    controller = ""
+    for index, owner in enumerate(found):
+        at = f"{path}[{index}]"
+        version = owner.get("apiVersion") or ""
+        if not version.rpartition("/")[2]:
+            causes.append(invalid(f"{at}.apiVersion", version, "version must not be empty"))
+        causes += [invalid(f"{at}.{field}", owner.get(field) or "", "must not be empty")
+                   for field in ("kind", "name", "uid") if not owner.get(field)]
+        if (version, owner.get("kind")) in _BANNED_OWNERS:
+            causes.append(invalid(at, owner, f"/{version}, Kind={owner['kind']} is disallowed from being an owner"))
+        if owner.get("controller"):
+            if controller:
+                causes.append(invalid(path, found, "Only one reference can have Controller set to true. Found "
+                                      f'"true" in references for {controller} and {owner.get("name", "")}'))
+            else:
+                controller = owner.get("name") or "?"
+    return causes
+
+
+def finalizers(found: list[str], path: str) -> list[Cause]:
+    causes: list[Cause] = []
+    for name in found:
+        faults = names.qualified_name(name)
+        causes += [invalid(path, name, m) for m in faults]
+        if not faults and "/" not in name and name not in _OWN_FINALIZERS:
+            causes.append(invalid(path, name, "name is neither a standard finalizer name nor is it fully qualified"))
+    if "orphan" in found and "foregroundDeletion" in found:
+        causes.append(invalid(path, found, 'finalizer "orphan" and "foregroundDeletion" cannot be both set'))
+    return causes
+
+
+def changes(new: Object, old: Object) -> list[Cause]:
+    """What an update may not change of the metadata; identity and deletion marks are the handlers' to restore."""
+    after, before = new.get("metadata") or {}, old.get("metadata") or {}
+    return [invalid(f"metadata.{field}", after.get(field) or "", IMMUTABLE)
+            for field in ("name", "namespace") if (after.get(field) or "") != (before.get(field) or "")]

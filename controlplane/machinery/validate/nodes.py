@@ -1,0 +1,86 @@
+"""Validation of the cluster's own records: Nodes, Leases, Events.
+
+Upstream: ValidateNode and ValidateEventCreate in k8s.io/kubernetes/pkg/apis/core/validation, pkg/apis/coordination.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controlplane.machinery import names
+from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
+
+Object = dict[str, Any]
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+_EVENT_TYPES = ("Normal", "Warning")
+_POSITIVE = "must be greater than 0"
+
+
+def node(obj: Object) -> list[Cause]:
+    spec = obj.get("spec") or {}
+    found = taints(spec.get("taints") or [], "spec.taints")
+    ranges = spec.get("podCIDRs") or []
+    for index, text in enumerate(ranges):
+        found += [invalid(f"spec.podCIDRs[{index}]", text, m) for m in names.cidr(text)]
+    if ranges and spec.get("podCIDR") and ranges[0] != spec["podCIDR"]:
+        found.append(invalid("spec.podCIDRs[0]", ranges[0], "must match `podCIDR`"))
+    return found
+
+
+def taints(listed: list[Object], path: str) -> list[Cause]:
+    found: list[Cause] = []
+    seen: set[tuple[str, str]] = set()
+    for index, taint in enumerate(listed):
+        at = f"{path}[{index}]"
+        key, value, effect = taint.get("key") or "", taint.get("value") or "", taint.get("effect") or ""
+        found += [invalid(f"{at}.key", key, m) for m in names.label_key(key)]
+        found += [invalid(f"{at}.value", value, "; ".join(m)) for m in [names.label_value(value)] if m]
+        if not effect:
+            found.append(required(f"{at}.effect"))
+        elif effect not in EFFECTS:
+            found.append(not_supported(f"{at}.effect", effect, EFFECTS))
+        if (key, effect) in seen:
+            found.append(Cause("FieldValueDuplicate", duplicate(at, taint).message + ": taints must be unique by key "
+                               "and effect pair", at))
+        seen.add((key, effect))
+    return found
+
+
+def node_changes(new: Object, old: Object) -> list[Cause]:
+    """Pod ranges and the provider's id are set once."""
+    after, before = new.get("spec") or {}, old.get("spec") or {}
+    found: list[Cause] = []
+    ranges = before.get("podCIDRs") or ([before["podCIDR"]] if before.get("podCIDR") else [])
+    wanted = after.get("podCIDRs") or ([after["podCIDR"]] if after.get("podCIDR") else [])
+    if ranges and wanted != ranges:
+        found.append(forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"))
+    if before.get("providerID") and after.get("providerID") != before["providerID"]:
+        found.append(forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid"))
+    return found
+
+
+def lease(obj: Object) -> list[Cause]:
+    spec = obj.get("spec") or {}
+    found: list[Cause] = []
+    seconds, transitions = spec.get("leaseDurationSeconds"), spec.get("leaseTransitions")
+    if seconds is not None and seconds <= 0:
+        found.append(invalid("spec.leaseDurationSeconds", seconds, _POSITIVE))
+    if transitions is not None and transitions < 0:
+        found.append(invalid("spec.leaseTransitions", transitions, "must be greater than or equal to 0"))
+    return found
+
+
+def event(obj: Object) -> list[Cause]:
+    """An event lives where the object it is about lives; about a cluster's object, in `default`."""
+    namespace = (obj.get("metadata") or {}).get("namespace") or ""
+    about = (obj.get("involvedObject") or {}).get("namespace") or ""
+    found: list[Cause] = []
+    if about:
+        if about != namespace:
+            found.append(invalid("involvedObject.namespace", about, "does not match event.namespace"))
+    elif namespace not in ("default", "kube-system"):
+        found.append(invalid("involvedObject.namespace", about, "does not match event.namespace"))
+    kind = obj.get("type")
+    if obj.get("eventTime") and kind not in _EVENT_TYPES:
+        found.append(invalid("type", kind or "", "has invalid value: must be Normal or Warning"))
+    return found

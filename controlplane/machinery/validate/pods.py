@@ -1,0 +1,248 @@
+"""Validation of pods and pod templates; containers and volumes have modules of their own.
+
+Upstream: ValidatePodSpec in k8s.io/kubernetes/pkg/apis/core/validation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controlplane.machinery import names
+from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
+from controlplane.machinery.validate import containers, metadata
+from controlplane.machinery.validate.volumes import volumes
+
+Object = dict[str, Any]
+_RESTART = ("Always", "Never", "OnFailure")
+_DNS = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
+_EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
+_NODE_OPERATORS = ("DoesNotExist", "Exists", "Gt", "In", "Lt", "NotIn")
+MAX_NAMESERVERS = 3
+MAX_SECONDS = 2**31 - 1
+
+
+def pod(obj: Object) -> list[Cause]:
+    return pod_spec(obj.get("spec") or {}, "spec")
+
+
+def template(obj: Object, path: str) -> list[Cause]:
+    """A PodTemplateSpec: its labels and annotations, and its spec."""
+    meta = obj.get("metadata") or {}
+    found = metadata.labels(meta.get("labels") or {}, f"{path}.labels")
+    found += metadata.annotations(meta.get("annotations") or {}, f"{path}.annotations")
+    spec = obj.get("spec") or {}
+    found += pod_spec(spec, f"{path}.spec")
+    if spec.get("ephemeralContainers"):
+        found.append(forbidden(f"{path}.spec.ephemeralContainers", "ephemeral containers not allowed in pod template"))
+    return found
+
+
+def pod_spec(spec: Object, path: str) -> list[Cause]:
+    found, mountable = volumes(spec.get("volumes") or [], f"{path}.volumes")
+    found += _containers(spec, path, mountable)
+    found += _scheduling(spec, path)
+    for field, supported in (("restartPolicy", _RESTART), ("dnsPolicy", _DNS)):
+        value = spec.get(field) or ""
+        if not value:
+            found.append(required(f"{path}.{field}"))
+        elif value not in supported:
+            found.append(not_supported(f"{path}.{field}", value, supported))
+    if spec.get("dnsConfig") is not None or spec.get("dnsPolicy") == "None":
+        found += _dns(spec, path)
+    for field in ("serviceAccountName", "nodeName", "runtimeClassName"):
+        if spec.get(field):
+            found += [invalid(f"{path}.{field}", spec[field], m) for m in names.dns_subdomain(spec[field])]
+    for field in ("hostname", "subdomain"):
+        if spec.get(field):
+            found += [invalid(f"{path}.{field}", spec[field], m) for m in names.dns_label(spec[field])]
+    seconds = spec.get("activeDeadlineSeconds")
+    if seconds is not None and not 1 <= seconds <= MAX_SECONDS:
+        found.append(invalid(f"{path}.activeDeadlineSeconds", seconds, names.in_range(1, MAX_SECONDS)))
+    for index, reference in enumerate(spec.get("imagePullSecrets") or ()):
+        if not reference.get("name"):
+            found.append(required(f"{path}.imagePullSecrets[{index}].name"))
+    for index, alias in enumerate(spec.get("hostAliases") or ()):
+        found += [invalid(f"{path}.hostAliases[{index}].ip", alias.get("ip") or "", m)
+                  for m in names.ip_address(alias.get("ip") or "")]
+        for position, text in enumerate(alias.get("hostnames") or ()):
+            found += [invalid(f"{path}.hostAliases[{index}].hostnames[{position}]", text, m)
+                      for m in names.dns_subdomain(text)]
+    return found + _security(spec, path)
+
+
+def _containers(spec: Object, path: str, mountable: set[str]) -> list[Cause]:
+    found: list[Cause] = []
+    seen: set[str] = set()
+    main = spec.get("containers") or []
+    if not main:
+        found.append(required(f"{path}.containers"))
+    hosts: set[tuple[Any, Any, Any]] = set()
+    for index, each in enumerate(main):
+        at = f"{path}.containers[{index}]"
+        found += containers.container(each, at, mountable, seen)
+        found += containers.probes(each, at)
+        if each.get("restartPolicy") and each["restartPolicy"] not in _RESTART:
+            found.append(not_supported(f"{at}.restartPolicy", each["restartPolicy"], _RESTART))
+        found += _host_ports(each, at, hosts, spec)
+    for index, each in enumerate(spec.get("initContainers") or ()):
+        at = f"{path}.initContainers[{index}]"
+        found += containers.container(each, at, mountable, seen)
+        found += _init(each, at)
+    for index, each in enumerate(spec.get("ephemeralContainers") or ()):
+        at = f"{path}.ephemeralContainers[{index}]"
+        found += containers.container(each, at, mountable, seen)
+        target = each.get("targetContainerName")
+        if target and target not in {c.get("name") for c in (*main, *(spec.get("initContainers") or ()))}:
+            found.append(Cause("FieldValueNotFound", f'Not found: "{target}"', f"{at}.targetContainerName"))
+        for field in ("ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"):
+            if each.get(field):
+                found.append(forbidden(f"{at}.{field}", "cannot be set for an Ephemeral Container"))
+    return found
+
+
+def _init(each: Object, path: str) -> list[Cause]:
+    """Only a sidecar, an init container that is always restarted, has probes and hooks."""
+    policy = each.get("restartPolicy")
+    if policy == "Always":
+        return containers.probes(each, path)
+    found = [forbidden(f"{path}.{field}", "may not be set for init containers without restartPolicy=Always")
+             for field in ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
+             if each.get(field) is not None]
+    if policy and policy not in _RESTART:
+        found.append(not_supported(f"{path}.restartPolicy", policy, _RESTART))
+    return found
+
+
+def _host_ports(each: Object, path: str, seen: set[tuple[Any, Any, Any]], spec: Object) -> list[Cause]:
+    found: list[Cause] = []
+    for index, port in enumerate(each.get("ports") or ()):
+        host = port.get("hostPort")
+        if not host:
+            continue
+        at = f"{path}.ports[{index}]"
+        if spec.get("hostNetwork") and host != port.get("containerPort"):
+            found.append(invalid(f"{at}.containerPort", port.get("containerPort"),
+                                 "must match `hostPort` when `hostNetwork` is true"))
+        key = (port.get("protocol"), port.get("hostIP") or "", host)
+        if key in seen:
+            found.append(duplicate(f"{at}.hostPort", f"{key[0]}/{key[1]}/{key[2]}"))
+        seen.add(key)
+    return found
+
+
+def _scheduling(spec: Object, path: str) -> list[Cause]:
+    found = metadata.labels(spec.get("nodeSelector") or {}, f"{path}.nodeSelector")
+    found += tolerations(spec.get("tolerations") or [], f"{path}.tolerations")
+    seen: set[str] = set()
+    for index, gate in enumerate(spec.get("schedulingGates") or ()):
+        name = gate.get("name") or ""
+        found += [invalid(f"{path}.schedulingGates[{index}]", name, m) for m in names.qualified_name(name)]
+        if name in seen:
+            found.append(duplicate(f"{path}.schedulingGates[{index}]", name))
+        seen.add(name)
+    if seen and spec.get("nodeName"):
+        found.append(forbidden(f"{path}.nodeName", "cannot be set until all schedulingGates have been cleared"))
+    for index, spread in enumerate(spec.get("topologySpreadConstraints") or ()):
+        found += _spread(spread, f"{path}.topologySpreadConstraints[{index}]")
+    wanted = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution")
+    if wanted is not None:
+        found += _node_selector(wanted, f"{path}.affinity.nodeAffinity."
+                                "requiredDuringSchedulingIgnoredDuringExecution")
+    return found
+
+
+def _node_selector(selector: Object, path: str) -> list[Cause]:
+    terms = selector.get("nodeSelectorTerms") or []
+    if not terms:
+        return [required(f"{path}.nodeSelectorTerms", "must have at least one node selector term")]
+    found: list[Cause] = []
+    for index, term in enumerate(terms):
+        for position, expression in enumerate(term.get("matchExpressions") or ()):
+            at = f"{path}.nodeSelectorTerms[{index}].matchExpressions[{position}]"
+            operator, values = expression.get("operator") or "", expression.get("values") or []
+            found += [invalid(f"{at}.key", expression.get("key") or "", m)
+                      for m in names.label_key(expression.get("key") or "")]
+            if operator not in _NODE_OPERATORS:
+                found.append(invalid(f"{at}.operator", operator, "not a valid selector operator"))
+            elif operator in ("In", "NotIn") and not values:
+                found.append(required(f"{at}.values", "must be specified when `operator` is 'In' or 'NotIn'"))
+            elif operator in ("Exists", "DoesNotExist") and values:
+                found.append(forbidden(f"{at}.values", "may not be specified when `operator` is 'Exists' or "
+                                       "'DoesNotExist'"))
+            elif operator in ("Gt", "Lt") and len(values) != 1:
+                found.append(required(f"{at}.values", "must be specified single value when `operator` is 'Lt' or 'Gt'"))
+    return found
+
+
+def _spread(spread: Object, path: str) -> list[Cause]:
+    found: list[Cause] = []
+    if (spread.get("maxSkew") or 0) <= 0:
+        found.append(invalid(f"{path}.maxSkew", spread.get("maxSkew") or 0, "must be greater than zero"))
+    if not spread.get("topologyKey"):
+        found.append(required(f"{path}.topologyKey", "can not be empty"))
+    if spread.get("whenUnsatisfiable") not in ("DoNotSchedule", "ScheduleAnyway"):
+        found.append(not_supported(f"{path}.whenUnsatisfiable", spread.get("whenUnsatisfiable") or "",
+                                   ("DoNotSchedule", "ScheduleAnyway")))
+    return found
+
+
+def tolerations(listed: list[Object], path: str) -> list[Cause]:
+    found: list[Cause] = []
+    for index, toleration in enumerate(listed):
+        at = f"{path}[{index}]"
+        key, operator = toleration.get("key") or "", toleration.get("operator") or ""
+        effect, value = toleration.get("effect") or "", toleration.get("value") or ""
+        if key:
+            found += [invalid(f"{at}.key", key, m) for m in names.label_key(key)]
+        elif operator != "Exists":
+            found.append(invalid(f"{at}.operator", operator, "operator must be Exists when `key` is empty, which means "
+                                 '"match all values and all keys"'))
+        if toleration.get("tolerationSeconds") is not None and effect != "NoExecute":
+            found.append(invalid(f"{at}.effect", effect, "effect must be 'NoExecute' when `tolerationSeconds` is set"))
+        if operator in ("", "Equal"):
+            found += [invalid(f"{at}.operator", value, "; ".join(m)) for m in [names.label_value(value)] if m]
+        elif operator == "Exists":
+            if value:
+                found.append(invalid(f"{at}.operator", toleration, "value must be empty when `operator` is 'Exists'"))
+        else:
+            found.append(not_supported(f"{at}.operator", operator, ("Equal", "Exists")))
+        if effect not in _EFFECTS:
+            found.append(not_supported(f"{at}.effect", effect, _EFFECTS[1:]))
+    return found
+
+
+def _dns(spec: Object, path: str) -> list[Cause]:
+    config = spec.get("dnsConfig")
+    if spec.get("dnsPolicy") == "None" and not (config or {}).get("nameservers"):
+        if config is None:
+            return [required(f"{path}.dnsConfig", "must provide `dnsConfig` when `dnsPolicy` is None")]
+        return [required(f"{path}.dnsConfig.nameservers", "must provide at least one DNS nameserver when `dnsPolicy` "
+                         "is None")]
+    found: list[Cause] = []
+    servers = (config or {}).get("nameservers") or []
+    if len(servers) > MAX_NAMESERVERS:
+        found.append(invalid(f"{path}.dnsConfig.nameservers", servers, f"must not have more than {MAX_NAMESERVERS} "
+                             "nameservers"))
+    for index, text in enumerate(servers):
+        found += [invalid(f"{path}.dnsConfig.nameservers[{index}]", text, m) for m in names.ip_address(text)]
+    return found
+
+
+def _security(spec: Object, path: str) -> list[Cause]:
+    context = spec.get("securityContext") or {}
+    if not context:
+        return []
+    found: list[Cause] = []
+    at = f"{path}.securityContext"
+    for field in ("runAsUser", "runAsGroup", "fsGroup"):
+        value = context.get(field)
+        if value is not None and not 0 <= value <= MAX_SECONDS:
+            found.append(invalid(f"{at}.{field}", value, names.in_range(0, MAX_SECONDS)))
+    if spec.get("shareProcessNamespace") and spec.get("hostPID"):
+        found.append(invalid(f"{path}.shareProcessNamespace", True, "ShareProcessNamespace and HostPID cannot both be "
+                             "enabled"))
+    for index, sysctl in enumerate(context.get("sysctls") or ()):
+        if not sysctl.get("name"):
+            found.append(required(f"{at}.sysctls[{index}].name"))
+    return found + containers.seccomp(context, at)

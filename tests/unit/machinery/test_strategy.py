@@ -1,0 +1,152 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controlplane.machinery import objects, resources, strategy
+from controlplane.machinery.resources import named
+
+CUSTOM = resources.Resource("x.io", "v1", "things", "Thing", custom=True,
+                            subresources=(resources.Subresource("status", resources.STATUS_VERBS, "Thing"),))
+
+
+def _deployment(**meta):
+    obj = {"metadata": {"name": "d", "namespace": "n", **meta}, "spec": {"replicas": 2, "template": {"spec": {}}}}
+    plan = strategy.of(named("deployments.apps"))
+    plan.default(obj)
+    plan.prepare_create(obj)
+    return obj
+
+
+def _updated(resource, old, change):
+    new = objects.deep_copy(old)
+    change(new)
+    plan = strategy.of(resource)
+    plan.default(new)
+    plan.prepare_update(new, old)
+    return new
+
+
+def test_a_create_drops_status_and_begins_the_generation():
+    obj = {"metadata": {"name": "d", "generation": 9}, "spec": {"template": {}}, "status": {"replicas": 3}}
+    plan = strategy.of(named("deployments.apps"))
+    plan.default(obj)
+    plan.prepare_create(obj)
+    assert (obj["metadata"]["generation"], obj["status"]) == (1, {})
+    pod = {"metadata": {"name": "p"}, "spec": {"containers": []}, "status": {"phase": "Running", "podIP": "1.2.3.4"}}
+    strategy.of(named("pods")).default(pod)
+    strategy.of(named("pods")).prepare_create(pod)
+    assert pod["status"] == {"phase": "Pending", "qosClass": "BestEffort"}
+    node = {"metadata": {"name": "n", "generation": 2}, "status": {"capacity": {"cpu": "2"}}}
+    strategy.of(named("nodes")).default(node)
+    strategy.of(named("nodes")).prepare_create(node)
+    assert node["status"]["capacity"] == {"cpu": "2"} and "generation" not in node["metadata"]
+
+
+@pytest.mark.parametrize(("change", "generation"), [
+    (lambda o: o["spec"].update(replicas=3), 2), (lambda o: o["spec"].update(replicas=None), 2),
+    (lambda o: o["metadata"].update(annotations={"a": "b"}), 2), (lambda o: o["metadata"].update(labels={"a": "b"}), 1),
+    (lambda o: o.update(status={"replicas": 9}), 1), (lambda o: o["spec"]["template"].update(metadata=None), 1)])
+def test_generation_counts_changes_of_intent(change, generation):
+    old = _deployment()
+    new = _updated(named("deployments.apps"), old, change)
+    assert (new["metadata"]["generation"], new["status"]) == (generation, old["status"])
+
+
+def test_slices_and_custom_objects_count_their_whole_body():
+    slices = named("endpointslices.discovery.k8s.io")
+    old = {"metadata": {"generation": 1}, "addressType": "IPv4", "endpoints": []}
+    grown = _updated(slices, old, lambda o: o.update(endpoints=[{"addresses": ["1.2.3.4"]}]))
+    assert grown["metadata"]["generation"] == 2
+    assert _updated(slices, old, lambda o: o["metadata"].update(labels={}))["metadata"]["generation"] == 1
+    thing = {"metadata": {"generation": 1}, "color": None, "status": {"a": 1}}
+    assert _updated(CUSTOM, thing, lambda o: o.update(status={}))["status"] == {"a": 1}
+    assert _updated(CUSTOM, thing, lambda o: o.update(color="red"))["metadata"]["generation"] == 2
+
+
+def test_status_writes_change_the_status_and_little_else():
+    old = _deployment(labels={"a": "1"}, annotations={"x": "1"})
+    new = objects.deep_copy(old)
+    new["spec"]["replicas"] = 7
+    new["metadata"].update(labels={"a": "2"}, annotations={"x": "2"})
+    new["status"] = {"replicas": 7}
+    strategy.of(named("deployments.apps")).prepare_status(new, old)
+    assert new["spec"] == old["spec"] and new["status"] == {"replicas": 7}
+    assert (new["metadata"]["labels"], new["metadata"]["annotations"]) == ({"a": "1"}, {"x": "2"})
+    thing = {"metadata": {"labels": {"a": "2"}}, "spec": {"x": 1}, "status": {"b": 1}}
+    strategy.of(CUSTOM).prepare_status(thing, {"metadata": {"generation": 3}, "status": {}})
+    assert thing == {"metadata": {"generation": 3}, "status": {"b": 1}}
+
+
+def test_pods_keep_their_class_and_owners_in_status_writes():
+    old = {"metadata": {"generation": 1}, "spec": {}, "status": {"phase": "Pending", "qosClass": "Burstable"}}
+    new = {"metadata": {"ownerReferences": [{}]}, "spec": {"x": 1}, "status": {"phase": "Running"}}
+    strategy.of(named("pods")).prepare_status(new, old)
+    assert new == {"metadata": {"generation": 1}, "spec": {}, "status": {"phase": "Running", "qosClass": "Burstable"}}
+
+
+def test_namespaces_are_finalized_by_their_subresource_alone():
+    plan = strategy.of(named("namespaces"))
+    obj = {"metadata": {"name": "n"}}
+    plan.default(obj)
+    plan.prepare_create(obj)
+    assert obj == {"metadata": {"name": "n", "labels": {"kubernetes.io/metadata.name": "n"}},
+                   "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}}
+    assert _updated(named("namespaces"), obj, lambda o: o.update(spec={}))["spec"] == obj["spec"]
+
+
+def test_services_keep_what_was_allocated():
+    old = {"metadata": {}, "spec": {"type": "NodePort", "clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"],
+                                    "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None",
+                                    "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80, "nodePort": 30001}]}}
+    services = named("services")
+    kept = _updated(services, old, lambda o: o.update(spec={"type": "NodePort", "ports": [{"port": 80}]}))["spec"]
+    assert (kept["clusterIP"], kept["clusterIPs"], kept["ports"][0]["nodePort"]) == ("10.96.0.9", ["10.96.0.9"], 30001)
+    closed = _updated(services, old, lambda o: o["spec"].update(type="ClusterIP"))["spec"]
+    assert "nodePort" not in closed["ports"][0] and closed["clusterIP"] == "10.96.0.9"
+    outside = _updated(services, old, lambda o: o["spec"].update(type="ExternalName", externalName="a.b"))["spec"]
+    assert not {"clusterIP", "clusterIPs", "ipFamilies"} & outside.keys()
+    moved = _updated(services, old, lambda o: o["spec"].update(clusterIP="10.96.0.8"))
+    assert strategy.of(services).validate_update(moved, old)[0].message.endswith("may not change once set")
+
+
+def test_flags_of_kinds():
+    def flags(name):
+        plan = strategy.of(named(name))
+        return plan.graceful, plan.create_on_update, plan.unconditional_update, plan.returns_deleted
+
+    assert flags("pods") == (True, False, True, True)
+    assert flags("leases.coordination.k8s.io") == (False, True, False, False)
+    assert flags("services") == (False, True, True, True)
+    assert flags("configmaps") == (False, False, True, False)
+    assert not strategy.of(CUSTOM).unconditional_update
+    # a custom kind that borrows a built-in's name borrows none of its behaviour
+    assert not strategy.of(replace(CUSTOM, group="", kind="Pod")).graceful
+
+
+def test_warnings():
+    assert strategy.of(named("endpoints")).warnings({"metadata": {}}, None) == [
+        "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"]
+    pod = {"metadata": {"finalizers": ["x.io"]}, "spec": {"containers": [{"env": [{"name": "A"}, {"name": "A"}]}]}}
+    first, second = strategy.of(named("pods")).warnings(pod, None)
+    assert "prefer a domain-qualified finalizer name" in first
+    assert second == ('spec.containers[0].env[1]: hides previous definition of "A", which may be dropped when using '
+                      "apply")
+    assert len(strategy.of(named("pods")).warnings(pod, objects.deep_copy(pod))) == 1
+
+
+_TREES = st.recursive(st.none() | st.integers() | st.just("x"),
+                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner))
+
+
+@given(st.dictionaries(st.sampled_from("abc"), _TREES))
+def test_pruning_leaves_no_null_field(tree):
+    strategy.prune(tree)
+
+    def nulls(value):
+        if isinstance(value, dict):
+            return any(v is None or nulls(v) for v in value.values())
+        return isinstance(value, list) and any(nulls(v) for v in value if isinstance(v, dict))
+
+    assert not nulls(tree)
