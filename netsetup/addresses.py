@@ -14,6 +14,7 @@ import struct
 from controlplane.machinery.errors import Finding
 from netsetup import rtnetlink
 
+DEFAULT_MTU = 1500  # Ethernet's, for a host without a default route
 ELSEWHERE = ("192.0.2.1", 9)  # TEST-NET-1: connecting a UDP socket sends nothing, it only chooses a route
 
 
@@ -26,6 +27,19 @@ def node_address() -> str:
             raise Finding("this host has no default route", f"its own address cannot be told: {error}",
                           "add a default route, or name the node's address") from error
         return probe.getsockname()[0]
+
+
+def uplink_mtu() -> int:
+    """The MTU of the link the default route leaves by: a pod's packets must fit through it."""
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
+    with rtnetlink.RtNetlink() as netlink:
+        for answer in netlink.query(rtnetlink.RTM_GETROUTE, body, dump=True):
+            leaves_by = rtnetlink.attributes(answer, 12).get(rtnetlink.RTA_OIF)
+            if answer[1] or answer[4] != rtnetlink.RT_TABLE_MAIN or leaves_by is None:
+                continue
+            name = socket.if_indextoname(struct.unpack("=I", leaves_by)[0])
+            return struct.unpack("=I", netlink.link(name)[1][rtnetlink.IFLA_MTU])[0]
+    return DEFAULT_MTU
 
 
 def local_addresses() -> list[str]:

@@ -14,12 +14,12 @@ import re
 from collections.abc import Iterable
 
 from agent.proxy import rules
+from agent.proxy.cleanup import PREFIX
 from agent.proxy.rules import Chain, Change, Rules
 from netsetup import xtables
 from netsetup.ledger import Ledger
 
 CHUNK = 500  # chains of one nf_tables batch: about 250 services; larger ones cost more than they save
-PREFIX = "KUBE-"
 # What may be named by whom: a chain only leads to chains of a lower rank (branches: to a longer prefix).
 _RANKS = ("KUBE-MARK-MASQ", "KUBE-SEP-", "KUBE-SV", "KUBE-EXT-", "KUBE-FW-", "KUBE-NODEPORTS")
 _BRANCH = len(_RANKS)
@@ -41,7 +41,7 @@ def rank(chain: Chain) -> tuple[int, int]:
 def batches(change: Change, chunk: int = 0) -> list[str]:
     """iptables-restore texts, to be applied in order. `chunk`: chains per batch, 0 for one batch."""
     order = sorted(change.write, key=lambda c: (rank(c), c[1]))
-    dead = sorted(change.delete)
+    dead = sorted(change.delete, key=lambda c: (rank(c), c[1]), reverse=True)  # first those that lead to others
     if not chunk or len(order) + len(dead) <= chunk:
         return [_text({c: change.write[c] for c in order}, dead)] if change else []
     found = []
@@ -134,8 +134,3 @@ def _hooks(missing: list[tuple[str, str, str]]) -> str:
         if lines:
             out += [f"*{table}", *lines, "COMMIT"]
     return "\n".join([*out, ""])
-
-
-def cleanup(family: int = 4) -> int:
-    """Remove every KUBE-* chain and the jumps to them from both variants; how many chains went. Raises Finding."""
-    return xtables.remove_chains(PREFIX, family)

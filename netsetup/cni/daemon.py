@@ -23,7 +23,7 @@ from typing import Any
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
-from netsetup import links, masquerade, sysctls, xtables
+from netsetup import addresses, links, masquerade, sysctls, xtables
 from netsetup.cni import hostports, install, wire
 from netsetup.cni.wire import Call, CniError
 from netsetup.ipam import ExhaustedError, Holding, Ipam
@@ -69,10 +69,10 @@ class Daemon:
             self.listening.clear()
             self._worker.shutdown(wait=False, cancel_futures=True)
 
-    async def configure(self, pod_cidr: str, cluster_cidr: str = "10.244.0.0/16",
-                        mtu: int = links.DEFAULT_MTU) -> list[Finding]:
+    async def configure(self, pod_cidr: str, cluster_cidr: str = "10.244.0.0/16", mtu: int = 0) -> list[Finding]:
         """Open the node's range and set up what pods need from the host; the configuration is written last.
 
+        `mtu` 0: that of the link the default route leaves by.
         Returns what a person should know. Raises Finding when the host cannot carry pods at all."""
         return await self._do(lambda: self._configure(pod_cidr, cluster_cidr, mtu))
 
@@ -87,6 +87,7 @@ class Daemon:
     # -- on the worker thread -------------------------------------------------------------------------------------
 
     def _configure(self, pod_cidr: str, cluster_cidr: str, mtu: int) -> list[Finding]:
+        mtu = mtu or addresses.uplink_mtu()
         problems = sysctls.apply(self._ledger)
         self._ledger.record("link", prefix=links.PREFIX)
         backend = xtables.detect()

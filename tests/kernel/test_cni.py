@@ -13,6 +13,7 @@ import pytest
 
 from controlplane.machinery.paths import Paths
 from netsetup import links, xtables
+from netsetup.addresses import node_address
 from netsetup.cni import install
 from netsetup.cni.daemon import Daemon
 from netsetup.ledger import Ledger
@@ -72,6 +73,12 @@ def node(make_namespace: Callable[[str], Namespace], tmp_path_factory) -> Iterat
 
 
 def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespace]) -> None:
+    outside = make_namespace("outside")
+    outside.sh(f"ip link add eth0 mtu 1460 type veth peer name up0 mtu 1460 netns {node.host.name};"
+               "ip addr add 192.168.9.2/24 dev eth0; ip link set eth0 up")
+    node.host.sh("ip addr add 192.168.9.1/24 dev up0; ip link set up0 up; ip route add default via 192.168.9.2")
+    assert node.host.run(node_address) == "192.168.9.1"
+
     code, answer = node.cni("ADD", "early", "/run/netns/none")
     assert code == 1 and answer["code"] == 11  # no pod CIDR yet: try again later
     assert not (node.paths.cni_conf / install.CONFIGURATION).exists()
@@ -79,10 +86,6 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     assert not [f for f in findings if "comes before" in f.fact]
     assert json.loads((node.paths.cni_conf / install.CONFIGURATION).read_text())["cniVersion"] == "1.0.0"
 
-    outside = make_namespace("outside")
-    outside.sh(f"ip link add eth0 type veth peer name up0 netns {node.host.name}; ip addr add 192.168.9.2/24 dev eth0;"
-               "ip link set eth0 up")
-    node.host.sh("ip addr add 192.168.9.1/24 dev up0; ip link set up0 up; ip route add default via 192.168.9.2")
     pods = [make_namespace("a"), make_namespace("b")]
     for pod in pods:
         pod.sh("ip link set lo down")
@@ -91,6 +94,7 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
         assert code == 0, answer
         assert "lo: <LOOPBACK,UP" in pod.sh("ip link show lo").replace("LOWER_UP,", "")
     addresses = [p.sh("ip -4 -o addr show eth0").split()[3].removesuffix("/32") for p in pods]
+    assert "mtu 1460" in pods[0].sh("ip link show eth0")
     assert addresses == ["10.244.3.2", "10.244.3.3"] and answer["ips"][0]["address"] == "10.244.3.3/32"
     assert node.cni("ADD", pods[1].name, pods[1].path)[1] == answer  # again: the same address, a whole link
     assert node.cni("CHECK", pods[1].name, pods[1].path)[0] == 0

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from agent.proxy import iptables
+from agent.proxy.cleanup import cleanup
 from agent.proxy.proxy import Proxy
 from netsetup import links, xtables
 from netsetup.rtnetlink import RtNetlink
@@ -256,6 +256,6 @@ def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster
 
 def test_nothing_is_left_after_cleanup(cluster: Cluster) -> None:
     cluster.stop()
-    assert cluster.node.run(iptables.cleanup) > 10
+    assert cluster.node.run(cleanup) > 10
     assert "KUBE" not in cluster.node.run(cluster.backend.save)
     cluster.start()

@@ -1,0 +1,18 @@
+"""Take the service rules away.
+
+Owns nothing; removes every chain named `KUBE-*` and the jumps to them, from both variants of iptables, whoever of us
+wrote them (the proxy, host ports). What others put into the tables stays. Running it twice is fine.
+
+Called by the command line when the node goes down, and in tests.
+"""
+
+from __future__ import annotations
+
+from netsetup import xtables
+
+PREFIX = "KUBE-"
+
+
+def cleanup(family: int = 4) -> int:
+    """How many chains went. Raises Finding when a variant refuses."""
+    return xtables.remove_chains(PREFIX, family)

@@ -1,0 +1,169 @@
+"""Services and slices become service ports: which count, which endpoints, and what a change makes stale."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.proxy import conntrack, guard, iptables, rules
+from agent.proxy.conntrack import Flow
+from agent.proxy.health import HealthServers
+from agent.proxy.model import Endpoint, ServicePort, service_ports
+
+from .tracer import Packet, outcomes, parse
+
+
+def slices(*states: tuple[str, str, dict], port: int = 8080, protocol: str = "TCP", name: str = "") -> list[dict]:
+    return [{"metadata": {}, "addressType": "IPv4", "ports": [{"name": name, "port": port, "protocol": protocol}],
+             "endpoints": [{"addresses": [a], "nodeName": n, "conditions": c} for a, n, c in states]}]
+
+
+def service(**spec) -> dict:
+    return {"metadata": {"namespace": "d", "name": "s", "labels": spec.pop("labels", {})},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 80, "protocol": "TCP"}], **spec}}
+
+
+READY, NOT = {"ready": True}, {"ready": False, "serving": False}
+DRAINING = {"ready": False, "serving": True, "terminating": True}
+DYING = {"ready": False, "serving": False, "terminating": True}
+
+
+def chosen(*states: tuple[str, str, dict]) -> tuple[list[str], list[str]]:
+    port = service_ports(service(), slices(*states), "me")[0]
+    return [e.address for e in port.cluster], [e.address for e in port.local]
+
+
+def test_ready_endpoints_and_draining_ones_as_a_last_resort() -> None:
+    assert chosen(("1.1.1.1", "me", READY), ("1.1.1.2", "it", {}), ("1.1.1.3", "me", NOT),
+                  ("1.1.1.4", "me", DRAINING)) == (["1.1.1.1", "1.1.1.2"], ["1.1.1.1"])
+    assert chosen(("1.1.1.1", "me", DRAINING), ("1.1.1.2", "it", DRAINING), ("1.1.1.3", "it", DYING)) == \
+        (["1.1.1.1", "1.1.1.2"], ["1.1.1.1"])
+    assert chosen(("1.1.1.1", "it", READY), ("1.1.1.2", "me", DRAINING)) == (["1.1.1.1"], ["1.1.1.2"])
+    twice = slices(("1.1.1.1", "me", NOT)) + slices(("1.1.1.1", "me", READY))  # a slice being rebalanced
+    assert service_ports(service(), twice, "me")[0].cluster == (Endpoint("1.1.1.1", 8080, True),)
+
+
+def test_which_services_are_ours() -> None:
+    for other in (service(clusterIP="None"), service(type="ExternalName", clusterIP=""),
+                  service(labels={"service.kubernetes.io/service-proxy-name": "x"}), service(clusterIP="fd00::1")):
+        assert service_ports(other, [], "me") == ()
+    assert service_ports(None, [], "me") == ()
+    two = [{"name": "a", "port": 80}, {"name": "b", "port": 53, "protocol": "UDP", "nodePort": 30053}]
+    several = service(ports=two, type="NodePort", sessionAffinity="ClientIP", externalIPs=["192.0.2.1", "fd00::2"])
+    a, b = service_ports(several, slices(("1.1.1.1", "me", READY), port=53, protocol="UDP", name="b"), "me")
+    assert (a.name, a.cluster, b.cluster[0].port, b.node_port, b.affinity) == ("d/s:a", (), 53, 30053, 10800)
+    assert a.external_ips == ("192.0.2.1",)
+
+
+def udp(*addresses: str, node_port: int = 0) -> tuple[ServicePort, ...]:
+    return (ServicePort("d", "dns", "", "udp", "10.96.0.53", 53, node_port,
+                        cluster=tuple(Endpoint(a, 53) for a in addresses)),)
+
+
+def test_stale_flows() -> None:
+    assert conntrack.stale(udp("1.1.1.1", "1.1.1.2"), udp("1.1.1.2", "1.1.1.3")) == \
+        [Flow("udp", "10.96.0.53", 53, "1.1.1.1")]
+    assert conntrack.stale(udp(), udp("1.1.1.1", node_port=30053)) == \
+        [Flow("udp", "10.96.0.53", 53), Flow("udp", "", 30053)]
+    assert conntrack.stale(udp("1.1.1.1"), ()) == [Flow("udp", "10.96.0.53", 53, "1.1.1.1")]
+    assert conntrack.stale(udp("1.1.1.1"), udp("1.1.1.1")) == []
+    tcp = service_ports(service(), slices(("1.1.1.1", "me", READY)), "me")
+    assert conntrack.stale(tcp, ()) == []  # TCP finds out by itself
+
+
+names = st.sampled_from(["a", "b", "c", "d"])
+ports = st.builds(
+    lambda number, addresses, affinity, node_port, local, protocol: (ServicePort(
+        "n", "s", "p", protocol, f"10.96.{number % 3}.{number}", 80, node_port, affinity=affinity,
+        external_local=local, load_balancer_ips=("203.0.113.9",) if local else (),
+        cluster=tuple(Endpoint(a, 80, a == "10.0.0.1") for a in sorted(addresses)),
+        local=tuple(Endpoint(a, 80, True) for a in addresses if a == "10.0.0.1")),),
+    st.integers(1, 60), st.sets(st.sampled_from(["10.0.0.1", "10.0.0.2", "10.0.0.3"])), st.sampled_from([0, 60]),
+    st.sampled_from([0, 30001]), st.booleans(), st.sampled_from(["tcp", "udp"]))
+
+
+def named(key: str, made: tuple[ServicePort, ...]) -> tuple[ServicePort, ...]:
+    from dataclasses import replace
+    return tuple(replace(p, service=key) for p in made)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(names, st.one_of(st.just(()), ports), min_size=1), max_size=8), st.integers(1, 5))
+def test_differences_add_up_to_everything_and_never_lead_nowhere(steps: list[dict], chunk: int) -> None:
+    made, kernel, last = rules.RuleSet("10.0.0.0/8"), rules.RuleSet("10.0.0.0/8").everything(), {}
+    for step in steps:
+        change = made.update({("n", key): named(key, value) for key, value in step.items()})
+        assert all(kernel.get(c) != r for c, r in change.write.items())  # nothing is written that is there already
+        for text in iptables.batches(change, chunk):
+            chains = parse(text)
+            for table, rest in chains.items():
+                gone = {line.split()[1] for line in text.split(f"*{table}\n")[1].split("COMMIT")[0].splitlines()
+                        if line.startswith("-X ")}
+                for name, tokens in rest.items():
+                    kernel[table, name] = tuple(" ".join(t) for t in tokens)
+                kernel = {c: r for c, r in kernel.items() if c[0] != table or c[1] not in gone}
+            for (table, _), lines in kernel.items():
+                targets = {line.rpartition("-j ")[2].split()[0] for line in lines if "-j KUBE-" in line}
+                assert {(table, t) for t in targets} <= kernel.keys()
+        last |= {key: named(key, value) for key, value in step.items()}
+    fresh = rules.RuleSet("10.0.0.0/8")
+    fresh.update({("n", key): value for key, value in last.items()})
+    assert fresh.everything() == made.everything()
+    assert kernel.keys() == made.everything().keys()
+
+
+def test_balancing_gives_every_endpoint_the_same_chance() -> None:
+    five = slices(*((f"1.1.1.{n}", "it", READY) for n in range(1, 6)))
+    made = rules.piece(service_ports(service(), five, "me"), "10.0.0.0/8")
+    chain = next(r for (_, c), r in made.own.items() if c.startswith("KUBE-SVC-"))
+    left, shares = 1.0, []
+    for line in chain[1:]:
+        chance = float(line.split("--probability ")[1].split()[0]) if "--probability" in line else 1.0
+        shares.append(left * chance)
+        left *= 1 - chance
+    assert len(shares) == 5 and all(abs(s - 0.2) < 1e-9 for s in shares)
+
+
+def test_many_services_do_not_lengthen_the_way_of_a_packet() -> None:
+    made = rules.RuleSet("10.0.0.0/8")
+    one = slices(("1.1.1.1", "it", READY))
+    made.update({("d", str(n)): service_ports(service(clusterIP=f"10.96.{n // 250}.{n % 250}"), one, "me")
+                 for n in range(1000)})
+    everything = made.everything()
+    longest = max(len(r) for (_, c), r in everything.items() if c.startswith(("KUBE-SERVICES", "KUBE-IPS-")))
+    assert longest <= 32
+    text = "".join(iptables.batches(rules.Change(everything))) + iptables._hooks(list(rules.HOOKS))
+    assert outcomes(parse(text), Packet("10.1.1.1", "10.96.3.7")) == {"1.1.1.1:8080"}
+
+
+def test_events_that_take_our_rules() -> None:
+    def event(kind: int, body: bytes) -> bytes:
+        return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
+    assert guard.removes_ours(event(guard.NFT_MSG_DELRULE, b"nat\0KUBE-SVC-X\0\0"))
+    assert guard.removes_ours(event(0xA00, b"----") + event(guard.NFT_MSG_DELTABLE, b"\0\0\0\0nat\0"))
+    assert not guard.removes_ours(event(guard.NFT_MSG_DELRULE, b"nat\0DOCKER\0\0"))
+    assert not guard.removes_ours(event(0xA06, b"nat\0KUBE-SVC-X\0"))  # a new rule takes nothing
+
+
+def test_health_servers_tell_whether_this_node_has_endpoints() -> None:
+    async def main() -> list[bytes]:
+        servers, answers = HealthServers(), []
+        probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        number = probe.sockets[0].getsockname()[1]
+        probe.close()
+        for local in ((Endpoint("1.1.1.1", 80, True),), ()):
+            port = ServicePort("d", "s", "", "tcp", "10.96.0.1", 80, external_local=True, health_port=number,
+                               local=local)
+            await servers.update({("d", "s"): (port,)})
+            reader, writer = await asyncio.open_connection("127.0.0.1", number)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            answers.append(await reader.read())
+            writer.close()
+        await servers.update({})
+        await servers.close()
+        return answers
+    yes, no = asyncio.run(main())
+    assert yes.startswith(b"HTTP/1.1 200") and b'"localEndpoints": 1' in yes and no.startswith(b"HTTP/1.1 503")
