@@ -1,0 +1,302 @@
+"""Server-side apply and the book of field owners.
+
+Owns `metadata.managedFields`: merging what a manager wants into the live object, conflicts with what others own,
+removal of what the manager no longer wants and nobody else owns, and the owners' bookkeeping after ordinary updates.
+Promises upstream's ownership rules and texts, that an apply which changes nothing gives the same object back, times
+included, and that no argument is changed or shared with the result. Pure. Called by the apiserver.
+
+Upstream: k8s.io/apimachinery/pkg/util/managedfields.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controlplane.machinery import fieldsets
+from controlplane.machinery.errors import ApiError, Cause, Conflict
+from controlplane.machinery.fieldsets import LEAF, Node, Tree, Unmergeable, atomic, resolved
+from controlplane.machinery.objects import deep_copy
+
+Object = dict[str, Any]
+Entry = dict[str, Any]
+Owner = tuple[str, str, str, str]  # manager, operation, apiVersion ("" for Apply), subresource
+
+MAX_UPDATE_MANAGERS = 10  # older ones become one: every entry costs space in every copy of the object
+ANCIENT = "ancient-changes"
+BEFORE = "before-first-apply"
+
+_UNTRACKED: Tree = {"f:apiVersion": LEAF, "f:kind": LEAF, "f:metadata": {".": {}, **{
+    "f:" + name: LEAF for name in ("name", "namespace", "creationTimestamp", "selfLink", "uid", "clusterName",
+                                   "generation", "managedFields", "resourceVersion")}}}
+
+
+def _node(definition: str | Node) -> Node:
+    if isinstance(definition, dict):
+        return definition
+    from controlplane.machinery import schema
+    return schema.load().definition(definition) if definition in schema.load() else {}
+
+
+# --- the book ------------------------------------------------------------------------------------------------------
+
+def _owner(entry: Entry) -> Owner:
+    operation = entry.get("operation") or ""
+    version = "" if operation == "Apply" else entry.get("apiVersion") or ""
+    return entry.get("manager") or "", operation, version, entry.get("subresource") or ""
+
+
+def _book(entries: Any) -> tuple[dict[Owner, Tree], dict[Owner, Entry]]:
+    """The owners' sets, and the entries they come from."""
+    sets: dict[Owner, Tree] = {}
+    found: dict[Owner, Entry] = {}
+    for entry in entries or ():
+        if isinstance(entry, dict) and entry.get("operation"):
+            owner = _owner(entry)
+            sets[owner] = fieldsets.union(sets.get(owner, {}), fieldsets.read(entry.get("fieldsV1")))
+            found[owner] = entry
+    return sets, found
+
+
+def _entries(sets: dict[Owner, Tree], old: dict[Owner, Entry], before: dict[Owner, Tree], touched: Owner | None,
+             api_version: str, now: str) -> list[Entry]:
+    """managedFields of `sets`; an entry keeps its time unless its owner acted (`touched`) or it is new."""
+    made: list[Entry] = []
+    for owner, tree in sets.items():
+        if not tree:
+            continue
+        entry = old.get(owner)
+        if entry is not None and owner != touched and tree == before.get(owner):
+            made.append(entry)
+            continue
+        manager, operation, version, subresource = owner
+        fresh = {"manager": manager, "operation": operation,
+                 "apiVersion": version or (api_version if owner == touched or not entry else entry["apiVersion"]),
+                 "time": now if owner == touched or entry is None else entry.get("time", now),
+                 "fieldsType": "FieldsV1", "fieldsV1": fieldsets.written(tree)}
+        made.append({**fresh, "subresource": subresource} if subresource else fresh)
+    return sorted(_bounded(made), key=lambda e: (e["operation"], e.get("time") or "", e["manager"],
+                                                 e.get("apiVersion") or "", e.get("subresource") or ""))
+
+
+def _bounded(entries: list[Entry]) -> list[Entry]:
+    """At most MAX_UPDATE_MANAGERS updaters: the oldest become one entry per version."""
+    updates = sorted((e for e in entries if e["operation"] == "Update"), key=lambda e: e.get("time") or "")
+    excess = len(updates) - MAX_UPDATE_MANAGERS
+    if excess <= 0:
+        return entries
+    merged: dict[str, Entry] = {}
+    for entry in updates[:excess + 1]:
+        version = entry.get("apiVersion") or ""
+        sets = [fieldsets.read(e["fieldsV1"]) for e in (merged.get(version), entry) if e]
+        tree = fieldsets.union(sets[0], sets[1]) if len(sets) == 2 else sets[0]
+        merged[version] = {"manager": ANCIENT, "operation": "Update", "apiVersion": version, "time": entry.get("time"),
+                           "fieldsType": "FieldsV1", "fieldsV1": fieldsets.written(tree)}
+    dropped = {id(e) for e in updates[:excess + 1]}
+    return [e for e in entries if id(e) not in dropped] + list(merged.values())
+
+
+def _tracked(tree: Tree, subresource: str) -> Tree:
+    """Without what is never tracked: the identity, and what this endpoint does not write."""
+    if subresource == "status":
+        return {"f:status": tree["f:status"]} if "f:status" in tree else {}
+    tree = fieldsets.difference(tree, _UNTRACKED)
+    tree.pop("f:status", None) if not subresource else None
+    return tree
+
+
+# --- apply ---------------------------------------------------------------------------------------------------------
+
+def apply(live: Object | None, patch: Object, manager: str, force: bool, definition: str | Node, now: str,
+          subresource: str = "") -> Object:
+    """The object after `manager` applied `patch` to `live` (None: it does not exist), with its managedFields.
+
+    `definition` is a schema's name or node ("" = without a schema), `now` an RFC 3339 time. Raises Conflict (409) when
+    others own differing fields and `force` is not set, and ApiError 500 with upstream's text for a misfit."""
+    node = _node(definition)
+    config = deep_copy(patch)
+    config.setdefault("metadata", {}).pop("managedFields", None)
+    if not subresource:
+        config.pop("status", None)
+    elif subresource == "status":
+        config = {key: config[key] for key in ("apiVersion", "kind", "metadata", "status") if key in config}
+    try:
+        _fit(config, node, "")
+        wanted = _tracked(fieldsets.of(config, node), subresource)
+        return _applied(deep_copy(live), config, wanted, (manager, "Apply", "", subresource), force, node, now)
+    except Unmergeable as error:
+        metadata = patch.get("metadata") or {}
+        name = "/".join(filter(None, (metadata.get("namespace"), metadata.get("name"))))
+        raise ApiError(f"failed to create typed patch object ({name}; {patch.get('apiVersion')}, "
+                       f"Kind={patch.get('kind')}): {error}", code=500, reason="") from None
+
+
+def _applied(live: Object | None, config: Object, wanted: Tree, me: Owner, force: bool, node: Node, now: str) -> Object:
+    metadata = (live or {}).get("metadata") or {}
+    old_entries = metadata.pop("managedFields", None)
+    sets, entries = _book(old_entries)
+    if live is not None and not sets:
+        sets[BEFORE, "Update", live.get("apiVersion") or "", ""] = _tracked(fieldsets.of(live, node), "")
+    before = dict(sets)
+    last = sets.get(me, {})
+    sets[me] = wanted
+    merged = _merged(live, config, node) if live is not None else deep_copy(config)
+    owned: Tree = {}
+    for tree in sets.values():
+        owned = fieldsets.union(owned, tree)
+    _prune(merged, node, last, owned)
+    acted = last != wanted or me not in entries
+    if live is not None:
+        changed, removed = fieldsets.compare(live, merged, node)
+        _take_over(sets, me, changed, removed, force)
+        acted = acted or bool(changed or removed)
+    made = _entries(sets, entries, before, me if acted else None, config.get("apiVersion") or "", now)
+    merged.setdefault("metadata", {})["managedFields"] = made
+    return merged
+
+
+def _take_over(sets: dict[Owner, Tree], me: Owner, changed: Tree, removed: Tree, force: bool) -> None:
+    """Others lose what I changed, which is a conflict unless forced, and what is gone."""
+    conflicts: list[tuple[Owner, Tree]] = []
+    for owner, tree in list(sets.items()):
+        if owner == me:
+            continue
+        lost = fieldsets.intersection(tree, changed)
+        if lost:
+            conflicts.append((owner, lost))
+        sets[owner] = fieldsets.difference(fieldsets.difference(tree, lost), removed)
+    if conflicts and not force:
+        raise _conflict(conflicts)
+
+
+def _conflict(conflicts: list[tuple[Owner, Tree]]) -> Conflict:
+    causes: list[Cause] = []
+    lines: list[str] = []
+    by_owner: list[tuple[str, list[str]]] = []
+    for (manager, operation, version, subresource), tree in sorted(conflicts, key=lambda c: c[0]):
+        who = f'"{manager}"' + (f' with subresource "{subresource}"' if subresource else "")
+        who += f" using {version}" if operation == "Update" and version else ""
+        fields = list(fieldsets.paths(tree))
+        by_owner.append((who, fields))
+        causes += [Cause("FieldManagerConflict", f"conflict with {who}", path) for path in fields]
+    if len(causes) == 1:
+        text = f"Apply failed with 1 conflict: conflict with {by_owner[0][0]}: {causes[0].field}"
+    else:
+        for who, fields in by_owner:
+            lines.append(f"conflicts with {who}:" if len(fields) > 1 else f"conflict with {who}:")
+            lines += [f"- {path}" for path in fields]
+        text = f"Apply failed with {len(causes)} conflicts: " + "\n".join(lines)
+    return Conflict(text, {"causes": [cause.as_dict() for cause in causes]})
+
+
+def _fit(value: Any, node: Node, path: str) -> None:
+    """Check a configuration against the schema as far as merging depends on it."""
+    of = resolved(node)
+    kind = of.get("type")
+    if value is None or not kind or of.get("x-kubernetes-preserve-unknown-fields"):
+        return
+    if kind == "object":
+        if not isinstance(value, dict):
+            raise Unmergeable(f"{path}: expected map, got &{{{value}}}")
+        strict = "properties" in of and "additionalProperties" not in of
+        for key, inner in value.items():
+            sub, declared = fieldsets.field(of, key)
+            if strict and not declared:
+                raise Unmergeable(f"{path}.{key}: field not declared in schema")
+            _fit(inner, sub, f"{path}.{key}")
+    elif kind == "array":
+        if not isinstance(value, list):
+            raise Unmergeable(f"{path}: expected list, got &{{{value}}}")
+        if not atomic(node, value):
+            fieldsets.elements(node, value, path)
+        for index, inner in enumerate(value):
+            _fit(inner, of.get("items") or {}, f"{path}[{index}]")
+    elif kind in ("integer", "number"):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise Unmergeable(f"{path}: expected numeric (int or float), got {_go_type(value)}")
+    elif kind == "boolean":
+        if not isinstance(value, bool):
+            raise Unmergeable(f"{path}: expected boolean, got &{{{_go_type(value)}}}")
+    elif not isinstance(value, str) and of.get("format") not in ("quantity", "int-or-string"):
+        raise Unmergeable(f"{path}: expected string, got &{{{_go_type(value)}}}")
+
+
+def _go_type(value: Any) -> str:
+    return {bool: "bool", int: "int64", float: "float64", str: "string", dict: "map", list: "list"}[type(value)]
+
+
+def _merged(live: Any, config: Any, node: Node) -> Any:
+    if atomic(node, config) or type(live) is not type(config):
+        return config
+    if isinstance(config, dict):
+        out = dict(live)
+        for key, value in config.items():
+            if value is None:
+                out.pop(key, None)
+            else:
+                out[key] = _merged(out.get(key), value, fieldsets.field(node, key)[0])
+        return out
+    mine, theirs = fieldsets.elements(node, config), fieldsets.elements(node, live)
+    inside = resolved(node).get("items") or {}
+    rest = [name for name in theirs if name not in mine]
+    order = {name: at for at, name in enumerate(theirs)}
+    items: list[Any] = []
+    for name, value in mine.items():
+        while name in order and rest and order[rest[0]] < order[name]:
+            items.append(theirs[rest.pop(0)])
+        items.append(_merged(theirs[name], value, inside) if name in theirs else value)
+    return items + [theirs[name] for name in rest]
+
+
+def _prune(value: Any, node: Node, last: Tree, owned: Tree, keys: tuple[str, ...] = ()) -> None:
+    """Remove, in place, what was applied the last time (`last`) and nobody owns now. `keys` name this item in its
+    list: they go with the item only."""
+    listed = fieldsets.elements(node, value) if isinstance(value, list) else {}
+    inside = resolved(node).get("items") or {}
+    naming = tuple(node.get("x-kubernetes-list-map-keys") or ()) if isinstance(value, list) else ()
+    for name, sub in last.items():
+        key = name[2:]
+        if name == "." or key in keys or (name not in listed if isinstance(value, list) else key not in value):
+            continue
+        child = listed[name] if isinstance(value, list) else value[key]
+        of = inside if isinstance(value, list) else fieldsets.field(node, key)[0]
+        keep = owned.get(name)
+        granular = isinstance(child, dict | list) and not atomic(of, child)
+        if granular:
+            _prune(child, of, sub, keep or {}, naming)
+        if keep is not None or (granular and any(part not in naming for part in child)):
+            continue  # owned, or something is left that was never applied
+        if isinstance(value, list):
+            value[:] = [item for item in value if item is not child]
+        else:
+            del value[key]
+
+
+# --- updates -------------------------------------------------------------------------------------------------------
+
+def track_update(old: Object | None, new: Object, manager: str, definition: str | Node, now: str,
+                 subresource: str = "") -> list[Entry]:
+    """The managedFields of `new`, which `manager` wrote over `old` (None: created it) by an ordinary write.
+
+    The client may have set managedFields itself, and resets them with `[{}]`; after a reset updates are not tracked
+    until something is applied."""
+    given = (new.get("metadata") or {}).get("managedFields")
+    kept = ((old or {}).get("metadata") or {}).get("managedFields")
+    if given == [{}]:
+        return []
+    sets, entries = _book(given or kept)
+    if not sets and old is not None:
+        return []
+    try:
+        changed, removed = fieldsets.compare(old or {}, new, _node(definition))
+    except Unmergeable:
+        return list(entries.values())  # an item without its key: the write counts, its ownership cannot be told
+    changed, removed = _tracked(changed, subresource), _tracked(removed, subresource)
+    if not changed and not removed:
+        return list(entries.values())
+    before = dict(sets)
+    api_version = new.get("apiVersion") or ""
+    me: Owner = (manager, "Update", api_version, subresource)
+    _take_over(sets, me, changed, removed, True)
+    mine = fieldsets.difference(sets.get(me, {}), removed)
+    sets[me] = fieldsets.union(mine, changed)
+    return _entries(sets, entries, before, me if changed else None, api_version, now)
