@@ -8,7 +8,8 @@ the command line.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+import asyncio
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,25 +72,42 @@ def _references(image: oci.Image) -> dict[str, str]:
 
 
 async def _store(connection: Connection, blob: oci.Blob, labels: dict[str, str], lease: str) -> None:
-    """Write one blob; that it is there already is success."""
+    """Write one blob; that it is there already is success, and an interrupted write is taken up where it stopped.
+
+    Raises Finding."""
+    common = {"ref": f"pelamis-{blob.digest}", "total": blob.size, "expected": blob.digest}
+    call = connection.containerd("Content").Write(metadata=metadata(lease), timeout=BLOB_SECONDS)
     try:
-        call = connection.containerd("Content").Write(_writes(blob, labels), metadata=metadata(lease),
-                                                      timeout=BLOB_SECONDS)
-        async for _ in call:
-            pass
+        # Asked first: containerd would cut the stream off in the middle if it had the blob.
+        offset = (await _exchange(call, containerd.WriteContentRequest(action=containerd.STAT, **common))).offset
+        with blob.open() as source:
+            source.seek(offset)
+            while data := source.read(CHUNK):
+                await _exchange(call, containerd.WriteContentRequest(action=containerd.WRITE, offset=offset, data=data,
+                                                                     **common))
+                offset += len(data)
+        await _exchange(call, containerd.WriteContentRequest(action=containerd.COMMIT, offset=offset, labels=labels,
+                                                             **common))
+        await call.done_writing()
     except grpc.aio.AioRpcError as error:
         if error.code() != grpc.StatusCode.ALREADY_EXISTS:
-            raise
+            raise Finding(f"containerd did not take blob {blob.digest}", describe(error),
+                          "the archive may be damaged: compare its size with the original") from error
+    finally:
+        call.cancel()
 
 
-async def _writes(blob: oci.Blob, labels: dict[str, str]) -> AsyncIterator[Any]:
-    common = {"ref": f"pelamis-{blob.digest}", "total": blob.size, "expected": blob.digest}
-    offset = 0
-    with blob.open() as source:
-        while data := source.read(CHUNK):
-            yield containerd.WriteContentRequest(action=containerd.WRITE, offset=offset, data=data, **common)
-            offset += len(data)
-    yield containerd.WriteContentRequest(action=containerd.COMMIT, offset=offset, labels=labels, **common)
+async def _exchange(call: Any, request: Any) -> Any:
+    """One request and its answer. Raises AioRpcError with the stream's status when that ends instead."""
+    try:
+        await call.write(request)
+    except asyncio.InvalidStateError:
+        pass  # ended meanwhile: reading tells why
+    answer = await call.read()
+    if answer is grpc.aio.EOF:
+        raise grpc.aio.AioRpcError(await call.code(), await call.initial_metadata(), await call.trailing_metadata(),
+                                   await call.details())
+    return answer
 
 
 async def _name(connection: Connection, name: str, image: oci.Image, lease: str) -> None:

@@ -1,0 +1,178 @@
+"""Images in a real containerd: built, imported, pulled from a real registry, run, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from agent.image import archive, demo, oci
+from agent.image.layer import Layer
+from agent.kubelet.images import ImageError, Images
+from agent.kubelet.runtime import Runtime
+from tests.node.rig import Host
+
+pytestmark = pytest.mark.node
+REGISTRY = "127.0.0.1:5000"
+
+
+def _small(name: str, word: str) -> oci.Image:
+    """Busybox with one more file, so that every test has content of its own."""
+    base, layer = Layer(), Layer()
+    base.file("bin/busybox", Path("/bin/busybox").read_bytes(), 0o755)
+    base.link("bin/sh", "busybox")
+    layer.file("word", word.encode())
+    return oci.build([name], [base.packed(), layer.packed()], {"Cmd": ["sh", "-c", "read x < /word; echo $x"]})
+
+
+def test_an_imported_archive_runs_and_never_asks_a_registry(host: Host, tmp_path: Path) -> None:
+    async def body(runtime: Runtime, images: Images) -> None:
+        archive.write(tmp_path / "a.tar", [_small("team/word:1", "first")])
+        assert await images.import_archive(tmp_path / "a.tar") == ["docker.io/team/word:1"]
+        archive.write(tmp_path / "b.tar", [_small("team/word:1", "second")])
+        assert await images.import_archive(tmp_path / "b.tar") == ["docker.io/team/word:1"]  # the name moves on
+        id = await images.ensure("team/word:1", "IfNotPresent")
+        assert id == await images.ensure("docker.io/team/word:1", "Never")
+        assert id in [image.id for image in await images.list()]
+        spec = host.sandbox("imported", host_network=True)
+        sandbox = await runtime.run_sandbox(spec)
+        word = host.shell("", image=id, command=())
+        container = await runtime.create_container(sandbox, spec, word)
+        await runtime.start_container(container)
+        await runtime.stop_container(container, 5)
+        assert b"second" in Path(spec.log_directory, "main/0.log").read_bytes()  # noqa: ASYNC240
+        await runtime.remove_sandbox(sandbox)
+        for _ in range(2):
+            await images.remove("team/word:1")
+        with pytest.raises(ImageError) as never:
+            await images.ensure("team/word:1", "Never")
+        assert (never.value.reason, never.value.message) == (
+            "ErrImageNeverPull", 'Container image "team/word:1" is not present with pull policy of Never')
+    host.run(body)
+
+
+def test_dockers_own_archive_is_understood(host: Host, tmp_path: Path) -> None:
+    image = _small("example.org/docker:1", "whale")
+    source, saved = tmp_path / "content", tmp_path / "docker.tar"
+    source.mkdir()
+    (source / "config.json").write_bytes(image.config.open().read())
+    for number, layer in enumerate(image.layers):
+        (source / f"{number}.tar").write_bytes(gzip.decompress(layer.open().read()))
+    (source / "manifest.json").write_text(json.dumps([{
+        "Config": "config.json", "RepoTags": ["example.org/docker:1"], "Layers": ["0.tar", "1.tar"]}]))
+    subprocess.run(["tar", "-C", source, "-cf", saved, "."], check=True)
+
+    async def body(runtime: Runtime, images: Images) -> None:
+        assert await images.import_archive(saved) == ["example.org/docker:1"]
+        assert await images.ensure("example.org/docker:1", "IfNotPresent") == image.config.digest
+        await images.remove("example.org/docker:1")
+    host.run(body)
+
+
+@contextmanager
+def registry(host: Host, folder: Path) -> Iterator[None]:
+    """Debian's docker-registry on the test host's loopback."""
+    if shutil.which("docker-registry") is None:
+        pytest.skip("docker-registry is not installed")
+    config = folder / "registry.yml"
+    config.write_text(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder / 'blobs'}}}}}\n"
+                      f"http: {{addr: '{REGISTRY}'}}\nlog: {{level: error}}\n")
+    process = subprocess.Popen(host.enter("docker-registry", "serve", str(config)), stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env={"PATH": os.environ["PATH"]})
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def push(name: str, tag: str, image: oci.Image) -> None:
+    """Upload `image`, waiting for the registry to listen."""
+    async with aiohttp.ClientSession(f"http://{REGISTRY}") as http, asyncio.timeout(20):
+        while True:
+            try:
+                async with http.get("/v2/"):
+                    break
+            except aiohttp.ClientConnectionError:
+                await asyncio.sleep(0.02)
+        for blob in (*image.layers, image.config):
+            async with http.post(f"/v2/{name}/blobs/uploads/") as begun:
+                place = begun.headers["Location"]
+            target = place + ("&" if "?" in place else "?") + f"digest={blob.digest}"
+            async with http.put(target.removeprefix(f"http://{REGISTRY}"), data=blob.open().read()) as done:
+                assert done.status == 201
+        async with http.put(f"/v2/{name}/manifests/{tag}", data=image.manifest.open().read(),
+                            headers={"Content-Type": image.manifest.media_type}) as done:
+            assert done.status == 201
+
+
+def test_pulling_from_a_registry_and_its_failures(host: Host, tmp_path: Path) -> None:
+    async def body(runtime: Runtime, images: Images) -> None:
+        image = _small("unused:1", "pulled")
+        await push("team/pulled", "1", image)
+        name = f"{REGISTRY}/team/pulled:1"
+        together = await asyncio.gather(*(images.ensure(name, "IfNotPresent") for _ in range(4)))
+        assert set(together) == {image.config.digest}
+        found = await images.find(name)
+        assert found is not None and found.digests == (f"{REGISTRY}/team/pulled@{image.manifest.digest}",)
+        assert await images.ensure(f"{REGISTRY}/team/pulled@{image.manifest.digest}", "Always") == found.id
+        with pytest.raises(ImageError) as missing:
+            await images.ensure(f"{REGISTRY}/team/absent:1", "IfNotPresent")
+        assert missing.value.reason == "ErrImagePull"
+        assert missing.value.message.startswith("rpc error: code = NotFound desc = failed to pull and unpack image")
+        # Always means always: an image that is here does not stand in for a registry that is away.
+        local = _small("127.0.0.1:5999/local:1", "local")
+        archive.write(tmp_path / "local.tar", [local])
+        await images.import_archive(tmp_path / "local.tar")
+        with pytest.raises(ImageError) as away:
+            await images.ensure("127.0.0.1:5999/local:1", "Always")
+        assert away.value.reason == "ErrImagePull" and "connection refused" in away.value.message
+        assert await images.ensure("127.0.0.1:5999/local:1", "IfNotPresent") == local.config.digest
+    with registry(host, tmp_path):
+        host.run(body)
+
+
+def test_debians_nginx_serves_its_page(host: Host) -> None:
+    demo.built(demo.NGINX, host.paths)  # here, since the test host has no way to Debian's archive
+
+    async def body(runtime: Runtime, images: Images) -> None:
+        await host.install(demo.NGINX, demo.DEMO)
+        spec = host.sandbox("web")
+        sandbox = await runtime.run_sandbox(spec)
+        pod = (await runtime.observe(spec.uid))[spec.uid]
+        assert pod.sandbox is not None
+        address = pod.sandbox.ips[0]
+        for image, page in (("nginx:1.22", "Welcome to nginx!"), (demo.DEMO, "web\n")):
+            web = host.shell("", "web", image=await images.ensure(image, "IfNotPresent"), command=(),
+                             attempt=len(page))
+            container = await runtime.create_container(sandbox, spec, web)
+            await runtime.start_container(container)
+            async with aiohttp.ClientSession() as http, asyncio.timeout(20):
+                while True:
+                    try:
+                        async with http.get(f"http://{address}/") as answer:
+                            assert page in await answer.text()
+                            break
+                    except aiohttp.ClientConnectionError:
+                        await asyncio.sleep(0.02)
+            await runtime.stop_container(container, 0)
+        await runtime.remove_sandbox(sandbox)
+    host.run(body)
+
+
+def test_a_build_is_the_same_everywhere(tmp_path: Path) -> None:
+    first, second = _small("x:1", "same"), _small("x:1", "same")
+    archive.write(tmp_path / "1.tar", [first])
+    archive.write(tmp_path / "2.tar", [second])
+    sums = {hashlib.sha256((tmp_path / f).read_bytes()).hexdigest() for f in ("1.tar", "2.tar")}
+    assert len(sums) == 1
