@@ -65,7 +65,24 @@ def check(request: Request, definition: str, api_version: str, kind: str, obj: d
         if found.errors:
             raise cannot_handle(api_version, kind, found.errors[0])
         problems += [f'unknown field "{path}"' for path in found.unknown]
+        for path in found.unknown:
+            drop(obj, path)
     report(request, api_version, kind, problems)
+
+
+def drop(value: Any, path: str) -> None:
+    """Remove the field at a path such as `spec.containers[0].foo`, in place; keys may hold dots themselves. Pure."""
+    if isinstance(value, list):
+        index, _, rest = path[1:].partition("]")
+        drop(value[int(index)], rest.removeprefix("."))
+        return
+    if path in value:
+        del value[path]
+        return
+    for key, inner in value.items():
+        if path.startswith((key + ".", key + "[")) and isinstance(inner, dict | list):
+            drop(inner, path[len(key):].removeprefix("."))
+            return
 
 
 async def decode(request: Request, api_version: str, kind: str, definition: str) -> dict[str, Any]:

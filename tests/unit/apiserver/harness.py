@@ -43,6 +43,21 @@ class Api:
             raw = await answer.read()
             return answer.status, orjson.loads(raw) if raw[:1] in (b"{", b"[") else raw.decode()
 
+    async def held(self, path: str) -> asyncio.Task[tuple[int, Any]]:
+        """A GET that waits inside the server for a revision that does not come; returns once it waits."""
+        cache, waits = self.server.cache, asyncio.Event()
+        reached = cache.reached
+
+        async def told(revision: int) -> None:
+            waits.set()
+            await reached(revision)
+
+        cache.reached = told  # type: ignore[method-assign]
+        task = asyncio.create_task(self.call("GET", path))
+        async with asyncio.timeout(DEADLINE):
+            await waits.wait()
+        return task
+
     async def made(self, path: str, body: Any) -> dict[str, Any]:
         """POST that must succeed."""
         status, obj = await self.call("POST", path, body)
