@@ -17,12 +17,15 @@ import os
 import signal
 import socket
 import sys
+from functools import partial
 from pathlib import Path
 
 from controlplane.client import config
+from controlplane.client.events import Recorder
 from controlplane.client.leader import Elector, Lost
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
+from controlplane.controllers.runtime import NODES, PODS
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
@@ -38,6 +41,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--leader-elect", type=_truth, nargs="?", const=True, default=True, metavar="true|false")
     parser.add_argument("--cluster-cidr", default=Settings().cluster_cidr, help="the range of all pod addresses")
     parser.add_argument("--root-ca-file", type=Path, help="CA certificates to publish in every namespace")
+    parser.add_argument("--service-account-private-key-file", type=Path,
+                        help="taken for upstream's sake: tokens are asked of the API server, which alone needs the key")
     parser.add_argument("-v", "--verbosity", type=int, default=0, help="5 and more: debug")
     return parser.parse_args(arguments)
 
@@ -85,16 +90,24 @@ async def run(options: argparse.Namespace) -> None:
 
 async def _together(client: Client, manager: Manager, options: argparse.Namespace) -> None:
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
-        group.create_task(manager.follow(lambda: notify("READY=1")), name="informers")
-        if not options.leader_elect:
-            group.create_task(manager.work(), name="controllers")
-        else:
-            group.create_task(Elector(client, LEASE).lead(manager.work), name="controllers")
+        work = manager.work
         if options.scheduler_kubeconfig:
-            from controlplane import scheduler
             other = await stack.enter_async_context(
                 Client(config.load(options.scheduler_kubeconfig), user_agent="kube-scheduler"))
-            group.create_task(scheduler.run(other, informers=manager.informers), name="scheduler")
+            work = partial(_with_scheduler, manager, other)
+        group.create_task(manager.follow(lambda: notify("READY=1")), name="informers")
+        group.create_task(Elector(client, LEASE).lead(work) if options.leader_elect else work(), name="controllers")
+
+
+async def _with_scheduler(manager: Manager, client: Client) -> None:
+    """The controllers and, with a client of its own but the same informers, the scheduler."""
+    from controlplane.scheduler.loop import NAME, Scheduler
+    recorder = Recorder(client, NAME)
+    scheduler = Scheduler(client, manager.informers.of(PODS), manager.informers.of(NODES), recorder)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(manager.work(), name="controllers")
+        group.create_task(recorder.run(), name="scheduler events")
+        group.create_task(scheduler.run(), name="scheduler")
 
 
 def main() -> int:
