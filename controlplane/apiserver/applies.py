@@ -6,6 +6,8 @@ fields are machinery's `apply`, pure. Called by the handlers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from controlplane.apiserver import bodies, patches
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.lists import object_key
@@ -16,21 +18,25 @@ from controlplane.machinery.errors import AlreadyExists
 from controlplane.machinery.resources import Resource
 
 
-async def apply_object(request: Request, resource: Resource, writes: Writes, context: Context) -> tuple[Stored, bool]:
-    """The stored object of an apply patch, and whether it was created. Raises ApiError."""
+async def merge_of(request: Request, resource: Resource, now: str) -> Callable[[Object | None], Object]:
+    """A pure function from the stored object to the one after an apply patch. Raises ApiError."""
     config = await patches.applied(request, resource)
     manager, force = request.query.get("fieldManager"), request.query.flag("force")
-    now = context.clock.timestamp()
 
     def merged(old: Object | None) -> Object:
-        result: Object = apply.apply(old, config, manager, force, resource.definition, now)
+        result = apply.apply(old, config, manager, force, resource.definition, now, request.subresource)
+        bodies.check(request, resource.definition, resource.api_version, resource.kind, result)
         return result
 
+    return merged
+
+
+async def apply_object(request: Request, resource: Resource, writes: Writes, context: Context) -> tuple[Stored, bool]:
+    """The stored object of an apply patch, and whether it was created. Raises ApiError."""
+    merged = await merge_of(request, resource, context.clock.timestamp())
     if context.cache.get(object_key(resource, request.namespace, request.name)) is None:
         try:
-            obj = merged(None)
-            bodies.check(request, resource.definition, resource.api_version, resource.kind, obj)
-            return await writes.create_object(request, resource, obj), True
+            return await writes.create_object(request, resource, merged(None)), True
         except AlreadyExists:
             pass  # created meanwhile: this is an update of it
     return await writes.modify(request, resource, merged, strategy.of(resource).prepare_update), False

@@ -17,7 +17,7 @@ import orjson
 from controlplane.apiserver import bodies
 from controlplane.apiserver.request import Request
 from controlplane.machinery import patch as patches
-from controlplane.machinery import schema, strategic
+from controlplane.machinery import schema, strategic, wire
 from controlplane.machinery.errors import ApiError, BadRequest, Invalid, UnsupportedMediaType, required
 from controlplane.machinery.resources import Resource
 
@@ -25,6 +25,7 @@ JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+YAML = "application/yaml"
 MAX_OPERATIONS = 10_000  # of a JSON patch; upstream's bound on the work one request can ask for
 
 Object = dict[str, Any]
@@ -50,9 +51,11 @@ def _decoded(body: bytes) -> Any:
 
 
 async def change_of(request: Request, resource: Resource, definition: str) -> Change:
-    """A pure function from the stored object to the patched one (not for apply). Raises ApiError."""
+    """A pure function from the stored object to the patched one. Raises ApiError.
+
+    An apply comes here only for a view such as Scale, which has no owners of its own: it is merged."""
     kind = media_type(request, resource)
-    document = _decoded(await request.body())
+    document = _decoded(await request.body()) if kind != APPLY_PATCH else wire.decode(await request.body(), YAML)
     if kind == JSON_PATCH:
         if not isinstance(document, list):
             raise BadRequest("error decoding patch: json: cannot unmarshal object into Go value of type "
@@ -63,7 +66,7 @@ async def change_of(request: Request, resource: Resource, definition: str) -> Ch
         return lambda obj: _object(patches.json_patch(obj, document))
     if not isinstance(document, dict):
         raise BadRequest("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}")
-    if kind == MERGE_PATCH:
+    if kind in (MERGE_PATCH, APPLY_PATCH):
         return lambda obj: _object(patches.merge_patch(obj, document))
     return lambda obj: _object(strategic.merge(obj, document, schema.load().definition(definition)))
 
@@ -90,10 +93,9 @@ def checked(request: Request, resource: Resource, change: Change, definition: st
 
 async def applied(request: Request, resource: Resource) -> Object:
     """The configuration of a server-side apply. Raises ApiError."""
-    from controlplane.machinery import wire
     if not request.query.get("fieldManager"):
         raise Invalid.of("PatchOptions", "", [required("fieldManager", "is required for apply patch")], "meta.k8s.io")
-    obj = wire.decode(await request.body(), "application/yaml")
+    obj = wire.decode(await request.body(), YAML)
     if not isinstance(obj, dict):
         raise BadRequest("error decoding YAML: the configuration is no object")
     if (obj.get("metadata") or {}).get("managedFields"):

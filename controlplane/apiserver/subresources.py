@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.apiserver import admission, bodies, deletes, patches
+from controlplane.apiserver import admission, applies, bodies, deletes, patches
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.deletes import Deletes
 from controlplane.apiserver.lists import object_key
@@ -109,6 +109,8 @@ class Subresources:
             obj = await bodies.object_of(request, resource)
             bodies.place(request, resource, obj, request.name)
             make = lambda _: objects.deep_copy(obj)  # noqa: E731
+        elif patches.media_type(request, resource) == patches.APPLY_PATCH:
+            make = await applies.merge_of(request, resource, self._context.clock.timestamp())
         else:
             change = await patches.change_of(request, resource, resource.definition)
             make = patches.checked(request, resource, change, resource.definition, resource.api_version,

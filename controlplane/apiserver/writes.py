@@ -15,13 +15,13 @@ from typing import Any
 
 import orjson
 
-from controlplane.apiserver import admission, bodies, objectmeta
+from controlplane.apiserver import admission, bodies, objectmeta, patches
 from controlplane.apiserver.admission import Attributes, Chain
 from controlplane.apiserver.allocator import Allocator, Lease
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.lists import object_key
 from controlplane.apiserver.request import Request
-from controlplane.machinery import strategy
+from controlplane.machinery import apply, strategy
 from controlplane.machinery.errors import AlreadyExists, Cause, Conflict, Invalid, NotFound
 from controlplane.machinery.resources import Resource
 from controlplane.store.item import Item
@@ -43,7 +43,6 @@ class Writes:
         self._context = context
         self._chain = chain
         self._allocator = allocator
-        self.track: Callable[[Request, Object, Object | None], None] | None = None  # keeps managedFields
 
     # --- create ------------------------------------------------------------------------------------------------
 
@@ -87,8 +86,7 @@ class Writes:
         for text in plan.warnings(obj, None):
             request.warn(text)
         await self._chain.validate(attributes)
-        if self.track is not None:
-            self.track(request, obj, None)
+        self._track(request, resource, obj, None)
         lease = self._lease(resource, obj, None)
         try:
             present = self._context.cache.get(key)
@@ -170,8 +168,7 @@ class Writes:
         for text in plan.warnings(obj, old):
             request.warn(text)
         await self._chain.validate(attributes)
-        if self.track is not None:
-            self.track(request, obj, old)
+        self._track(request, resource, obj, old)
         lease = self._lease(resource, obj, old) if not request.subresource else None
         obj["metadata"]["resourceVersion"] = version
         try:
@@ -194,6 +191,20 @@ class Writes:
             return obj
         return await self._context.cache.write(item.key, obj, item.revision)
 
+    def _track(self, request: Request, resource: Resource, obj: Object, old: Object | None) -> None:
+        """Keep the book of field owners, `metadata.managedFields`. An apply has kept it already."""
+        metadata = obj["metadata"]
+        if request.content_type.startswith(patches.APPLY_PATCH):
+            return
+        if old is not None and unchanged(obj, old):
+            if "managedFields" in old["metadata"]:
+                metadata["managedFields"] = old["metadata"]["managedFields"]
+            return
+        metadata["managedFields"] = apply.track_update(old, obj, request.field_manager, resource.definition,
+                                                       self._context.clock.timestamp(), request.subresource)
+        if not metadata["managedFields"]:
+            del metadata["managedFields"]
+
     async def put(self, item: Item, obj: Object) -> Item:
         """Store a change the server itself makes (marks of deletion). Raises Stale."""
         return await self._context.cache.write(item.key, obj, item.revision)
@@ -214,6 +225,16 @@ class Writes:
         """The whole chain for what stores no object of its own (deletes, connects, reviews)."""
         await self._chain.mutate(attributes)
         await self._chain.validate(attributes)
+
+
+def unchanged(obj: Object, old: Object) -> bool:
+    """Whether an update changes nothing but, at most, what the server keeps itself. Pure."""
+    new, before = obj["metadata"], old["metadata"]
+    if new.get("managedFields") not in (None, before.get("managedFields")):
+        return False
+    ignored = ("managedFields", "resourceVersion")
+    return {k: v for k, v in obj.items() if k != "metadata"} == {k: v for k, v in old.items() if k != "metadata"} \
+        and {k: v for k, v in new.items() if k not in ignored} == {k: v for k, v in before.items() if k not in ignored}
 
 
 def _release(lease: Lease | None) -> None:
