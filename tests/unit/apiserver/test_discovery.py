@@ -1,0 +1,162 @@
+"""What the server says of itself: discovery in both forms, OpenAPI, health, version and metrics."""
+
+import asyncio
+import gzip
+import json
+import re
+from pathlib import Path
+
+import orjson
+import pytest
+
+from controlplane.apiserver import openapi
+from controlplane.apiserver.discovery import Discovery, aggregated_version
+from controlplane.apiserver.health import Health
+from controlplane.apiserver.metrics import MAX_SERIES, Metrics
+from controlplane.machinery.errors import MethodNotAllowed
+from controlplane.machinery.resources import Resource
+from tests.unit.apiserver.edge import make_context, request
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden/discovery/entries.json").read_text())
+V2 = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+NEW_KUBECTL = f"{V2},{V2.replace('v2', 'v2beta1')},application/json"
+WIDGET = Resource("io.ex", "v1", "widgets", "Widget", custom=True)
+
+
+@pytest.fixture
+def context():
+    return make_context()
+
+
+def ask(handler, context, path, **headers):
+    return asyncio.run(handler.handle(request(context, path, **headers)))
+
+
+def test_legacy_discovery_holds_the_golden_entries(context):
+    discovery = Discovery(context)
+    for group_version, entries in GOLDEN["legacy"].items():
+        path = f"/apis/{group_version}" if "/" in group_version else f"/api/{group_version}"
+        listed = orjson.loads(ask(discovery, context, path).body)
+        assert listed["groupVersion"] == group_version
+        by_name = {r["name"]: r for r in listed["resources"]}
+        for entry in entries:
+            assert by_name[entry["name"]] == entry
+
+
+def test_aggregated_discovery_holds_the_golden_entries_and_all_the_legacy_form_has(context):
+    discovery = Discovery(context)
+    answer = ask(discovery, context, "/apis", Accept=NEW_KUBECTL)
+    assert answer.content_type == V2
+    document = orjson.loads(answer.body)
+    for item in document["items"]:
+        group, version = item["metadata"]["name"], item["versions"][0]
+        if (golden := GOLDEN["aggregated"].get(group)) is not None:
+            assert golden in version["resources"]
+        legacy = orjson.loads(ask(discovery, context, f"/apis/{group}/{version['version']}").body)["resources"]
+        found = {r["resource"] for r in version["resources"]} | {
+            f"{r['resource']}/{s['subresource']}" for r in version["resources"] for s in r.get("subresources", ())}
+        assert found == {r["name"] for r in legacy}
+    core = orjson.loads(ask(discovery, context, "/api", Accept=NEW_KUBECTL).body)
+    assert [i["versions"][0]["version"] for i in core["items"]] == ["v1"]
+
+
+def test_the_form_follows_the_first_clause_that_can_be_served():
+    assert aggregated_version(NEW_KUBECTL) == "v2"
+    assert aggregated_version(V2.replace("v2", "v2beta1") + ",application/json") == "v2beta1"
+    assert aggregated_version(V2.replace("v2", "v3") + ",application/json") == ""
+    assert aggregated_version("") == aggregated_version("application/json," + V2) == ""
+
+
+def test_a_known_document_is_not_sent_again_until_it_changes(context):
+    discovery = Discovery(context)
+    tag = dict(ask(discovery, context, "/apis", Accept=V2).headers)["ETag"]
+    assert ask(discovery, context, "/apis", Accept=V2, If_None_Match=tag).status == 304
+    context.registry.add(WIDGET)
+    assert ask(discovery, context, "/apis", Accept=V2, If_None_Match=tag).status == 200
+    assert b"/apis/io.ex/v1" in ask(discovery, context, "/").body
+    assert orjson.loads(ask(discovery, context, "/apis/io.ex").body)["preferredVersion"]["version"] == "v1"
+    assert ask(discovery, context, "/apis/nowhere") is None and ask(discovery, context, "/version") is None
+    with pytest.raises(MethodNotAllowed):
+        asyncio.run(discovery.handle(request(context, "/api", "POST")))
+
+
+def test_openapi_v3_has_what_kubectl_reads(context):
+    service = openapi.OpenAPI(context)
+    root = orjson.loads(ask(service, context, "/openapi/v3").body)["paths"]
+    url = root["apis/apps/v1"]["serverRelativeURL"]
+    answer = ask(service, context, url, Accept="application/json")
+    assert ("Cache-Control", "public, immutable") in answer.headers
+    document = orjson.loads(answer.body)
+    patch = document["paths"]["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]["patch"]
+    assert patch["x-kubernetes-group-version-kind"] == {"group": "apps", "version": "v1", "kind": "Deployment"}
+    assert "fieldValidation" in {p["name"] for p in patch["parameters"]}
+    assert "application/strategic-merge-patch+json" in patch["requestBody"]["content"]
+    schemas = document["components"]["schemas"]
+    ports = schemas["io.k8s.api.core.v1.Container"]["properties"]["ports"]
+    assert ports["x-kubernetes-patch-merge-key"] == "containerPort" and "ports" in ports["description"]
+    assert {r.rpartition("/")[2] for r in re.findall(r'"#/components/schemas/[^"]+', answer.body.decode())} <= set(
+        schemas)
+    packed = ask(service, context, url, Accept_Encoding="gzip")
+    assert gzip.decompress(packed.body) == answer.body
+    stale = ask(service, context, "/openapi/v3/apis/apps/v1?hash=OLD")
+    assert stale.status == 301 and dict(stale.headers)["Location"] == url
+    assert ask(service, context, "/openapi/v3/apis/none/v1") is None
+
+
+def test_openapi_hashes_move_with_the_kinds(context):
+    service = openapi.OpenAPI(context)
+    before = orjson.loads(ask(service, context, "/openapi/v3").body)["paths"]
+    context.registry.add(WIDGET)
+    after = orjson.loads(ask(service, context, "/openapi/v3").body)["paths"]
+    assert set(after) - set(before) == {"apis/io.ex/v1"}
+    assert all(after[k] == before[k] for k in before)
+    widget = orjson.loads(ask(service, context, "/openapi/v3/apis/io.ex/v1").body)["paths"]
+    content = widget["/apis/io.ex/v1/namespaces/{namespace}/widgets/{name}"]["patch"]["requestBody"]["content"]
+    assert "application/strategic-merge-patch+json" not in content
+
+
+def test_openapi_v2_is_empty_in_protobuf_and_whole_in_json(context):
+    service = openapi.OpenAPI(context)
+    answer = ask(service, context, "/openapi/v2",
+                 Accept="application/com.github.proto-openapi.spec.v2@v1.0+protobuf")
+    assert (answer.body, answer.content_type) == (bytes.fromhex("0a03322e30"), openapi.V2_PROTOBUF)
+    swagger = orjson.loads(ask(service, context, "/openapi/v2").body)
+    assert "io.k8s.api.core.v1.Pod" in swagger["definitions"]
+
+
+def test_health_endpoints_word_their_checks(context):
+    health = Health(context)
+    assert ask(health, context, "/livez").body == b"ok"
+    assert ask(health, context, "/readyz?verbose").body == b"[+]ping ok\n[+]shutdown ok\nreadyz check passed\n"
+    health.add("store", lambda: "no space left")
+    failed = ask(health, context, "/healthz")
+    assert failed.status == 500 and b"[-]store failed: reason withheld\nhealthz check failed" in failed.body
+    excluded = ask(health, context, "/healthz?exclude=store&exclude=x&verbose").body.decode()
+    assert "[+]store excluded: ok" in excluded
+    assert 'warn: some health checks cannot be excluded: no matches for "x"' in excluded
+    assert ask(health, context, "/livez/ping").body == b"ok" and ask(health, context, "/livez/none") is None
+    context.draining = True
+    assert ask(health, context, "/readyz?exclude=store").status == 500
+    assert ask(health, context, "/livez?exclude=store").status == 200
+
+
+def test_the_version_is_one_clients_can_parse(context):
+    found = orjson.loads(ask(Health(context), context, "/version").body)
+    assert re.fullmatch(r"v1\.36\.\d+\+[0-9A-Za-z.-]+", found["gitVersion"])
+    assert (found["major"], found["minor"]) == ("1", "36")
+
+
+def test_metrics_count_and_stay_bounded():
+    metrics = Metrics()
+    for seconds in (0.001, 0.3, 100.0):
+        metrics.observe(("list", "apps", "v1", "deployments", ""), 200, seconds)
+    for index in range(MAX_SERIES + 10):
+        metrics.observe(("get", "", "v1", "pods", ""), index, 0.1)
+    metrics.observe(("get", "", "v1", "pods", 'x"} evil'), 200, 0.1)
+    text = asyncio.run(metrics.render())
+    labels = 'verb="LIST",group="apps",version="v1",resource="deployments",subresource=""'
+    assert f'apiserver_request_total{{{labels},code="200"}} 3' in text
+    assert f'apiserver_request_duration_seconds_bucket{{{labels},le="0.4"}} 2' in text
+    assert f'apiserver_request_duration_seconds_bucket{{{labels},le="+Inf"}} 3' in text
+    assert "evil" not in text and 'verb="OTHER"' in text
+    assert 0 < int(re.search(r"process_resident_memory_bytes (\d+)", text)[1]) < 1 << 40
