@@ -111,12 +111,14 @@ class Observer:
 
     async def observe(self, uid: str | None) -> dict[str, model.ObservedPod]:
         labels = {model.POD_UID: uid} if uid else {}
+        known = {*self._owners, *self._exits, *self._ooms}
         boxes = (await self._calls.ListPodSandbox(cri.ListPodSandboxRequest(
             filter=cri.PodSandboxFilter(label_selector=labels)), timeout=LIST_SECONDS)).items
         listed = (await self._calls.ListContainers(cri.ListContainersRequest(
             filter=cri.ContainerFilter(label_selector=labels)), timeout=LIST_SECONDS)).containers
         if uid is None:
-            self._forget({b.id for b in boxes} | {c.id for c in listed})
+            # Only what was known before the listing: an event may just have told of something newer.
+            self._forget(known - {b.id for b in boxes} - {c.id for c in listed})
         sandboxes = []
         for box in boxes:
             self.learn(box.id, box.metadata.uid, True)
@@ -137,11 +139,11 @@ class Observer:
                                seen))
         return assemble(sandboxes, containers)
 
-    def _forget(self, alive: set[str]) -> None:
-        for table in (self._owners, self._boxes, self._ended, self._exits):
-            for id in [i for i in table if i not in alive]:
-                del table[id]  # type: ignore[attr-defined]
-        self._ooms &= alive
+    def _forget(self, gone: set[str]) -> None:
+        for id in gone:
+            for table in (self._owners, self._boxes, self._ended, self._exits):
+                table.pop(id, None)  # type: ignore[attr-defined]
+        self._ooms -= gone
 
     async def _box(self, box: Any) -> Any | None:
         """The status of a sandbox, asked for once while it is ready: its addresses do not change."""

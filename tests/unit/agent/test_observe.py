@@ -1,0 +1,98 @@
+"""What the runtime tells, as pods: listings, exits that events told first, and the stream of a runtime without
+containerd's own events."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from agent.kubelet import model, observe, translate
+from agent.kubelet.runtime import Runtime
+from cri_proto.client import Connection
+from cri_proto.messages import cri
+
+LABELS = {model.POD_UID: "u", model.POD_NAME: "p", model.POD_NAMESPACE: "n", model.CONTAINER_NAME: "c"}
+
+
+def test_an_exit_told_by_an_event_outruns_the_listing() -> None:
+    running = model.ObservedContainer("1", "c", 0, "running", "s", started_at=5.0)
+    ended = observe.overlay(running, observe.Exit(3, 9.0), oom=False)
+    assert (ended.state, ended.exit_code, ended.finished_at, ended.reason) == ("exited", 3, 9.0, "Error")
+    assert observe.overlay(running, observe.Exit(0, 9.0), oom=False).reason == "Completed"
+    assert observe.overlay(running, observe.Exit(137, 9.0), oom=True).reason == "OOMKilled"
+    assert observe.overlay(running, None, oom=True) == running  # a child was killed, the container lives
+    told = model.ObservedContainer("1", "c", 0, "exited", "s", exit_code=128, reason="StartError")
+    assert observe.overlay(told, observe.Exit(1, 9.0), oom=True) == told
+
+
+def test_the_newest_attempts_come_first() -> None:
+    boxes = [("u", "n", "p", model.ObservedSandbox(str(a), a, a == 1)) for a in (0, 1)]
+    parts = [("u", "n", "p", model.ObservedContainer(f"{name}{a}", name, a, "exited", "1", created_at=float(a)))
+             for a in (0, 2, 1) for name in ("a", "b")]
+    pod = observe.assemble(boxes, parts)["u"]
+    assert pod.sandbox is not None and pod.sandbox.id == "1"
+    newest = pod.container("b")
+    assert newest is not None and newest.id == "b2"
+
+
+def test_specs_become_messages_without_unsafe_gaps() -> None:
+    sandbox = model.SandboxSpec("u", "n", "p", host_network=True, hostname="p", share_processes=True,
+                                ports=(model.PortMapping(80, 8080),))
+    config = translate.sandbox_config(sandbox)
+    assert config.hostname == "" and not config.port_mappings
+    assert config.linux.security_context.namespace_options.network == cri.NODE
+    plain = model.ContainerSpec("c", "i", stop_signal="SIGRTMIN+3", security=model.Security(
+        run_as_group=5, add_capabilities=("CAP_NET_ADMIN", "sys_time")))
+    message = translate.container_config(sandbox, plain)
+    context = message.linux.security_context
+    assert list(context.capabilities.add_capabilities) == ["NET_ADMIN", "SYS_TIME"]
+    assert context.masked_paths and context.readonly_paths and not context.HasField("run_as_group")
+    assert context.HasField("seccomp") and context.seccomp.profile_type == cri.SecurityProfile.Unconfined
+    assert message.stop_signal == 38 and translate.signal_number("SIGTERM") == 23
+    assert context.namespace_options.pid == cri.POD
+    unmasked = translate.container_config(sandbox, model.ContainerSpec("c", "i", security=model.Security(
+        privileged=True)))
+    assert not unmasked.linux.security_context.masked_paths
+
+
+class OtherRuntime(grpc.GenericRpcHandler):
+    """A CRI runtime that is not containerd: it has GetContainerEvents and nothing of containerd's."""
+
+    def service(self, details: Any) -> Any:
+        if details.method != "/runtime.v1.RuntimeService/GetContainerEvents":
+            return None
+        return grpc.unary_stream_rpc_method_handler(
+            self.stream, request_deserializer=cri.GetEventsRequest.FromString,
+            response_serializer=cri.ContainerEventResponse.SerializeToString)
+
+    async def stream(self, request: Any, context: Any) -> Any:
+        box = cri.PodSandboxStatus(id="s", metadata=cri.PodSandboxMetadata(uid="u"))
+        status = cri.ContainerStatus(id="c", state=cri.CONTAINER_EXITED, exit_code=4, finished_at=8 * 10**9)
+        for id, kind in (("s", cri.CONTAINER_STARTED_EVENT), ("c", cri.CONTAINER_STARTED_EVENT),
+                         ("c", cri.CONTAINER_STOPPED_EVENT)):
+            yield cri.ContainerEventResponse(container_id=id, container_event_type=kind, pod_sandbox_status=box,
+                                             containers_statuses=[status])
+
+
+def test_another_runtimes_events_are_understood(tmp_path: Path) -> None:
+    async def body() -> list[model.RuntimeEvent]:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((OtherRuntime(),))
+        server.add_insecure_port(f"unix://{tmp_path}/cri.sock")
+        await server.start()
+        got: list[model.RuntimeEvent] = []
+        async with asyncio.timeout(20), Connection(tmp_path / "cri.sock") as connection:
+            async for event in Runtime(connection).events():
+                got.append(event)
+                if len(got) == 5:
+                    break
+        await server.stop(None)
+        return got
+    relist, box, started, exited, again = asyncio.run(body())
+    assert (relist.kind, box.kind, started.kind) == ("relist", "changed", "started")
+    assert exited == model.RuntimeEvent("u", "exited", "c", 4, 8.0)
+    assert again.kind == "relist"  # the stream ended: whoever listens must look anew
