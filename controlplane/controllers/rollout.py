@@ -150,7 +150,9 @@ def new_replicas(deployment: Obj, sets: list[Obj], new: Obj) -> int:
     """How many replicas the newest set may have now."""
     if not rolling(deployment):
         return replicas(deployment)
-    room = replicas(deployment) + max_surge(deployment) - sum(map(replicas, sets))
+    # A set that was told to shrink counts in full until it has: upstream goes by the wish alone and may overshoot.
+    running = sum(max(replicas(one), objects.get(one, "status.replicas", 0)) for one in sets)
+    room = replicas(deployment) + max_surge(deployment) - running
     if room <= 0:
         return replicas(new)
     return replicas(new) + min(room, replicas(deployment) - replicas(new))

@@ -27,8 +27,10 @@ def run_rollout(wanted, surge, unavailable, ready):
             target["status"]["availableReplicas"] = min(count, target["status"]["availableReplicas"])
         new["status"]["availableReplicas"] = min(new["spec"]["replicas"],
                                                  new["status"]["availableReplicas"] + ready(step))
-        seen.append((new["spec"]["replicas"] + old["spec"]["replicas"],
+        seen.append((sum(max(s["spec"]["replicas"], s["status"]["replicas"]) for s in (new, old)),
                      new["status"]["availableReplicas"] + old["status"]["availableReplicas"]))
+        for each in (new, old):  # a set that was scaled follows a step later
+            each["status"]["replicas"] = each["spec"]["replicas"]
         if old["spec"]["replicas"] == 0 and new["status"]["availableReplicas"] == wanted:
             return one, seen
     raise AssertionError(f"no end: {seen[-3:]}")
