@@ -58,8 +58,11 @@ class Agent:
 
     async def _parts(self, connection: Any, client: Any) -> None:
         """Build everything and run it in one group: if one part fails, all end and the supervisor starts anew."""
+        from agent.image.demo import install
+        from agent.image.pause import NAME as PAUSE
         from agent.kubelet.images import Images
         from agent.kubelet.kubelet import Kubelet
+        from agent.kubelet.logrotate import Rotator
         from agent.kubelet.node import NodeAgent, describe_host
         from agent.kubelet.runtime import Runtime
         from agent.kubelet.volumes.objects import Objects
@@ -71,6 +74,7 @@ class Agent:
         options, clock = self.options, SYSTEM
         runtime, images = Runtime(connection), Images(connection)
         version = await self._runtime_version(runtime)
+        await install(connection, self.paths, (PAUSE,))
         host = describe_host(options.name, (options.node_ip,), options.root, version, options.port)
         pods = Informer(client, named("pods"), fields=f"spec.nodeName={options.name}")
         services = Informer(client, named("services"))
@@ -92,9 +96,10 @@ class Agent:
 
         node = NodeAgent(host, options.root, client, runtime, images, clock, nodes, assigned, options.pod_cidr)
         server = self._server(runtime, kubelet, client)
+        rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
             async with asyncio.TaskGroup() as group:
-                for part in (pods, services, nodes, recorder, objects, network, node, server):
+                for part in (pods, services, nodes, recorder, objects, network, node, server, rotator):
                     group.create_task(part.run(), name=type(part).__name__)
                 await services.synced()
                 group.create_task(kubelet.run(), name="Kubelet")

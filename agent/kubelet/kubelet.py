@@ -48,6 +48,11 @@ class Kubelet:
                 return worker.pod, worker.seen
         return None
 
+    def running_logs(self) -> list[tuple[str, str]]:
+        """Id and log file of every running container: what log rotation looks at."""
+        return [(container.id, container.log_path) for worker in self._workers.values()
+                for container in worker.seen.containers if container.state == "running" and container.log_path]
+
     def changed(self, uids: set[str]) -> None:
         """An object these pods use has changed."""
         for uid in uids:

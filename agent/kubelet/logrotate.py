@@ -28,14 +28,14 @@ class Rotator:
     """Keeps logs small. `containers` gives id and log path of each running container."""
 
     def __init__(self, reopen: Callable[[str], Awaitable[None]],
-                 containers: Callable[[], Awaitable[Iterable[tuple[str, str]]]], clock: Clock = SYSTEM) -> None:
+                 containers: Callable[[], Iterable[tuple[str, str]]], clock: Clock = SYSTEM) -> None:
         self._reopen, self._containers, self._clock = reopen, containers, clock
 
     async def run(self) -> None:
         """Look at the sizes for ever."""
         while True:
             await self._clock.sleep(ROTATE_SECONDS)
-            for container, path in await self._containers():
+            for container, path in list(self._containers()):
                 await self.rotate(container, Path(path))
 
     async def rotate(self, container: str, path: Path, limit: int = ROTATE_BYTES) -> bool:
