@@ -71,6 +71,8 @@ class Reviews:
         tokens = self._authn.tokens
         if tokens is None:
             raise Forbidden.of("serviceaccounts/token", request.name, "this server has no service-account signing key")
+        if self._context.authorizer is not None:
+            self._authz.admit_node(request, obj, service_account)  # a node's tokens are bound to its pods
         return tokens.request(request.namespace, service_account, obj)
 
     def _token_review(self, spec: Object) -> Object:

@@ -79,6 +79,7 @@ class Server:
         edges: list[Edge] = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens)]
         self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
         health.metrics.in_flight = lambda: self.pipeline.in_flight
+        health.add("store", lambda: "it takes no more writes" if self.broken.is_set() else "")
 
     async def start(self) -> None:
         """Open the store, bootstrap, listen. Raises Finding."""
