@@ -73,6 +73,19 @@ def _table(message: str) -> _Table:
     return _Table(message.rpartition(".")[0], orjson.loads(row))
 
 
+def kept_zeros(message: str) -> frozenset[str] | None:
+    """The JSON names of the fields whose zero value is not the same as none; None for a message without a table."""
+    if message not in _lines():
+        return None
+    kept: set[str] = set()
+    for name, kind, _, _, keep, embedded, _ in _table(message).fields.values():
+        if embedded:
+            kept |= kept_zeros(kind) or set()
+        elif keep:
+            kept.add(name)
+    return frozenset(kept)
+
+
 # --- the wire ------------------------------------------------------------------------------------------------------
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from controlplane.machinery import defaults, validate
 from controlplane.machinery.errors import Cause
 from controlplane.machinery.resources import Resource
 from controlplane.machinery.serviceupdate import prepare_service
+from controlplane.machinery.tidy import tidy
 from controlplane.machinery.warnings import deprecation, warnings_of
 
 Object = dict[str, Any]
@@ -43,8 +44,6 @@ _VERSION_REQUIRED = frozenset((
 _RETURNS_DELETED = frozenset(("Pod", "Service", "ServiceAccount", "PersistentVolumeClaim", "ResourceQuota",
                               "PodTemplate"))
 _OWN_STATUS = frozenset(("Node",))  # its creator, the kubelet, writes the status along
-# Their bodies hold JSON of the user's own, in which null is a value.
-_KEEPS_NULLS = frozenset(("CustomResourceDefinition", "ControllerRevision"))
 
 
 def _namespace(new: Object, old: Object | None) -> None:
@@ -77,7 +76,7 @@ class Strategy:
         self._default = defaults.of(resource.group, kind) if builtin else None
         self._validators = validate.of(resource.group, kind) if builtin else validate.GENERAL
         self._prepare = _PREPARE.get((resource.group, kind)) if builtin else None
-        self._prunes = builtin and kind not in _KEEPS_NULLS
+        self._definition = resource.definition if builtin else ""
         self._keeps_status = resource.has_status and not (builtin and kind in _OWN_STATUS)
         self._generation = ("body" if resource.custom or kind in _BODY_GENERATION
                             else "spec" if kind in _SPEC_GENERATION else "")
@@ -88,9 +87,9 @@ class Strategy:
         self.deprecated = deprecation(resource)
 
     def default(self, obj: Object) -> None:
-        """Fill in what was left out; null means left out. Idempotent."""
-        if self._prunes:
-            prune(obj)
+        """Bring it to its one form (nulls and meaningless zeros go), then fill in what was left out. Idempotent."""
+        if self._definition:
+            tidy(self._definition, obj)
         if self._default is not None:
             self._default(obj)
 
@@ -169,23 +168,6 @@ def _restore(new: Object, old: Object, field: str) -> None:
         new[field] = old[field]
     else:
         new.pop(field, None)
-
-
-def prune(obj: Object) -> None:
-    """Remove fields that are null, at any depth: to Go they were never sent. Ownership records keep theirs."""
-    stale = None
-    for key, value in obj.items():
-        if value is None:
-            stale = [key] if stale is None else [*stale, key]
-        elif value.__class__ is dict:
-            if key != "fieldsV1":
-                prune(value)
-        elif value.__class__ is list:
-            for item in value:
-                if item.__class__ is dict:
-                    prune(item)
-    for key in stale or ():
-        del obj[key]
 
 
 @lru_cache(_CACHED)

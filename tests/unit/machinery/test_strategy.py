@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.machinery import objects, resources, strategy
+from controlplane.machinery import objects, resources, strategy, tidy
 from controlplane.machinery.resources import named
 
 CUSTOM = resources.Resource("x.io", "v1", "things", "Thing", custom=True,
@@ -136,17 +136,35 @@ def test_warnings():
     assert len(strategy.of(named("pods")).warnings(pod, objects.deep_copy(pod))) == 1
 
 
-_TREES = st.recursive(st.none() | st.integers() | st.just("x"),
-                      lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from("abc"), inner))
+def test_what_go_cannot_tell_from_absent_is_absent():
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {
+        "name": "p", "creationTimestamp": None, "labels": {"a": None}, "generateName": "", "annotations": {}},
+           "spec": {"hostNetwork": False, "nodeName": "", "priority": 0, "volumes": [], "containers": [
+               {"name": "", "env": [{"name": "A", "value": ""}], "stdin": False, "tty": None, "command": [],
+                "securityContext": {"privileged": False},
+                "readinessProbe": {"httpGet": {"port": 0}, "periodSeconds": 0}},
+               None]}}
+    tidy.tidy(named("pods").definition, pod)
+    assert pod == {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "labels": {"a": ""}}, "spec": {
+        "priority": 0, "containers": [{"name": "", "env": [{"name": "A"}], "securityContext": {"privileged": False},
+                                       "readinessProbe": {"httpGet": {"port": 0}}}, {}]}}
 
 
-@given(st.dictionaries(st.sampled_from("abc"), _TREES))
-def test_pruning_leaves_no_null_field(tree):
-    strategy.prune(tree)
+def test_raw_values_keep_their_nulls():
+    schema = {"type": "object", "nullable": False, "properties": {"a": {"enum": [None, 1], "default": {"x": None},
+                                                                        "minimum": 0, "description": ""}}}
+    tidy.tidy("io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps", schema)
+    assert schema == {"type": "object", "properties": {"a": {"enum": [None, 1], "default": {"x": None}, "minimum": 0}}}
 
-    def nulls(value):
-        if isinstance(value, dict):
-            return any(v is None or nulls(v) for v in value.values())
-        return isinstance(value, list) and any(nulls(v) for v in value if isinstance(v, dict))
 
-    assert not nulls(tree)
+_BODIES = st.recursive(st.none() | st.just(0) | st.just("") | st.just("x") | st.just(5),
+                       lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(
+                           ["spec", "containers", "name", "env", "metadata", "labels", "priority", "z"]), inner))
+
+
+@given(st.dictionaries(st.sampled_from(["spec", "metadata", "z"]), _BODIES))
+def test_tidying_twice_is_tidying_once(body):
+    tidy.tidy(named("pods").definition, body)
+    again = objects.deep_copy(body)
+    tidy.tidy(named("pods").definition, again)
+    assert again == body

@@ -1,0 +1,119 @@
+"""Brings a decoded body to the one form its Go type would have: what Go cannot tell from absent is absent.
+
+Null is never kept; `""`, `0`, `false` and empty lists and maps stay only in fields where Go distinguishes them
+(pointers) or always prints them. So `hostNetwork: false` written by hand and left out by a typed client are the same
+pod, an update that only differs there changes nothing, and code after this point meets no null. Which zeros mean
+something comes with the protobuf tables, which were read from the Go structs. Values without a schema (raw extensions)
+are untouched. In place, compiled once per definition; `strategy` runs it on every write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from controlplane.machinery import protobuf, schema
+
+Node = dict[str, Any]
+Rule = Callable[[Any], bool]  # tidies the value; True when the field should go
+_ALWAYS_KEPT = frozenset(("quantity", "int-or-string", "date-time"))
+_PACKAGES = (("io.k8s.apiextensions-apiserver.", "k8s.io.apiextensions_apiserver."), ("io.k8s.", "k8s.io."))
+
+
+def tidy(definition: str, obj: Node) -> None:
+    """Bring `obj`, a body of this definition, to its one form."""
+    if definition in schema.load():
+        _of(definition)(obj)
+
+
+def _message(definition: str) -> str:
+    for ours, theirs in _PACKAGES:
+        if definition.startswith(ours):
+            return theirs + definition.removeprefix(ours)
+    return definition
+
+
+@cache
+def _of(definition: str) -> Rule:
+    """The rule of a whole definition; its fields' rules are made when a body first shows them."""
+    node = schema.load().definition(definition)
+    kept = protobuf.kept_zeros(_message(definition))
+    return _struct(node.get("properties") or {}, kept) if "properties" in node else _untouched
+
+
+def _untouched(_: Any) -> bool:
+    return False
+
+
+def _empty(value: Any) -> bool:
+    return not value
+
+
+def _struct(properties: dict[str, Node], kept: frozenset[str] | None) -> Rule:
+    rules: dict[str, Rule] = {}
+
+    def rule(value: Any) -> bool:
+        if value.__class__ is not dict:
+            return False
+        stale: list[str] | None = None
+        for field, sub in value.items():
+            if sub is not None:
+                own = rules.get(field)
+                if own is None:
+                    own = rules[field] = (_field(properties[field], kept is None or field in kept)
+                                          if field in properties else _untouched)
+                if own is _untouched or not own(sub):
+                    continue
+            stale = [field] if stale is None else [*stale, field]
+        for field in stale or ():
+            del value[field]
+        return False
+
+    return rule
+
+
+def _field(node: Node, keep: bool) -> Rule:
+    if "$ref" in node:
+        found = schema.load().definition(node["$ref"])
+        return _of(node["$ref"]) if "properties" in found else _untouched
+    kind = node.get("type")
+    if kind == "array":
+        return _each(node["items"], keep, list)
+    if kind == "object" and "additionalProperties" in node:
+        return _each(node["additionalProperties"], keep, dict)
+    if keep or node.get("format") in _ALWAYS_KEPT or kind not in ("string", "integer", "number", "boolean"):
+        return _untouched
+    return _empty
+
+
+def _each(node: Node, keep: bool, container: Any) -> Rule:
+    """A list's or map's rule: null elements become the zero value, as in Go."""
+    inner = _field(node, True)
+    zero: Any = _zero(node)
+
+    def rule(value: Any) -> bool:  # value[at] below changes no key: safe while iterating
+        if value.__class__ is not container:
+            return False
+        if not value:
+            return not keep
+        pairs: Any = value.items() if container is dict else enumerate(value)
+        for at, item in pairs:
+            if item is None and zero is not None:
+                value[at] = {} if zero == {} else zero
+            elif inner is not _untouched:
+                inner(item)
+        return False
+
+    return rule
+
+
+def _zero(node: Node) -> Any:
+    """What null means as an element; None where null is a value of its own."""
+    if "$ref" in node:
+        found = schema.load().definition(node["$ref"])
+        if "properties" in found:
+            return {}
+        return "0" if found.get("format") == "quantity" else None
+    return {"string": "", "integer": 0, "number": 0, "boolean": False, "array": None}.get(node.get("type", ""))
+
