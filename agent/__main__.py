@@ -104,7 +104,7 @@ class Agent:
                 await services.synced()
                 group.create_task(kubelet.run(), name="Kubelet")
                 if options.proxy_kubeconfig is not None:
-                    group.create_task(self._proxy(ledger), name="Proxy")
+                    group.create_task(self._proxy(ledger, network), name="Proxy")
                 await asyncio.gather(kubelet.relisted.wait(), network.listening.wait(), server.listening.wait())
                 gc.collect()
                 gc.freeze()  # what is built by now lives as long as the process
@@ -166,14 +166,15 @@ class Agent:
         return Server(runtime, kubelet.pods, Settings(options.certificate, options.key, options.client_ca,
                                                       port=options.port), authorize)
 
-    async def _proxy(self, ledger: Any) -> None:
+    async def _proxy(self, ledger: Any, network: Any) -> None:
         from agent.proxy.proxy import Proxy
         from controlplane.client import config as kubeconfig
         from controlplane.client.rest import Client
         options = self.options
         assert options.proxy_kubeconfig is not None
         async with Client(kubeconfig.load(options.proxy_kubeconfig), user_agent="kube-proxy") as client:
-            await Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger).run()
+            await Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger,
+                        repair=network.repair).run()
 
 
 async def run(options: Options, paths: Paths) -> int:

@@ -12,7 +12,7 @@ import asyncio
 import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from agent.proxy.model import ServiceKey, ServicePort
 
@@ -44,6 +44,10 @@ class HealthServers:
                     functools.partial(self._answer, number), None, number, limit=REQUEST_LIMIT)
             except OSError as error:
                 log.warning("health check port %d of %s/%s: %s", number, *wanted[number][0], error)
+
+    def concerns(self, changed: Iterable[tuple[ServicePort, ...]]) -> bool:
+        """Whether `update` has anything to do after these services changed."""
+        return bool(self._counts) or any(port.health_port for ports in changed for port in ports)
 
     async def close(self) -> None:
         for server in self._servers.values():

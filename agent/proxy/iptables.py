@@ -75,6 +75,7 @@ class Writer:
         self.backend, self._ledger = backend, ledger
         self._chunk = CHUNK if backend.is_nft else 0
         self._counts: dict[Chain, int] = {}
+        self._entries: list[int] | None = None
 
     def load(self, everything: dict[Chain, Rules]) -> None:
         """Make the kernel hold exactly these chains, whatever it held before. Raises xtables.RestoreError."""
@@ -96,6 +97,7 @@ class Writer:
         for text in batches(Change(delete=stale), self._chunk):
             self.backend.restore(text)
         self._counts = {chain: len(lines) for chain, lines in everything.items()}
+        self._entries = self._legacy_entries()
 
     def apply(self, change: Change) -> None:
         """Only what changed. Raises xtables.RestoreError; then only `load` makes things right again."""
@@ -104,6 +106,20 @@ class Writer:
         for chain in change.delete:
             self._counts.pop(chain, None)
         self._counts.update({chain: len(lines) for chain, lines in change.write.items()})
+        self._entries = self._legacy_entries()
+
+    def suspicious(self) -> bool:
+        """Whether `intact` is worth its cost: always with nf_tables, else when the tables' sizes are not as left."""
+        entries = self._legacy_entries()
+        if entries is None or entries == self._entries:
+            return entries is None
+        self._entries = entries
+        return True
+
+    def _legacy_entries(self) -> list[int] | None:
+        if self.backend.is_nft:
+            return None
+        return [xtables.legacy_entries(table, self.backend.family) for table in rules.TABLES]
 
     def intact(self) -> bool:
         """Whether every chain still has its rules and every hook is in place: what a foreign flush destroys."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,17 +34,18 @@ log = logging.getLogger(__name__)
 GATHER = 0.02  # seconds to wait for more changes: a rollout makes many at once, and 20 ms nobody notices
 RETRY_FIRST, RETRY_LIMIT = 1.0, 30.0  # seconds between full loads that fail: iptables may be busy or broken for long
 LOOK = 600.0  # seconds between looks at rules that tell of their loss themselves (nf_tables events)
-LOOK_LEGACY = 30.0  # and where nothing tells
+LOOK_LEGACY = 10.0  # and where nothing tells: there a look is one system call while nothing has changed
 HEAL_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush is many events
 
 
 class Proxy:
-    """`pod_cidr`: the range whose traffic is not masqueraded. `node_ip`: this node's address."""
+    """`pod_cidr`: the range whose traffic is not masqueraded, the cluster's. `repair` runs too when rules were lost."""
 
     def __init__(self, client: Any, node_name: str, node_ip: str, pod_cidr: str, ledger: Ledger | None = None,
-                 family: int = 4, clock: Clock = SYSTEM, backend: xtables.Backend | None = None) -> None:
+                 family: int = 4, clock: Clock = SYSTEM, backend: xtables.Backend | None = None,
+                 repair: Callable[[], Awaitable[None]] | None = None) -> None:
         self._node, self._family, self._clock, self._backend = node_name, family, clock, backend
-        self._ledger = ledger
+        self._ledger, self._repair = ledger, repair
         self._services = Informer(client, named("services"), keep=_trim, clock=clock)
         self._slices = Informer(client, named("endpointslices.discovery.k8s.io"), keep=_trim, clock=clock,
                                 indexes={"service": lambda s: [_slice_owner(s)]})
@@ -53,6 +54,7 @@ class Proxy:
         self._dirty: set[ServiceKey] = set()
         self._flows: list[conntrack.Flow] = []
         self._look = False
+        self._writer: Writer | None = None
         self._wake = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
         self._health = HealthServers()
@@ -95,6 +97,7 @@ class Proxy:
         backend = self._backend or await self._do(lambda: xtables.detect(self._family))
         self._backend = backend
         writer, guard = Writer(backend, self._ledger), _guard(self._lost)
+        self._writer = writer
         retry, whole = 0.0, True
         try:
             while True:
@@ -130,6 +133,8 @@ class Proxy:
         if look and not whole and not await self._do(writer.intact):
             log.warning("rules of the service proxy were removed by somebody else; loading them again")
             whole = True
+        if look and self._repair:
+            await self._repair()
         if whole or change:
             await self._write(writer, guard, (lambda: writer.load(self._rules.everything())) if whole
                               else (lambda: writer.apply(change)))
@@ -138,7 +143,8 @@ class Proxy:
         if self._flows:
             flows, self._flows = self._flows, []
             await self._do(lambda: conntrack.forget(flows, self._family))
-        await self._health.update(self._ports)
+        if self._health.concerns(changed.values()):
+            await self._health.update(self._ports)
         self.synced.set()
         return False
 
@@ -161,7 +167,8 @@ class Proxy:
         pause = LOOK if self._backend.is_nft else LOOK_LEGACY
         while True:
             await self._clock.sleep(self._clock.jitter(pause, 0.1))
-            self._lost()
+            if self._writer is None or self._writer.suspicious():
+                self._lost()
 
     async def _do(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

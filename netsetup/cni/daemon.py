@@ -40,6 +40,7 @@ class Network:
     """What `configure` makes: the range, the MTU and where rules go."""
 
     ipam: Ipam
+    cluster_cidr: str
     mtu: int
     backend: xtables.Backend
     host: RtNetlink
@@ -80,6 +81,10 @@ class Daemon:
         """Free what sandboxes that are not in `live` still hold; the container ids freed."""
         return await self._do(lambda: self._collect(set(live)))
 
+    async def repair(self) -> None:
+        """Put back the node-wide rules if somebody removed them. Raises xtables.RestoreError."""
+        await self._do(self._repair)
+
     @property
     def configured(self) -> bool:
         return self._network is not None
@@ -90,21 +95,27 @@ class Daemon:
         mtu = mtu or addresses.uplink_mtu()
         problems = sysctls.apply(self._ledger)
         self._ledger.record("link", prefix=links.PREFIX)
-        backend = xtables.detect()
-        try:
-            masquerade.apply(backend, self._ledger, pod_cidr, cluster_cidr)
-        except xtables.RestoreError as error:
-            raise Finding("iptables does not take the rules of the pod network", str(error),
-                          "check that the kernel has the nat table and the matches mark and addrtype") from error
-        network = Network(Ipam(self._paths.ipam, pod_cidr), mtu, backend, RtNetlink())
-        holdings = network.ipam.holdings()
-        if any(h.ports for h in holdings):
-            hostports.apply(backend, self._ledger, holdings)
         if self._network:
             self._network.host.close()
-        self._network = network
+        ipam = Ipam(self._paths.ipam, pod_cidr)
+        self._network = Network(ipam, cluster_cidr, mtu, xtables.detect(), RtNetlink())
+        try:
+            self._repair()
+        except xtables.RestoreError as error:
+            self._network = None
+            raise Finding("iptables does not take the rules of the pod network", str(error),
+                          "check that the kernel has the nat table and the matches mark and addrtype") from error
         foreign = install.write_configuration(self._paths, self._ledger, mtu)
         return [*problems, foreign] if foreign else problems
+
+    def _repair(self) -> None:
+        network = self._network
+        if network is None:
+            return
+        masquerade.apply(network.backend, self._ledger, str(network.ipam.network), network.cluster_cidr)
+        holdings = network.ipam.holdings()
+        if any(h.ports for h in holdings):
+            hostports.apply(network.backend, self._ledger, holdings)
 
     def _collect(self, live: set[str]) -> list[str]:
         network = self._network

@@ -116,6 +116,12 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     assert outside.tcp("192.168.9.1", 8088) == "REFUSED"
     assert "KUBE-HP-" not in node.host.sh("iptables-save -t nat")
 
+    # a foreign flush of everything is repaired
+    node.host.sh("iptables -F; iptables -t nat -F")
+    assert pods[0].tcp("192.168.9.2", 8080, 0.3) == "TIMEOUT"  # no masquerading: no way back
+    node.do(node.daemon.repair())
+    assert pods[0].tcp("192.168.9.2", 8080) == "outside|192.168.9.1"
+
     # a restarted agent finds everything as it was, also with its pods running
     link = pods[0].connect(addresses[1], 8080)
     link.recv(100)
