@@ -50,7 +50,7 @@ class NodeLifecycle(Controller):
         if kind == "DELETED":
             self._heard.pop(name, None)
             return
-        if kind == "ADDED" or _heartbeat(old) != _heartbeat(new):
+        if kind == "ADDED" or (health.ready(new) != "Unknown" and _heartbeat(old) != _heartbeat(new)):
             self._heard[name] = self.clock.monotonic()
         self.queue.add(name)
 
@@ -94,9 +94,9 @@ class NodeLifecycle(Controller):
 
 
 def _heartbeat(node: Obj | None) -> Any:
-    """What changes whenever the node writes its status, and never when we do."""
-    return [(c.get("type"), c.get("lastHeartbeatTime"))
-            for c in objects.get(node or {}, "status.conditions", []) if c.get("type") == "Ready"]
+    """What changes when the node writes its status; our own writes make it Unknown."""
+    condition = objects.condition(node or {}, "Ready") or {}
+    return condition.get("status"), condition.get("lastHeartbeatTime")
 
 
 class TaintEviction(Controller):

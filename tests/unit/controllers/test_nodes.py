@@ -1,0 +1,73 @@
+"""A node that falls silent: noticed after the grace, tainted, emptied after the tolerated time, and welcomed back."""
+
+import asyncio
+
+from controlplane.client.config import ClientConfig
+from controlplane.client.rest import Client
+from controlplane.controllers import health
+from controlplane.controllers.manager import Manager, Settings
+from controlplane.machinery import objects
+from controlplane.machinery.clock import FakeClock
+from controlplane.machinery.resources import named
+from tests.unit.apiserver.harness import pod, serving
+from tests.unit.controllers.cluster import PODS, Cluster
+
+NODES, LEASES = named("nodes"), named("leases.coordination.k8s.io")
+TOLERATED = 300  # seconds: what admission gives every pod
+
+
+def ready(status="True"):
+    return {"status": {"conditions": [{"type": "Ready", "status": status, "reason": "KubeletReady"}]}}
+
+
+def taints(c):
+    return {(t["key"], t["effect"]) for t in objects.get(c.of("nodes").get("", "n") or {}, "spec.taints", [])}
+
+
+def test_silence_taint_eviction_return():
+    async def main():
+        clock = FakeClock()
+        async with serving() as api, Client(ClientConfig(server=api.url)) as client:
+            manager = Manager(client, Settings(), clock)
+            filled = asyncio.Event()
+            tasks = [asyncio.create_task(manager.follow(filled.set))]
+            await filled.wait()
+            tasks.append(asyncio.create_task(manager.work()))
+            c = Cluster(client, manager)
+            await client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": {
+                "taints": [{"key": health.NOT_READY, "effect": "NoSchedule"}]}, **ready()})
+            await c.until(lambda: not taints(c) and objects.get(c.of("nodes").get("", "n") or {}, "spec.podCIDR"))
+            patient = {"key": health.UNREACHABLE, "operator": "Exists", "effect": "NoExecute"}
+            for name, tolerations in (("brief", [{**patient, "tolerationSeconds": TOLERATED}]), ("patient", [patient])):
+                made = pod(name, nodeName="n", tolerations=tolerations)
+                made["metadata"]["namespace"] = "default"
+                await client.create(PODS, made)
+                await client.patch(PODS, name, {"status": {"phase": "Running", "conditions": [
+                    {"type": "Ready", "status": "True"}]}}, "default", subresource="status")
+            lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {
+                "name": "n", "namespace": "kube-node-lease"}, "spec": {"holderIdentity": "n"}}
+            await clock.advance(health.GRACE_SECONDS - 1)
+            await client.create(LEASES, lease)  # a sign of life in the last moment
+            await c.until(lambda: c.of("leases.coordination.k8s.io").get("kube-node-lease", "n") and len(c.pods) == 2)
+            await clock.advance(health.GRACE_SECONDS - 1)
+            assert not taints(c)
+            await clock.advance(2)
+            unreachable = {(health.UNREACHABLE, "NoSchedule"), (health.UNREACHABLE, "NoExecute")}
+            await c.until(lambda: taints(c) == unreachable)
+            assert objects.condition(c.of("nodes").get("", "n"), "Ready")["reason"] == "NodeStatusUnknown"
+            await c.until(lambda: all(objects.condition(p, "Ready")["status"] == "False" for p in c.pods.items()))
+            await clock.advance(TOLERATED - 2)
+            assert not any(map(objects.deleting, c.pods.items()))
+            await clock.advance(3)
+            await c.until(lambda: objects.deleting(c.pods.get("default", "brief")))
+            assert not objects.deleting(c.pods.get("default", "patient"))
+            await client.patch(NODES, "n", ready(), subresource="status")
+            await c.until(lambda: not taints(c))
+            await client.delete(NODES, "n")
+            await c.until(lambda: not len(c.of("nodes")))
+            await clock.advance(41)
+            await c.until(lambda: not len(c.pods))
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    asyncio.run(main())
