@@ -109,7 +109,7 @@ class Pipeline:
     def admit_sender(self, request: Request) -> None:
         """Authenticate and authorize. Raises Unauthorized and Forbidden."""
         connection, headers = request.connection, request.headers
-        if "Authorization" in headers or any(name.startswith("Impersonate-") for name in headers):
+        if "Authorization" in headers or any(name[:12].lower() == "impersonate-" for name in headers):
             request.user = self._authenticator.authenticate(request)
         else:  # who the connection is was proved once, by its certificate or the lack of one
             user = connection.get("user")

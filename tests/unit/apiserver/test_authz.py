@@ -2,9 +2,10 @@
 
 import pytest
 
-from controlplane.apiserver.authn import ANYBODY, Authenticator, User, from_certificate
+from controlplane.apiserver.authn import ANYBODY, Authenticator, User, from_certificate, impersonated
 from controlplane.apiserver.authz import Authorizer, attributes_of
 from controlplane.apiserver.nodeauth import may_label, refers_to
+from controlplane.apiserver.pipeline import Pipeline
 from controlplane.apiserver.reviews import Reviews
 from controlplane.machinery.errors import BadRequest, Finding, Forbidden, Unauthorized
 from tests.unit.apiserver.edge import make_context, put, request, running
@@ -181,3 +182,17 @@ def test_access_reviews_agree_with_the_authorizer(context):
             "resources": ["selfsubjectreviews"]} in listed["resourceRules"] and not listed["incomplete"]
     whoami = request(context, "/apis/authentication.k8s.io/v1/selfsubjectreviews", "POST", JANE)
     assert reviews.handle(whoami, {})["status"]["userInfo"] == {"username": "jane", "groups": ["system:authenticated"]}
+
+
+def test_impersonation_is_seen_in_any_case_and_never_sticks_to_the_connection(context):
+    class Fixed:  # a certificate's user, and whatever the headers make of it
+        def authenticate(self, asked):
+            return impersonated(asked) if "Impersonate-User" in asked.headers else ADMIN
+
+    pipeline = Pipeline(context, Fixed(), context.authorizer, None)
+    connection: dict = {}
+    for headers, name in (({}, "kubernetes-admin"), ({"impersonate-user": "joe"}, "joe"), ({}, "kubernetes-admin")):
+        asked = request(context, "/healthz", **headers)
+        asked.connection = connection
+        pipeline.admit_sender(asked)
+        assert asked.user.name == name
