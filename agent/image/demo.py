@@ -21,7 +21,6 @@ from cri_proto.client import Connection
 DEMO = "pelamis.local/demo:1"
 NGINX = "docker.io/library/nginx:1.22"
 BUSYBOX = "docker.io/library/busybox:1"
-IMAGE = DEMO  # what `pelamis up --demo` deploys
 EDITION = 1  # part of the archive's name: raise it when an image's content changes
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -141,9 +140,3 @@ async def install(connection: Connection, paths: Paths, names: Sequence[str] = t
     for name in absent:
         await importer.import_archive(connection, built(name, paths))
     return absent
-
-
-async def ensure(paths: Paths, names: Sequence[str] = tuple(BUILDERS)) -> list[str]:
-    """`install` over a connection of its own to the node's containerd."""
-    async with Connection(paths.containerd_socket) as connection:
-        return await install(connection, paths, names)

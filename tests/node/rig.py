@@ -73,7 +73,8 @@ class Host:
         (self.paths.lib / "images").symlink_to(_KEPT)
         subprocess.run(["ip", "netns", "add", self.netns], check=True)
         subprocess.run(["ip", "-n", self.netns, "link", "set", "lo", "up"], check=True)
-        script = "mount --make-rshared / && echo ready && exec sleep infinity"
+        # A tmpfs of its own, so that the names of pods' namespaces never appear outside and vanish with the holder.
+        script = "mount -t tmpfs tmpfs /run/netns && mount --make-rshared / && echo ready && exec sleep infinity"
         self.holder = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-m", "--propagation", "private", "sh", "-c",
              script], stdout=subprocess.PIPE)
