@@ -62,6 +62,17 @@ def ensure(paths: Paths, node_name: str, node_ip: str, service_range: str = "10.
     return Issued(written, changed)
 
 
+def renewal_due(paths: Paths, clock: Clock = SYSTEM) -> float:
+    """Seconds until `ensure` will renew the first certificate because of its age; 0 when it would do so now. Whoever
+    keeps the processes alive sleeps that long, calls `ensure` and restarts them: pods run on meanwhile."""
+    moments = []
+    for file in sorted(paths.pki.glob("*.crt")):
+        stored = files.read(file)
+        if file.name != "ca.crt" and stored is not None:
+            moments.append(leaves.renewal_time(stored))
+    return max(0.0, min(moments) - clock.now()) if moments else 0.0
+
+
 def _load(folder: Path, file: str) -> Pair | None:
     certificate, key = files.read(folder / f"{file}.crt"), files.read(folder / f"{file}.key")
     return Pair(certificate, key) if certificate and key else None

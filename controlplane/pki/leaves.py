@@ -77,14 +77,24 @@ def fault(leaf: Leaf, stored: Pair | None, ca: x509.Certificate, now: float) -> 
         certificate.verify_directly_issued_by(ca)
     except (InvalidSignature, ValueError, TypeError):
         return "signed by another authority"
-    start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
-    if end - now < (end - start) / 3:
+    if now > _renewal(certificate):
         return "expires soon"
     if certificate.subject != subject(leaf.common_name, leaf.organizations):
         return "names another subject"
     if missing := {general_name(s) for s in leaf.sans} - _names(certificate):
         return "lacks " + ", ".join(sorted(str(n.value) for n in missing))
     return "" if _usages(certificate) == set(leaf.usages) else "has other usages"
+
+
+def renewal_time(pem: bytes) -> float:
+    """Wall seconds at which a certificate should be issued again."""
+    return _renewal(x509.load_pem_x509_certificate(pem))
+
+
+def _renewal(certificate: x509.Certificate) -> float:
+    """When two thirds of its life are over: months before anybody would notice."""
+    start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    return end - (end - start) / 3
 
 
 def _names(certificate: x509.Certificate) -> set[x509.GeneralName]:
