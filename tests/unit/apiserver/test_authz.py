@@ -184,12 +184,14 @@ def test_access_reviews_agree_with_the_authorizer(context):
     assert reviews.handle(whoami, {})["status"]["userInfo"] == {"username": "jane", "groups": ["system:authenticated"]}
 
 
-def test_impersonation_is_seen_in_any_case_and_never_sticks_to_the_connection(context):
+def test_impersonation_is_seen_in_any_case_and_never_sticks_to_the_connection():
+    context = make_context(authorization_mode=("AlwaysAllow",))
+
     class Fixed:  # a certificate's user, and whatever the headers make of it
         def authenticate(self, asked):
             return impersonated(asked) if "Impersonate-User" in asked.headers else ADMIN
 
-    pipeline = Pipeline(context, Fixed(), context.authorizer, None)
+    pipeline = Pipeline(context, Fixed(), Authorizer(context), None)
     connection: dict = {}
     for headers, name in (({}, "kubernetes-admin"), ({"impersonate-user": "joe"}, "joe"), ({}, "kubernetes-admin")):
         asked = request(context, "/healthz", **headers)
