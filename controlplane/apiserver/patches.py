@@ -50,12 +50,20 @@ def _decoded(body: bytes) -> Any:
         raise BadRequest(f"error decoding patch: {error}") from None
 
 
+def _configuration(body: bytes) -> Any:
+    """The body of an apply: YAML, or JSON, which is YAML too."""
+    try:
+        return wire.decode(body, YAML)
+    except ValueError as error:
+        raise BadRequest(f"error decoding YAML: {error}") from None
+
+
 async def change_of(request: Request, resource: Resource, definition: str) -> Change:
     """A pure function from the stored object to the patched one. Raises ApiError.
 
     An apply comes here only for a view such as Scale, which has no owners of its own: it is merged."""
     kind = media_type(request, resource)
-    document = _decoded(await request.body()) if kind != APPLY_PATCH else wire.decode(await request.body(), YAML)
+    document = (_decoded if kind != APPLY_PATCH else _configuration)(await request.body())
     if kind == JSON_PATCH:
         if not isinstance(document, list):
             raise BadRequest("error decoding patch: json: cannot unmarshal object into Go value of type "
@@ -95,7 +103,7 @@ async def applied(request: Request, resource: Resource) -> Object:
     """The configuration of a server-side apply. Raises ApiError."""
     if not request.query.get("fieldManager"):
         raise Invalid.of("PatchOptions", "", [required("fieldManager", "is required for apply patch")], "meta.k8s.io")
-    obj = wire.decode(await request.body(), YAML)
+    obj = _configuration(await request.body())
     if not isinstance(obj, dict):
         raise BadRequest("error decoding YAML: the configuration is no object")
     if (obj.get("metadata") or {}).get("managedFields"):
