@@ -22,6 +22,7 @@ from agent.proxy.guard import Guard
 from agent.proxy.health import HealthServers
 from agent.proxy.iptables import Writer
 from agent.proxy.model import ServiceKey, ServicePort
+from agent.proxy.peers import Peers
 from agent.proxy.rules import RuleSet
 from controlplane.client.informer import Informer
 from controlplane.machinery.clock import SYSTEM, Clock
@@ -39,7 +40,9 @@ HEAL_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush 
 
 
 class Proxy:
-    """`pod_cidr`: the range whose traffic is not masqueraded, the cluster's. `repair` runs too when rules were lost."""
+    """`pod_cidr`: the range whose traffic is not masqueraded, the cluster's. `repair` runs too when rules were lost.
+
+    With a `ledger` it also keeps the routes to other nodes' pods."""
 
     def __init__(self, client: Any, node_name: str, node_ip: str, pod_cidr: str, ledger: Ledger | None = None,
                  family: int = 4, clock: Clock = SYSTEM, backend: xtables.Backend | None = None,
@@ -49,6 +52,7 @@ class Proxy:
         self._services = Informer(client, named("services"), keep=_trim, clock=clock)
         self._slices = Informer(client, named("endpointslices.discovery.k8s.io"), keep=_trim, clock=clock,
                                 indexes={"service": lambda s: [_slice_owner(s)]})
+        self._peers = Peers(client, node_name, ledger, clock) if ledger else None
         self._rules = RuleSet(pod_cidr, family)
         self._ports: dict[ServiceKey, tuple[ServicePort, ...]] = {}
         self._dirty: set[ServiceKey] = set()
@@ -73,6 +77,8 @@ class Proxy:
                 group.create_task(self._slices.run())
                 group.create_task(self._follow())
                 group.create_task(self._look_now_and_then())
+                if self._peers:
+                    group.create_task(self._peers.run(self._do))
         finally:
             await self._health.close()
             self._worker.shutdown(wait=False, cancel_futures=True)

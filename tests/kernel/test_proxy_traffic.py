@@ -17,6 +17,7 @@ import pytest
 from agent.proxy.cleanup import cleanup
 from agent.proxy.proxy import Proxy
 from netsetup import links, xtables
+from netsetup.ledger import Ledger
 from netsetup.rtnetlink import RtNetlink
 
 from .conftest import Namespace, ask
@@ -31,7 +32,7 @@ class Api:
     """The part of the client that informers use, over plain dicts; `put` and `drop` reach the watchers."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[tuple[str, str], dict]] = {"services": {}, "endpointslices": {}}
+        self.objects: dict[str, dict[tuple[str, str], dict]] = {"services": {}, "endpointslices": {}, "nodes": {}}
         self.queues: dict[str, asyncio.Queue] = {}
         self.revision = 1
 
@@ -39,7 +40,7 @@ class Api:
         self.revision += 1
         obj = copy.deepcopy(obj)
         obj["metadata"] |= {"resourceVersion": str(self.revision), "uid": obj["metadata"]["name"]}
-        key = (obj["metadata"]["namespace"], obj["metadata"]["name"])
+        key = (obj["metadata"].get("namespace", ""), obj["metadata"]["name"])
         if kind == "DELETED":
             self.objects[plural].pop(key)
         else:
@@ -73,7 +74,8 @@ def endpoints(name: str, *addresses: str, port: int = 8080, protocol: str = "TCP
 class Cluster:
     """A node with two pods and a running proxy, another node's pod, and somebody outside."""
 
-    def __init__(self, make: Callable[[str], Namespace], variant: str) -> None:
+    def __init__(self, make: Callable[[str], Namespace], variant: str, ledger: Ledger) -> None:
+        self.ledger = ledger
         self.backend = xtables.Backend(variant)
         self.node, self.ext, self.other, self.a, self.b = (make(n) for n in ("node", "ext", "other", "a", "b"))
         for peer, net in ((self.ext, "77"), (self.other, "78")):
@@ -81,7 +83,7 @@ class Cluster:
                     f"ip addr add 192.168.{net}.2/24 dev eth0; ip link set eth0 up;"
                     f"ip route add default via 192.168.{net}.1")
             self.node.sh(f"ip addr add 192.168.{net}.1/24 dev to{net}; ip link set to{net} up")
-        self.node.sh("ip route add default via 192.168.77.2; ip route add 10.244.2.0/24 via 192.168.78.2;"
+        self.node.sh("ip route add default via 192.168.77.2;"
                      "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.route_localnet=1"
                      " net.ipv4.conf.all.send_redirects=0 net.ipv4.conf.to77.send_redirects=0")
         self.other.sh(f"ip addr add {C}/32 dev lo")
@@ -89,7 +91,11 @@ class Cluster:
         for namespace, label in ((self.a, "a"), (self.b, "b"), (self.other, "c")):
             namespace.serve(label)
         self.api = Api()
+        self.api.change("nodes", "ADDED", {  # the way to the other node's pods is the proxy's to make
+            "metadata": {"name": "n2"}, "spec": {"podCIDR": "10.244.2.0/24"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.168.78.2"}]}})
         self.start()
+        self.until(lambda: "10.244.2.0/24 via 192.168.78.2" in self.node.sh("ip route"))
 
     def _wire(self) -> None:
         with RtNetlink() as netlink:
@@ -101,7 +107,7 @@ class Cluster:
 
         async def main() -> None:
             self.loop = asyncio.get_running_loop()
-            self.proxy = Proxy(self.api, "n1", NODE, PODS, backend=self.backend)
+            self.proxy = Proxy(self.api, "n1", NODE, PODS, self.ledger, backend=self.backend)
             self.task = asyncio.create_task(self.proxy.run())
             synced = asyncio.create_task(self.proxy.synced.wait())
             await asyncio.wait([self.task, synced], return_when=asyncio.FIRST_COMPLETED)
@@ -145,11 +151,11 @@ class Cluster:
 
 
 @pytest.fixture(scope="module", params=xtables.BACKENDS)
-def cluster(request, make_namespace: Callable[[str], Namespace]) -> Iterator[Cluster]:
+def cluster(request, make_namespace: Callable[[str], Namespace], tmp_path_factory) -> Iterator[Cluster]:
     backend = xtables.Backend(request.param)
     if not backend.present:
         pytest.skip(f"iptables-{request.param} is not installed")
-    made = Cluster(make_namespace, request.param)
+    made = Cluster(make_namespace, request.param, Ledger(tmp_path_factory.mktemp("ledger") / "ledger.jsonl"))
     yield made
     made.stop()
 
@@ -260,4 +266,8 @@ def test_nothing_is_left_after_cleanup(cluster: Cluster) -> None:
     cluster.stop()
     assert cluster.node.run(cleanup) > 10
     assert "KUBE" not in cluster.node.run(cluster.backend.save)
+    cluster.start()
+    cluster.stop()
+    assert cluster.node.run(cluster.ledger.undo) and cluster.ledger.findings == []  # a purge finds the same and more
+    assert "KUBE" not in cluster.node.run(cluster.backend.save) and "10.244.2.0" not in cluster.node.sh("ip route")
     cluster.start()
