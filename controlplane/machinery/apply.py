@@ -235,16 +235,26 @@ def _merged(live: Any, config: Any, node: Node) -> Any:
             else:
                 out[key] = _merged(out.get(key), value, fieldsets.field(node, key)[0])
         return out
-    mine, theirs = fieldsets.elements(node, config), fieldsets.elements(node, live)
+    return _merged_items(live, config, node)
+
+
+def _merged_items(live: list[Any], config: list[Any], node: Node) -> list[Any]:
+    """The configuration's items in its order; the others of the live list before whom they stood before."""
     inside = resolved(node).get("items") or {}
-    rest = [name for name in theirs if name not in mine]
-    order = {name: at for at, name in enumerate(theirs)}
+    mine = fieldsets.elements(node, config)
+    named = [(fieldsets.element(node, item, at), item) for at, item in enumerate(live)]
+    theirs = {name: (at, item) for at, (name, item) in reversed(list(enumerate(named)))}
+    rest = [at for at, (name, _) in enumerate(named) if name not in mine]  # positions: a live list may hold doubles
     items: list[Any] = []
     for name, value in mine.items():
-        while name in order and rest and order[rest[0]] < order[name]:
-            items.append(theirs[rest.pop(0)])
-        items.append(_merged(theirs[name], value, inside) if name in theirs else value)
-    return items + [theirs[name] for name in rest]
+        if name not in theirs:
+            items.append(value)
+            continue
+        place, old = theirs[name]
+        while rest and rest[0] < place:
+            items.append(named[rest.pop(0)][1])
+        items.append(_merged(old, value, inside))
+    return items + [named[at][1] for at in rest]
 
 
 def _prune(value: Any, node: Node, last: Tree, owned: Tree, keys: tuple[str, ...] = ()) -> None:

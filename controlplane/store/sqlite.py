@@ -17,7 +17,6 @@ import os
 import queue
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding, TooManyRequests
 from controlplane.store.log import Change, Compacted, Entry, Follower, Log, Stale
 
@@ -90,8 +90,9 @@ def _finding(path: Path, error: BaseException) -> Finding:
 class SqliteLog(Log):
     """A durable log in the file `path` (its folder is made, readable by the owner alone)."""
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, clock: Clock = SYSTEM) -> None:
         self.path = Path(path)
+        self._clock = clock
         self._requests: queue.SimpleQueue[_Write | _Compaction | None] = queue.SimpleQueue()
         self._queued = 0
         self._fault: Finding | None = None
@@ -153,8 +154,8 @@ class SqliteLog(Log):
         if version > FORMAT:
             raise Finding(f"the store {self.path} has format {version}", f"this release reads formats up to {FORMAT}",
                           "run the release that wrote it")
-        deadline = time.monotonic() + CHECK_SECONDS
-        connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+        deadline = self._clock.monotonic() + CHECK_SECONDS
+        connection.set_progress_handler(lambda: self._clock.monotonic() > deadline, 10_000)
         try:
             found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         except sqlite3.OperationalError as error:
@@ -306,14 +307,15 @@ class SqliteLog(Log):
         return lambda: self._tell(batch, changes, outcome)
 
     def _tell(self, batch: list[_Write], changes: list[Change], outcome: list[Change | Stale]) -> None:
-        self._queued -= len(batch)
         if changes:
             self.revision = changes[-1].revision
             try:
                 self._follower(changes)
             except Exception as error:  # the follower's view is now in doubt, and it serves every read
-                self._broken(Finding("the cache could not follow the store", repr(error), "start again"))
+                self._failure(batch, Finding("the cache could not follow the store", repr(error), "start again"),
+                              harmless=False)()
                 raise
+        self._queued -= len(batch)
         for write, result in zip(batch, outcome, strict=True):
             if write.answer.done():
                 continue  # the writer was cancelled; its write happened all the same

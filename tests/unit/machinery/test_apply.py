@@ -89,6 +89,14 @@ def test_lists_merge_by_their_keys_and_keys_have_defaults():
     assert [c["name"] for c in got["spec"]["template"]["spec"]["containers"]] == ["c", "side"]
 
 
+def test_doubles_in_a_live_list_stay_unless_they_are_applied():
+    live = deployment([{"name": "c", "image": "i", "env": [{"name": "A", "value": "1"}, {"name": "B", "value": "1"},
+                                                           {"name": "A", "value": "2"}]}])
+    got = do(live, deployment([{"name": "c", "env": [{"name": "C", "value": "1"}, {"name": "B", "value": "1"}]}]),
+             definition=DEPLOYMENT)
+    assert [e["name"] for e in got["spec"]["template"]["spec"]["containers"][0]["env"]] == ["C", "A", "B", "A"]
+
+
 @pytest.mark.parametrize(("patch", "text"), [
     ({**deployment([]), "zz": 1}, ".zz: field not declared in schema"),
     (deployment([], replicas="x"), ".spec.replicas: expected numeric (int or float), got string"),

@@ -166,3 +166,17 @@ def test_labels_survive_the_bound_on_decoded_objects(monkeypatch):
         item = await cache.write("cm/a", config_map("a", labels={"k": "v"}), 0)
         assert item.labels == {"k": "v"} and item._obj is None and item.obj["metadata"]["name"] == "a"
     scenario(act)
+
+
+def test_waiting_for_a_revision_ends_with_the_write_that_makes_it():
+    async def act(cache):
+        waits = [asyncio.ensure_future(cache.reached(revision)) for revision in (1, 2, 2)]
+        await settle()
+        await cache.write("cm/a", config_map("a"), 0)
+        await waits[0]
+        assert not waits[1].done()
+        waits[2].cancel()
+        await cache.write("cm/b", config_map("b"), 0)
+        await waits[1]
+        await cache.reached(1)
+    scenario(act)

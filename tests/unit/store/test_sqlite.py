@@ -121,6 +121,22 @@ def test_a_doubtful_commit_ends_the_log_once_and_for_all(tmp_path):
     asyncio.run(scenario())
 
 
+def test_a_follower_that_fails_ends_the_log_and_leaves_no_writer_waiting(tmp_path):
+    async def scenario():
+        faults = []
+        log = SqliteLog(tmp_path / "log.db")
+        log.on_fault = faults.append
+        await log.open(lambda changes: 1 / 0)
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        with pytest.raises(Finding, match="could not follow"):
+            await asyncio.wait_for(log.write("a/1", b"x", 0), 5)
+        assert len(faults) == 1
+        with pytest.raises(Finding):
+            await log.write("a/2", b"x", 0)
+        await log.close()
+    asyncio.run(scenario())
+
+
 @pytest.mark.parametrize("damage", [b"this is no database at all, not by far" * 100, None])
 def test_a_damaged_file_is_found_at_the_start(tmp_path, damage):
     path = tmp_path / "log.db"
