@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from controlplane.machinery.errors import Finding
+from controlplane.store.log import Entry
 from controlplane.store.sqlite import SqliteLog
 
 WRITER = """
@@ -24,22 +25,37 @@ async def main():
             number += 1
             change = await log.write(f"w{worker}/{number % 7}", b"v%d" % number * 50, None)
             os.write(1, b"%d %s %d\\n" % (change.revision, change.key.encode(), number))
+    async def compact():
+        while True:
+            await log.write("w/tick", b"", None)
+            await log.compact(log.revision - 100)
     async with asyncio.TaskGroup() as group:
+        if sys.argv[2] == "compact":
+            group.create_task(compact())
         for worker in range(8):
             group.create_task(write(worker))
 asyncio.run(main())
 """
 
 
+def _state_at(path, revision):
+    """The state as the rows themselves tell it, without the log's own queries."""
+    with sqlite3.connect(path) as connection:
+        rows = connection.execute("SELECT key, value, revision, created FROM log ORDER BY revision").fetchall()
+    state = {row[0]: row for row in rows if row[2] <= revision}
+    return [state[key] for key in sorted(state) if state[key][1] is not None]
+
+
 async def _ignore_changes(log: SqliteLog):
     return await log.open(lambda changes: None)
 
 
-def test_kill_9_loses_no_acknowledged_write_and_reuses_no_revision(tmp_path):
+@pytest.mark.parametrize("mode", ["keep", "compact"])
+def test_kill_9_loses_no_acknowledged_write_and_reuses_no_revision(tmp_path, mode):
     path = tmp_path / "log.db"
     highest = 0
     for run in range(3):
-        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(path), mode], stdout=subprocess.PIPE)
         acknowledged = [process.stdout.readline() for _ in range(200 + 137 * run)]
         process.send_signal(signal.SIGKILL)
         acknowledged += process.stdout.readlines()
@@ -54,11 +70,15 @@ def test_kill_9_loses_no_acknowledged_write_and_reuses_no_revision(tmp_path):
         async def check(told=told):
             log = SqliteLog(path)
             state = {entry.key: entry for entry in await _ignore_changes(log)}
-            kept = {change.revision: (change.key, change.value) for change in await log.since("", 0)}
-            assert {r: kept.get(r) for r in told} == told
-            assert sorted(kept) == list(range(1, log.revision + 1))
-            latest = {key: value for _, (key, value) in sorted(kept.items())}
-            assert {k: e.value for k, e in state.items()} == latest
+            kept = {c.revision: (c.key, c.value) for c in await log.since("", log.compacted)}
+            assert {r: kept.get(r) for r in told if r > log.compacted} == {
+                r: write for r, write in told.items() if r > log.compacted}
+            assert sorted(kept) == list(range(log.compacted + 1, log.revision + 1))
+            assert (log.compacted > 0) == (mode == "compact")
+            latest = {key: (r, value) for r, (key, value) in sorted((told | kept).items())}
+            assert latest.items() <= {k: (e.revision, e.value) for k, e in state.items()}.items()
+            assert all(entry == Entry(*row) for entry, row in zip(
+                await log.at("", log.compacted), _state_at(path, log.compacted), strict=True))
             await log.close()
             return log.revision
         highest = asyncio.run(check())
