@@ -34,13 +34,14 @@ class Pool:
         self._split = min(first + band, last)
         self._clock = clock
         self.used: set[int] = set()
+        self.reserved: set[int] = set()  # never given out nor free, whoever holds them
 
     def contains(self, value: int) -> bool:
         return self.first <= value <= self.last
 
     def take(self, value: int) -> bool:
         """Claim one value; False when it is in use."""
-        if value in self.used:
+        if value in self.used or value in self.reserved:
             return False
         self.used.add(value)
         return True
@@ -86,6 +87,7 @@ class Allocator:
         first = int(network.network_address) + 1
         last = int(network.broadcast_address) - 1
         self.addresses = Pool(first, last, clock, _band(network.num_addresses))
+        self.addresses.reserved.add(first)  # default/kubernetes
         self.ports = Pool(ports[0], ports[1], clock)
 
     def restore(self, services: Iterable[dict[str, Any]]) -> list[str]:
@@ -93,7 +95,7 @@ class Allocator:
         problems = []
         for service in services:
             for pool, value in self._held(service):
-                if not pool.take(value):
+                if value not in pool.reserved and not pool.take(value):
                     where = f"{service['metadata'].get('namespace')}/{service['metadata'].get('name')}"
                     shown = str(ipaddress.IPv4Address(value)) if pool is self.addresses else str(value)
                     problems.append(f"Service {where} holds {shown}, which another Service holds too; recreate one")

@@ -9,6 +9,7 @@ Upstream: k8s.io/kubernetes/pkg/controlplane/controller/{kubernetesservice,syste
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -20,6 +21,7 @@ from controlplane.apiserver.context import Context
 from controlplane.apiserver.lists import object_key
 from controlplane.machinery.resources import Resource, named
 from controlplane.store.log import Stale
+from controlplane.store.watch import Lagged
 
 LOG = logging.getLogger("apiserver")
 NAMESPACES = ("default", "kube-system", "kube-public", "kube-node-lease")
@@ -74,8 +76,33 @@ def merged(stored: Object, right: Object) -> Object:
     return new
 
 
+async def keep(context: Context, address: str) -> None:
+    """Make right again what someone deletes or changes while the server runs. Ends by cancellation."""
+    kept = [(resource, right["metadata"]) for resource, right in wanted(context.options, address)]
+
+    async def follow(resource: Resource, key: str) -> None:
+        while True:
+            with context.cache.watch(key, None) as watch:
+                try:
+                    await watch.take()
+                except Lagged:
+                    LOG.warning("%s changes faster than it can be made right", key)
+            await _ensure_all(context, address)
+
+    async with asyncio.TaskGroup() as group:
+        for resource, metadata in kept:
+            group.create_task(follow(resource, object_key(resource, metadata.get("namespace", ""), metadata["name"])))
+
+
 async def ensure(context: Context, allocator: Allocator, address: str) -> None:
     """Make everything right. Raises Finding when the store cannot be written."""
+    await _ensure_all(context, address)
+    problems = allocator.restore(item.obj for item in context.cache.list("services/"))
+    for problem in problems:
+        LOG.warning("%s", problem)
+
+
+async def _ensure_all(context: Context, address: str) -> None:
     for resource, right in wanted(context.options, address):
         metadata = right["metadata"]
         key = object_key(resource, metadata.get("namespace", ""), metadata["name"])
@@ -93,6 +120,3 @@ async def ensure(context: Context, allocator: Allocator, address: str) -> None:
                 continue
         if item is None:
             LOG.info("made %s %s", right["kind"], metadata["name"])
-    problems = allocator.restore(item.obj for item in context.cache.list("services/"))
-    for problem in problems:
-        LOG.warning("%s", problem)

@@ -85,6 +85,9 @@ def select(request: Request, resource: Resource) -> Selection:
         selectors.check_fields(resource, fields)  # an unknown path is told before anything is read
     if labels is None and fields is None:
         return EVERYTHING
+    if labels is None and fields is not None and len(fields.requirements) == 1 and fields.exact("metadata.name"):
+        end = "/" + (fields.exact("metadata.name") or "")  # nothing needs to be decoded for it
+        return Selection(lambda item: item.key.endswith(end), end[1:])
     by_field = selectors.field_matcher(resource, fields) if fields is not None else None
 
     def match(item: Item) -> bool:

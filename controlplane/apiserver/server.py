@@ -17,7 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-from controlplane.apiserver import admission, bootstrap, request
+from controlplane.apiserver import admission, bootstrap, expiry, request
 from controlplane.apiserver.allocator import Allocator
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
@@ -30,6 +30,7 @@ from controlplane.machinery.errors import Finding
 from controlplane.machinery.resources import BUILTIN, Registry
 from controlplane.store.cache import Cache
 from controlplane.store.log import Log
+from controlplane.store.watch import Closed
 
 LOG = logging.getLogger("apiserver")
 IDLE_SECONDS = 600.0  # an idle connection is kept this long: kubelets and controllers come back every ten seconds
@@ -53,6 +54,7 @@ class Server:
         self.streams: Any = None
         self._web: web.Server
         self._listener: asyncio.Server | None = None
+        self._chores: asyncio.Task[None] | None = None
         self._states: dict[Any, dict[str, Any]] = {}
 
     def _on_fault(self, error: Exception) -> None:
@@ -88,7 +90,9 @@ class Server:
         try:
             await self.cache.open()
             self._assemble()
-            await bootstrap.ensure(self.context, self.allocator, self._advertised())
+            address = self._advertised()
+            await bootstrap.ensure(self.context, self.allocator, address)
+            self._chores = asyncio.create_task(self._housekeeping(address), name="housekeeping")
             self._web = web.Server(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
                                    handler_cancellation=True, access_log=None,
                                    keepalive_timeout=IDLE_SECONDS, max_field_size=MAX_HEADER,
@@ -102,6 +106,18 @@ class Server:
         gc.freeze()  # what exists now lives as long as the server: collections need not look at it again
         LOG.info("serving on %s:%d, storage at revision %d", self.options.bind_address, self.port,
                  self.cache.revision)
+
+    async def _housekeeping(self, address: str) -> None:
+        """What runs beside the requests; a fault in it is told and stops the server, which starts anew."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(expiry.keep(self.context))
+                group.create_task(bootstrap.keep(self.context, address))
+        except* Closed:
+            pass  # the cache was closed under it: the server stops
+        except* Exception as faults:
+            if not self.context.draining:
+                self._on_fault(faults.exceptions[0])
 
     def _bind(self) -> socket.socket:
         options = self.options
@@ -169,5 +185,8 @@ class Server:
             self._web.pre_shutdown()
             await self._web.shutdown(STOP_SECONDS)
             await self.streams.close()
+        if self._chores is not None:
+            self._chores.cancel()
+            await asyncio.gather(self._chores, return_exceptions=True)
         await self.cache.close()
         LOG.info("stopped at revision %d", self.cache.revision)
