@@ -18,10 +18,12 @@ from controlplane.controllers import furniture, replicaset
 from controlplane.controllers.deployment import Deployments
 from controlplane.controllers.endpointslice import Endpoints, EndpointSlices
 from controlplane.controllers.garbage import Garbage
+from controlplane.controllers.mirror import Mirror
 from controlplane.controllers.namespace import Namespaces
 from controlplane.controllers.node import NodeLifecycle, PodCidrs, TaintEviction
 from controlplane.controllers.podgc import PodCollector
 from controlplane.controllers.runtime import Context, Controller
+from controlplane.controllers.tokensecrets import TokenSecrets
 from controlplane.machinery.clock import SYSTEM, Clock
 
 
@@ -36,7 +38,8 @@ class Settings:
 def build(context: Context, settings: Settings) -> list[Controller]:
     made: list[Controller] = [
         Deployments(context), replicaset.replicasets(context), replicaset.replication_controllers(context),
-        EndpointSlices(context), Endpoints(context), Namespaces(context), furniture.service_accounts(context)]
+        EndpointSlices(context), Endpoints(context), Mirror(context), Namespaces(context),
+        furniture.service_accounts(context), TokenSecrets(context, settings.root_ca)]
     if settings.root_ca:
         made.append(furniture.root_ca(context, settings.root_ca))
     return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),

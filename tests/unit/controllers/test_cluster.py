@@ -110,6 +110,31 @@ def test_services_find_their_pods():
     asyncio.run(main())
 
 
+def test_written_endpoints_are_mirrored():
+    async def main():
+        async with cluster() as c:
+            await c.client.create(SERVICES, {"apiVersion": "v1", "kind": "Service",
+                "metadata": {"name": "db", "namespace": "default"}, "spec": {"ports": [{"port": 5432}]}})
+            await c.client.create(named("endpoints"), {"apiVersion": "v1", "kind": "Endpoints",
+                "metadata": {"name": "db", "namespace": "default"},
+                "subsets": [{"addresses": [{"ip": "192.0.2.7"}], "ports": [{"port": 5432}]}]})
+
+            def mirrored():
+                return [(s["endpoints"][0]["addresses"], s["ports"][0]["port"])
+                        for s in c.of("endpointslices.discovery.k8s.io").items()
+                        if objects.labels(s).get("kubernetes.io/service-name") == "db"]
+            await c.until(lambda: mirrored() == [(["192.0.2.7"], 5432)])
+            await c.client.patch(named("endpoints"), "db", {"subsets": [
+                {"addresses": [{"ip": "192.0.2.8"}], "ports": [{"port": 5432}]}]}, "default", "merge")
+            await c.until(lambda: mirrored() == [(["192.0.2.8"], 5432)])
+            assert not [s for s in c.of("endpointslices.discovery.k8s.io").items()
+                        if objects.labels(s).get("kubernetes.io/service-name") == "kubernetes"
+                        and objects.labels(s).get("endpointslice.kubernetes.io/managed-by", "").startswith("endpoints")]
+            await c.client.delete(named("endpoints"), "db", "default")
+            await c.until(lambda: not mirrored())
+    asyncio.run(main())
+
+
 def test_namespaces_are_furnished_and_emptied():
     async def main():
         async with cluster() as c:

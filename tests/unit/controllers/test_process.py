@@ -1,6 +1,7 @@
 """The process: it becomes ready over TLS as its own identities, works on after the server was away, stops cleanly."""
 
 import asyncio
+import base64
 import os
 import signal
 import socket
@@ -64,8 +65,20 @@ def test_ready_work_outage_stop(tmp_path):
                 as client:
             made = pod("p")
             made["metadata"]["namespace"] = "default"
+            await client.create(named("secrets"), {
+                "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/service-account-token", "metadata": {
+                    "name": "t", "namespace": "default", "annotations": {
+                        "kubernetes.io/service-account.name": "default"}}})
             await client.create(named("pods"), made)  # the second server: what follows needs live watches
             await see(client, "pods", "default", "p", lambda one: one["spec"].get("nodeName") == "n")
+            await see(client, "secrets", "default", "t", lambda one: len(one.get("data") or {}) == 3)
+            secret = await client.get(named("secrets"), "t", "default")
+            bearer = config.ClientConfig(client.config.server, client.config.ca,
+                                         token=base64.b64decode(secret["data"]["token"]).decode())
+            async with Client(bearer) as account:
+                review = await account.create(named("selfsubjectreviews.authentication.k8s.io"), {
+                    "apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})
+            assert review["status"]["userInfo"]["username"] == "system:serviceaccount:default:default"
         notifications.close()
     asyncio.run(main())
 
