@@ -67,7 +67,8 @@ class Item:
     def labels(self) -> dict[str, str]:
         """metadata.labels, kept once asked for, because selectors ask on every list and event. Never change it."""
         if self._labels is None:
-            found = self.obj["metadata"].get("labels") or {}
+            obj = self._obj or codec.decode(self.data)  # a list with a selector must not fill the pool
+            found = obj["metadata"].get("labels") or {}
             self._labels = {sys.intern(k): sys.intern(v) if isinstance(v, str) else v for k, v in found.items()}
         return self._labels
 
