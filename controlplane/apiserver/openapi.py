@@ -29,7 +29,7 @@ from controlplane.machinery.resources import Registry, Resource
 V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 EMPTY_V2 = b"\n\x032.0"  # a Document whose only field, swagger, is "2.0"
 VERSION = "v1.36.0"
-FORM = 1  # raise when `document` changes, so that clients fetch again
+FORM = 2  # raise when `document` changes, so that clients fetch again
 KEPT = 24  # gzipped documents, 5 to 250 kB each: all group-versions of a server without custom kinds
 FOR_EVER = (("Cache-Control", "public, immutable"), ("Expires", "Thu, 31 Dec 2037 23:55:55 GMT"))
 PATCHES = ("application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json",
@@ -45,14 +45,23 @@ def group_versions(registry: Registry) -> dict[str, list[Resource]]:
     return found
 
 
-class _Schemas:
-    """Definitions in OpenAPI's form; `home` is where references point."""
+# Texts that may be numbers: v3 can say so, and `explain` then shows the definition's name; v2 knows no choice.
+CHOICES_V3: dict[str, Body] = {
+    "quantity": {"oneOf": [{"type": "string"}, {"type": "number"}]},
+    "int-or-string": {"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]}}
+CHOICES_V2: dict[str, Body] = {"quantity": {"type": "string"},
+                               "int-or-string": {"type": "string", "format": "int-or-string"}}
 
-    def __init__(self, home: str) -> None:
+
+class _Schemas:
+    """Definitions in OpenAPI's form; `home` is where references point, `choices` the form of such definitions."""
+
+    def __init__(self, home: str, choices: dict[str, Body]) -> None:
         from controlplane.machinery import schema
         self._schemas = schema.load()
         self._prose = schema.all_descriptions()
         self._home = home
+        self._choices = choices
 
     def closure(self, names: Iterable[str]) -> Body:
         """The named definitions and everything they refer to."""
@@ -69,10 +78,8 @@ class _Schemas:
 
     def _definition(self, name: str, node: Body) -> Body:
         texts = self._prose.get(name, {})
-        if node.get("format") == "quantity":
-            made: Body = {"type": "string"}
-        elif node.get("format") == "int-or-string":
-            made = {"type": "string", "format": "int-or-string"}
+        if (special := self._choices.get(node.get("format", ""))) is not None:
+            made = special
         else:
             made = self._node(node, texts)
         return {"description": texts[""], **made} if texts.get("") else made
@@ -137,7 +144,7 @@ def paths(resource: Resource) -> Body:
 
 def document(resources: list[Resource]) -> Body:
     """The v3 document of some resources."""
-    schemas = _Schemas("#/components/schemas/")
+    schemas = _Schemas("#/components/schemas/", CHOICES_V3)
     return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION},
             "paths": {path: item for r in resources for path, item in paths(r).items()},
             "components": {"schemas": schemas.closure(r.definition for r in resources if r.definition)}}
@@ -145,7 +152,7 @@ def document(resources: list[Resource]) -> Body:
 
 def swagger(resources: list[Resource]) -> Body:
     """The v2 document of some resources: the same paths without bodies, the same schemas."""
-    schemas = _Schemas("#/definitions/")
+    schemas = _Schemas("#/definitions/", CHOICES_V2)
     operations = {path: {m: {k: v for k, v in op.items() if k not in ("requestBody", "parameters")}
                          for m, op in item.items()} for r in resources for path, item in paths(r).items()}
     return {"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": operations,
