@@ -141,16 +141,17 @@ class Proxy:
             whole = True
         if look and self._repair:
             await self._repair()
-        if whole or change:
+        write = whole or bool(change)
+        if write:
             await self._write(writer, guard, (lambda: writer.load(self._rules.everything())) if whole
                               else (lambda: writer.apply(change)))
-            self.syncs += 1
-            self.full_loads += whole
         if self._flows:
             flows, self._flows = self._flows, []
             await self._do(lambda: conntrack.forget(flows, self._family))
         if self._health.concerns(changed.values()):
             await self._health.update(self._ports)
+        self.syncs += write
+        self.full_loads += whole
         self.synced.set()
         return False
 

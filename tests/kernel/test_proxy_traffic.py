@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import socket
 import subprocess
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from agent.proxy import conntrack
 from agent.proxy.cleanup import cleanup
 from agent.proxy.proxy import Proxy
 from netsetup import links, xtables
@@ -226,6 +228,18 @@ def test_udp_follows_its_endpoints_on_the_same_socket(cluster: Cluster) -> None:
     assert ask(link, "10.96.0.53", 53) == f"a|{B}"  # the entry made without endpoints is forgotten
     cluster.put(endpoints("dns", C, port=8081, protocol="UDP"))
     assert ask(link, "10.96.0.53", 53) == f"c|{B}"  # and the one to the endpoint that went
+
+
+def test_udp_follows_also_with_a_kernel_that_knows_no_filter(cluster: Cluster, monkeypatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.EINVAL, "no filter")
+
+    monkeypatch.setattr(conntrack, "_delete", unknown)
+    link = cluster.b.udp_socket()
+    cluster.put(service("old", "10.96.0.54", 53, "UDP"), endpoints("old", A, port=8081, protocol="UDP"))
+    assert ask(link, "10.96.0.54", 53) == f"a|{B}"
+    cluster.put(endpoints("old", C, port=8081, protocol="UDP"))
+    assert ask(link, "10.96.0.54", 53) == f"c|{B}"
 
 
 def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster) -> None:
