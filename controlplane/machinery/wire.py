@@ -150,7 +150,9 @@ def _loader() -> Any:
             first: [(tag, pattern) for tag, pattern in resolvers
                     if tag.rpartition(":")[2] not in ("timestamp", "int", "float")]
             for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()}
+        bool_values = {**yaml.CSafeLoader.bool_values, "y": True, "n": False}  # noqa: RUF012
 
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^[yYnN]$"), list("yYnN"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(_INTEGER), list("-+0123456789"))
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(_FLOAT), list("-+0123456789."))
     return Loader

@@ -124,6 +124,18 @@ def test_no_bytes_bring_it_down(noise, at, byte):
             pass
 
 
+@pytest.mark.parametrize(("message", "name", "kept"), [
+    ("apps.v1.DeploymentSpec", "replicas", True), ("apps.v1.DeploymentSpec", "minReadySeconds", False),
+    ("core.v1.ContainerStatus", "restartCount", True), ("core.v1.Container", "workingDir", False),
+    ("core.v1.Container", "restartPolicy", True), ("core.v1.PodSpec", "restartPolicy", False),
+    ("core.v1.PodSpec", "priority", True), ("discovery.v1.EndpointPort", "port", True),
+    ("core.v1.EndpointSubset", "ports", False), ("core.v1.ServiceSpec", "clusterIP", False),
+])
+def test_the_tables_tell_which_zero_values_count(message, name, kept):
+    fields = protobuf._table("k8s.io.api." + message).fields.values()
+    assert [keep for field_name, _, _, _, keep, _, _ in fields if field_name == name] == [kept]
+
+
 def test_the_tables_know_every_served_kind():
     from controlplane.machinery.resources import BUILTIN
     missing = [entry.name for entry in BUILTIN if entry.group != "apiregistration.k8s.io"

@@ -34,19 +34,19 @@ def test_fields_given_twice_in_json_are_named_by_their_path():
 
 def test_yaml_is_read_as_kubernetes_reads_it():
     text = b"""
-a: {2: x, true: y}
+a: {2: x, true: "y"}
 time: 2001-12-14
 sexagesimal: 1:30
 octal: 0644
 float: 1.5
-bool: yes
+bool: [yes, y, N, yonder, off]
 none: ~
 base: &b {k: v}
 merged: {<<: *b, w: z}
 """
     assert decode(text, "application/yaml") == {
         "a": {"2": "x", "true": "y"}, "time": "2001-12-14", "sexagesimal": "1:30", "octal": 420, "float": 1.5,
-        "bool": True, "none": None, "base": {"k": "v"}, "merged": {"k": "v", "w": "z"}}
+        "bool": [True, True, False, "yonder", False], "none": None, "base": {"k": "v"}, "merged": {"k": "v", "w": "z"}}
     found: list[str] = []
     assert decode(b"a: 1\nb:\n  c: 1\n  c: 2\n", "application/yaml", found) == {"a": 1, "b": {"c": 2}}
     assert found == ['line 4: key "c" already set in map']
