@@ -63,7 +63,7 @@ def _container(container: Object, path: str) -> list[str]:
     found, seen = [], set()
     for index, env in enumerate(container.get("env") or ()):
         if env.get("name") in seen:
-            found.append(f'{path}.env[{index}]: hides previous definition of "{env["name"]}", which may be dropped '
+            found.append(f'{path}.env[{index}]: hides previous definition of "{env.get("name")}", which may be dropped '
                          "when using apply")
         seen.add(env.get("name"))
     ports: dict[tuple[Any, Any, Any], str] = {}

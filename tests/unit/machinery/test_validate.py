@@ -1,6 +1,10 @@
-import pytest
+import random
 
-from controlplane.machinery import objects, strategy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from controlplane.machinery import objects, schema, strategy
 from controlplane.machinery.resources import named
 
 
@@ -168,3 +172,58 @@ def test_immutable_locks_the_data():
     found = strategy.of(named("configmaps")).validate_update(made("configmaps", data={"a": "2"}), old)
     assert [str(c) for c in found] == [f"{field}: Forbidden: field is immutable when `immutable` is set"
                                        for field in ("immutable", "data")]
+
+
+_TEXTS = ["", "a", "A b", "x/y", "10.0.0.1", "50%", "None", "ClusterIP", "Always", "a" * 300, "..", "é"]
+_FORMS = {"byte": ["", "YQ=="], "quantity": ["0", "1", "-1", "1.5", "100m", 2], "date-time": ["2024-01-01T00:00:00Z"],
+          "int-or-string": [0, -1, 80, "50%", "http"]}
+
+
+def _body(node, dice, depth=0):
+    """A random value of a type, right in type and mostly wrong in everything else."""
+    node = schema.load().resolve(node)
+    kind = node.get("type")
+    if dice.random() < 0.05 or depth > 8:
+        return None
+    if node.get("format") in _FORMS:
+        return dice.choice(_FORMS[node["format"]])
+    if "properties" in node:
+        odds = 1.0 if depth == 0 else 0.35
+        return {k: _body(v, dice, depth + 1) for k, v in node["properties"].items()
+                if dice.random() < odds or k in node.get("required", ())}
+    if "additionalProperties" in node:
+        return {dice.choice(_TEXTS): _body(node["additionalProperties"], dice, depth + 1)
+                for _ in range(dice.randint(0, 2))}
+    if kind == "array":
+        return [_body(node["items"], dice, depth + 1) for _ in range(dice.randint(0, 2))]
+    if kind == "string":
+        return dice.choice(_TEXTS)
+    if kind == "boolean":
+        return dice.random() < 0.5
+    return dice.choice([0, 1, -1, 80, 70000]) if kind in ("integer", "number") else {}
+
+
+@pytest.mark.parametrize("plural", GOOD)
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=25, deadline=None)
+def test_whatever_passes_the_type_check_is_judged_without_a_fault(plural, seed):
+    resource = named(plural)
+    plan, dice = strategy.of(resource), random.Random(seed)
+
+    def body():
+        made = _body({"$ref": resource.definition}, dice) or {}
+        made["metadata"] = made.get("metadata") or {}
+        assert schema.check(resource.definition, made) == schema.Problems([], [])
+        return made
+
+    old, new = body(), body()
+    plan.default(old)
+    plan.prepare_create(old)
+    plan.validate(old)
+    plan.default(new)
+    before = objects.deep_copy(old)
+    plan.prepare_update(new, old)
+    plan.validate_update(new, old)
+    plan.warnings(new, old)
+    plan.prepare_status(new, old)
+    assert old == before, "what is stored is shared and must not change"
