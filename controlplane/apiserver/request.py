@@ -211,6 +211,8 @@ class Request:
             return b""
         if (self.raw.content_length or 0) > MAX_BODY:
             raise TooLarge(f"Request entity too large: limit is {MAX_BODY}")
+        if self.headers.get("Expect", "").lower() == "100-continue" and self.transport is not None:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         chunks, size = [], 0
         content = self.raw.content
         while chunk := await content.readany():

@@ -151,18 +151,25 @@ def error_line(error: ApiError) -> bytes:
 
 
 async def _send(writer: Writer, lines: Sequence[bytes]) -> None:
-    """One write per batch, bounded in size and in time."""
+    """One write per batch, bounded in size and in time. Raises ConnectionResetError."""
     batch: list[bytes] = []
     size = 0
-    async with asyncio.timeout(SEND_SECONDS):
-        for line in lines:
-            batch.append(line)
-            size += len(line)
-            if size >= BATCH_BYTES:
-                await writer.write(b"".join(batch))
-                batch, size = [], 0
-        if batch:
-            await writer.write(b"".join(batch))
+    for line in lines:
+        batch.append(line)
+        size += len(line)
+        if size >= BATCH_BYTES:
+            await _write(writer, b"".join(batch))
+            batch, size = [], 0
+    if batch:
+        await _write(writer, b"".join(batch))
+
+
+async def _write(writer: Writer, data: bytes) -> None:
+    try:
+        async with asyncio.timeout(SEND_SECONDS):
+            await writer.write(data)
+    except TimeoutError:
+        raise ConnectionResetError("the client takes nothing") from None
 
 
 class Watches:

@@ -1,5 +1,6 @@
 import asyncio
 
+from controlplane.apiserver import watch
 from tests.unit.apiserver.harness import config_map, serving
 
 CMS = "/api/v1/namespaces/default/configmaps"
@@ -102,4 +103,28 @@ def test_stopping_the_server_ends_watches_cleanly():
             except EOFError:
                 pass  # a chunked body that ended as it should; a cut one raises ClientPayloadError
             await stopping
+    asyncio.run(main())
+
+
+def test_a_client_that_takes_nothing_is_cut(monkeypatch):
+    async def main():
+        monkeypatch.setattr(watch, "SEND_SECONDS", 0.2)
+        async with serving() as api:
+            for number in range(12):  # more than the kernel's buffers hold
+                await api.made(CMS, config_map(f"c{number}", x="y" * 900_000))
+            cut = asyncio.Event()
+            aborted = api.server.handlers.watches._open
+            reader, writer = await asyncio.open_connection("127.0.0.1", api.server.port, limit=1024)
+            writer.write(f"GET {CMS}?watch=1 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await reader.readuntil(b"\r\n\r\n")
+            assert len(aborted) == 1
+
+            class Telling(set):
+                def discard(self, item):
+                    super().discard(item)
+                    cut.set()
+            api.server.handlers.watches._open = Telling(aborted)
+            async with asyncio.timeout(5):
+                await cut.wait()
+            writer.close()
     asyncio.run(main())
