@@ -23,6 +23,8 @@ IDLE_SECONDS = 15.0  # a connection to a backend is kept this long for a followi
 _HOP = frozenset(("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
                   "transfer-encoding", "upgrade", "content-length", "host", "authorization", "cookie", "date",
                   "expect"))
+# What the HTTP client would say on its own: the answer goes to somebody else, who may not have said it.
+_UNASKED = ("Accept", "Accept-Encoding", "Content-Type", "User-Agent")
 
 
 class Forwarder:
@@ -41,7 +43,7 @@ class Forwarder:
             # No bound on the whole: a log is followed for days. Connecting is bounded.
             bounds = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
             self._client = aiohttp.ClientSession(connector=connector, timeout=bounds, auto_decompress=False,
-                                                 cookie_jar=aiohttp.DummyCookieJar())
+                                                 cookie_jar=aiohttp.DummyCookieJar(), skip_auto_headers=_UNASKED)
         return self._client
 
     async def get(self, backend: Backend, target: str) -> aiohttp.ClientResponse:
