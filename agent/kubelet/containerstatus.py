@@ -14,7 +14,7 @@ from typing import Any
 from agent.kubelet.model import ObservedContainer, ObservedPod
 from controlplane.machinery.clock import rfc3339
 
-LOST = {"reason": "ContainerStatusUnknown", "exitCode": 137, "startedAt": None, "finishedAt": None,
+LOST = {"reason": "ContainerStatusUnknown", "exitCode": 137,
         "message": "The container could not be located when the pod was terminated"}
 
 
@@ -97,8 +97,7 @@ def terminated(container: ObservedContainer, report: Report) -> dict[str, Any]:
     """A ContainerStateTerminated of an exited container."""
     reason = container.reason or ("Completed" if container.exit_code == 0 else "Error")
     state: dict[str, Any] = {"exitCode": container.exit_code, "reason": reason,
-                             "startedAt": rfc3339(container.started_at) if container.started_at else None,
-                             "finishedAt": rfc3339(container.finished_at) if container.finished_at else None,
+                             "startedAt": rfc3339(container.started_at), "finishedAt": rfc3339(container.finished_at),
                              "containerID": f"containerd://{container.id}"}
     message = report.messages.get(container.id) or container.message
     if message:

@@ -1,7 +1,7 @@
 """A container's environment, command and arguments: every reference resolved, every $(VAR) expanded.
 
-Pure: config maps and secrets are fetched beforehand (`references` says which) and handed in as a `Sources`. Owns
-field and resource references, service variables and expansion, with upstream's order and messages. Raises `ConfigError`,
+Pure: config maps and secrets are fetched beforehand (`references` says which) and handed in as a `Sources`. Owns field
+and resource references, service variables and expansion, with upstream's order and messages. Raises `ConfigError`,
 which becomes the waiting reason CreateContainerConfigError. Called by `specs` and by the downward API volume.
 """
 

@@ -1,8 +1,8 @@
 """What the kubelet wants and what it sees, as plain frozen values: the vocabulary between `plan` and `runtime`.
 
-`spec` and friends say what to make (built from a Pod by pure code); `Observed…` say what the runtime has (built from CRI
-answers and events). Neither holds a connection, so planning is a function from (pod, observed) to actions and can be
-tested without containerd. Times are seconds since the epoch, 0.0 = never. Memory is bytes, CPU is milli-cores.
+`spec` and friends say what to make (built from a Pod by pure code); `Observed…` say what the runtime has (built from
+CRI answers and events). Neither holds a connection, so planning is a function from (pod, observed) to actions and can
+be tested without containerd. Times are seconds since the epoch, 0.0 = never. Memory is bytes, CPU is milli-cores.
 """
 
 from __future__ import annotations

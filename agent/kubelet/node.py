@@ -1,8 +1,8 @@
 """This host as a Node of the cluster: registered, its status told, its lease renewed.
 
-Owns the Node object's status and the Lease in kube-node-lease. Promises a patch only when something changed or every five
-minutes, a lease renewed every ten seconds, a Node that is made again when somebody deletes it, and Ready only while the
-runtime and its network are. Waits for `spec.podCIDR` and hands it on once. Called by `agent.__main__`.
+Owns the Node object's status and the Lease in kube-node-lease. Promises a patch only when something changed or every
+five minutes, a lease renewed every ten seconds, a Node that is made again when somebody deletes it, and Ready only
+while the runtime and its network are. Waits for `spec.podCIDR` and hands it on once. Called by `agent.__main__`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Runs the probes of one pod's containers and keeps their verdicts.
 
-Owns one task per probe of a running container, sleeping until its next attempt is due; attempts of all pods share
-one bound. Promises that a verdict that changes wakes the pod's worker at once, that liveness and readiness wait for startup,
-and that probes end with their container. Never kills anything: the worker reads `started`, `ready` and `unhealthy`.
+Owns one task per probe of a running container, sleeping until its next attempt is due; attempts of all pods share one
+bound. Promises that a verdict that changes wakes the pod's worker at once, that liveness and readiness wait for
+startup, and that probes end with their container. Never kills anything: the worker reads `started`, `ready` and
+`unhealthy`.
 """
 
 from __future__ import annotations

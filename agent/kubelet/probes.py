@@ -1,8 +1,8 @@
 """Probes as arithmetic: when the next attempt is due and what a row of results means.
 
 Pure. A `Verdict` changes only after successThreshold or failureThreshold equal results in a row. Before a container's
-first success, startup and readiness are also tried at short, growing intervals, so that a quick program is Ready at once
-and not a whole period later; those early misses count for nothing. Called by `prober`.
+first success, startup and readiness are also tried at short, growing intervals, so that a quick program is Ready at
+once and not a whole period later; those early misses count for nothing. Called by `prober`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Owns everything this node knows of one pod beyond the API and the runtime: back-offs, failures, probes, what is under
 way. Promises that wake-ups are deduplicated, that long work (pulls, graceful stops) never delays a decision, that a
-runtime that is away is asked again and nothing is killed for it, and that the worker ends only when nothing of the pod is
-left here. Called by `kubelet`.
+runtime that is away is asked again and nothing is killed for it, and that the worker ends only when nothing of the pod
+is left here. Called by `kubelet`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An API in memory with the client's own interface: enough for a kubelet to live on, with real strategic merge patches."""
+"""An API in memory with the client's own interface: enough for a kubelet to live on; its patches are the real ones."""
 
 from __future__ import annotations
 

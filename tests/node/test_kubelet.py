@@ -105,6 +105,21 @@ def ready(pod: dict[str, Any] | None) -> bool:
         "conditions") or ())
 
 
+async def eventually(holds: Callable[[], Coroutine[Any, Any, bool]], limit: float = 30) -> None:
+    """For what has no event to wait on: a file's content, the absence of a sandbox."""
+    async with asyncio.timeout(limit):
+        while not await holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+
+async def _is(value: bool) -> bool:
+    return value
+
+
+async def _gone(runtime: Runtime, uid: str) -> bool:
+    return not await runtime.observe(uid)
+
+
 def test_a_pod_lives_with_its_configuration_and_leaves_nothing(host: Host) -> None:
     async def body(rig: Rig) -> None:
         await rig.api.create(named("configmaps"), {"metadata": {"name": "cm"}, "data": {"k": "v1"}}, "default")
@@ -127,15 +142,18 @@ def test_a_pod_lives_with_its_configuration_and_leaves_nothing(host: Host) -> No
             await rig.api.update(named("configmaps"), {"metadata": {"name": "cm", "namespace": "default"},
                                                        "data": {"k": "v2"}})
             mounted = host.paths.kubelet / "pods" / uid / "volumes/kubernetes.io~configmap/cm/k"
-            async with asyncio.timeout(20):
-                while mounted.read_text() != "v2":  # a file has no event of ours; bounded by the deadline
-                    await asyncio.sleep(0.02)
+            await eventually(lambda: _is(mounted.read_text() == "v2"))
             await rig.remove("web")
             assert not (host.paths.kubelet / "pods" / uid).exists()
             assert not await rig.runtime.observe(uid)
             assert {"Pulled", "Created", "Started", "Killing"} <= set(rig.api.events())
-            assert not list(Path("/sys/fs/cgroup").glob(f"*/pelamis-test-{host.id}/kubepods/*/pod{uid}"))
+            assert not groups(host, uid)
     run(host, body)
+
+
+def groups(host: Host, uid: str) -> list[Path]:
+    """The pod's control groups."""
+    return list(Path("/sys/fs/cgroup").glob(f"*/pelamis-test-{host.id}/kubepods/*/pod{uid}"))
 
 
 def test_crashes_back_off_and_jobs_end(host: Host) -> None:
@@ -191,9 +209,7 @@ def test_a_restarted_kubelet_adopts_what_runs_and_ends_what_should_not(host: Hos
         await rig.api.delete(PODS, "goes", "default", grace=0)  # while nobody looked
         patches = len([c for c in rig.api.calls if c.startswith("PATCH pods")])
         async with rig.kubelet() as kubelet:
-            async with asyncio.timeout(30):
-                while await rig.runtime.observe(goes["metadata"]["uid"]):
-                    await asyncio.sleep(0.05)
+            await eventually(lambda: _gone(rig.runtime, goes["metadata"]["uid"]))
             assert [p["metadata"]["name"] for p in kubelet.pods()] == ["stays"]
             after = rig.api.objects["pods", "default", "stays"]
             assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]

@@ -66,14 +66,17 @@ class Volumes:
         sources = Sources(dict(zip(wanted, found)), sources.services, sources.pod_ips, sources.host_ips,
                           sources.node_cpu, sources.node_memory, sources.node_ephemeral)
         files = payload.files(pod, volume, sources, {p["path"]: t for p, (t, _) in zip(projections, issued)})
+        self._fill(folder, files, plugins.group_of(pod),
+                   secret=bool(projections) or any(kind == "secrets" for kind, _ in wanted))
+        return str(folder), min((when for _, when in issued), default=0.0)
+
+    def _fill(self, folder: Path, files: payload.Files, group: int | None, *, secret: bool) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        secret = bool(projections) or any(kind == "secrets" for kind, _ in wanted)
         if secret and not self._mounts.mounted(folder):
             self._mounts.tmpfs(folder)
         folder.chmod(0o755)
         self._stamp += 1
-        payload.write(folder, files, f"{os.getpid()}_{self._stamp}", plugins.group_of(pod))
-        return str(folder), min((when for _, when in issued), default=0.0)
+        payload.write(folder, files, f"{os.getpid()}_{self._stamp}", group)
 
     # --- what a container mounts
 

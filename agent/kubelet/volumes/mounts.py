@@ -1,7 +1,7 @@
 """mount(2) and umount(2) for volumes: tmpfs and bind mounts, without forking a tool.
 
-Owns nothing but the calls. Promises that `unmount_below` ends everything mounted under a folder, deepest first, so that a
-removal never reaches into a foreign file system. Called by `volumes`; tests hand in a recording stand-in.
+Owns nothing but the calls. Promises that `unmount_below` ends everything mounted under a folder, deepest first, so that
+a removal never reaches into a foreign file system. Called by `volumes`; tests hand in a recording stand-in.
 """
 
 from __future__ import annotations

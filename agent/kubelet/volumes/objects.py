@@ -1,8 +1,9 @@
 """Config maps and secrets as pods need them: fetched at the first use, then followed by one watch per object.
 
-Owns a small cache keyed by (kind, namespace, name) and counted by pod: the watch of an object ends with the last pod that
-uses it. Promises the newest known object at once, and a wake-up of its users when it changes. Node identities may read
-only what their pods reference, hence one watch per object and never a list. Called by `volumes.manager` and `worker`.
+Owns a small cache keyed by (kind, namespace, name) and counted by pod: the watch of an object ends with the last pod
+that uses it. Promises the newest known object at once, and a wake-up of its users when it changes. Node identities may
+read only what their pods reference, hence one watch per object and never a list. Called by `volumes.manager` and
+`worker`.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ class Objects:
             raise ServiceUnavailable("the node agent is stopping")
         kind, namespace, name = key
         informer = Informer(self._client, named(kind), namespace, fields=f"metadata.name={name}")
-        followed = _Followed(informer, self._group.create_task(informer.run(), name=f"follow {kind} {namespace}/{name}"))
+        task = self._group.create_task(informer.run(), name=f"follow {kind} {namespace}/{name}")
+        followed = _Followed(informer, task)
         informer.subscribe(lambda event, old, new: self._changed(set(followed.users)))
         self._followed[key] = followed
         return followed

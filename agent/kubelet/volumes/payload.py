@@ -44,7 +44,8 @@ def _sources(volume: dict[str, Any]) -> list[dict[str, Any]]:
 
 def files(pod: dict[str, Any], volume: dict[str, Any], sources: Sources, issued: Mapping[str, str]) -> Files:
     """The content. `issued` maps a token projection's path to the token. Raises ConfigError."""
-    body: dict[str, Any] = next((volume[k] for k in (*KINDS, "downwardAPI", "projected") if volume.get(k) is not None), {})
+    body: dict[str, Any] = next((volume[k] for k in (*KINDS, "downwardAPI", "projected")
+                                 if volume.get(k) is not None), {})
     mode = body.get("defaultMode")
     mode = MODE if mode is None else mode
     made: Files = {}

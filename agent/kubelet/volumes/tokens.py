@@ -1,7 +1,7 @@
 """Service account tokens for pods: asked for, kept, and renewed before they expire.
 
-Owns a cache of tokens per (pod, audience, lifetime). Promises a token with at least a fifth of its life left, and renewal
-at four fifths. Tokens are kept in memory only and never logged. Called by `volumes.manager`.
+Owns a cache of tokens per (pod, audience, lifetime). Promises a token with at least a fifth of its life left, and
+renewal at four fifths. Tokens are kept in memory only and never logged. Called by `volumes.manager`.
 """
 
 from __future__ import annotations

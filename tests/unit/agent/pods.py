@@ -29,11 +29,12 @@ def box(attempt: int = 0, ready: bool = True) -> ObservedSandbox:
 
 def up(name: str, attempt: int = 0, box: str = "box0", image: str = "busybox", **more: Any) -> ObservedContainer:
     return replace(ObservedContainer(
-        f"{name}{attempt}", name, attempt, "running", box, NOW, NOW, hash=container_hash({"name": name, "image": image}),
-        restart_count=attempt, image=image, image_id="sha256:1"), **more)
+        f"{name}{attempt}", name, attempt, "running", box, NOW, NOW, restart_count=attempt,
+        hash=container_hash({"name": name, "image": image}), image=image, image_id="sha256:1"), **more)
 
 
-def down(name: str, code: int = 0, attempt: int = 0, at: float = NOW, box: str = "box0", **more: Any) -> ObservedContainer:
+def down(name: str, code: int = 0, attempt: int = 0, at: float = NOW, box: str = "box0",
+         **more: Any) -> ObservedContainer:
     return up(name, attempt, box, state="exited", exit_code=code, finished_at=at, **more)
 
 

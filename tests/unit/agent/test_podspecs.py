@@ -1,0 +1,140 @@
+"""What a container is given: environment, files, resolver, security and control groups, from the pod alone."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.kubelet import cgroups, env, hosts, resources, specs
+from agent.kubelet.env import ConfigError, Sources
+from agent.kubelet.model import DNS
+from tests.unit.agent.pods import pod
+
+NODE = specs.Node("n1", ("10.0.0.1",), Path("/k"), Path("/logs"), ("10.96.0.10",), "cluster.local",
+                  DNS(("1.1.1.1",), ("lan",), ()), 2000, 1 << 30)
+
+
+def test_the_environment_is_resolved_in_order():
+    sources = Sources(
+        {("configmaps", "cm"): {"data": {"A": "from-cm", "ok": "1"}},
+         ("secrets", "s"): {"data": {"pw": base64.b64encode(b"hunter2").decode()}}},
+        ({"metadata": {"name": "kubernetes", "namespace": "default"},
+          "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "https", "port": 443, "protocol": "TCP"}]}},
+         {"metadata": {"name": "redis-main", "namespace": "default"},
+          "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 6379}]}},
+         {"metadata": {"name": "other", "namespace": "elsewhere"},
+          "spec": {"clusterIP": "10.96.0.8", "ports": [{"port": 1}]}}),
+        pod_ips=("10.244.0.9",), node_cpu=2000)
+    container = {"name": "c", "resources": {"limits": {"memory": "64Mi"}}, "envFrom": [
+        {"prefix": "P_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "none", "optional": True}}],
+        "env": [{"name": "PW", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
+                {"name": "URL", "value": "$(PW)@$(REDIS_MAIN_SERVICE_HOST) $(NOPE) $$(PW)"},
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "CPU", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}},
+                {"name": "MEM", "valueFrom": {"resourceFieldRef": {"resource": "limits.memory", "divisor": "1Mi"}}}]}
+    the_pod = pod(container)
+    made = env.build(the_pod, container, sources)
+    assert (made["P_A"], made["PW"], made["IP"], made["CPU"], made["MEM"]) == ("from-cm", "hunter2", "10.244.0.9",
+                                                                               "2", "64")
+    assert made["URL"] == "hunter2@10.96.0.7 $(NOPE) $(PW)"
+    assert made["KUBERNETES_PORT_443_TCP_ADDR"] == "10.96.0.1" and "OTHER_SERVICE_HOST" not in made
+    assert env.references(container) == {("configmaps", "cm"), ("secrets", "s"), ("secrets", "none")}
+    the_pod["spec"]["enableServiceLinks"] = False
+    assert "REDIS_MAIN_SERVICE_HOST" not in env.build(the_pod, {"name": "c"}, sources)
+    with pytest.raises(ConfigError, match="couldn't find key x in Secret default/s"):
+        env.build(the_pod, {"name": "c", "env": [
+            {"name": "X", "valueFrom": {"secretKeyRef": {"name": "s", "key": "x"}}}]}, sources)
+
+
+@given(st.text(alphabet="ab$()\\ ", max_size=30))
+def test_expansion_never_fails_and_leaves_plain_text_alone(text):
+    out = env.expand(text, {"a": "1"})
+    assert out == text or "$" in text
+    assert env.expand(text.replace("$", "$$"), {"a": "1"}) == text
+
+
+def test_hosts_and_resolver():
+    the_pod = pod()
+    the_pod["spec"].update(hostname="h", subdomain="sub", hostAliases=[{"ip": "1.2.3.4", "hostnames": ["a", "b"]}])
+    text = hosts.render(the_pod, ("10.244.0.9",), "n1", "cluster.local", "")
+    assert "10.244.0.9\th.sub.default.svc.cluster.local\th\n" in text and text.endswith("1.2.3.4\ta\tb\n")
+    dns = hosts.dns(the_pod, NODE.resolv, NODE.cluster_dns, NODE.cluster_domain)
+    assert dns == DNS(("10.96.0.10",), ("default.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan"),
+                      ("ndots:5",))
+    assert hosts.dns(the_pod, NODE.resolv, (), "cluster.local") == NODE.resolv
+    the_pod["spec"].update(dnsPolicy="None", dnsConfig={"nameservers": ["9.9.9.9"], "options": [
+        {"name": "ndots", "value": "2"}, {"name": "edns0"}]})
+    assert hosts.dns(the_pod, NODE.resolv, NODE.cluster_dns, "x") == DNS(("9.9.9.9",), (), ("ndots:2", "edns0"))
+
+
+def test_a_container_spec_says_all_the_runtime_needs():
+    spec = {"name": "c", "image": "i", "command": ["run"], "args": ["--ip=$(IP)"],
+            "env": [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}],
+            "volumeMounts": [{"name": "v", "mountPath": "/v", "readOnly": True}],
+            "securityContext": {"runAsUser": 5, "allowPrivilegeEscalation": False,
+                                "capabilities": {"drop": ["ALL"], "add": ["CAP_NET_ADMIN"]}}}
+    the_pod = pod(spec)
+    the_pod["spec"]["securityContext"] = {"runAsUser": 1, "runAsGroup": 7, "fsGroup": 9,
+                                          "seccompProfile": {"type": "RuntimeDefault"}}
+    made = specs.container(the_pod, spec, NODE, Sources(pod_ips=("10.1.1.1",)), image="sha256:1", attempt=2,
+                           volumes={"/v": "/host/v"})
+    assert made.args == ("--ip=10.1.1.1",) and made.log_path == "c/2.log"
+    assert [(m.host_path, m.container_path, m.readonly) for m in made.mounts] == [
+        ("/host/v", "/v", True), ("/k/pods/u/etc-hosts", "/etc/hosts", False),
+        ("/k/pods/u/containers/c/2", "/dev/termination-log", False)]
+    assert (made.security.run_as_user, made.security.run_as_group, made.security.supplemental_groups) == (5, 7, (9,))
+    assert made.security.add_capabilities == ("NET_ADMIN",) and made.security.no_new_privs
+    assert made.security.seccomp == "RuntimeDefault"
+
+
+def test_what_the_runtime_would_ignore_is_refused():
+    for change, why in (({"hostUsers": False}, "user namespaces"),
+                        ({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}, "AppArmor")):
+        the_pod = pod()
+        the_pod["spec"].update(change)
+        with pytest.raises(ConfigError, match=why):
+            specs.sandbox(the_pod, NODE, 0, "/kubepods")
+    rootless = {"name": "c", "securityContext": {"runAsNonRoot": True, "runAsUser": 0}}
+    with pytest.raises(ConfigError, match="breaks non-root policy"):
+        specs.security(pod(rootless), rootless, NODE)
+
+
+def sized(requests=None, limits=None):
+    return {"name": "c", "resources": {"requests": requests or {}, "limits": limits or {}}}
+
+
+def test_classes_and_control_groups_follow_requests_and_limits():
+    guaranteed = pod(sized(limits={"cpu": "500m", "memory": "64Mi"}))
+    burstable, best = pod(sized({"cpu": "250m", "memory": "512Mi"})), pod("c")
+    assert [resources.qos_class(p) for p in (guaranteed, burstable, best)] == ["Guaranteed", "Burstable", "BestEffort"]
+    assert [cgroups.cgroup_parent(p, "kubepods", systemd=False) for p in (guaranteed, burstable)] == [
+        "/kubepods/podu", "/kubepods/burstable/podu"]
+    assert cgroups.cgroup_parent(best, "kubepods", systemd=True) == "kubepods-besteffort-podu.slice"
+    made = resources.linux_resources(guaranteed, guaranteed["spec"]["containers"][0], 1 << 30)
+    assert (made.cpu_shares, made.cpu_quota, made.memory_limit, made.oom_score_adj) == (512, 50_000, 64 << 20, -997)
+    assert resources.oom_score(burstable, burstable["spec"]["containers"][0], 1 << 30) == 500
+    assert resources.pod_resources(guaranteed).memory_limit == 64 << 20
+    assert resources.pod_resources(burstable).memory_limit == 0
+
+
+def test_pod_groups_are_made_and_removed_on_both_hierarchies(tmp_path):
+    the_pod = pod(sized(limits={"cpu": "1", "memory": "64Mi"}))
+    for name in ("cpu", "memory", "pids"):
+        (tmp_path / name).mkdir()
+    old = cgroups.Cgroups(mount=tmp_path)
+    assert old.make(the_pod) == "/kubepods/podu"
+    assert (tmp_path / "memory/kubepods/podu/memory.limit_in_bytes").read_text() == str(64 << 20)
+    v2 = tmp_path / "two"
+    v2.mkdir()
+    (v2 / "cgroup.controllers").write_text("cpu memory")
+    new = cgroups.Cgroups(mount=v2)
+    new.make(the_pod)
+    assert (v2 / "kubepods/podu/cpu.max").read_text() == "100000 100000"
+    for file in (v2 / "kubepods/podu").iterdir():
+        file.unlink()  # a real group's files vanish with it
+    new.remove("u")
+    assert not (v2 / "kubepods/podu").exists() and (v2 / "kubepods").exists()

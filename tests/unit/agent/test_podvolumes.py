@@ -1,0 +1,130 @@
+"""Volumes on a real file system: payloads swapped in one step, host paths checked, subPaths kept inside."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from agent.kubelet.env import ConfigError, Sources
+from agent.kubelet.volumes import payload, plugins
+from agent.kubelet.volumes.manager import Volumes
+from tests.unit.agent.pods import pod
+
+
+class Recorder:
+    """Mounts that are only written down."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def tmpfs(self, target: Path, size: int = 0) -> None:
+        self.calls.append(f"tmpfs {target.name} {size}")
+
+    def bind(self, source: str, target: Path) -> None:
+        self.calls.append(f"bind {os.readlink(source)}")
+
+    def unmount_below(self, folder: Path) -> None:
+        self.calls.append("unmount")
+
+    def mounted(self, target: Path) -> bool:
+        return False
+
+
+class Fixed:
+    """Objects and tokens without a server."""
+
+    def __init__(self, **objects) -> None:
+        self.objects = objects
+
+    async def get(self, kind, *rest):
+        if isinstance(kind, dict):
+            return "token-1", 99.0
+        return self.objects.get(rest[1])
+
+    def release(self, uid: str) -> None: ...
+
+
+def volumes(tmp_path, **objects):
+    mounts, fixed = Recorder(), Fixed(**objects)
+    return Volumes(tmp_path, fixed, fixed, mounts), mounts  # type: ignore[arg-type]
+
+
+def test_a_payload_changes_in_one_step_and_not_without_need(tmp_path):
+    assert payload.write(tmp_path, {"a": (b"1", 0o644), "d/b": (b"2", 0o400)}, "1")
+    assert (tmp_path / "a").read_bytes() == b"1" and (tmp_path / "d/b").stat().st_mode & 0o777 == 0o400
+    before = os.readlink(tmp_path / "..data")
+    assert not payload.write(tmp_path, {"a": (b"1", 0o644), "d/b": (b"2", 0o400)}, "2")
+    assert os.readlink(tmp_path / "..data") == before
+    assert payload.write(tmp_path, {"a": (b"9", 0o644)}, "3")
+    assert (tmp_path / "a").read_bytes() == b"9" and not os.path.lexists(tmp_path / "d")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["..3", "..data", "a"]
+
+
+def test_projected_content_comes_from_all_its_sources():
+    volume = {"name": "v", "projected": {"defaultMode": 0o400, "sources": [
+        {"serviceAccountToken": {"path": "token"}},
+        {"configMap": {"name": "ca", "items": [{"key": "ca.crt", "path": "certs/ca.crt", "mode": 0o444}]}},
+        {"downwardAPI": {"items": [{"path": "ns", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+        {"secret": {"name": "none", "optional": True}}]}}
+    sources = Sources({("configmaps", "ca"): {"data": {"ca.crt": "PEM"}}})
+    assert payload.files(pod(), volume, sources, {"token": "t"}) == {
+        "token": (b"t", 0o400), "certs/ca.crt": (b"PEM", 0o444), "ns": (b"default", 0o400)}
+    with pytest.raises(ConfigError, match='configmap "cm" not found'):
+        payload.files(pod(), {"name": "v", "configMap": {"name": "cm"}}, sources, {})
+    with pytest.raises(ConfigError, match="invalid path"):
+        payload.files(pod(), {"name": "v", "downwardAPI": {"items": [
+            {"path": "../x", "fieldRef": {"fieldPath": "metadata.name"}}]}}, sources, {})
+
+
+def test_secrets_and_tokens_lie_in_memory_and_renewal_is_told(tmp_path):
+    the_pod = pod()
+    the_pod["spec"]["volumes"] = [
+        {"name": "s", "secret": {"secretName": "s"}}, {"name": "c", "configMap": {"name": "c"}},
+        {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
+        {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}]
+    manager, mounts = volumes(tmp_path, s={"data": {"k": "dg=="}}, c={"data": {"k": "v"}})
+    paths, renew = asyncio.run(manager.set_up(the_pod, Sources()))
+    assert renew == 99.0 and Path(paths["t"], "token").read_text() == "token-1"
+    assert sorted(mounts.calls) == ["tmpfs m 1048576", "tmpfs s 0", "tmpfs t 0"]
+    manager.take_down("u")
+    assert not (tmp_path / "pods/u").exists() and "unmount" in mounts.calls
+
+
+def test_a_volume_nobody_can_mount_is_named(tmp_path):
+    the_pod = pod()
+    the_pod["spec"]["volumes"] = [{"name": "data", "nfs": {"server": "x", "path": "/"}}]
+    with pytest.raises(ConfigError, match='volume "data" of type nfs is not supported'):
+        asyncio.run(volumes(tmp_path)[0].set_up(the_pod, Sources()))
+
+
+def test_host_paths_are_what_they_claim(tmp_path):
+    def check(kind, path):
+        volume = {"name": "h", "hostPath": {"path": str(path), "type": kind}}
+        return plugins.host_path(pod(), volume, tmp_path, Recorder())  # type: ignore[arg-type]
+    (tmp_path / "file").touch()
+    assert check("File", tmp_path / "file") and check("DirectoryOrCreate", tmp_path / "new/dir")
+    assert (tmp_path / "new/dir").is_dir()
+    with pytest.raises(ConfigError, match=r"hostPath type check failed: .* is not a directory"):
+        check("Directory", tmp_path / "file")
+    with pytest.raises(ConfigError, match="is not a file"):
+        check("File", tmp_path / "absent")
+
+
+def test_a_sub_path_stays_inside_its_volume(tmp_path):
+    manager, mounts = volumes(tmp_path)
+    base = tmp_path / "base"
+    (base / "in").mkdir(parents=True)
+    (base / "out").symlink_to("/etc")
+
+    def mount(sub):
+        container = {"name": "c", "volumeMounts": [{"name": "v", "mountPath": "/m", "subPath": sub}]}
+        return manager.mounts_for(pod(container), container, {"v": str(base)}, {})
+    mount("in")
+    mount("fresh/deep")
+    assert mounts.calls == [f"bind {base}/in", f"bind {base}/fresh/deep"] and (base / "fresh/deep").is_dir()
+    for bad in ("out/passwd", "../x", "in/../../x"):
+        with pytest.raises(ConfigError):
+            mount(bad)
