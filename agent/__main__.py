@@ -95,7 +95,7 @@ class Agent:
             kubelet.retry()
 
         node = NodeAgent(host, options.root, client, runtime, images, clock, nodes, assigned, options.pod_cidr)
-        server = self._server(runtime, kubelet, client)
+        server = self._server(runtime, kubelet, client, context.cgroups)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
             async with asyncio.TaskGroup() as group:
@@ -145,8 +145,9 @@ class Agent:
                        cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
                        checks=Checks(runtime))
 
-    def _server(self, runtime: Any, kubelet: Any, client: Any) -> Any:
+    def _server(self, runtime: Any, kubelet: Any, client: Any, cgroups: Any) -> Any:
         from agent.kubelet.serve import Server, Settings
+        from agent.kubelet.stats import Stats
         options = self.options
 
         async def authorize(user: str, groups: list[str], verb: str, subresource: str) -> bool:
@@ -164,7 +165,8 @@ class Agent:
             return bool((answer.get("status") or {}).get("allowed"))
 
         return Server(runtime, kubelet.pods, Settings(options.certificate, options.key, options.client_ca,
-                                                      port=options.port), authorize)
+                                                      port=options.port), authorize,
+                      Stats(options.name, kubelet.seen, cgroups))
 
     async def _proxy(self, ledger: Any, network: Any) -> None:
         from agent.proxy.proxy import Proxy

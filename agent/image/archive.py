@@ -71,7 +71,7 @@ class Archive:
             self._tar = tarfile.open(path)  # noqa: SIM115 - closed by __exit__
             self._members = {os.path.normpath(m.name): m for m in self._tar.getmembers()}
         except (OSError, tarfile.TarError) as error:
-            raise Finding(f"{path} is no image archive", str(error),
+            raise Finding(f"{path} is no image archive", str(error).splitlines()[0].rstrip(":"),
                           "give a file written by `docker save`, `pelamis image build` or another OCI tool") from error
 
     def __enter__(self) -> Archive:

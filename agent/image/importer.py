@@ -46,6 +46,14 @@ async def import_image(connection: Connection, image: oci.Image, clock: Clock = 
     names = [normalise(name) for name in image.names]
     if not names:
         raise Finding("the image has no name", "a pod could not refer to it", "save it with its tag: NAME:TAG")
+    try:
+        return await _import(connection, image, names, clock)
+    except grpc.aio.AioRpcError as error:
+        raise Finding(f"containerd did not take image {names[0]}", describe(error),
+                      "see that it runs: ./pelamis status") from error
+
+
+async def _import(connection: Connection, image: oci.Image, names: list[str], clock: Clock) -> list[str]:
     leases = connection.containerd("Leases")
     lease = (await leases.Create(containerd.CreateLeaseRequest(
         id=f"pelamis-import-{clock.uid()}", labels={"containerd.io/gc.expire": rfc3339(clock.now() + LEASE_SECONDS)}),
@@ -58,8 +66,6 @@ async def import_image(connection: Connection, image: oci.Image, clock: Clock = 
             await _name(connection, name, image, lease)
         for name in names:
             await _visible(connection, name, image.config.digest, clock)
-    except grpc.aio.AioRpcError as error:
-        raise Finding(f"containerd refused image {names[0]}", describe(error)) from error
     finally:
         await leases.Delete(containerd.DeleteLeaseRequest(id=lease), metadata=metadata(), timeout=CALL_SECONDS)
     return names

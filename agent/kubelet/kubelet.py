@@ -48,6 +48,10 @@ class Kubelet:
                 return worker.pod, worker.seen
         return None
 
+    def seen(self) -> list[tuple[dict[str, Any], ObservedPod]]:
+        """Every pod of this node with what the runtime has of it."""
+        return [(worker.pod, worker.seen) for worker in self._workers.values() if not worker.gone]
+
     def running_logs(self) -> list[tuple[str, str]]:
         """Id and log file of every running container: what log rotation looks at."""
         return [(container.id, container.log_path) for worker in self._workers.values()

@@ -24,6 +24,7 @@ from aiohttp import web
 from agent.kubelet import logs, streaming
 from agent.kubelet.locate import Found, Locator
 from agent.kubelet.runtime import CallError, Runtime
+from agent.kubelet.stats import Stats
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, BadRequest, MethodNotAllowed, NotFound
 
@@ -72,20 +73,20 @@ def flag(request: web.BaseRequest, name: str) -> bool:
 
 
 class Server:
-    """Create, then `run()`. `pods` gives the pods bound to this node; `summary` the object for /stats/summary."""
+    """Create, then `run()`. `pods` gives the pods bound to this node; without `stats` there are none to ask."""
 
     def __init__(self, runtime: Runtime, pods: Callable[[], Iterable[dict[str, Any]]], settings: Settings,
-                 authorize: Authorize | None = None, summary: Callable[[], Awaitable[dict[str, Any]]] | None = None,
-                 clock: Clock = SYSTEM) -> None:
+                 authorize: Authorize | None = None, stats: Stats | None = None, clock: Clock = SYSTEM) -> None:
         self._runtime, self._pods, self._settings = runtime, pods, settings
-        self._authorize, self._summary, self._clock = authorize, summary, clock
+        self._authorize, self._stats, self._clock = authorize, stats, clock
         self._locator = Locator(runtime, pods)
         self.listening = asyncio.Event()
         self.port = settings.port
         self._routes: dict[str, Handler] = {
             "healthz": self._healthz, "pods": self._list_pods, "runningpods": self._running_pods,
             "configz": self._configz, "containerLogs": self._logs, "exec": self._exec, "attach": self._attach,
-            "portForward": self._forward, "run": self._run_command, "stats": self._stats}
+            "portForward": self._forward, "run": self._run_command, "stats": self._summary,
+            "metrics": self._metrics}
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self._settings.client_ca))
@@ -157,10 +158,15 @@ class Server:
     async def _configz(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
         return _json({"kubeletconfig": self._settings.config})
 
-    async def _stats(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
-        if rest != ["summary"] or self._summary is None:
+    async def _summary(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        if rest != ["summary"] or self._stats is None:
             raise NotFound("404 page not found")
-        return _json(await self._summary())
+        return _json(await self._stats.summary())
+
+    async def _metrics(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        if rest != ["resource"] or self._stats is None:
+            raise NotFound("404 page not found")
+        return web.Response(text=await self._stats.metrics(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     # --- logs
     async def _logs(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:

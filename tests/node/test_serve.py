@@ -8,17 +8,19 @@ import re
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
+from agent.kubelet.cgroups import Cgroups
 from agent.kubelet.images import Images
 from agent.kubelet.logrotate import Rotator
 from agent.kubelet.model import SandboxSpec
 from agent.kubelet.runtime import Runtime
 from agent.kubelet.serve import Server, Settings
+from agent.kubelet.stats import Stats
 from controlplane.pki.authority import Authority
 from tests.node.rig import Host
 
@@ -59,13 +61,16 @@ def _contexts(folder: Path) -> tuple[Settings, dict[str, ssl.SSLContext]]:
 @asynccontextmanager
 async def serving(host: Host, runtime: Runtime, script: str, folder: Path, **more: object) -> AsyncIterator[Api]:
     settings, contexts = _contexts(folder)
+    cgroups = Cgroups(f"{host.cgroup.strip('/')}/kubepods")
     spec: SandboxSpec = host.sandbox("served")
+    pod = {"metadata": {"name": "served", "namespace": "default", "uid": spec.uid},
+           "spec": {"containers": [{"name": "main"}]}}
+    spec = replace(spec, cgroup_parent=cgroups.parent(pod))
     sandbox = await runtime.run_sandbox(spec)
     container = await runtime.create_container(sandbox, spec, host.shell(script, **more))
     await runtime.start_container(container)
-    pod = {"metadata": {"name": "served", "namespace": "default", "uid": spec.uid},
-           "spec": {"containers": [{"name": "main"}]}}
-    server = Server(runtime, lambda: [pod], settings)
+    observed = (await runtime.observe(spec.uid))[spec.uid]
+    server = Server(runtime, lambda: [pod], settings, stats=Stats("node", lambda: [(pod, observed)], cgroups))
     task = asyncio.create_task(server.run())
     try:
         async with asyncio.timeout(PATIENCE):
@@ -97,6 +102,27 @@ def test_only_the_clusters_own_are_let_in(host: Host, tmp_path: Path) -> None:
                 assert (answer.status, await answer.text()) == (400, "container other is not valid for pod served")
             async with api.http.get(f"{api.url}/containerLogs/default/gone/main") as answer:
                 assert (answer.status, await answer.text()) == (404, 'pod "gone" does not exist')
+    host.run(body)
+
+
+def test_use_is_read_from_cgroups(host: Host, tmp_path: Path) -> None:
+    async def body(runtime: Runtime, images: Images) -> None:
+        script = "x=$(head -c 20000000 /dev/zero | tr '\\0' x); echo full; while :; do :; done"
+        async with serving(host, runtime, script, tmp_path) as api:
+            async with api.http.get(f"{api.url}/containerLogs/default/served/main?follow=true") as logs:
+                assert await logs.content.readline() == b"full\n"
+            rates = []
+            while len(rates) < 2 or rates[-1] == 0:  # the second answer knows a rate
+                async with api.http.get(f"{api.url}/stats/summary") as answer:
+                    pod = (await answer.json())["pods"][0]
+                rates.append(pod["containers"][0]["cpu"].get("usageNanoCores", 0))
+            assert pod["podRef"]["name"] == "served" and rates[0] == 0
+            assert 20_000_000 < pod["containers"][0]["memory"]["workingSetBytes"] <= pod["memory"]["workingSetBytes"]
+            async with api.http.get(f"{api.url}/metrics/resource") as answer:
+                text = await answer.text()
+            used = re.search(r'container_memory_working_set_bytes\{container="main",namespace="default",'
+                             r'pod="served"\} (\d+)', text)
+            assert used is not None and int(used[1]) > 20_000_000 and "node_cpu_usage_seconds_total " in text
     host.run(body)
 
 
