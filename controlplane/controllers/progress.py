@@ -87,6 +87,8 @@ def rolling_out(deployment: Obj, new: Obj | None, old: list[Obj], now: float, st
     conditions = status["conditions"]
     what = f'ReplicaSet "{objects.name(new)}"' if new is not None else f'Deployment "{objects.name(deployment)}"'
     current = next((c for c in conditions if c["type"] == "Progressing"), None)
+    if current is not None and current.get("reason") == "DeploymentPaused":  # the deadline runs anew from here
+        set_condition(conditions, "Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed", stamp)
     if not has_deadline(deployment):
         conditions[:] = [c for c in conditions if c["type"] != "Progressing"]
     else:

@@ -26,6 +26,7 @@ from controlplane.machinery.resources import Resource, named
 STALE_SECONDS = 5.0  # how soon to look again when the event of our own write does not come
 NAME_TRIES = 8  # names to try for one child: 27^5 are possible, so a second collision is a fault elsewhere
 AWAY_SECONDS = 2.0  # between tries of one creation while the server does not answer
+BATCH_LIMIT = 16  # requests of one key under way at once: each costs both sides a TLS connection
 SLOW_START = 1  # first batch of creations; doubled while all succeed, so that a quota is hit gently
 
 Obj = dict[str, Any]
@@ -152,7 +153,7 @@ async def in_batches(count: int, make: Callable[[int], Any]) -> ApiError | None:
             if isinstance(result, BaseException):
                 raise result
         done += len(batch)
-        size *= 2
+        size = min(2 * size, BATCH_LIMIT)
     return None
 
 

@@ -1,5 +1,7 @@
 """The pure halves: rollout arithmetic, deletion order, slices, taints, ownership."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +12,7 @@ from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 from tests.unit.controllers.samples import deployment, pod, replica_set, service
 
+NUMBERS = itertools.count()
 NOW = parse_rfc3339("2026-01-01T01:00:00Z")
 
 
@@ -95,6 +98,18 @@ def test_a_stuck_rollout_says_so_at_its_deadline():
     assert objects.condition(one, "Progressing")["message"] == 'ReplicaSet "d-1" has successfully progressed.'
 
 
+def test_a_pause_stops_the_deadline_and_a_resume_starts_it():
+    one, new = deployment("d", 1, progressDeadlineSeconds=600, paused=True), replica_set("d-1", 1)
+    one["status"] = progress.rolling_out(one, new, [], NOW, "2026-01-01T01:00:00Z", made=True)
+    one["status"] = progress.paused(one, new, [], "2026-01-01T01:00:00Z")
+    assert objects.condition(one, "Progressing")["reason"] == "DeploymentPaused"
+    assert progress.deadline(one, one["status"]) is None
+    one["spec"]["paused"] = False
+    one["status"] = progress.rolling_out(one, new, [], NOW + 900, "2026-01-01T01:15:00Z")
+    assert objects.condition(one, "Progressing")["reason"] == "DeploymentResumed"
+    assert progress.deadline(one, one["status"]) == NOW + 1500
+
+
 # --- replicas --------------------------------------------------------------------------------------------
 
 def test_the_cheapest_pods_go_first():
@@ -124,7 +139,7 @@ def test_availability_waits_for_min_ready_seconds():
 
 def apply(plan, current):
     gone = {objects.name(one) for one in [*plan.delete, *plan.update]}
-    fresh = [{**one, "metadata": {**one["metadata"], "name": f"s-{id(one)}"}} for one in plan.create]
+    fresh = [{**one, "metadata": {**one["metadata"], "name": f"s-{next(NUMBERS)}"}} for one in plan.create]
     return [one for one in current if objects.name(one) not in gone] + plan.update + fresh
 
 
