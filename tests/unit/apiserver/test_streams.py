@@ -97,6 +97,12 @@ def playing(tmp_path, play):
     asyncio.run(run())
 
 
+async def forgotten(server):
+    """Until the server keeps nothing of connections that were taken over; the caller's deadline bounds it."""
+    while server._web.connections:  # noqa: ASYNC110 - the library tells nobody
+        await asyncio.sleep(0.01)
+
+
 def test_exec_is_a_tunnel_with_backpressure_and_an_end(tmp_path):
     async def play(node, connect, server, listener):
         reader, writer = await connect("POST " + EXEC, SPDY)
@@ -117,6 +123,7 @@ def test_exec_is_a_tunnel_with_backpressure_and_an_end(tmp_path):
         writer.write(b"bye")
         assert await reader.read() == b""  # the node ended it
         writer.close()
+        await forgotten(server)
 
     playing(tmp_path, play)
 
@@ -128,6 +135,20 @@ def test_a_client_that_leaves_ends_the_nodes_side(tmp_path):
         task = next(t for t in asyncio.all_tasks() if "Node.serve" in repr(t))
         writer.transport.abort()
         await task  # it reads until its connection ends
+        await forgotten(server)
+
+    playing(tmp_path, play)
+
+
+def test_a_stop_ends_open_tunnels(tmp_path, monkeypatch):
+    monkeypatch.setattr("controlplane.apiserver.server.STOP_SECONDS", 0.1)
+
+    async def play(node, connect, server, listener):
+        reader, writer = await connect("POST " + EXEC, SPDY)
+        await reader.readuntil(b"hi ")
+        await server.stop()
+        assert await reader.read() == b""
+        writer.close()
 
     playing(tmp_path, play)
 
