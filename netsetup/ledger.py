@@ -48,9 +48,9 @@ class Ledger:
 
         `directory(path)` (removed with all below it), `file(path)`, `symlink(path)`, `mount(target)`, `cgroup(path)`,
         `link(name=|prefix=)`, `route(destination, table=, protocol=, device=, gateway=)`, `address(address, device)`,
-        `sysctl(key)` (`net/ipv4/ip_forward`), `iptables(prefix, family=4)` (chains of that prefix in every table, and
-        the jumps to them), `netns(name=|prefix=)`, `package(name, manager=)`. A directory that exists already is not
-        ours and is not recorded. Raises OSError when the ledger cannot be written: then the change must not be made.
+        `sysctl(key)` (`net/ipv4/ip_forward`), `iptables(prefix, family=4)` (chains of that prefix in every table, the
+        jumps to them, and tables that only exist because of them), `netns(name=|prefix=)`, `package(name, manager=)`.
+        A directory that exists already is not ours and is not recorded. Raises OSError when the ledger cannot be written: then the change must not be made.
         """
         if kind not in IDENTITY:
             raise ValueError(f"the ledger knows no kind {kind!r}")
@@ -157,6 +157,9 @@ class Ledger:
             entry["backup"] = self._backup(Path(entry["path"]), number)
         elif kind == "symlink":
             entry["old"] = os.readlink(entry["path"]) if os.path.islink(entry["path"]) else None
+        elif kind == "iptables":
+            from netsetup import xtables
+            entry["absent"] = xtables.absent_tables(entry["family"])
         elif kind == "sysctl":
             entry["old"] = (Path("/proc/sys") / entry["key"]).read_text().strip()
         return True

@@ -159,6 +159,8 @@ def _sysctl(entry: Entry, _: Path) -> str:
 
 def _iptables(entry: Entry, _: Path) -> str:
     count = xtables.remove_chains(entry["prefix"], entry.get("family", 4))
+    for table in entry.get("absent") or ():
+        xtables.drop_if_empty(table, entry.get("family", 4))
     return f"removed {count} iptables chains {entry['prefix']}*"
 
 

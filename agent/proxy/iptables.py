@@ -139,7 +139,8 @@ class Writer:
         for variant in xtables.BACKENDS:
             other = xtables.Backend(variant, self.backend.family)
             same = variant == ("nft" if self.backend.is_nft else "legacy")
-            if not same and other.present and ":KUBE-SERVICES " in other.save("nat"):
+            # Saved without naming a table: naming one would make the kernel create it, and hook it into every packet.
+            if not same and other.present and ":KUBE-SERVICES " in other.save():
                 xtables.remove_from(other, PREFIX)
 
 

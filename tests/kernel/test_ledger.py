@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from netsetup import routes
+from agent.proxy.iptables import Writer
+from agent.proxy.rules import RuleSet
+from netsetup import routes, xtables
 from netsetup.ledger import Ledger
 
 from .conftest import Namespace
@@ -64,6 +66,20 @@ def test_every_kind_of_change_is_taken_back(make_namespace: Callable[[str], Name
     assert "KUBE" not in host.sh("iptables-nft-save; iptables-legacy-save")
     assert not target.is_mount() and not Path(f"/run/netns/{name}").exists()
     assert host.run(ledger.undo) == [] and not ledger.path.parent.exists()
+
+
+def test_tables_made_for_us_go_too_unless_others_use_them(make_namespace: Callable[[str], Namespace],
+                                                          tmp_path: Path) -> None:
+    host, ledger = make_namespace("tables"), Ledger(tmp_path / "ledger.jsonl")
+    host.sh("iptables-nft -t mangle -A FORWARD -s 192.0.2.1 -j DROP")
+    before = host.sh("nft list ruleset; cat /proc/net/ip_tables_names")
+    host.run(lambda: ledger.record("iptables", prefix="KUBE-"))
+    writer = Writer(xtables.Backend("nft"), ledger)
+    host.run(writer.load, RuleSet("10.244.0.0/16").everything())
+    host.sh("iptables-nft -t mangle -N KUBE-X")
+    assert host.run(writer.intact) and "table ip nat" in host.sh("nft list ruleset")
+    host.run(ledger.undo)
+    assert ledger.findings == [] and host.sh("nft list ruleset; cat /proc/net/ip_tables_names") == before
 
 
 def test_undoing_what_is_gone_already_succeeds(make_namespace: Callable[[str], Namespace], tmp_path: Path) -> None:
