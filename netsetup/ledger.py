@@ -50,7 +50,8 @@ class Ledger:
         `link(name=|prefix=)`, `route(destination, table=, protocol=, device=, gateway=)`, `address(address, device)`,
         `sysctl(key)` (`net/ipv4/ip_forward`), `iptables(prefix, family=4)` (chains of that prefix in every table, the
         jumps to them, and tables that only exist because of them), `netns(name=|prefix=)`, `package(name, manager=)`.
-        A directory that exists already is not ours and is not recorded. Raises OSError when the ledger cannot be written: then the change must not be made.
+        A directory that exists already is not ours and is not recorded. Raises OSError when the ledger cannot be
+        written: then the change must not be made.
         """
         if kind not in IDENTITY:
             raise ValueError(f"the ledger knows no kind {kind!r}")
