@@ -21,7 +21,7 @@ from controlplane.machinery.resources import Resource
 async def merge_of(request: Request, resource: Resource, now: str) -> Callable[[Object | None], Object]:
     """A pure function from the stored object to the one after an apply patch. Raises ApiError."""
     config = await patches.applied(request, resource)
-    manager, force = request.query.get("fieldManager"), request.query.flag("force")
+    manager, force = bodies.manager(request), request.query.flag("force")
 
     def merged(old: Object | None) -> Object:
         result = apply.apply(old, config, manager, force, resource.definition, now, request.subresource)

@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.apiserver.request import Request
 from controlplane.machinery import schema, wire
-from controlplane.machinery.errors import ApiError, BadRequest, Invalid, not_supported
+from controlplane.machinery.errors import ApiError, BadRequest, Invalid, invalid, not_supported, too_long
 from controlplane.machinery.resources import Resource
 
 VALIDATION_MODES = ("Ignore", "Strict", "Warn")
@@ -29,6 +29,19 @@ def dry_run(request: Request, options: dict[str, Any] | None = None) -> bool:
         kind = _OPTIONS.get(request.verb, "DeleteOptions")
         raise Invalid.of(kind, "", [not_supported("dryRun", wrong, ["All"])], "meta.k8s.io")
     return "All" in asked
+
+
+def manager(request: Request) -> str:
+    """Who writes, as managedFields will say. Raises Invalid."""
+    given = request.query.get("fieldManager") if request.raw_query else ""
+    cause = None
+    if len(given.encode()) > MAX_MANAGER:
+        cause = too_long("fieldManager", MAX_MANAGER)
+    elif not given.isprintable():
+        cause = invalid("fieldManager", given, "should not contain non-printable characters")
+    if cause is not None:
+        raise Invalid.of(_OPTIONS.get(request.verb, "CreateOptions"), "", [cause], "meta.k8s.io")
+    return request.field_manager[:MAX_MANAGER]
 
 
 def validation_mode(request: Request) -> str:

@@ -136,7 +136,10 @@ def decide(resource: Resource, obj: Object, options: Options, graceful: bool, no
         if not finalizers and not (obj.get("spec") or {}).get("finalizers"):
             return None
         new.setdefault("status", {})["phase"] = "Terminating"
-    elif not finalizers and grace == 0:
+        if not marked:
+            meta["deletionTimestamp"] = rfc3339(now)
+        return new
+    if not finalizers and grace == 0:
         return None
     if not marked:
         meta["deletionTimestamp"] = rfc3339(now + grace)

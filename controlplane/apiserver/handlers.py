@@ -24,6 +24,7 @@ from controlplane.machinery.resources import Resource, Subresource
 from controlplane.store.item import Item
 
 STREAMS = ("exec", "attach", "portforward", "log", "proxy")
+_UNCHECKED = ("get", "list", "watch", "delete", "deletecollection")  # verbs whose warnings no strategy gives
 REVIEW_GROUPS = ("authentication.k8s.io", "authorization.k8s.io")
 
 
@@ -38,6 +39,7 @@ class Handlers:
         self._deletes = Deletes(context, writes)
         self._subresources = Subresources(context, writes, self._deletes)
         self._reviews = reviews
+        self._deprecated = {r.name: text for r in context.registry if (text := strategy.of(r).deprecated)}
         self._streams = streams
 
     def known(self, request: Request) -> tuple[Resource, Subresource | None]:
@@ -69,6 +71,8 @@ class Handlers:
     async def handle(self, request: Request) -> Answer:
         """The answer of a resource request. Raises ApiError."""
         resource, sub = self.known(request)
+        if request.verb in _UNCHECKED and resource.name in self._deprecated:
+            request.warn(self._deprecated[resource.name])
         if sub is not None:
             return await self._subresource(request, resource, sub)
         match request.verb:

@@ -172,7 +172,7 @@ class Server:
         if state is None:
             self._states = {p: s for p, s in self._states.items() if p.transport is not None}
             state = self._states[protocol] = {}
-        made = request.build(raw.method, raw.raw_path if hasattr(raw, "raw_path") else raw.path_qs, raw.headers,
+        made = request.build(raw.method, raw.raw_path, raw.headers,
                              self.context.registry, raw, state)
         return await self.pipeline.serve(made)
 

@@ -200,7 +200,7 @@ class Writes:
             if "managedFields" in old["metadata"]:
                 metadata["managedFields"] = old["metadata"]["managedFields"]
             return
-        metadata["managedFields"] = apply.track_update(old, obj, request.field_manager, resource.definition,
+        metadata["managedFields"] = apply.track_update(old, obj, bodies.manager(request), resource.definition,
                                                        self._context.clock.timestamp(), request.subresource)
         if not metadata["managedFields"]:
             del metadata["managedFields"]
