@@ -102,8 +102,8 @@ class Kubelet:
         """Read the runtime anew and wake the workers of what differs from what they know."""
         await self._relist()
         for uid, worker in list(self._workers.items()):
-            if self._observed.get(uid, ObservedPod(uid, "", "")).containers != worker.seen.containers or \
-                    self._observed.get(uid, ObservedPod(uid, "", "")).sandboxes != worker.seen.sandboxes:
+            found = self._observed.get(uid, ObservedPod(uid, "", ""))
+            if (found.containers, found.sandboxes) != (worker.seen.containers, worker.seen.sandboxes):
                 worker.retry()
         if self._informer.has_synced:
             self._adopt_orphans()
@@ -134,11 +134,10 @@ class Kubelet:
     def _begin(self, pod: dict[str, Any], *, gone: bool = False) -> None:
         meta = pod["metadata"]
         seen = self._observed.pop(meta["uid"], None)
-        if seen is None and not gone and (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed") \
-                and not meta.get("deletionTimestamp"):
-            pass  # nothing to run, but its status and its deletion are ours
         worker = Worker(self.context, pod, seen or ObservedPod(meta["uid"], meta.get("namespace", ""), meta["name"]),
                         gone=gone)
+        if seen is not None:
+            worker.look()  # something may have ended since it was read, and nobody was there to hear of it
         self._workers[meta["uid"]] = worker
         self._group.create_task(self._work(worker), name=f"pod {meta.get('namespace', '')}/{meta['name']}")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from controlplane.machinery import schema, strategic
 from controlplane.machinery.clock import SYSTEM
-from controlplane.machinery.errors import AlreadyExists, Conflict, NotFound
+from controlplane.machinery.errors import AlreadyExists, Conflict, NotFound, ServiceUnavailable
 from controlplane.machinery.resources import Resource
 
 Obj = dict[str, Any]
@@ -23,6 +23,7 @@ class FakeApi:
         self.log: list[tuple[str, str, Obj]] = []
         self.news = asyncio.Condition()
         self.calls: list[str] = []
+        self.away = False  # patches fail as if nobody listened
 
     async def _write(self, kind: str, plural: str, obj: Obj) -> Obj:
         self.revision += 1
@@ -89,6 +90,8 @@ class FakeApi:
 
     async def patch(self, resource: Resource, name: str, patch: Obj, namespace: str = "", kind: str = "strategic",
                     subresource: str = "", **_: Any) -> Obj:
+        if self.away:
+            raise ServiceUnavailable("connection refused")
         self.calls.append(f"PATCH {resource.plural}/{name}/{subresource}")
         old = self._at(resource, name, namespace)
         if patch.get("metadata", {}).get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:

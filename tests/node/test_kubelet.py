@@ -223,6 +223,28 @@ def test_a_restarted_kubelet_adopts_what_runs_and_ends_what_should_not(host: Hos
     run(host, body)
 
 
+def test_twenty_pods_start_at_once_while_the_api_is_away_now_and_then(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        names = [f"many{i}" for i in range(20)]
+        async with rig.kubelet():
+            await asyncio.gather(*(rig.create(name, sh("sleep 600"), terminationGracePeriodSeconds=1)
+                                   for name in names))
+            rig.api.away = True
+            await eventually(lambda: _all_run(rig, len(names)), 90)
+            assert not any(ready(rig.api.objects["pods", "default", name]) for name in names[-3:])
+            rig.api.away = False
+            for name in names:
+                await rig.pod(name, ready)
+            await rig.remove(*names)
+            assert not await rig.runtime.observe()
+    run(host, body)
+
+
+async def _all_run(rig: Rig, count: int) -> bool:
+    pods = await rig.runtime.observe()
+    return sum(c.state == "running" for p in pods.values() for c in p.containers) == count
+
+
 def test_starting_adds_little_to_the_bare_calls(host: Host) -> None:
     async def body(rig: Rig) -> None:
         bare, whole = [], []
