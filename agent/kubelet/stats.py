@@ -139,7 +139,7 @@ class Stats:
                 if container.state == "running":
                     labels = f'{{container="{container.name}",{place}}}'
                     add("container", labels, self._container(folder, container))
-                    samples["container_start_time_seconds"].append(f"{labels} {container.started_at:.9g} {stamp}")
+                    samples["container_start_time_seconds"].append(f"{labels} {container.started_at:.3f} {stamp}")
         samples["resource_scrape_error"].append(" 0")
         return "".join(f"# HELP {name} {text}\n# TYPE {name} {kind}\n" + "".join(f"{name}{s}\n" for s in samples[name])
                        for name, kind, text in _METRICS if samples[name])
