@@ -10,7 +10,8 @@ Upstream: k8s.io/apiserver/pkg/registry/generic/registry/store.go, endpoints/han
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -94,7 +95,7 @@ class Writes:
                 deleting = bool(present.obj["metadata"].get("deletionTimestamp"))
                 raise AlreadyExists.of(resource.plural, name, resource.group, deleting=deleting)
             if not dry:
-                item = await self._context.cache.write(key, obj, 0)
+                item = await settled(self._context.cache.write(key, obj, 0))
         except Stale:
             _release(lease)
             raise AlreadyExists.of(resource.plural, name, resource.group) from None
@@ -189,7 +190,7 @@ class Writes:
         if dry:
             obj["metadata"]["resourceVersion"] = str(item.revision)
             return obj
-        return await self._context.cache.write(item.key, obj, item.revision)
+        return await settled(self._context.cache.write(item.key, obj, item.revision))
 
     def _track(self, request: Request, resource: Resource, obj: Object, old: Object | None) -> None:
         """Keep the book of field owners, `metadata.managedFields`. An apply has kept it already."""
@@ -207,11 +208,11 @@ class Writes:
 
     async def put(self, item: Item, obj: Object) -> Item:
         """Store a change the server itself makes (marks of deletion). Raises Stale."""
-        return await self._context.cache.write(item.key, obj, item.revision)
+        return await settled(self._context.cache.write(item.key, obj, item.revision))
 
     async def remove(self, resource: Resource, item: Item) -> Item:
         """Delete for good. Raises Stale."""
-        gone = await self._context.cache.write(item.key, None, item.revision)
+        gone = await settled(self._context.cache.write(item.key, None, item.revision))
         if resource.name == "services":
             self._allocator.drop(item.obj)
         return gone
@@ -235,6 +236,19 @@ def unchanged(obj: Object, old: Object) -> bool:
     ignored = ("managedFields", "resourceVersion")
     return {k: v for k, v in obj.items() if k != "metadata"} == {k: v for k, v in old.items() if k != "metadata"} \
         and {k: v for k, v in new.items() if k not in ignored} == {k: v for k, v in before.items() if k not in ignored}
+
+
+async def settled(write: Coroutine[Any, Any, Item]) -> Item:
+    """The outcome of a write, also when its sender goes away meanwhile: what it claimed hangs on that outcome.
+
+    A cancellation is held back for the few milliseconds of a commit; the answer then finds its connection closed."""
+    task = asyncio.create_task(write)
+    while True:
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise
 
 
 def _release(lease: Lease | None) -> None:

@@ -1,5 +1,9 @@
 import asyncio
 
+from controlplane.apiserver.authn import ANYBODY
+from controlplane.apiserver.request import build
+from controlplane.machinery.resources import BUILTIN
+from controlplane.store.memory import MemoryLog
 from tests.unit.apiserver.harness import config_map, pod, serving
 
 CMS = "/api/v1/namespaces/default/configmaps"
@@ -170,4 +174,35 @@ def test_the_main_endpoint_keeps_the_status_and_the_status_endpoint_the_rest():
             assert got["status"]["phase"] == "Running" and got["metadata"]["labels"] == {"a": "b"}
             status, _ = await api.call("PATCH", path + "/p/status", {"metadata": {"uid": "other"}}, STRATEGIC)
             assert status == 409
+    asyncio.run(main())
+
+
+def test_a_client_that_goes_while_its_write_commits_leaks_nothing():
+    class Slow(MemoryLog):
+        def __init__(self):
+            super().__init__()
+            self.entered, self.gate = asyncio.Event(), asyncio.Event()
+            self.gate.set()
+
+        async def write(self, key, value, expect):
+            if key.startswith("services/default/s"):
+                self.entered.set()
+                await self.gate.wait()
+            return await super().write(key, value, expect)
+
+    async def main():
+        log = Slow()
+        async with serving(log) as api:
+            log.gate.clear()
+            request = build("POST", "/api/v1/namespaces/default/services", {}, BUILTIN)
+            request.user = ANYBODY
+            request._body = b'{"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}}'
+            writer = asyncio.create_task(api.server.handlers._writes.create(request, request.resource))
+            async with asyncio.timeout(5):
+                await log.entered.wait()
+                writer.cancel()  # what the server does with a handler whose client has gone
+                log.gate.set()
+                stored = await writer
+            held = {value for _, value in api.server.allocator._held(stored.obj)}
+            assert held and held == api.server.allocator.addresses.used
     asyncio.run(main())
