@@ -33,6 +33,7 @@ from controlplane.machinery.errors import (
 LOG = logging.getLogger("apiserver")
 MAX_IN_FLIGHT = 600  # ordinary requests at once; upstream's 400 readers and 200 writers
 REQUEST_SECONDS = 60.0  # of an ordinary request; upstream's bound
+PROVED_SECONDS = 300.0  # a certificate is looked at again after this: it may have expired on an open connection
 RETRY_AFTER = 1  # seconds an overloaded server asks its clients to wait
 
 
@@ -111,10 +112,12 @@ class Pipeline:
         connection, headers = request.connection, request.headers
         if "Authorization" in headers or any(name[:12].lower() == "impersonate-" for name in headers):
             request.user = self._authenticator.authenticate(request)
-        else:  # who the connection is was proved once, by its certificate or the lack of one
-            user = connection.get("user")
-            if user is None:
-                user = connection["user"] = self._authenticator.authenticate(request)
+        else:  # who the connection is was proved by its certificate, or the lack of one
+            user, until = connection.get("user", (None, 0.0))
+            now = self._context.clock.monotonic()
+            if user is None or now >= until:
+                user = self._authenticator.authenticate(request)
+                connection["user"] = user, now + PROVED_SECONDS
             request.user = user
         self._authorizer.authorize(authz.attributes_of(request))
 

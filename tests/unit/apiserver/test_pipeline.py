@@ -66,8 +66,9 @@ def test_tls_proves_who_a_client_is(tmp_path):
             assert status == 201 and who["status"]["userInfo"]["username"] == "kubernetes-admin"
             status, _ = await api.call("GET", CMS, headers={"Authorization": "Bearer wrong"})
             assert status == 200  # the certificate has spoken
-            status, error = await api.call("GET", CMS, headers={"Impersonate-User": "jane"})
-            assert status == 403 and 'User "jane" cannot list resource "configmaps"' in error["message"]
+            for header in ("Impersonate-User", "impersonate-user"):
+                status, error = await api.call("GET", CMS, headers={header: "jane"})
+                assert status == 403 and 'User "jane" cannot list resource "configmaps"' in error["message"]
         async with serving(tls=tmp_path, client="", authorization_mode=("Node", "RBAC")) as api:
             status, error = await api.call("GET", CMS)
             assert status == 403 and "system:anonymous" in error["message"]
