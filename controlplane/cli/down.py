@@ -62,7 +62,9 @@ async def _stop_pods(paths: Paths) -> None:
     """Every container gets POD_SECONDS, all at once; then the sandboxes and their networks go."""
     from agent.kubelet.runtime import Runtime
     from cri_proto.client import Connection
-    async with Connection(paths.containerd_socket) as connection:
+    from netsetup.cni.daemon import Daemon
+    network = Daemon(paths, Ledger(paths.ledger))  # the agent is gone: containerd asks us to take networks down
+    async with Connection(paths.containerd_socket) as connection, network.serving():
         runtime = Runtime(connection)
         pods = await runtime.observe()
         async with asyncio.TaskGroup() as tasks:

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +70,19 @@ class Daemon:
         finally:
             self.listening.clear()
             self._worker.shutdown(wait=False, cancel_futures=True)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Serve while the block runs: for whoever removes pods without an agent, as `down` does."""
+        task = asyncio.create_task(self.run())
+        waiting = asyncio.create_task(self.listening.wait())
+        try:
+            await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+            yield
+        finally:
+            waiting.cancel()
+            task.cancel()
+            await asyncio.gather(task, waiting, return_exceptions=True)
 
     async def configure(self, pod_cidr: str, cluster_cidr: str = "10.244.0.0/16", mtu: int = 0) -> list[Finding]:
         """Open the node's range and set up what pods need from the host; the configuration is written last.
@@ -143,6 +157,18 @@ class Daemon:
                             [hostports.chain_name(container, m) for m in held.ports])
         network.ipam.release(container, interface)
 
+    def _remove_unconfigured(self, call: Call) -> None:
+        """A DEL needs no range: a node that goes down takes its pods down without being configured first."""
+        try:
+            with RtNetlink() as host:
+                links.unwire(host, links.host_name(call.container, call.interface))
+                for folder in self._paths.ipam.glob("*_*"):
+                    ipam = Ipam(self._paths.ipam, folder.name.replace("_", "/"))
+                    if ipam.of(call.container, call.interface):
+                        self._remove(Network(ipam, "", 0, xtables.detect(), host), call.container, call.interface)
+        except (OSError, xtables.RestoreError) as error:
+            raise CniError(wire.TRY_LATER, f"failed to take down the pod's link: {error}") from error
+
     def _add(self, network: Network, call: Call) -> dict[str, Any]:
         try:
             held = network.ipam.take(call.container, call.interface, self._clock.now(), call.port_mappings)
@@ -182,6 +208,9 @@ class Daemon:
         if call.plugin == "loopback":
             return self._loopback(call)
         network = self._network
+        if network is None and call.command == "DEL":
+            self._remove_unconfigured(call)
+            return None
         if network is None:
             code = wire.NOT_AVAILABLE if call.command == "STATUS" else wire.TRY_LATER
             raise CniError(code, "the pod network is not configured yet", "the node has no pod CIDR")

@@ -16,6 +16,7 @@ from netsetup import links, xtables
 from netsetup.addresses import node_address
 from netsetup.cni import install
 from netsetup.cni.daemon import Daemon
+from netsetup.ipam import Ipam
 from netsetup.ledger import Ledger
 from netsetup.rtnetlink import RtNetlink
 
@@ -131,6 +132,16 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     link.sendall(b"still here")
     assert link.recv(100) == b"still here"
     node.start()
+    # a pod is taken down also by a daemon that is not configured, as when the whole node goes down
+    last = make_namespace("last")
+    node.do(node.daemon.configure("10.244.3.0/24"))
+    assert node.cni("ADD", last.name, last.path, runtimeConfig=ports)[0] == 0
+    node.stop()
+    node.start()
+    assert node.cni("DEL", last.name, last.path) == (0, {})
+    assert links.host_name(last.name, "eth0") not in node.host.sh("ip -o link")
+    assert "KUBE-HP-" not in node.host.sh("iptables-save -t nat")
+    assert last.name not in {h.container for h in Ipam(node.paths.ipam, "10.244.3.0/24").holdings()}
     node.do(node.daemon.configure("10.244.3.0/24"))
     assert node.cni("ADD", pods[1].name, pods[1].path)[1]["ips"][0]["address"] == f"{addresses[1]}/32"
 
