@@ -247,7 +247,7 @@ def build(method: str, raw_path: str, headers: Mapping[str, str], registry: Regi
     request.resource = registry.at(where.group, where.version, where.plural)
     request.namespace, request.name, request.subresource = where.namespace, where.name, where.subresource
     watch = where.watch
-    if query and not watch and method == "GET" and not where.subresource and "watch=" in query:
-        watch = request.query.get("watch") in _TRUE
+    if query and not where.name and method == "GET" and "watch=" in query:
+        watch = watch or request.query.get("watch") in _TRUE
     request.verb = verb_of(method, bool(where.name), watch)
     return request

@@ -193,10 +193,11 @@ class Watches:
         if start.revision and start.replay:
             await reach(self._context, start.revision)
         seconds = request.query.integer("timeoutSeconds") or self._context.clock.jitter(MIN_TIMEOUT, 1.0)
-        lens = Lens(request, resource, form, selection.match)
+        match = selection.match
+        if request.name:  # the legacy path of a single object
+            match = _named(request.name, match)
+        lens = Lens(request, resource, form, match)
         prefix = collection_prefix(resource, request.namespace)
-        if request.name:
-            raise ValueError("a watch of one name goes through its field selector")
 
         async def run(writer: Writer) -> None:
             await self._run(writer, lens, prefix, start, float(seconds))
@@ -257,6 +258,10 @@ class Watches:
     def _resume_point(self, watch: Watch) -> int:
         """A revision up to which this client has seen everything: nothing is queued when this is asked."""
         return max(watch.revision, self._context.cache.revision)
+
+
+def _named(name: str, match: Match | None) -> Match:
+    return lambda item: item.key.endswith("/" + name) and (match is None or match(item))
 
 
 def _too_old(asked: int, floor: int) -> bytes:

@@ -24,6 +24,21 @@ def test_a_watch_resumes_without_gap_or_repeat():
     asyncio.run(main())
 
 
+def test_the_legacy_path_watches_a_collection_or_one_object():
+    async def main():
+        async with serving() as api:
+            for name in ("a", "b"):
+                await api.made(CMS, config_map(name))
+            path = "/api/v1/watch/namespaces/default/configmaps"
+            async with api.watching(path) as seen:
+                assert names(await seen.take(2)) == [("ADDED", "a"), ("ADDED", "b")]
+            async with api.watching(path + "/b") as seen:
+                assert names(await seen.take(1)) == [("ADDED", "b")]
+            _, one = await api.call("GET", CMS + "/a?watch=1")
+            assert one["kind"] == "ConfigMap"
+    asyncio.run(main())
+
+
 def test_a_selector_turns_changes_into_arrivals_and_departures():
     async def main():
         async with serving() as api:
