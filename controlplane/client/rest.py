@@ -10,6 +10,7 @@ Upstream: k8s.io/client-go/rest.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,6 +28,7 @@ from controlplane.machinery.errors import ApiError, InternalError, ServiceUnavai
 from controlplane.machinery.resources import Resource
 
 REQUEST_SECONDS = 60.0  # the server itself gives up on an ordinary request after 60 s
+REQUESTS_AT_ONCE = 16  # of one client, watches aside: more only queue at the server, and each costs a TLS connection
 CONNECT_SECONDS = 10.0  # a reachable server answers a TCP and TLS handshake far sooner
 IDLE_CONNECTION_SECONDS = 30.0  # keep-alive: shorter than any server's, so that we rarely write to a closing socket
 WATCH_SECONDS = 300.0  # the server ends a watch after this to twice this: clients spread over servers again
@@ -58,6 +60,7 @@ class Client:
         self.clock = clock
         self.user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._token = config.token
         self._token_until = 0.0
 
@@ -185,7 +188,7 @@ class Client:
         timeout = aiohttp.ClientTimeout(total=REQUEST_SECONDS, sock_connect=CONNECT_SECONDS)
         for attempt in range(1, RETRY_LIMIT + 1):
             try:
-                async with self._answer(method, target, body, sent, timeout) as response:
+                async with self._slots, self._answer(method, target, body, sent, timeout) as response:
                     return await response.read()
             except _Patience as asked:
                 if attempt == RETRY_LIMIT:

@@ -29,6 +29,9 @@ AWAY_SECONDS = 2.0  # between tries of one creation while the server does not an
 BATCH_LIMIT = 16  # requests of one key under way at once: each costs both sides a TLS connection
 SLOW_START = 1  # first batch of creations; doubled while all succeed, so that a quota is hit gently
 
+_INSIDES = ("command", "args", "env", "envFrom", "volumeMounts", "livenessProbe", "readinessProbe", "startupProbe",
+            "lifecycle", "terminationMessagePath", "terminationMessagePolicy", "securityContext", "imagePullPolicy")
+
 Obj = dict[str, Any]
 PODS, NODES, SERVICES = named("pods"), named("nodes"), named("services")
 
@@ -47,7 +50,22 @@ class Context:
 
 def keep_for(resource: Resource) -> Callable[[Obj], None] | None:
     """What to forget of objects whose bulk no controller reads: shared informers must agree on it."""
+    if resource == PODS:
+        return _forget_insides
     return _forget_data if resource.name in ("configmaps", "secrets") else None
+
+
+def _forget_insides(pod: Obj) -> None:
+    """Only a pod's node reads how its containers start; a thousand pods would otherwise cost tens of megabytes."""
+    spec = pod["spec"]
+    for container in (*spec["containers"], *(spec.get("initContainers") or ())):
+        for field in _INSIDES:
+            container.pop(field, None)
+    if "volumes" in spec:
+        spec["volumes"] = [volume for volume in spec["volumes"] if "projected" not in volume]
+    for status in (pod.get("status") or {}).get("containerStatuses") or ():
+        for field in ("state", "lastState", "volumeMounts", "imageID", "containerID", "user", "resources"):
+            status.pop(field, None)
 
 
 def _forget_data(obj: Obj) -> None:
