@@ -15,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 import uuid
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -35,17 +36,24 @@ _KEPT = Path("/var/tmp/pelamis-test-images")  # built once for all runs on this 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def pid_of_marker(marker: str) -> list[int]:
-    """The processes whose command line contains `marker`."""
-    found = []
+def processes_of(namespace: str) -> list[int]:
+    """The processes in the mount namespace `namespace` (a readlink of /proc/<pid>/ns/mnt) and all their descendants:
+    containers have namespaces of their own, but their shims do not."""
+    parents, found = {}, set()
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) != os.getpid():
+        if entry.name.isdigit():
             try:
-                if marker.encode() in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                if os.readlink(entry / "ns/mnt") == namespace:
+                    found.add(int(entry.name))
             except OSError:
-                pass
-    return found
+                pass  # ended meanwhile
+    grown = True
+    while grown:
+        below = {pid for pid, parent in parents.items() if parent in found} - found
+        found |= below
+        grown = bool(below)
+    return sorted(found)
 
 
 class Host:
@@ -180,8 +188,12 @@ class Host:
                 asyncio.run(asyncio.wait_for(self._remove_pods(), STOP_SECONDS * 4))
             finally:
                 self.stop_containerd()
-        for pid in pid_of_marker(str(self.paths.containerd_socket)):  # shims: containerd's address is an argument
-            _signal(pid)
+        if self.holder is not None and self.holder.poll() is None:
+            mine, own = os.readlink(f"/proc/{self.holder.pid}/ns/mnt"), os.readlink("/proc/self/ns/mnt")
+            while mine != own and (left := [pid for pid in processes_of(mine) if pid != self.holder.pid]):
+                for pid in left:
+                    _signal(pid)
+                time.sleep(0.02)  # the kernel takes a moment to end them; each round looks anew
         if self.holder is not None:
             self.holder.kill()
             self.holder.wait()
