@@ -19,6 +19,7 @@ from controlplane.machinery.resources import named
 
 log = logging.getLogger(__name__)
 RETRY_FIRST, RETRY_LIMIT = 0.2, 10.0  # seconds between attempts while the API is away
+ANOTHER_POD = "UID in precondition"  # the conflict of a patch for a pod whose name another one has now
 PODS = named("pods")
 
 
@@ -68,10 +69,13 @@ class StatusWriter:
                 try:
                     answer = await self._client.patch(PODS, self._meta["name"], body, self._meta.get("namespace", ""),
                                                       subresource="status")
-                except (NotFound, Conflict):  # gone, or another pod has the name now
+                except NotFound:
                     self._lost = True
                     return
                 except ApiError as error:
+                    if isinstance(error, Conflict) and ANOTHER_POD in error.message:
+                        self._lost = True
+                        return
                     log.log(logging.WARNING if delay == RETRY_FIRST else logging.DEBUG,
                             "cannot write the status of pod %s: %s", self._meta["name"], error.message)
                     await self._clock.sleep(self._clock.jitter(delay))
