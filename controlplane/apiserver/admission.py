@@ -93,5 +93,6 @@ def standard(context: Context) -> Chain:
     from controlplane.apiserver.plugins.namespaces import NamespaceLifecycle
     from controlplane.apiserver.plugins.nodes import TaintNewNodes
     from controlplane.apiserver.plugins.pods import DefaultTolerations, Priority, ServiceAccounts
+    from controlplane.apiserver.plugins.roles import RoleEscalation
     return Chain([NamespaceLifecycle(context), ServiceAccounts(context), NodeRestriction(context),
-                  TaintNewNodes(context), Priority(context), DefaultTolerations(context)])
+                  TaintNewNodes(context), Priority(context), DefaultTolerations(context), RoleEscalation(context)])

@@ -1,6 +1,6 @@
 """May they: one question per request, denied unless a rule allows it.
 
-Owns the order of the authorizers (the configured modes: `Node` for kubelets, `RBAC` for everybody's built-in roles)
+Owns the order of the authorizers (the configured modes: `Node` for kubelets, `RBAC` for whoever roles are bound to)
 and upstream's wording of a refusal. Promises: an unknown verb, resource or user is denied; `system:masters` is always
 allowed; the answer is computed from the watch cache without waiting. It knows nothing of admission, except that it
 carries `admit_node` for the chain. Called by the server for every request, and by `reviews`.
@@ -13,11 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.apiserver import nodeauth, policy
+from controlplane.apiserver import nodeauth
 from controlplane.apiserver.authn import User
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.rbac import RoleBook
 from controlplane.apiserver.request import Request
+from controlplane.machinery import rbac, rbacdefaults
 from controlplane.machinery.errors import ApiError, Forbidden
+from controlplane.machinery.rbac import Rule
 from controlplane.machinery.selectors import parse_fields
 
 MASTERS = "system:masters"
@@ -91,6 +94,7 @@ class Authorizer:
     def __init__(self, context: Context) -> None:
         self._modes = context.options.authorization_mode
         self._nodes = nodeauth.NodeAuthorizer(context)
+        self.roles = RoleBook(context.cache)
 
     def authorize(self, attributes: Attributes) -> None:
         """Return when allowed. Raises Forbidden."""
@@ -106,20 +110,31 @@ class Authorizer:
         for mode in self._modes:
             if mode == "AlwaysAllow":
                 return Decision(True)
-            if mode == "RBAC" and (allowed := by_role(attributes)):
-                return Decision(True, allowed)
+            if mode == "RBAC":
+                grants = self.roles.grants(attributes.user, attributes.namespace)
+                if allowed := grants.why(attributes):
+                    return Decision(True, allowed)
+                if grants.faults:
+                    why = why or f"RBAC: {_joined(grants.faults)}"
             if mode == "Node" and nodeauth.node_of(attributes.user):
                 why = self._nodes.fault(attributes)
                 if not why:
                     return Decision(True)
-        return Decision(False, "" if why == nodeauth.NO_RULE else why)
+                if why == nodeauth.NO_RULE:
+                    why = ""
+        return Decision(False, why)
 
-    def rules(self, user: User) -> list[policy.Rule]:
-        """Everything a user's roles allow, for SelfSubjectRulesReview."""
+    def rules(self, user: User, namespace: str) -> tuple[list[Rule], list[str]]:
+        """Everything a user's roles allow in a namespace, and what could not be resolved."""
         if "AlwaysAllow" in self._modes:
-            return list(policy.ROLES["cluster-admin"])
-        own = [rule for _, _, rule in policy.rules_of(user.name, user.groups)]
-        return own + list(policy.NODE) if nodeauth.node_of(user) and "Node" in self._modes else own
+            return [rbac.parse("* [*] *"), rbac.parse("* URL *")], []
+        rules: list[Rule] = []
+        if nodeauth.node_of(user) and "Node" in self._modes:
+            rules += rbacdefaults.node_rules()
+        if "RBAC" not in self._modes:
+            return rules, []
+        grants = self.roles.grants(user, namespace)
+        return rules + [rule for rule, _ in grants.held], grants.faults
 
     def admit_node(self, request: Request, obj: dict[str, Any] | None, old: dict[str, Any] | None) -> None:
         """NodeRestriction. Raises Forbidden when a node reaches beyond itself and its pods."""
@@ -128,12 +143,6 @@ class Authorizer:
             nodeauth.restrict(node, request, obj, old)
 
 
-def by_role(a: Attributes) -> str:
-    """Why a built-in role allows it, "" when none does."""
-    for role, holder, rule in policy.rules_of(a.user.name, a.user.groups):
-        allowed = rule.allows(a.verb, a.group, a.resource, a.object_name) if a.plural else rule.allows_path(
-            a.verb, a.path)
-        if allowed:
-            kind, _, name = holder.partition(":")
-            return f'RBAC: allowed by ClusterRoleBinding "{role}" of ClusterRole "{role}" to {kind.title()} "{name}"'
-    return ""
+def _joined(faults: list[str]) -> str:
+    """Several errors as one."""
+    return faults[0] if len(faults) == 1 else f"[{', '.join(faults)}]"

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from controlplane.apiserver import policy
 from controlplane.apiserver.context import Context
+from controlplane.machinery import rbacdefaults
 from controlplane.machinery.errors import Forbidden
 from controlplane.store.cache import prefix_of
 
@@ -56,7 +56,7 @@ class NodeAuthorizer:
         """Why a node may not, "" when it may."""
         if not a.plural:
             return NO_RULE
-        if not any(rule.allows(a.verb, a.group, a.resource, a.name) for rule in policy.NODE):
+        if not any(rule.concerns(a.verb, a.group, a.plural, a.subresource) for rule in rbacdefaults.node_rules()):
             return NO_RULE
         node = node_of(a.user)
         if a.group == "" and a.plural in _REACHED_BY_POD:

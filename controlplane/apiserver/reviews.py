@@ -49,7 +49,7 @@ class Reviews:
             case "SelfSubjectReview":
                 status = {"userInfo": request.user.as_info()}
             case "SelfSubjectRulesReview":
-                status = self._rules(request.user)
+                status = self._rules(request.user, spec)
             case "SelfSubjectAccessReview":
                 status = self._access(request.user, kind, spec)
             case "SubjectAccessReview":
@@ -102,10 +102,15 @@ class Reviews:
         status: Object = {"allowed": decision.allowed}
         return status | ({"reason": decision.reason} if decision.reason else {})
 
-    def _rules(self, user: User) -> Object:
-        rules = [rule.as_dict() for rule in self._authz.rules(user)]
-        return {"resourceRules": [r for r in rules if "nonResourceURLs" not in r],
-                "nonResourceRules": [r for r in rules if "nonResourceURLs" in r], "incomplete": False}
+    def _rules(self, user: User, spec: Object) -> Object:
+        namespace = spec.get("namespace")
+        if not namespace:
+            raise BadRequest("no namespace on request")
+        held, faults = self._authz.rules(user, namespace)
+        rules = [rule.as_dict() for rule in held]
+        status: Object = {"resourceRules": [r for r in rules if "nonResourceURLs" not in r],
+                          "nonResourceRules": [r for r in rules if "nonResourceURLs" in r], "incomplete": bool(faults)}
+        return status | ({"evaluationError": ", ".join(faults)} if faults else {})
 
 
 def _resource_attributes(user: User, asked: Object) -> Attributes:

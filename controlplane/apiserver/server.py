@@ -17,7 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
-from controlplane.apiserver import admission, bootstrap, expiry, request
+from controlplane.apiserver import admission, bootstrap, expiry, request, rolebootstrap
 from controlplane.apiserver.allocator import Allocator
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
@@ -92,6 +92,8 @@ class Server:
             self._assemble()
             address = self._advertised()
             await bootstrap.ensure(self.context, self.allocator, address)
+            if "RBAC" in self.options.authorization_mode:
+                await rolebootstrap.ensure(self.context)
             self._chores = asyncio.create_task(self._housekeeping(address), name="housekeeping")
             self._web = web.Server(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
                                    handler_cancellation=True, access_log=None,

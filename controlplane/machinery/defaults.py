@@ -20,6 +20,7 @@ from controlplane.machinery.poddefaults import unset
 
 Object = dict[str, Any]
 Default = Callable[[Object], None]
+RBAC = "rbac.authorization.k8s.io"
 CLIENT_IP_TIMEOUT = 10800  # seconds
 
 
@@ -146,6 +147,15 @@ def replication_controller(obj: Object) -> None:
     status.setdefault("replicas", 0)
 
 
+def role_binding(obj: Object) -> None:
+    """Of ClusterRoleBindings too: the groups of the role and of its holders."""
+    role = obj["roleRef"] = obj.get("roleRef") or {}
+    unset(role, "apiGroup", RBAC)
+    for subject in obj.get("subjects") or ():
+        if subject.get("kind") in ("User", "Group"):
+            unset(subject, "apiGroup", RBAC)
+
+
 def _spec_only(obj: Object) -> None:
     obj["spec"] = obj.get("spec") or {}
 
@@ -158,6 +168,7 @@ _BY_KIND: dict[tuple[str, str], Default] = {
     ("", "Namespace"): namespace, ("", "Node"): node, ("", "Pod"): poddefaults.pod, ("", "Service"): service,
     ("", "Endpoints"): endpoints, ("discovery.k8s.io", "EndpointSlice"): endpoint_slice, ("", "Secret"): secret,
     ("", "Event"): event, ("apps", "Deployment"): deployment, ("apps", "ReplicaSet"): replica_set,
+    (RBAC, "RoleBinding"): role_binding, (RBAC, "ClusterRoleBinding"): role_binding,
     ("", "ReplicationController"): replication_controller, ("coordination.k8s.io", "Lease"): _spec_only,
 }
 

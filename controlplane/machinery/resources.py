@@ -6,8 +6,8 @@ what a create or update prepares) lives in `strategy`, found by `(group, kind)`.
 
 A row of `_TABLE` reads: plural, kind, short names, flags, subresources. Flags: `C` cluster-scoped (else namespaced),
 `A` in category `all`, `X` in category `api-extensions`, `S` has `status`, `s` has `scale`, `1` create only (reviews),
-`r` read only (get, list), `d` no deletecollection, `N` known but not
-served yet: nothing acts on it, and an object that nobody acts on is worse than a clear 404. Further subresources are listed as `name:verbs[:group/version/Kind]`.
+`r` read only (get, list), `d` no deletecollection, `N` known but not served yet: nothing acts on it, and an object that
+nobody acts on is worse than a clear 404. Further subresources are listed as `name:verbs[:group/version/Kind]`.
 
 Upstream: the REST storage registrations of k8s.io/kubernetes/pkg/registry; versions and order as 1.36 serves them.
 """
@@ -112,7 +112,7 @@ resourcequotas ResourceQuota quota NS
 secrets Secret -
 serviceaccounts ServiceAccount sa - token:c:authentication.k8s.io/v1/TokenRequest
 services Service svc AS proxy:cdgpu:v1/ServiceProxyOptions
-""",
+""",  # noqa: E501
     "apiregistration.k8s.io/v1": "apiservices APIService - NCXS",
     "apps/v1": """
 controllerrevisions ControllerRevision - N
@@ -148,10 +148,10 @@ servicecidrs ServiceCIDR - NCS
 """,
     "policy/v1": "poddisruptionbudgets PodDisruptionBudget pdb NS",
     "rbac.authorization.k8s.io/v1": """
-clusterrolebindings ClusterRoleBinding - NC
-clusterroles ClusterRole - NC
-rolebindings RoleBinding - N
-roles Role - N
+clusterrolebindings ClusterRoleBinding - C
+clusterroles ClusterRole - C
+rolebindings RoleBinding -
+roles Role -
 """,
     "storage.k8s.io/v1": """
 csidrivers CSIDriver - NC

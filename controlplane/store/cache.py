@@ -22,7 +22,7 @@ from controlplane.machinery.errors import Finding
 from controlplane.store import codec
 from controlplane.store.item import Decoded, Event, Item, Object
 from controlplane.store.log import Change, Compacted, Entry, Log
-from controlplane.store.watch import Closed, Watch
+from controlplane.store.watch import Closed, Observer, Watch
 
 RING_EVENTS = 1024  # per resource, for watches that resume: reconnects come within seconds
 RING_BYTES = 1 << 20  # per resource; older history is read from the log
@@ -54,7 +54,7 @@ class _Bucket:
         self.ring: deque[Event] = deque()
         self.ring_bytes = 0
         self.floor = floor  # the ring holds every change after this revision
-        self.watchers: list[Watch] = []
+        self.watchers: list[Watch | Observer] = []
 
     def apply(self, event: Event) -> None:
         item = event.item
@@ -251,6 +251,11 @@ class Cache:
         watch = Watch(prefix, start if since is None else since, backlog, load, bucket.watchers.remove)
         bucket.watchers.append(watch)
         return watch
+
+    def observe(self, prefix: str, put: Callable[[Event], None]) -> None:
+        """Call `put` with every event under `prefix` from now on, as it is applied: for indexes kept beside the cache.
+        It must be quick and must not raise."""
+        self._bucket(prefix).watchers.append(Observer(prefix, put))
 
     # --- history -----------------------------------------------------------------------------------------------
 

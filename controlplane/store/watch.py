@@ -109,3 +109,15 @@ class Watch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Observer:
+    """A function called with every event under `prefix` as it is applied, before the write is answered; what it keeps
+    is never behind the cache. It must be quick and must not raise."""
+
+    def __init__(self, prefix: str, put: Callable[[Event], None]) -> None:
+        self.prefix = prefix
+        self.put = put
+
+    def end(self, why: Exception) -> None:
+        """The cache closes; there is nothing to wake."""

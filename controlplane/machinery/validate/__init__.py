@@ -16,7 +16,17 @@ from typing import Any
 from controlplane.machinery import names
 from controlplane.machinery.errors import Cause
 from controlplane.machinery.resources import Resource
-from controlplane.machinery.validate import config, endpoints, metadata, nodes, pods, podupdates, services, workloads
+from controlplane.machinery.validate import (
+    config,
+    endpoints,
+    metadata,
+    nodes,
+    pods,
+    podupdates,
+    roles,
+    services,
+    workloads,
+)
 
 Object = dict[str, Any]
 Rule = Callable[[Object], list[Cause]]
@@ -47,7 +57,6 @@ class Validators:
 
 
 GENERAL = Validators()
-_SEGMENT = Validators(name=names.path_segment)
 _BY_KIND: dict[tuple[str, str], Validators] = {
     ("", "Namespace"): Validators(name=names.dns_label),
     ("", "Node"): Validators(nodes.node, nodes.node_changes),
@@ -63,10 +72,12 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
     ("apps", "Deployment"): Validators(workloads.deployment, workloads.selector_changes),
     ("apps", "ReplicaSet"): Validators(workloads.replica_set, workloads.selector_changes),
     ("", "ReplicationController"): Validators(workloads.replication_controller),
-    ("rbac.authorization.k8s.io", "Role"): _SEGMENT,
-    ("rbac.authorization.k8s.io", "ClusterRole"): _SEGMENT,
-    ("rbac.authorization.k8s.io", "RoleBinding"): _SEGMENT,
-    ("rbac.authorization.k8s.io", "ClusterRoleBinding"): _SEGMENT,
+    ("rbac.authorization.k8s.io", "Role"): Validators(roles.role, name=names.path_segment),
+    ("rbac.authorization.k8s.io", "ClusterRole"): Validators(roles.cluster_role, name=names.path_segment),
+    ("rbac.authorization.k8s.io", "RoleBinding"): Validators(
+        roles.binding("Role", "ClusterRole"), roles.binding_changes, names.path_segment),
+    ("rbac.authorization.k8s.io", "ClusterRoleBinding"): Validators(
+        roles.binding("ClusterRole"), roles.binding_changes, names.path_segment),
 }
 
 

@@ -1,0 +1,51 @@
+"""The default roles and bindings, made at start and brought up to date when this server knows more than the last one.
+
+Owns the writing; what there should be is `machinery.rbacdefaults`. Promises that every component may do its work
+before the server listens, and that an object that is right is not written. Called by the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from controlplane.apiserver.context import Context
+from controlplane.apiserver.lists import object_key
+from controlplane.machinery import rbacdefaults
+from controlplane.machinery.rbacdefaults import Object
+from controlplane.machinery.resources import BUILTIN
+
+LOG = logging.getLogger("apiserver")
+
+
+async def ensure(context: Context) -> None:
+    """Make and update them. Raises Finding when the store cannot be written."""
+    writes = []
+    for right in rbacdefaults.objects():
+        resource = BUILTIN.of(right["apiVersion"], right["kind"])
+        assert resource is not None, right["kind"]
+        metadata = right["metadata"]
+        key = object_key(resource, metadata.get("namespace", ""), metadata["name"])
+        item = context.cache.get(key)
+        if item is None:
+            writes.append(_write(context, key, right, 0))
+            continue
+        wanted = rbacdefaults.reconciled(item.obj, right)
+        if wanted is None:
+            LOG.warning("%s %s names another role: it is made anew", right["kind"], metadata["name"])
+            await context.cache.write(key, None, item.revision)
+            writes.append(_write(context, key, right, 0))
+        elif wanted != item.obj:
+            writes.append(_write(context, key, wanted, item.revision))
+    async with asyncio.TaskGroup() as group:  # together, so that they share the disk's few round trips
+        for write in writes:
+            group.create_task(write)
+    if writes:
+        LOG.info("made or updated %d default roles and bindings", len(writes))
+
+
+async def _write(context: Context, key: str, obj: Object, expect: int) -> None:
+    if not expect:
+        metadata = obj["metadata"]
+        metadata["uid"], metadata["creationTimestamp"] = context.clock.uid(), context.clock.timestamp()
+    await context.cache.write(key, obj, expect)
