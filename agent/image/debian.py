@@ -55,9 +55,19 @@ def fetch(package: str, folder: Path) -> Path:
     if kept:
         return kept[-1]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        _run(["apt-get", "download", "-o", "APT::Sandbox::User=root", package], Path(scratch), DOWNLOAD_SECONDS)
+        download = ["apt-get", "download", "-o", "APT::Sandbox::User=root", package]
+        try:
+            _run(download, Path(scratch), DOWNLOAD_SECONDS)
+        except Finding:  # a machine that was just installed, or long unused, has no or old package lists
+            _run(["apt-get", "update", "-q"], seconds=DOWNLOAD_SECONDS)
+            _run(download, Path(scratch), DOWNLOAD_SECONDS)
         fetched = next(Path(scratch).glob("*.deb"))
         return Path(shutil.move(fetched, folder / fetched.name))
+
+
+def extract(package: str, root: Path, folder: Path) -> None:
+    """Put the files of `package` below `root`; the download is kept in `folder`."""
+    _run(["dpkg-deb", "-x", str(fetch(package, folder)), str(root)])
 
 
 def unpack(layer: Layer, packages: Sequence[str], folder: Path) -> None:
@@ -65,7 +75,7 @@ def unpack(layer: Layer, packages: Sequence[str], folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for index, package in enumerate(packages):
             root = Path(scratch, str(index))
-            _run(["dpkg-deb", "-x", str(fetch(package, folder)), str(root)])
+            extract(package, root, folder)
             for useless in _USELESS:
                 shutil.rmtree(root / useless, ignore_errors=True)
             layer.tree(root)

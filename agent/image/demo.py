@@ -2,12 +2,13 @@
 
 Owns their content: `pelamis.local/demo:1` answers HTTP on port 80 with the pod's name, `docker.io/library/nginx:1.22`
 is Debian's nginx, `docker.io/library/busybox:1` is busybox with all its commands. They are built from Debian packages
-(busybox from the host when installed), once: archives and packages are kept in the library folder, so a node without
-network can be given them. Called by the agent at its start, by `pelamis up` and `pelamis image`.
+once: archives and packages are kept in the library folder, so a node without network can be given them. Called by the
+agent at its start, by `pelamis up` and `pelamis image`.
 """
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,13 +22,18 @@ from cri_proto.client import Connection
 DEMO = "pelamis.local/demo:1"
 NGINX = "docker.io/library/nginx:1.22"
 BUSYBOX = "docker.io/library/busybox:1"
-EDITION = 1  # part of the archive's name: raise it when an image's content changes
+EDITION = 2  # part of the archive's name: raise it when an image's content changes
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSWD = (b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\n"
            b"nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n")
 _GROUP = b"root:x:0:\nwww-data:x:33:\nnogroup:x:65534:\n"
 _NSSWITCH = b"passwd: files\ngroup: files\nhosts: files dns\n"
+# The files of each package that busybox needs to run and to resolve names.
+_LIBRARIES = ("ld-linux*", "libc.so.6", "libresolv.so.2", "libnss_dns.so.2", "libnss_files.so.2")
+_BUSYBOX_FILES = {"busybox": ("bin/busybox", "usr/bin/busybox"),
+                  "libc6": (*(f"{folder}/*-linux-gnu*/{name}" for folder in ("lib", "usr/lib") for name in _LIBRARIES),
+                            "lib64/ld-linux*", "usr/lib64/ld-linux*", "lib/ld-linux*")}
 # What Debian's nginx needs to start: the C library and what the program is linked with.
 _NGINX_PACKAGES = ("libc6", "libcrypt1", "libpcre2-8-0", "libssl3", "zlib1g", "nginx", "nginx-common")
 _NGINX_CONF = b"""\
@@ -66,11 +72,7 @@ exec httpd -f -v -p "${PORT:-80}" -h /www
 def base(kept: Path) -> Layer:
     """Busybox with a link for each of its commands, the usual folders, users and groups."""
     layer = Layer(merged_usr=True)
-    program, commands = _busybox(kept)
-    layer.file("bin/busybox", program, 0o755)
-    for command in commands:
-        if command != "busybox":
-            layer.link(f"bin/{command}", "busybox")
+    _busybox(layer, kept)
     layer.file("etc/passwd", _PASSWD)
     layer.file("etc/group", _GROUP)
     layer.file("etc/nsswitch.conf", _NSSWITCH)
@@ -80,19 +82,25 @@ def base(kept: Path) -> Layer:
     return layer
 
 
-def _busybox(kept: Path) -> tuple[bytes, list[str]]:
-    """The statically linked busybox and the names of its commands, from the host or from Debian's package."""
-    for path in map(Path, ("/bin/busybox", "/usr/bin/busybox")):
-        if path.exists() and b"/ld-linux" not in path.read_bytes():
-            return path.read_bytes(), _commands(path)
+def _busybox(layer: Layer, kept: Path) -> None:
+    """Debian's busybox, with the C library it resolves names with: linked statically it cannot."""
     with tempfile.TemporaryDirectory() as scratch:
-        debian._run(["dpkg-deb", "-x", str(debian.fetch("busybox-static", kept)), scratch])
-        path = next(p for p in (Path(scratch, "bin/busybox"), Path(scratch, "usr/bin/busybox")) if p.exists())
-        return path.read_bytes(), _commands(path)
-
-
-def _commands(program: Path) -> list[str]:
-    return subprocess.run([program, "--list"], capture_output=True, text=True, check=True, timeout=10).stdout.split()
+        for package, wanted in _BUSYBOX_FILES.items():
+            root = Path(scratch, package)
+            debian.extract(package, root, kept)
+            for pattern in wanted:
+                for path in sorted(root.glob(pattern)):
+                    place = path.relative_to(root)
+                    if path.is_symlink():
+                        layer.link(place, os.readlink(path))
+                    else:
+                        layer.file(place, path.read_bytes(), 0o755)
+        program = next(p for p in (Path(scratch, "busybox/bin/busybox"), Path(scratch, "busybox/usr/bin/busybox"))
+                       if p.exists())
+        listed = subprocess.run([program, "--list"], capture_output=True, text=True, check=True, timeout=10).stdout
+    for command in listed.split():
+        if command != "busybox":
+            layer.link(f"bin/{command}", "busybox")
 
 
 def _busybox_image(kept: Path) -> oci.Image:

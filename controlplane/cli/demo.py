@@ -117,6 +117,6 @@ async def prove(client: Client, image: str) -> str:
         from_host = await _all_answer(names, lambda: asyncio.to_thread(_fetch, address))
     with step(f"wget http://{address}/ from inside a pod"):
         from_pod = await _all_answer(names, lambda: inpod.run(
-            client, objects.name(pods[0]), NAMESPACE, "web", ["wget", "-q", "-O-", "-T", "5", f"http://{address}/"]))
+            client, objects.name(pods[0]), NAMESPACE, "web", ["timeout", "5", "wget", "-q", "-O-", f"http://{address}/"]))
     say(f"  from the host: {_tally(from_host)}; from a pod: {_tally(from_pod)}")
     return address

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agent.image import demo
 from tests.node.rig import Host
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -41,6 +42,8 @@ class Cluster:
     def __init__(self) -> None:
         self.host = Host(run_containerd=False)
         try:
+            for name in demo.BUILDERS:  # the host has no way to Debian's mirror
+                demo.built(name, self.host.paths)
             self._network()
         except BaseException:
             self.host.close()
