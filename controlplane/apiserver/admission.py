@@ -90,9 +90,10 @@ class Chain:
 
 def standard(context: Context) -> Chain:
     """The chain of a running server."""
+    from controlplane.apiserver.plugins.accounts import ServiceAccounts
     from controlplane.apiserver.plugins.namespaces import NamespaceLifecycle
     from controlplane.apiserver.plugins.nodes import TaintNewNodes
-    from controlplane.apiserver.plugins.pods import DefaultTolerations, Priority, ServiceAccounts
+    from controlplane.apiserver.plugins.pods import DefaultTolerations, Priority
     from controlplane.apiserver.plugins.roles import RoleEscalation
     return Chain([NamespaceLifecycle(context), ServiceAccounts(context), NodeRestriction(context),
                   TaintNewNodes(context), Priority(context), DefaultTolerations(context), RoleEscalation(context)])

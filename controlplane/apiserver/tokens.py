@@ -31,6 +31,8 @@ USER_PREFIX = "system:serviceaccount:"
 DEFAULT_SECONDS = 3600
 MIN_SECONDS = 600
 MAX_SECONDS = 1 << 32
+WARNED_SECONDS = 3607  # a token mounted in every pod: it lives a year, for programs that read its file but once
+EXTENDED_SECONDS = 365 * 24 * 3600
 MAX_REMEMBERED = 2048  # verified tokens, about 1 kB each: more than the pods of a lab send at once
 CLAIM = "kubernetes.io"
 Claims = dict[str, Any]
@@ -91,8 +93,9 @@ class Tokens:
         return self._loaded
 
     def sign(self, namespace: str, account: dict[str, Any], audiences: list[str], seconds: int,
-             bound: dict[str, dict[str, str]]) -> tuple[str, float]:
-        """A token and the wall time it expires at. `bound` holds `pod`, `node` or `secret` -> name and uid."""
+             bound: dict[str, dict[str, str]], warn_after: int = 0) -> tuple[str, float]:
+        """A token and the wall time it expires at. `bound` holds `pod`, `node` or `secret` -> name and uid;
+        `warn_after` seconds of its use are expected, any more is told by a claim."""
         import jwt
         key, _, algorithm, identifier = self._keys()
         now = int(self._clock.now())
@@ -100,7 +103,8 @@ class Tokens:
         claims = {"iss": self.issuer, "sub": f"{USER_PREFIX}{namespace}:{subject['name']}", "aud": audiences,
                   "exp": now + seconds, "iat": now, "nbf": now, "jti": self._clock.uid(),
                   CLAIM: {"namespace": namespace,
-                          "serviceaccount": {"name": subject["name"], "uid": subject["uid"]}, **bound}}
+                          "serviceaccount": {"name": subject["name"], "uid": subject["uid"]}, **bound,
+                          **({"warnafter": now + warn_after} if warn_after else {})}}
         return jwt.encode(claims, key, algorithm, {"kid": identifier, "typ": None}), now + seconds
 
     def verify(self, text: str, audiences: list[str]) -> Claims | None:
@@ -162,7 +166,11 @@ class Tokens:
                              "may not specify a duration larger than 2^32 seconds")], "authentication.k8s.io")
         audiences = spec.get("audiences") or [self.issuer]
         bound = self._bind(namespace, account, spec.get("boundObjectRef"))
-        text, expires = self.sign(namespace, account, audiences, seconds, bound)
+        extended = seconds == WARNED_SECONDS and "pod" in bound and audiences == [self.issuer]
+        text, expires = self.sign(namespace, account, audiences, EXTENDED_SECONDS if extended else seconds, bound,
+                                  seconds if extended else 0)
+        if extended:  # the holder is to renew it in time all the same
+            expires -= EXTENDED_SECONDS - seconds
         metadata = {"name": account["metadata"]["name"], "namespace": namespace,
                     "creationTimestamp": self._clock.timestamp()}
         return {"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "metadata": metadata,

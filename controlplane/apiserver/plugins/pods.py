@@ -1,9 +1,8 @@
-"""What every Pod is completed with: a service account, a priority, tolerations of a failing node.
+"""What every Pod is completed with: a priority, tolerations of a failing node.
 
-Owns those three rules. They read the cache and change only the Pod in hand. A Pod may name a service account that does
-not exist only if it is the mirror of a file on a node. Called by the admission chain.
+Owns those two rules. They read the cache and change only the Pod in hand. Called by the admission chain.
 
-Upstream: plugin/pkg/admission/{serviceaccount,priority,defaulttolerationseconds}.
+Upstream: plugin/pkg/admission/{priority,defaulttolerationseconds}.
 """
 
 from __future__ import annotations
@@ -11,11 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
-from controlplane.apiserver.lists import object_key
-from controlplane.machinery.resources import named
 
 TOLERATION_SECONDS = 300  # how long a Pod stays on a node that fails, unless it says otherwise; upstream's default
-MIRROR = "kubernetes.io/config.mirror"
 SYSTEM_PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
 _TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 
@@ -23,24 +19,6 @@ _TAINTS = ("node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable")
 def _pod(attributes: Attributes, *operations: str) -> dict[str, Any] | None:
     """The Pod in hand, None when the request is about something else."""
     return attributes.obj if attributes.obj is not None and attributes.concerns("pods", *operations) else None
-
-
-class ServiceAccounts(Plugin):
-    """The `default` account when none is named; its pull secrets; and it must exist."""
-
-    async def mutate(self, attributes: Attributes) -> None:
-        pod = _pod(attributes, CREATE)
-        if pod is None or MIRROR in (pod["metadata"].get("annotations") or {}):
-            return
-        spec: dict[str, Any] = pod.setdefault("spec", {})
-        name = spec.get("serviceAccountName") or spec.get("serviceAccount") or "default"
-        spec["serviceAccountName"] = spec["serviceAccount"] = name
-        item = self.context.cache.get(object_key(named("serviceaccounts"), attributes.namespace, name))
-        if item is None:
-            raise attributes.forbidden(f"error looking up service account {attributes.namespace}/{name}: "
-                                       f'serviceaccount "{name}" not found')
-        if not spec.get("imagePullSecrets") and item.obj.get("imagePullSecrets"):
-            spec["imagePullSecrets"] = [dict(secret) for secret in item.obj["imagePullSecrets"]]
 
 
 class Priority(Plugin):
