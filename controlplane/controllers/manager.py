@@ -22,6 +22,7 @@ from controlplane.controllers.mirror import Mirror
 from controlplane.controllers.namespace import Namespaces
 from controlplane.controllers.node import NodeLifecycle, PodCidrs, TaintEviction
 from controlplane.controllers.podgc import PodCollector
+from controlplane.controllers.roleaggregation import RoleAggregation
 from controlplane.controllers.runtime import Context, Controller
 from controlplane.controllers.tokensecrets import TokenSecrets
 from controlplane.machinery.clock import SYSTEM, Clock
@@ -43,7 +44,7 @@ def build(context: Context, settings: Settings) -> list[Controller]:
     if settings.root_ca:
         made.append(furniture.root_ca(context, settings.root_ca))
     return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
-            PodCollector(context), Garbage(context)]
+            PodCollector(context), RoleAggregation(context), Garbage(context)]
 
 
 class Manager:
