@@ -95,5 +95,6 @@ def standard(context: Context) -> Chain:
     from controlplane.apiserver.plugins.nodes import TaintNewNodes
     from controlplane.apiserver.plugins.pods import DefaultTolerations, Priority
     from controlplane.apiserver.plugins.roles import RoleEscalation
+    from controlplane.apiserver.signing import CertificateRequests
     return Chain([NamespaceLifecycle(context), ServiceAccounts(context), NodeRestriction(context),
-                  TaintNewNodes(context), Priority(context), DefaultTolerations(context), RoleEscalation(context)])
+                  TaintNewNodes(context), Priority(context), DefaultTolerations(context), RoleEscalation(context), CertificateRequests(context)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.apiserver import admission, applies, bodies, deletes, patches
+from controlplane.apiserver import admission, applies, bodies, deletes, patches, signing
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.deletes import Deletes
 from controlplane.apiserver.lists import object_key
@@ -93,6 +93,8 @@ class Subresources:
     # --- parts of the object itself: status, ephemeralcontainers, finalize, resize, approval --------------------
 
     def _prepare(self, resource: Resource, name: str) -> Prepare:
+        if resource.name == signing.NAME:
+            return signing.prepare(name, self._context.clock.timestamp())
         if name == "status":
             return strategy.of(resource).prepare_status
         if name == "ephemeralcontainers":
@@ -116,7 +118,7 @@ class Subresources:
             make = patches.checked(request, resource, change, resource.definition, resource.api_version,
                                    resource.kind)
         if request.subresource != "ephemeralcontainers":
-            return await self._writes.modify(request, resource, make, prepare, validate=request.subresource == "status")
+            return await self._writes.modify(request, resource, make, prepare, validate=request.subresource in ("status", "approval"))
 
         def prepare_checked(new: Object, old: Object) -> None:
             prepare(new, old)
@@ -233,4 +235,4 @@ def disrupted(pod: Object, now: str) -> Object:
 
 def speaks_parent(subresource: Subresource) -> bool:
     """Whether a subresource's body is the parent object itself."""
-    return subresource.name in ("status", "ephemeralcontainers", "finalize")
+    return subresource.name in ("status", "ephemeralcontainers", "finalize", "approval")

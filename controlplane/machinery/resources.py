@@ -138,7 +138,7 @@ subjectaccessreviews SubjectAccessReview - C1
 cronjobs CronJob cj NAS
 jobs Job - NAS
 """,
-    "certificates.k8s.io/v1": "certificatesigningrequests CertificateSigningRequest csr NCS approval:gpu",
+    "certificates.k8s.io/v1": "certificatesigningrequests CertificateSigningRequest csr CS approval:gpu",
     "networking.k8s.io/v1": """
 ingressclasses IngressClass - NC
 ingresses Ingress ing NS

@@ -17,6 +17,7 @@ from controlplane.machinery import names
 from controlplane.machinery.errors import Cause
 from controlplane.machinery.resources import Resource
 from controlplane.machinery.validate import (
+    certificates,
     config,
     endpoints,
     metadata,
@@ -72,6 +73,7 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
     ("apps", "Deployment"): Validators(workloads.deployment, workloads.selector_changes),
     ("apps", "ReplicaSet"): Validators(workloads.replica_set, workloads.selector_changes),
     ("", "ReplicationController"): Validators(workloads.replication_controller),
+    ("certificates.k8s.io", "CertificateSigningRequest"): Validators(certificates.request, certificates.changes),
     ("rbac.authorization.k8s.io", "Role"): Validators(roles.role, name=names.path_segment),
     ("rbac.authorization.k8s.io", "ClusterRole"): Validators(roles.cluster_role, name=names.path_segment),
     ("rbac.authorization.k8s.io", "RoleBinding"): Validators(
