@@ -26,6 +26,7 @@ from controlplane.controllers.roleaggregation import RoleAggregation
 from controlplane.controllers.runtime import Context, Controller
 from controlplane.controllers.tokensecrets import TokenSecrets
 from controlplane.machinery.clock import SYSTEM, Clock
+from controlplane.machinery.resources import BUILTIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,19 @@ def build(context: Context, settings: Settings) -> list[Controller]:
         furniture.service_accounts(context), TokenSecrets(context, settings.root_ca)]
     if settings.root_ca:
         made.append(furniture.root_ca(context, settings.root_ca))
+    made += _workloads(context)
     return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
             PodCollector(context), RoleAggregation(context), Garbage(context)]
+
+
+def _workloads(context: Context) -> list[Controller]:
+    """The controllers of kinds that the API may not serve; a kind that is not served has no controller."""
+    served = {resource.name for resource in BUILTIN}
+    made: list[Controller] = []
+    if {"daemonsets.apps", "controllerrevisions.apps"} <= served:
+        from controlplane.controllers.daemonset import DaemonSets
+        made.append(DaemonSets(context))
+    return made
 
 
 class Manager:

@@ -1,0 +1,77 @@
+"""DaemonSets, StatefulSets, Jobs and CronJobs against the real API server: what users see of them."""
+
+import asyncio
+
+import pytest
+
+from controlplane.controllers import history
+from controlplane.machinery import objects
+from controlplane.machinery.resources import BUILTIN, named
+from tests.unit.controllers.cluster import cluster
+
+SERVED = {resource.name for resource in BUILTIN}
+
+
+def needs(*names):
+    return pytest.mark.skipif(not SERVED.issuperset(names), reason=f"{names} are not served")
+
+
+def workload(kind, name, api="apps/v1", **spec):
+    return {"apiVersion": api, "kind": kind, "metadata": {"name": name, "namespace": "default"},
+            "spec": {"selector": {"matchLabels": {"app": name}}, **spec,
+                     "template": {"metadata": {"labels": {"app": name}},
+                                  "spec": {"containers": [{"name": "c", "image": "web:1"}]}}}}
+
+
+def image(text):
+    return {"spec": {"template": {"spec": {"containers": [{"name": "c", "image": text}]}}}}
+
+
+def node(name):
+    return {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": {"disk": "ssd"}},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]}}
+
+
+def alive(c):
+    return [pod for pod in c.pods.items() if not objects.deleting(pod)]
+
+
+def seen(c, name, key, **fields):
+    """Whether the object's status says `fields`, of its present generation; the object."""
+    def check():
+        one = c.of(name).get("default", key)
+        status = (one or {}).get("status") or {}
+        return one if one and status.get("observedGeneration", 1) >= one["metadata"].get("generation", 1) and all(
+            status.get(field, 0) == value for field, value in fields.items()) else None
+    return check
+
+
+@needs("daemonsets.apps", "controllerrevisions.apps")
+def test_daemonset_follows_nodes_and_template():
+    async def main():
+        async with cluster() as c:
+            daemonsets = named("daemonsets.apps")
+            for name in "ab":
+                await c.client.create(named("nodes"), node(name))
+            await c.client.create(daemonsets, workload("DaemonSet", "d"))
+            await c.until(seen(c, "daemonsets.apps", "d", numberAvailable=2, desiredNumberScheduled=2))
+            await c.client.create(named("nodes"), node("c"))
+            await c.until(seen(c, "daemonsets.apps", "d", numberAvailable=3, updatedNumberScheduled=3))
+            (first,) = c.of("controllerrevisions.apps").items()
+            await c.client.patch(daemonsets, "d", image("web:2"), "default")
+            await c.until(seen(c, "daemonsets.apps", "d", numberAvailable=3, updatedNumberScheduled=3))
+            assert {p["spec"]["containers"][0]["image"] for p in alive(c)} == {"web:2"}
+            assert sorted(history.number(one) for one in c.of("controllerrevisions.apps").items()) == [1, 2]
+            await c.client.patch(daemonsets, "d", first["data"], "default")  # as kubectl rollout undo does
+            await c.until(seen(c, "daemonsets.apps", "d", numberAvailable=3, updatedNumberScheduled=3))
+            await c.until(lambda: history.number(
+                c.of("controllerrevisions.apps").get("default", objects.name(first))) == 3)
+            await c.client.patch(named("nodes"), "c", {"metadata": {"labels": {"disk": "tape"}}})
+            await c.client.patch(daemonsets, "d", {"spec": {"template": {"spec": {
+                "nodeSelector": {"disk": "ssd"}}}}}, "default")
+            await c.until(seen(c, "daemonsets.apps", "d", numberAvailable=2, desiredNumberScheduled=2,
+                               updatedNumberScheduled=2))
+            await c.until(lambda: len(c.pods) == 2)
+            await c.client.delete(daemonsets, "d", "default")
+            await c.until(lambda: not len(c.pods) and not c.of("controllerrevisions.apps").items())
+    asyncio.run(main())
