@@ -53,11 +53,11 @@ class Cgroups:
     def parent(self, pod: dict[str, Any]) -> str:
         return cgroup_parent(pod, self.prefix, systemd=self.systemd)
 
-    def make(self, pod: dict[str, Any]) -> str:
+    def make(self, pod: dict[str, Any], limits: LinuxResources | None = None) -> str:
         """Make the pod's group with its limits and return its name for the runtime. OSError when the kernel refuses."""
         parent = self.parent(pod)
         if not self.systemd:
-            limits = pod_resources(pod)
+            limits = limits or pod_resources(pod)
             if self.v2:
                 self._make_v2(parent, limits)
             else:
@@ -98,6 +98,25 @@ class Cgroups:
             _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_quota))
         if limits.memory_limit:
             _write(memory / "memory.limit_in_bytes", str(limits.memory_limit))
+
+    def folder(self, pod: dict[str, Any], container: str = "") -> str:
+        """Where the pod's group, or that of the container with this id, lies below the mount (v1: a controller's)."""
+        parent = self.parent(pod)
+        top = _slice_path(parent) if self.systemd else parent.strip("/")
+        if not container:
+            return top
+        return f"{top}/cri-containerd-{container}.scope" if self.systemd else f"{top}/{container}"
+
+    def memory_of(self, pod: dict[str, Any], container: str) -> int:
+        """Bytes the container uses and the kernel could not drop; 0 when its group is not to be found."""
+        top = self.mount if self.v2 else self.mount / "memory"
+        folder = top / self.folder(pod, container)
+        try:
+            used = int((folder / ("memory.current" if self.v2 else "memory.usage_in_bytes")).read_text())
+            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return used - int(stat.get("inactive_file" if self.v2 else "total_inactive_file", 0))
+        except (OSError, ValueError):
+            return 0
 
     def remove(self, uid: str) -> None:
         """Remove the pod's group wherever it is; nothing when there is none or something still lives in it."""

@@ -30,6 +30,7 @@ class Options:
     root: Path
     pod_cidr: str
     cluster_cidr: str
+    service_cidr: str
     cluster_dns: tuple[str, ...]
     cluster_domain: str
     port: int
@@ -53,6 +54,7 @@ def parse(arguments: list[str], paths: Paths) -> Options:
     add("--root-dir", type=Path, default=paths.kubelet, help="folder of volumes and pod files")
     add("--pod-cidr", default="", help="the pods' range (default: what the API gives this node)")
     add("--cluster-cidr", default="10.244.0.0/16", help="the range of all pods, which is not masqueraded")
+    add("--service-cluster-ip-range", default="10.96.0.0/16", help="the services' range, whose reverse names are ours")
     add("--cluster-dns", default="", help="addresses of the cluster's DNS, separated by commas")
     add("--cluster-domain", default="cluster.local")
     add("--port", type=int, default=10250, help="port of the kubelet's own API")
@@ -68,7 +70,8 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         kubeconfig=given.kubeconfig, proxy_kubeconfig=given.proxy_kubeconfig,
         name=given.hostname_override or socket.gethostname().lower(), node_ip=given.node_ip or own_address(),
         socket=given.container_runtime_endpoint.removeprefix("unix://"), root=given.root_dir, pod_cidr=given.pod_cidr,
-        cluster_cidr=given.cluster_cidr, cluster_dns=tuple(a for a in given.cluster_dns.split(",") if a),
+        cluster_cidr=given.cluster_cidr, service_cidr=given.service_cluster_ip_range,
+        cluster_dns=tuple(a for a in given.cluster_dns.split(",") if a),
         cluster_domain=given.cluster_domain, port=given.port, client_ca=given.client_ca_file,
         certificate=given.tls_cert_file, key=given.tls_private_key_file, cgroup_root=given.cgroup_root.strip("/"),
         systemd=None if driver is None else driver == "systemd", verbose=given.verbose)

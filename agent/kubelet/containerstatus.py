@@ -29,6 +29,10 @@ class Report:
     host_ips: tuple[str, ...] = ()
     doomed: tuple[str, str] | None = None  # the pod failed as a whole: reason, message
     ended: bool = False  # a terminating pod whose last container is gone
+    resize: tuple[tuple[str, str, str, str], ...] = ()  # conditions: type, status, reason, message
+    allocated: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources granted
+    actual: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources it runs with
+    marks: tuple[tuple[str, str, str, str], ...] = ()  # further conditions, such as DisruptionTarget
     start_time: float = 0.0  # when this node first saw the pod
 
 
@@ -51,7 +55,7 @@ def container_status(spec: dict[str, Any], seen: ObservedPod, old: dict[str, Any
         entry["state"] = _waiting(*report.waiting[spec["name"]])
     if init and "terminated" in entry["state"]:
         entry["ready"] = entry["state"]["terminated"]["exitCode"] == 0
-    _resources(entry, spec)
+    _resources(entry, spec, report)
     return entry
 
 
@@ -109,10 +113,12 @@ def _waiting(reason: str, message: str) -> dict[str, Any]:
     return {"waiting": {"reason": reason, "message": message} if message else {"reason": reason}}
 
 
-def _resources(entry: dict[str, Any], spec: dict[str, Any]) -> None:
+def _resources(entry: dict[str, Any], spec: dict[str, Any], report: Report) -> None:
     resources = spec.get("resources") or {}
-    if resources.get("requests"):
-        entry["allocatedResources"] = dict(resources["requests"])
+    granted = report.allocated.get(spec["name"], resources)
+    resources = report.actual.get(spec["name"], resources)
+    if granted.get("requests"):
+        entry["allocatedResources"] = dict(granted["requests"])
     kept = {k: dict(resources[k]) for k in ("limits", "requests") if resources.get(k)}
     if kept and "running" in entry["state"]:
         entry["resources"] = kept

@@ -6,9 +6,11 @@ A plain record without behaviour beyond events; built once by `agent.__main__` (
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.kubelet.admit import Place
 from agent.kubelet.cgroups import Cgroups
 from agent.kubelet.checks import Checks
 from agent.kubelet.images import Images
@@ -34,6 +36,8 @@ class Context:
     cgroups: Cgroups
     services: Informer
     checks: Checks
+    place: Callable[[], Place] = lambda: Place("")  # this node as pods ask for it
+    others: Callable[[str], list[dict[str, Any]]] = lambda uid: []  # active pods of this node but the one with `uid`
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
 
     def tell(self, pod: dict[str, Any], kind: str, reason: str, message: str, container: str = "") -> None:

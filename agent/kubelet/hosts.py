@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent.kubelet.env import ConfigError
 from agent.kubelet.model import DNS
 
 HEADER = "# Kubernetes-managed hosts file.\n"
 HOST_HEADER = "# Kubernetes-managed hosts file (host network).\n"
 STATIC = ("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n"
           "fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n")
-NAME_LIMIT = 63  # the kernel's limit of a host name
+NAME_LIMIT = 63  # of a DNS label
+KERNEL_LIMIT = 64  # of a host name in the kernel
 MAX_SEARCHES, MAX_SERVERS = 32, 3  # what resolvers accept; more are dropped, as upstream does
 
 
@@ -23,11 +25,18 @@ def hostname(pod: dict[str, Any], node_name: str) -> str:
     spec = pod["spec"]
     if spec.get("hostNetwork"):
         return node_name
-    name = spec.get("hostname") or pod["metadata"]["name"]
-    if spec.get("setHostnameAsFQDN"):
-        full = fqdn(pod, "", name)
-        return full or str(name)
-    return str(name)[:NAME_LIMIT].rstrip("-.")
+    return str(spec.get("hostname") or pod["metadata"]["name"])[:NAME_LIMIT].rstrip("-.")
+
+
+def kernel_name(pod: dict[str, Any], node_name: str, domain: str) -> str:
+    """What `hostname` prints inside: the short name, or the full one with setHostnameAsFQDN. Raises ConfigError."""
+    short = hostname(pod, node_name)
+    spec = pod["spec"]
+    full = fqdn(pod, domain, short) if spec.get("setHostnameAsFQDN") and not spec.get("hostNetwork") else ""
+    if len(full) > KERNEL_LIMIT:
+        raise ConfigError(f"failed to construct FQDN from pod hostname and cluster domain, FQDN {full} is too long "
+                          f"({KERNEL_LIMIT} characters is the max, {len(full)} characters requested)")
+    return full or short
 
 
 def fqdn(pod: dict[str, Any], domain: str, short: str) -> str:

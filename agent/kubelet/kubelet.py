@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from agent.kubelet import admit
 from agent.kubelet.context import Context
+from agent.kubelet.mirror import Mirrors
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.runtime import CallError
+from agent.kubelet.staticpods import MIRROR, Manifests, is_mirror
 from agent.kubelet.worker import Worker
 from controlplane.client.informer import Informer
+from controlplane.machinery.errors import Finding
 
 log = logging.getLogger(__name__)
 
@@ -25,27 +31,40 @@ RETRY_SECONDS = 1.0  # between attempts to list while the runtime is away
 
 
 class Kubelet:
-    """`pods` is an informer of this node's pods; whoever owns it runs it."""
+    """`pods` is an informer of this node's pods; whoever owns it runs it. `manifests` is the folder of static pods,
+    `owner()` the owner reference of this node for their mirrors."""
 
-    def __init__(self, context: Context, pods: Informer) -> None:
+    def __init__(self, context: Context, pods: Informer, manifests: Path | None = None,
+                 owner: Callable[[], dict[str, Any] | None] | None = None) -> None:
         self.context, self._informer = context, pods
         self._workers: dict[str, Worker] = {}
         self._observed: dict[str, ObservedPod] = {}
         self._group: asyncio.TaskGroup
+        self._static: dict[tuple[str, str], dict[str, Any]] = {}  # pods from files, by namespace and name
+        self.mirrors = Mirrors(context.client, context.clock, owner or (lambda: None))
+        self.manifests = manifests and Manifests(manifests, context.node.name, context.clock, self._from_files,
+                                                 self._complain)
+        context.others = self._others
         self.relisted = asyncio.Event()  # the runtime has been read once
 
     # --- for others
 
     def pods(self) -> list[dict[str, Any]]:
         """The API's objects of the pods of this node, with the newest status known."""
-        return [worker.pod for worker in self._workers.values() if not worker.gone]
+        return [worker.shown for worker in self._workers.values() if not worker.gone]
+
+    def workers(self) -> list[Worker]:
+        return list(self._workers.values())
+
+    def _others(self, uid: str) -> list[dict[str, Any]]:
+        return [worker.granted for key, worker in self._workers.items() if key != uid and worker.active]
 
     def pod(self, namespace: str, name: str) -> tuple[dict[str, Any], ObservedPod] | None:
         """A pod by name, with what the runtime has of it."""
         for worker in self._workers.values():
             meta = worker.pod["metadata"]
             if (meta.get("namespace", ""), meta["name"]) == (namespace, name) and not worker.gone:
-                return worker.pod, worker.seen
+                return worker.shown, worker.seen
         return None
 
     def seen(self) -> list[tuple[dict[str, Any], ObservedPod]]:
@@ -77,10 +96,45 @@ class Kubelet:
             group.create_task(self._events(), name="runtime events")
             await self._relist()
             self.relisted.set()
+            if self.manifests:
+                self._from_files(self.manifests.read())
+                group.create_task(self.manifests.run(), name="manifests")
             self._informer.subscribe(self._told)
             group.create_task(self._safety_net(), name="relist")
             await self._informer.synced()
             self._adopt_orphans()
+            await self.mirrors.run()
+
+    # --- static pods
+
+    def _complain(self, finding: Finding) -> None:
+        log.warning("%s", finding)
+        name = self.context.node.name
+        self.context.recorder.event({"kind": "Node", "apiVersion": "v1", "name": name, "uid": name}, "Warning",
+                                    "InvalidStaticPod", str(finding))
+
+    def _from_files(self, pods: list[dict[str, Any]]) -> None:
+        """These are the static pods now. One that replaces another of its name waits until that has ended."""
+        self._static = {(p["metadata"]["namespace"], p["metadata"]["name"]): p for p in pods}
+        wanted = {p["metadata"]["uid"] for p in pods}
+        for uid, worker in self._workers.items():
+            if worker.static and uid not in wanted:
+                worker.removed()
+        for pod in pods:
+            self._begin_static(pod)
+        self.mirrors.want(pods)
+
+    def _begin_static(self, pod: dict[str, Any]) -> None:
+        meta = pod["metadata"]
+        if not any((w.pod["metadata"].get("namespace"), w.pod["metadata"]["name"]) == (meta["namespace"], meta["name"])
+                   for w in self._workers.values()):
+            self._begin(pod, static=True)
+
+    def _mirrored(self, kind: str, image: dict[str, Any]) -> None:
+        self.mirrors.told(kind, image)
+        worker = self._workers.get(image["metadata"]["annotations"][MIRROR])
+        if worker is not None and worker.static:
+            worker.mirrored(None if kind == "DELETED" else image)
 
     async def _relist(self) -> None:
         failed = False
@@ -121,6 +175,9 @@ class Kubelet:
         """A pod of this node was added, changed or removed in the API."""
         pod = new or old
         assert pod is not None
+        if is_mirror(pod):
+            self._mirrored(kind, pod)
+            return
         worker = self._workers.get(pod["metadata"]["uid"])
         if kind == "DELETED":
             if worker is not None:
@@ -131,11 +188,16 @@ class Kubelet:
         else:
             self._begin(pod)
 
-    def _begin(self, pod: dict[str, Any], *, gone: bool = False) -> None:
+    def _begin(self, pod: dict[str, Any], *, gone: bool = False, static: bool = False) -> None:
         meta = pod["metadata"]
         seen = self._observed.pop(meta["uid"], None)
+        refused = None
+        if seen is None and not gone and not (pod.get("status") or {}).get("startTime"):
+            refused = admit.judge(pod, self._others(meta["uid"]), self.context.place())
+            if refused is not None:
+                self.context.tell(pod, "Warning", *refused)
         worker = Worker(self.context, pod, seen or ObservedPod(meta["uid"], meta.get("namespace", ""), meta["name"]),
-                        gone=gone)
+                        gone=gone, doomed=refused, static=static)
         if seen is not None:
             worker.look()  # something may have ended since it was read, and nobody was there to hear of it
         self._workers[meta["uid"]] = worker
@@ -150,6 +212,13 @@ class Kubelet:
                           exc_info=errors.exceptions[0])
         finally:
             self._workers.pop(worker.uid, None)
+        for other in self._workers.values():
+            if other.resizer.deferred:
+                other.wake()  # there may be room now
+        waiting = self._static.get((meta.get("namespace", ""), meta["name"]))
+        if waiting is not None:
+            self._begin_static(waiting)
+            return
         current = self._informer.get(meta.get("namespace", ""), meta["name"])
         if current is not None and current["metadata"]["uid"] == worker.uid and not worker.gone:
             await self.context.clock.sleep(RETRY_SECONDS)
@@ -164,8 +233,10 @@ class Kubelet:
                 continue
             log.info("pod %s/%s is no longer in the API: stopping it", seen.namespace, seen.name)
             names = dict.fromkeys(c.name for c in seen.containers)
+            grace = next((c.grace for c in seen.containers if c.grace is not None), None)
             self._begin({"metadata": {"uid": uid, "namespace": seen.namespace, "name": seen.name},
-                         "spec": {"containers": [{"name": name} for name in names]}}, gone=True)
+                         "spec": {"containers": [{"name": name} for name in names],
+                                  "terminationGracePeriodSeconds": grace}}, gone=True)
         self._sweep()
 
     def _sweep(self) -> None:

@@ -19,6 +19,7 @@ CONTAINER_HASH = "io.kubernetes.container.hash"
 RESTART_COUNT = "io.kubernetes.container.restartCount"
 TERMINATION_PATH = "io.kubernetes.container.terminationMessagePath"
 TERMINATION_POLICY = "io.kubernetes.container.terminationMessagePolicy"
+TERMINATION_GRACE = "io.kubernetes.pod.terminationGracePeriod"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,8 @@ class ContainerSpec:
     hash: str = ""  # of the container's spec: a change means it must be made anew
     termination_path: str = "/dev/termination-log"
     termination_policy: str = "File"
+    target: str = ""  # id of the container whose processes an ephemeral one shares
+    grace: float | None = None  # the pod's termination grace period in seconds, for a kubelet that lost the pod
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +139,7 @@ class ObservedContainer:
     hash: str = ""
     restart_count: int = 0
     log_path: str = ""  # absolute
+    grace: float | None = None  # seconds, as recorded when it was made
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,13 +46,21 @@ def container_from(listed: Any, status: Any | None) -> model.ObservedContainer:
         attempt=listed.metadata.attempt, state=_STATES[listed.state], sandbox_id=listed.pod_sandbox_id,
         created_at=listed.created_at / 1e9, image=listed.image.image, image_id=listed.image_ref,
         hash=annotations.get(model.CONTAINER_HASH, ""),
-        restart_count=int(annotations.get(model.RESTART_COUNT) or listed.metadata.attempt))
+        restart_count=int(annotations.get(model.RESTART_COUNT) or listed.metadata.attempt),
+        grace=_seconds(annotations.get(model.TERMINATION_GRACE, "")))
     if status is None:
         return seen
     return replace(
         seen, state=_STATES[status.state], started_at=status.started_at / 1e9, finished_at=status.finished_at / 1e9,
         exit_code=status.exit_code, reason=status.reason, message=status.message,
         image=status.image.image or seen.image, image_id=status.image_ref or seen.image_id, log_path=status.log_path)
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def overlay(seen: model.ObservedContainer, exit: Exit | None, oom: bool) -> model.ObservedContainer:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.kubelet.backoff import BackOff, duration
+from agent.kubelet.backoff import INITIAL, BackOff, duration
 from agent.kubelet.model import ObservedContainer, ObservedPod
 from controlplane.machinery.clock import parse_rfc3339
 
@@ -88,8 +88,10 @@ class Facts:
     not_before: Mapping[str, float] = field(default_factory=dict)  # image or configuration failed: next try
     unhealthy: Mapping[str, Unhealthy] = field(default_factory=dict)  # by container id
     started: frozenset[str] = frozenset()  # container ids whose startup is complete
+    resized: frozenset[str] = frozenset()  # container names whose new resources need a new process
     stopped: frozenset[str] = frozenset()  # sandbox ids already stopped by us
     doomed: tuple[str, str] | None = None  # the pod as a whole failed: reason, message
+    grace: float | None = None  # seconds instead of the pod's own, when the node needs its place
     gone: bool = False  # the object is no longer in the API
     terminating_since: float = 0.0
 
@@ -110,6 +112,11 @@ def deleting(pod: dict[str, Any]) -> bool:
 
 def policy(pod: dict[str, Any]) -> str:
     return str(pod["spec"].get("restartPolicy") or "Always")
+
+
+def init_policy(pod: dict[str, Any]) -> str:
+    """Init containers run until they succeed, or once."""
+    return "OnFailure" if policy(pod) == "Always" else policy(pod)
 
 
 def is_sidecar(container: dict[str, Any]) -> bool:
@@ -133,8 +140,14 @@ def named(pod: dict[str, Any], name: str) -> dict[str, Any] | None:
     return next((c for c in of_pod(pod) if c["name"] == name), None)
 
 
-def restarts(pod_policy: str, exit_code: int) -> bool:
-    return pod_policy == "Always" or (pod_policy == "OnFailure" and exit_code != 0)
+def restarts(pod_policy: str, exit_code: int, spec: dict[str, Any] | None = None) -> bool:
+    """Whether an exit is followed by a new start: by the container's own rules and policy, else by the pod's."""
+    for rule in (spec or {}).get("restartPolicyRules") or ():
+        codes = rule.get("exitCodes") or {}
+        if (exit_code in (codes.get("values") or ())) == (codes.get("operator") == "In"):
+            return rule.get("action") == "Restart"
+    own = (spec or {}).get("restartPolicy") or pod_policy
+    return own == "Always" or (own == "OnFailure" and exit_code != 0)
 
 
 def next_attempt(pod: dict[str, Any], seen: ObservedPod, name: str) -> int:
@@ -151,14 +164,13 @@ def finished(pod: dict[str, Any], seen: ObservedPod) -> bool:
     """True when no container of the pod will ever run again by its own rules."""
     if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return True
-    rule = policy(pod)
-    if rule == "Never":
-        for container in pod["spec"].get("initContainers") or ():
-            last = seen.container(container["name"])
-            if last is not None and last.state == "exited" and last.exit_code and not is_sidecar(container):
-                return True
-    ends = [seen.container(c["name"]) for c in pod["spec"]["containers"]]
-    return all(e is not None and e.state == "exited" and not restarts(rule, e.exit_code) for e in ends)
+    for container in pod["spec"].get("initContainers") or ():
+        last = seen.container(container["name"])
+        if last is not None and last.state == "exited" and last.exit_code and not is_sidecar(container) \
+                and not restarts(init_policy(pod), last.exit_code, container):
+            return True
+    ends = [(c, seen.container(c["name"])) for c in pod["spec"]["containers"]]
+    return all(e is not None and e.state == "exited" and not restarts(policy(pod), e.exit_code, c) for c, e in ends)
 
 
 def overdue(pod: dict[str, Any]) -> float:
@@ -222,7 +234,8 @@ def _unless_early(action: RunSandbox, facts: Facts, now: float) -> Plan:
 def _end(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts, *, final: bool) -> Plan:
     """Stop containers (main first, then sidecars in reverse), then the sandbox; `final` also removes everything."""
     since = facts.terminating_since or now
-    grace = max(grace_of(pod) - (now - since), FORCED_GRACE)
+    given = grace_of(pod) if facts.grace is None else facts.grace
+    grace = max(given - (now - since), FORCED_GRACE)
     sidecars = [c["name"] for c in pod["spec"].get("initContainers") or () if is_sidecar(c)]
     live = _running(seen)
     first = [c for c in live if c.name not in sidecars]
@@ -279,7 +292,7 @@ class _Draft:
             elif initialized or (found and found.state == "exited" and found.exit_code == 0):
                 continue
             else:
-                self.keep(spec, "OnFailure" if policy(self.pod) == "Always" else policy(self.pod), once=True)
+                self.keep(spec, init_policy(self.pod), once=True)
                 return False
         return True
 
@@ -298,15 +311,20 @@ class _Draft:
         found = self.here.get(name)
         if found is None:
             before = self.seen.container(name)
-            if once or before is None or before.state != "exited" or restarts(rule, before.exit_code):
-                self.start(spec, None if once else before)
+            if once or before is None or before.state != "exited" or restarts(rule, before.exit_code, spec):
+                self.start(spec, None if once or self.outlived(before) else before)
         elif found.state == "created":
             self.actions.append(RemoveContainer(found.id))  # left by a crash between create and start
         elif found.state == "exited":
-            if restarts(rule, found.exit_code):
+            if restarts(rule, found.exit_code, spec):
                 self.start(spec, found)
         else:
             self.check(spec, found)
+
+    def outlived(self, before: ObservedContainer | None) -> bool:
+        """Whether it ended with an old sandbox that had lived well: no fault of its own, and no reason to back off."""
+        box = next((s for s in self.seen.sandboxes if before and s.id == before.sandbox_id), None)
+        return box is not None and before is not None and before.finished_at - box.created_at > INITIAL
 
     def check(self, spec: dict[str, Any], found: ObservedContainer) -> None:
         grace: float | None = None
@@ -314,6 +332,8 @@ class _Draft:
             reason, why = "Unknown", "is in an unknown state, try killing it before restart"
         elif found.hash and found.hash != container_hash(spec):
             reason, why = "Changed", "definition changed, will be restarted"
+        elif found.name in self.facts.resized:
+            reason, why = "Resized", "resize requires restart"
         elif found.id in self.facts.unhealthy:
             failure = self.facts.unhealthy[found.id]
             reason, grace = failure.probe, failure.grace

@@ -28,9 +28,17 @@ def whole(resources: dict[str, Any] | None, kind: str, name: str) -> int | None:
     return None if text is None else quantity.parse(str(text)).value()
 
 
+def pod_level(pod: dict[str, Any]) -> bool:
+    """Whether the pod as a whole says what it needs."""
+    whole = pod["spec"].get("resources") or {}
+    return bool(whole.get("requests") or whole.get("limits"))
+
+
 def qos_class(pod: dict[str, Any]) -> str:
     """Guaranteed | Burstable | BestEffort."""
     containers = [*pod["spec"].get("containers", ()), *(pod["spec"].get("initContainers") or ())]
+    if pod_level(pod):
+        containers = [pod["spec"]]
     any_set, all_equal = False, True
     for container in containers:
         resources = container.get("resources")
@@ -73,21 +81,28 @@ def linux_resources(pod: dict[str, Any], container: dict[str, Any], node_memory:
     resources = container.get("resources")
     limit = milli(resources, "limits", "cpu") or 0
     request = milli(resources, "requests", "cpu")
+    # Under a limit of the whole pod a container without its own may use all of it, and its cgroup says so.
+    memory = whole(resources, "limits", "memory") or whole(pod["spec"].get("resources"), "limits", "memory")
     return LinuxResources(
         cpu_shares=shares(limit if request is None else request),
         cpu_quota=quota(limit), cpu_period=PERIOD,
-        memory_limit=whole(resources, "limits", "memory") or 0,
+        memory_limit=memory or 0,
         oom_score_adj=oom_score(pod, container, node_memory))
 
 
 def pod_resources(pod: dict[str, Any]) -> LinuxResources:
-    """The pod's cgroup: sums over its containers; a limit only when every container has one."""
+    """The pod's cgroup: what the pod says as a whole, else sums over its containers; a limit only when every
+    container has one."""
+    own = pod["spec"].get("resources")
     main = pod["spec"].get("containers", ())
     init = pod["spec"].get("initContainers") or ()
     sidecars = [c for c in init if c.get("restartPolicy") == "Always"]
     together = [*main, *sidecars]
 
     def total(kind: str, name: str, *, all_must: bool) -> int:
+        said = milli(own, kind, name)
+        if said is not None:
+            return said
         fallback = "limits" if kind == "requests" else kind
         found = []
         for c in [*together, *init]:

@@ -22,7 +22,7 @@ from agent.kubelet.model import (
     SandboxSpec,
     Security,
 )
-from agent.kubelet.plan import container_hash
+from agent.kubelet.plan import DEFAULT_GRACE, container_hash
 
 TERMINATION_PATH = "/dev/termination-log"
 
@@ -84,7 +84,8 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str) -
         for c in everyone for p in c.get("ports") or () if p.get("hostPort"))
     return SandboxSpec(
         uid=meta["uid"], namespace=meta.get("namespace", ""), name=meta["name"], attempt=attempt,
-        hostname=hosts.hostname(pod, node.name), log_directory=str(node.log_folder(pod)), cgroup_parent=cgroup_parent,
+        hostname=hosts.kernel_name(pod, node.name, node.cluster_domain),
+        log_directory=str(node.log_folder(pod)), cgroup_parent=cgroup_parent,
         dns=hosts.dns(pod, node.resolv, node.cluster_dns, node.cluster_domain), ports=ports,
         host_network=host_network, host_pid=bool(spec.get("hostPID")), host_ipc=bool(spec.get("hostIPC")),
         share_processes=bool(spec.get("shareProcessNamespace")),
@@ -99,8 +100,9 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str) -
 
 
 def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: Sources, *, image: str, attempt: int,
-              volumes: Mapping[str, str]) -> ContainerSpec:
-    """One container. `volumes` maps each mountPath of the container to the host path that goes there."""
+              volumes: Mapping[str, str], target: str = "") -> ContainerSpec:
+    """One container. `volumes` maps each mountPath of the container to the host path that goes there; `target` is the
+    id of the container whose processes it shares."""
     variables = env.build(pod, spec, sources)
     kind = spec.get("terminationMessagePath") or TERMINATION_PATH
     return ContainerSpec(
@@ -111,7 +113,8 @@ def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: So
         resources=resources.linux_resources(pod, spec, node.memory), security=security(pod, spec, node),
         log_path=f"{spec['name']}/{attempt}.log", stdin=bool(spec.get("stdin")), stdin_once=bool(spec.get("stdinOnce")),
         tty=bool(spec.get("tty")), stop_signal=((spec.get("lifecycle") or {}).get("stopSignal") or ""),
-        hash=container_hash(spec), termination_path=kind,
+        hash=container_hash(spec), termination_path=kind, target=target,
+        grace=float(pod["spec"].get("terminationGracePeriodSeconds", DEFAULT_GRACE)),
         termination_policy=spec.get("terminationMessagePolicy") or "File")
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.kubelet.cgroups import Cgroups, _slice_path
+from agent.kubelet.cgroups import Cgroups
 from agent.kubelet.model import ObservedContainer, ObservedPod
 from controlplane.machinery.clock import SYSTEM, Clock, rfc3339
 
@@ -80,14 +80,11 @@ class Stats:
         except (OSError, ValueError):
             return None
 
-    def _pod(self, pod: dict[str, Any]) -> tuple[str, Usage | None]:
-        parent = self._cgroups.parent(pod)
-        folder = _slice_path(parent) if self._cgroups.systemd else parent.strip("/")
-        return folder, self._read(folder)
+    def _pod(self, pod: dict[str, Any]) -> Usage | None:
+        return self._read(self._cgroups.folder(pod))
 
-    def _container(self, folder: str, container: ObservedContainer) -> Usage | None:
-        name = f"cri-containerd-{container.id}.scope" if self._cgroups.systemd else container.id
-        return self._read(f"{folder}/{name}")
+    def _container(self, pod: dict[str, Any], container: ObservedContainer) -> Usage | None:
+        return self._read(self._cgroups.folder(pod, container.id))
 
     def _host(self) -> Usage:
         return usage_of_node(Path("/proc/stat").read_text(), Path("/proc/meminfo").read_text(),
@@ -100,10 +97,10 @@ class Stats:
         pods = []
         for pod, observed in self._pods():
             meta = pod["metadata"]
-            folder, whole = self._pod(pod)
+            whole = self._pod(pod)
             containers = [{"name": c.name, "startTime": rfc3339(c.started_at), **self._shown(c.id, used, now, seen)}
                           for c in observed.containers if c.state == "running"
-                          and (used := self._container(folder, c)) is not None]
+                          and (used := self._container(pod, c)) is not None]
             if whole is not None:
                 pods.append({"podRef": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
                              "startTime": (pod.get("status") or {}).get("startTime"), "containers": containers,
@@ -133,12 +130,12 @@ class Stats:
         for pod, observed in self._pods():
             meta = pod["metadata"]
             place = f'namespace="{meta["namespace"]}",pod="{meta["name"]}"'
-            folder, whole = self._pod(pod)
+            whole = self._pod(pod)
             add("pod", f"{{{place}}}", whole)
             for container in observed.containers:
                 if container.state == "running":
                     labels = f'{{container="{container.name}",{place}}}'
-                    add("container", labels, self._container(folder, container))
+                    add("container", labels, self._container(pod, container))
                     samples["container_start_time_seconds"].append(f"{labels} {container.started_at:.3f} {stamp}")
         samples["resource_scrape_error"].append(" 0")
         return "".join(f"# HELP {name} {text}\n# TYPE {name} {kind}\n" + "".join(f"{name}{s}\n" for s in samples[name])

@@ -11,10 +11,11 @@ from typing import Any
 
 from agent.kubelet.containerstatus import Report, container_status
 from agent.kubelet.model import ObservedPod
-from agent.kubelet.plan import is_sidecar, policy
+from agent.kubelet.plan import init_policy, is_sidecar, policy, restarts
 from agent.kubelet.resources import qos_class
 from controlplane.machinery.clock import rfc3339
 
+PASSING = ("PodResizePending", "PodResizeInProgress")  # told while they hold and then gone
 OWNED = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady")
 GROUPS = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"),
           ("ephemeralContainers", "ephemeralContainerStatuses"))
@@ -43,7 +44,7 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
     status["qosClass"] = old.get("qosClass") or qos_class(pod)
     status["startTime"] = old.get("startTime") or rfc3339(report.start_time or now)
     _addresses(pod, seen, status, old, report)
-    status["conditions"] = _conditions(pod, seen, status, old, now)
+    status["conditions"] = _conditions(pod, seen, status, old, now, report)
     return status
 
 
@@ -81,8 +82,7 @@ def phase(pod: dict[str, Any], status: dict[str, Any], old: dict[str, Any], repo
         return str(old["phase"])
     if report.doomed:
         return "Failed"
-    rule = policy(pod)
-    pending_init = failed_init = 0
+    pending_init = failed_init = lost_init = 0
     specs = pod["spec"].get("initContainers") or []
     for spec, entry in zip(specs, status.get("initContainerStatuses") or ()):
         ended = entry["state"].get("terminated") or entry["lastState"].get("terminated")
@@ -92,39 +92,32 @@ def phase(pod: dict[str, Any], status: dict[str, Any], old: dict[str, Any], repo
             pending_init += 1
         elif ended["exitCode"]:
             failed_init += 1
-    running = waiting = stopped = succeeded = 0
-    for entry in status.get("containerStatuses") or ():
-        state = entry["state"]
+            lost_init += not restarts(init_policy(pod), ended["exitCode"], spec)
+    running = waiting = stopped = succeeded = again = 0
+    for spec, entry in zip(pod["spec"]["containers"], status.get("containerStatuses") or ()):
+        state, last = entry["state"], entry["lastState"].get("terminated")
         if "running" in state:
             running += 1
         elif "terminated" in state:
             stopped += 1
             succeeded += state["terminated"]["exitCode"] == 0
-        elif entry["lastState"].get("terminated"):
+            again += restarts(policy(pod), state["terminated"]["exitCode"], spec)
+        elif last:
             stopped += 1
+            again += 1
         else:
             waiting += 1
     if report.ended and not running:
         return "Succeeded" if stopped and stopped == succeeded and not waiting else "Failed"
-    if failed_init and rule == "Never":
+    if lost_init:
         return "Failed"
     if (pending_init or failed_init) and not (running or stopped):
         return "Pending"
-    return _main_phase(rule, running, waiting, stopped, succeeded)
-
-
-def _main_phase(rule: str, running: int, waiting: int, stopped: int, succeeded: int) -> str:
-    if waiting:
+    if waiting or not (running or stopped):
         return "Pending"
-    if running:
+    if running or again:
         return "Running"
-    if not stopped:
-        return "Pending"
-    if rule == "Always":
-        return "Running"
-    if stopped == succeeded:
-        return "Succeeded"
-    return "Failed" if rule == "Never" else "Running"
+    return "Succeeded" if stopped == succeeded else "Failed"
 
 
 def _addresses(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], old: dict[str, Any],
@@ -148,11 +141,11 @@ def _addresses(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], o
 # --- conditions ------------------------------------------------------------------------------------------------------
 
 def _conditions(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], old: dict[str, Any],
-                now: float) -> list[dict[str, Any]]:
+                now: float, report: Report) -> list[dict[str, Any]]:
     before = {c["type"]: c for c in old.get("conditions") or ()}
     containers = _containers_ready(pod, status)
-    wanted = [_sandbox_ready(pod, seen), _init_condition(pod, status), _ready(pod, containers, before),
-              ("ContainersReady", *containers)]
+    wanted = [*report.resize, *report.marks, _sandbox_ready(pod, seen), _init_condition(pod, status),
+              _ready(pod, containers, before), ("ContainersReady", *containers)]
     if "PodScheduled" not in before:
         wanted.append(("PodScheduled", "True", "", ""))
     made = []
@@ -169,7 +162,8 @@ def _conditions(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], 
         if "observedGeneration" in status:
             entry["observedGeneration"] = status["observedGeneration"]
         made.append(entry)
-    others = [c for c in old.get("conditions") or () if c["type"] not in {e["type"] for e in made}]
+    ours = {*(e["type"] for e in made), *PASSING}
+    others = [c for c in old.get("conditions") or () if c["type"] not in ours]
     return made + others
 
 
@@ -239,6 +233,8 @@ def patch(uid: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] 
         if key == "conditions":
             had = {c["type"]: c for c in old.get(key) or ()}
             changes[key] = [_fields(had.get(c["type"]), c) for c in value if had.get(c["type"]) != c]
+            changes[key] += [{"type": kind, "$patch": "delete"} for kind in had
+                             if kind not in {c["type"] for c in value}]
             changes["$setElementOrder/conditions"] = [{"type": c["type"]} for c in value]
         elif key in MERGED and old.get(key):
             changes[key] = [{"$patch": "replace"}, *value]

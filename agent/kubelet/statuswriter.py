@@ -44,6 +44,10 @@ class StatusWriter:
             self._revision, self.known = revision, pod.get("status") or {}
 
     @property
+    def uid(self) -> str:
+        return str(self._meta["uid"])
+
+    @property
     def current(self) -> dict[str, Any]:
         """The status the API has or is about to have."""
         return self.known if self._idle.is_set() or self._wanted is None else self._wanted

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import shutil
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from agent.kubelet import env, hosts, plan, specs
@@ -42,6 +42,7 @@ class Steps:
 
     def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod) -> None:
         self.context, self.pod, self.seen = context, pod, seen
+        self.made: Callable[[str], None] = lambda name: None  # told of every container that was made
         self.renew_at = 0.0  # when a mounted token wants renewal
         self._prepared: dict[str, asyncio.Task[Any]] = {}
         self._sandbox_spec: SandboxSpec | None = None
@@ -194,6 +195,7 @@ class Steps:
             message = getattr(error, "details", "") or str(error)
             self._tell("Warning", "Failed", f"Error: {message}", name)
             raise StepFailed("CreateContainerError", message) from error
+        self.made(name)
         self._tell("Normal", "Created", f"Created container: {name}", name)
         try:
             await runtime.start_container(id)
@@ -215,10 +217,21 @@ class Steps:
             mounts = context.volumes.mounts_for(self.pod, spec, paths, env.build(self.pod, spec, sources)
                                                 if any(m.get("subPathExpr") for m in spec.get("volumeMounts") or ())
                                                 else {})
-            return specs.container(self.pod, spec, context.node, sources, image=image, attempt=attempt, volumes=mounts)
+            return specs.container(self.pod, spec, context.node, sources, image=image, attempt=attempt, volumes=mounts,
+                                   target=self._target(spec))
         except (ConfigError, ApiError, OSError) as error:
             self._tell("Warning", "Failed", f"Error: {error}", spec["name"])
             raise StepFailed("CreateContainerConfigError", str(error)) from error
+
+    def _target(self, spec: dict[str, Any]) -> str:
+        """The id of the container an ephemeral one looks into. Raises ConfigError."""
+        name = spec.get("targetContainerName")
+        if not name:
+            return ""
+        found = self.seen.container(name)
+        if found is None or found.state != "running":
+            raise ConfigError(f'unable to find target container "{name}"')
+        return found.id
 
     async def _not_root(self, spec: dict[str, Any]) -> None:
         """runAsNonRoot without a user: the image's own user decides. Raises ConfigError."""

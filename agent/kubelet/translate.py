@@ -108,8 +108,13 @@ def container_config(sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> A
     for mount in spec.mounts:
         config.mounts.add(host_path=mount.host_path, container_path=mount.container_path, readonly=mount.readonly,
                           propagation=getattr(cri, _PROPAGATION[mount.propagation]))
+    if spec.grace is not None:
+        config.annotations[model.TERMINATION_GRACE] = f"{spec.grace:g}"
     config.linux.resources.CopyFrom(resources(spec.resources))
     _secure(config.linux.security_context, sandbox, spec.security)
+    if spec.target:
+        option = config.linux.security_context.namespace_options
+        option.pid, option.target_id = cri.TARGET, spec.target
     return config
 
 

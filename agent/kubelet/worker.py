@@ -19,29 +19,33 @@ from agent.kubelet.containerstatus import Report
 from agent.kubelet.context import Context
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.prober import Prober
+from agent.kubelet.resizer import Resizer
 from agent.kubelet.runtime import CallError
 from agent.kubelet.statuswriter import PODS, StatusWriter
 from agent.kubelet.steps import StepFailed, Steps
+from agent.kubelet.waiting import PULL_REASONS, Failure, Waiting
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
 
 log = logging.getLogger(__name__)
 
 RETRY_FIRST, RETRY_LIMIT = 0.5, 60.0  # seconds between attempts at what failed without a back-off of its own
-PULL_SHOWN = 3.0  # seconds ErrImagePull is shown before it becomes ImagePullBackOff
-PULL_REASONS = ("ErrImagePull", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError")
 DELETE_RETRY = 1.0
 FINISH = "/finish"
-REFRESH = "/refresh"
+REFRESH, RESIZE = "/refresh", "/resize"
 
 
 class Worker:
     """`stopped` of a worker is told by the end of `run`."""
 
-    def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod, *, gone: bool = False) -> None:
+    def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod, *, gone: bool = False,
+                 doomed: tuple[str, str] | None = None, static: bool = False) -> None:
         self.context, self.clock = context, context.clock
         self.pod, self.seen, self.gone = pod, seen, gone
         self.uid = pod["metadata"]["uid"]
-        self.steps = Steps(context, pod, seen)
+        self.resizer = Resizer(context, pod)
+        self.steps = Steps(context, self.resizer.view(pod), seen)
+        self.steps.made = self.resizer.started
+        self.static = static  # from a file of this node: the API has an image of it, which `mirrored` tells of
         self._wake = asyncio.Event()
         self._wake.set()
         self._look = False  # the runtime may have news
@@ -53,9 +57,11 @@ class Worker:
         self._pulls: dict[str, BackOff] = {}
         self._tries: dict[str, int] = {}
         self._not_before: dict[str, float] = {}
-        self._failed: dict[str, tuple[str, str, float]] = {}  # name -> waiting reason, message, since
-        self._told: dict[str, str] = {}  # name -> back-off message told last
-        self._doomed: tuple[str, str] | None = None
+        self._failed: dict[str, Failure] = {}  # by container name
+        self._waiting = Waiting(context)
+        self._doomed = doomed
+        self._marks: tuple[tuple[str, str, str, str], ...] = ()
+        self._short_grace: float | None = None  # instead of the pod's own, for an eviction
         self._ending_since = 0.0
         self._first_seen = self.clock.now()
         self._done = False
@@ -63,6 +69,7 @@ class Worker:
         self._writer: StatusWriter | None = None
         self._group: asyncio.TaskGroup
         self._prober: Prober
+        self._resized: frozenset[str] = frozenset()
         self._quiet_tasks: set[asyncio.Task[Any]] = set()
         self._words = lastwords.LastWords(context.node)
 
@@ -70,10 +77,43 @@ class Worker:
 
     def update(self, pod: dict[str, Any]) -> None:
         """The API has a newer object."""
-        self.pod = self.steps.pod = pod
+        self.pod = pod
         if self._writer is not None:
             self._writer.learn(pod)
         self._wake.set()
+
+    def doom(self, reason: str, message: str, grace: float | None = None, *marks: tuple[str, str, str, str]) -> None:
+        """The pod fails as a whole: its containers are stopped within `grace` seconds (None: its own)."""
+        self._doomed, self._short_grace, self._marks = (reason, message), grace, marks
+        self._wake.set()
+
+    @property
+    def active(self) -> bool:
+        """Whether the pod holds what it asked for: it neither failed nor finished."""
+        return not self.gone and not self._doomed and not plan.finished(self.pod, self.seen)
+
+    @property
+    def granted(self) -> dict[str, Any]:
+        """The pod with the resources this node has granted it."""
+        return self.resizer.view(self.pod)
+
+    def wake(self) -> None:
+        self._wake.set()
+
+    def mirrored(self, image: dict[str, Any] | None) -> None:
+        """The API has this image of a static pod, or none any more."""
+        if image is None:
+            self._writer = None
+        elif self._writer is not None and self._writer.uid == image["metadata"]["uid"]:
+            self._writer.learn(image)
+        else:
+            self._writer = StatusWriter(self.context.client, self.clock, image, self._quiet)
+        self._wake.set()
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The pod as the API has or would have it."""
+        return self.pod | {"status": self._writer.current} if self.static and self._writer else self.pod
 
     def removed(self) -> None:
         """The API no longer has the object."""
@@ -103,7 +143,8 @@ class Worker:
         """Until nothing of the pod is left on this node."""
         async with asyncio.TaskGroup() as group:
             self._group = group
-            self._writer = StatusWriter(self.context.client, self.clock, self.pod, self._quiet)
+            if not self.static:
+                self._writer = StatusWriter(self.context.client, self.clock, self.pod, self._quiet)
             self._prober = Prober(self.context.checks, self.context.probing, self.clock, self._quiet, self._wake.set,
                                   lambda name, kind, reason, text: self.context.tell(self.pod, kind, reason, text,
                                                                                      name))
@@ -156,6 +197,7 @@ class Worker:
         if due and now >= due and not self._doomed and not plan.finished(self.pod, self.seen):
             self._doomed = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
         self._prober.sync(self.pod, self.seen, ending=ending)
+        self._resize(ending or bool(self._doomed))
         made = plan.plan(self.pod, self.seen, now, self._facts())
         for action in made.actions:
             self._act(action)
@@ -163,55 +205,36 @@ class Worker:
             self._refresh = False
             self.steps.renew_at = 0.0
             self._begin(REFRESH, self.steps.refresh_volumes(), look=False)
-        waiting, shown_at = self._waiting(made, now)
+        waiting, shown_at = self._waiting.reasons(self.pod, self.seen, self._failed, self._not_before, made.waiting,
+                                                  now)
         self._report(waiting, now)
         return min(filter(None, (made.wake_at, shown_at, self.steps.renew_at)), default=0.0)
 
+    def _resize(self, ending: bool) -> None:
+        """Take over changed resources."""
+        changes = [] if ending else self.resizer.consider(self.pod, self.seen)
+        self.steps.pod = self.resizer.view(self.pod)
+        self._resized = frozenset(c.name for c in changes if c.restart)
+        if changes and RESIZE not in self._tasks:
+            self._begin(RESIZE, self.resizer.actuate(self.pod, self.seen, changes), look=False)
+
     def _facts(self) -> plan.Facts:
         return plan.Facts(
-            busy=frozenset(self._tasks) - {REFRESH}, backoffs=self._backoffs, not_before=self._not_before,
+            busy=frozenset(self._tasks) - {REFRESH, RESIZE}, resized=self._resized, grace=self._short_grace,
+            backoffs=self._backoffs, not_before=self._not_before,
             unhealthy=self._prober.unhealthy, started=self._prober.started, stopped=frozenset(self._stopped),
             doomed=self._doomed, gone=self.gone, terminating_since=self._ending_since)
 
     # --- telling
-
-    def _waiting(self, made: plan.Plan, now: float) -> tuple[dict[str, tuple[str, str]], float]:
-        """Waiting reasons by container, and when one of them turns into another."""
-        waiting: dict[str, tuple[str, str]] = {}
-        turn = 0.0
-        meta = self.pod["metadata"]
-        for name, (reason, message, since) in self._failed.items():
-            if reason == "ErrImagePull" and self._not_before.get(name, 0.0) > now:
-                spec = plan.named(self.pod, name) or {}
-                if now >= since + PULL_SHOWN:
-                    text = f'Back-off pulling image "{spec.get("image", "")}"'
-                    reason, message = "ImagePullBackOff", f"{text}: ErrImagePull: {message}"
-                    self._once(name, text, f"{text}@{since}")
-                else:
-                    turn = min(filter(None, (turn, since + PULL_SHOWN)))
-            if reason:
-                waiting[name] = (reason, message)
-        for name, entry in made.waiting.items():
-            waiting[name] = entry
-            self._once(name, f"Back-off restarting failed container {name} in pod {meta['name']}_"
-                             f"{meta.get('namespace', '')}({self.uid})", f"crash@{self._not_seen(name)}")
-        return waiting, turn
-
-    def _not_seen(self, name: str) -> str:
-        newest = self.seen.container(name)
-        return newest.id if newest else ""
-
-    def _once(self, name: str, text: str, mark: str) -> None:
-        if self._told.get(name) != mark:
-            self._told[name] = mark
-            self.context.tell(self.pod, "Warning", "BackOff", text, name)
 
     def _report(self, waiting: dict[str, tuple[str, str]], now: float) -> None:
         if self.gone or self._writer is None:
             return
         report = Report(waiting=waiting, ready=frozenset(self._prober.ready), started=self._prober.started,
                         messages=self._words.of(self.pod, self.seen), host_ips=self.context.node.ips,
-                        doomed=self._doomed, ended=self._ended, start_time=self._first_seen)
+                        doomed=self._doomed, ended=self._ended, start_time=self._first_seen, marks=self._marks,
+                        resize=tuple(self.resizer.conditions()), allocated=self.resizer.allocated,
+                        actual=self.resizer.actual)
         self._writer.offer(status.compute(self.pod, self.seen, now, report, self._writer.current))
 
     # --- acting

@@ -29,7 +29,7 @@ from agent.kubelet.runtime import Runtime
 from controlplane.machinery.paths import Paths
 from cri_proto.client import Connection
 
-CLONE_NEWNET = 0x40000000
+CLONE_NEWNET, CLONE_NEWNS, CLONE_FS = 0x40000000, 0x20000, 0x200
 STOP_SECONDS = 15
 SOCKET_LIMIT = 100  # of a Unix socket's path
 _KEPT = Path("/var/tmp/pelamis-test-images")  # built once for all runs on this machine
@@ -155,13 +155,17 @@ class Host:
         self.inside(connected)
 
     def inside(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run the coroutine in a thread that is in this host's network namespace, so its sockets are too."""
+        """Run the coroutine in a thread that is in this host's network and mount namespaces, so its sockets and
+        mounts are too; threads it starts inherit both."""
         failures: list[BaseException] = []
 
         def thread() -> None:
             try:
-                with open(f"/run/netns/{self.netns}") as namespace:
-                    if _LIBC.setns(namespace.fileno(), CLONE_NEWNET):
+                assert self.holder is not None
+                with open(f"/run/netns/{self.netns}") as network, open(f"/proc/{self.holder.pid}/ns/mnt") as mounts:
+                    # The kernel lets a thread change its mounts only when it shares its root with no other.
+                    if _LIBC.unshare(CLONE_FS) or _LIBC.setns(network.fileno(), CLONE_NEWNET) \
+                            or _LIBC.setns(mounts.fileno(), CLONE_NEWNS):
                         raise OSError(ctypes.get_errno(), "setns")
                 asyncio.run(body())
             except BaseException as error:
@@ -183,23 +187,44 @@ class Host:
                     await runtime.remove_sandbox(sandbox.id)
 
     def close(self) -> None:
+        """Every step is taken, whatever the ones before it met; the first failure is raised at the end."""
+        failures: list[BaseException] = []
+        for step in (self._end_pods, self._end_processes, self._end_holder, self._remove_groups, self._remove_folder):
+            try:
+                step()
+            except Exception as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def _end_pods(self) -> None:
         if self.containerd is not None:
             try:
                 asyncio.run(asyncio.wait_for(self._remove_pods(), STOP_SECONDS * 4))
             finally:
                 self.stop_containerd()
+
+    def _end_processes(self) -> None:
         if self.holder is not None and self.holder.poll() is None:
             mine, own = os.readlink(f"/proc/{self.holder.pid}/ns/mnt"), os.readlink("/proc/self/ns/mnt")
+            limit = time.monotonic() + STOP_SECONDS
             while mine != own and (left := [pid for pid in processes_of(mine) if pid != self.holder.pid]):
+                if time.monotonic() > limit:
+                    raise AssertionError(f"processes {left} of the test host do not end")
                 for pid in left:
                     _signal(pid)
                 time.sleep(0.02)  # the kernel takes a moment to end them; each round looks anew
+
+    def _end_holder(self) -> None:
         if self.holder is not None:
             self.holder.kill()
             self.holder.wait()
             if self.holder.stdout is not None:
                 self.holder.stdout.close()
         subprocess.run(["ip", "netns", "del", self.netns], stderr=subprocess.DEVNULL)
+
+    def _remove_groups(self) -> None:
+        """Only our own, named by our id."""
         for hierarchy in ("", *os.listdir("/sys/fs/cgroup")):
             top = Path("/sys/fs/cgroup", hierarchy, self.cgroup.strip("/"))
             for folder, _, _ in os.walk(top, topdown=False):
@@ -207,6 +232,8 @@ class Host:
                     os.rmdir(folder)
                 except OSError:
                     pass
+
+    def _remove_folder(self) -> None:
         if self.root.exists():
             shutil.rmtree(self.root)
 

@@ -4,120 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from agent.image import demo
-from agent.kubelet.cgroups import Cgroups
-from agent.kubelet.checks import Checks
-from agent.kubelet.context import Context
-from agent.kubelet.images import Images
-from agent.kubelet.kubelet import Kubelet
-from agent.kubelet.runtime import Runtime
-from agent.kubelet.specs import Node
-from agent.kubelet.volumes.manager import Volumes
-from agent.kubelet.volumes.objects import Objects
-from agent.kubelet.volumes.tokens import Tokens
-from controlplane.client.events import Recorder
-from controlplane.client.informer import Informer
-from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.resources import named
-from tests.node.fakeapi import FakeApi
+from tests.node.nodekubelet import PODS, Rig, eventually, gone, holds, ready, run, sh
 from tests.node.rig import Host
 
 pytestmark = pytest.mark.node
-PODS = named("pods")
-
-
-class NoMounts:
-    """This process is not in the host's mount namespace: tmpfs is left to the tests of the whole agent."""
-
-    def tmpfs(self, target: Path, size: int = 0) -> None: ...
-    def bind(self, source: str, target: Path) -> None: ...
-    def unmount_below(self, folder: Path) -> None: ...
-    def mounted(self, target: Path) -> bool: return True
-
-
-class Rig:
-    """A kubelet that can be stopped and started again over the same API and runtime."""
-
-    def __init__(self, host: Host, runtime: Runtime, images: Images) -> None:
-        self.host, self.runtime, self.images, self.api = host, runtime, images, FakeApi()
-
-    @asynccontextmanager
-    async def kubelet(self):
-        api: Any = self.api
-        node = Node("n1", ("10.0.0.1",), self.host.paths.kubelet, self.host.paths.pod_logs, memory=1 << 30, cpu=2000)
-        pods, services = Informer(api, PODS), Informer(api, named("services"))
-        recorder = Recorder(api, "kubelet", "n1")
-        kubelet: Kubelet
-        objects = Objects(api, lambda uids: kubelet.changed(uids))
-        context = Context(node, self.runtime, self.images, api, recorder, SYSTEM,
-                          Volumes(node.root, objects, Tokens(api, SYSTEM), NoMounts()),  # type: ignore[arg-type]
-                          Cgroups(f"pelamis-test-{self.host.id}/kubepods"), services, Checks(self.runtime))
-        kubelet = Kubelet(context, pods)
-        group = [asyncio.create_task(t) for t in (pods.run(), services.run(), recorder.run(), objects.run())]
-        await asyncio.gather(pods.synced(), services.synced())
-        run = asyncio.create_task(kubelet.run())
-        try:
-            yield kubelet
-        finally:
-            for task in (run, *group):
-                task.cancel()
-            await asyncio.gather(run, *group, return_exceptions=True)
-            await context.checks.close()
-            if run.done() and not run.cancelled() and run.exception():
-                raise run.exception()
-
-    async def create(self, name: str, *containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
-        made = [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent", **c} for c in containers]
-        return await self.api.create(PODS, {
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
-            "spec": {"containers": made, "nodeName": "n1", "terminationGracePeriodSeconds": 2, **spec},
-            "status": {"phase": "Pending"}}, "default")
-
-    async def pod(self, name: str, fits: Callable[[dict[str, Any] | None], bool]) -> Any:
-        return await self.api.until(PODS, name, fits)
-
-    async def remove(self, *names: str) -> None:
-        for name in names:
-            await self.api.delete(PODS, name, "default")
-        for name in names:
-            await self.pod(name, lambda p: p is None)
-
-
-def run(host: Host, body: Callable[[Rig], Coroutine[Any, Any, None]]) -> None:
-    async def inside(runtime: Runtime, images: Images) -> None:
-        await body(Rig(host, runtime, images))
-    host.run(inside)
-
-
-def sh(script: str, **more: Any) -> dict[str, Any]:
-    return {"command": ["sh", "-c", script], **more}
-
-
-def ready(pod: dict[str, Any] | None) -> bool:
-    return any(c["type"] == "Ready" and c["status"] == "True" for c in ((pod or {}).get("status") or {}).get(
-        "conditions") or ())
-
-
-async def eventually(holds: Callable[[], Coroutine[Any, Any, bool]], limit: float = 30) -> None:
-    """For what has no event to wait on: a file's content, the absence of a sandbox."""
-    async with asyncio.timeout(limit):
-        while not await holds():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
-
-
-async def _is(value: bool) -> bool:
-    return value
-
-
-async def _gone(runtime: Runtime, uid: str) -> bool:
-    return not await runtime.observe(uid)
 
 
 def test_a_pod_lives_with_its_configuration_and_leaves_nothing(host: Host) -> None:
@@ -142,7 +38,7 @@ def test_a_pod_lives_with_its_configuration_and_leaves_nothing(host: Host) -> No
             await rig.api.update(named("configmaps"), {"metadata": {"name": "cm", "namespace": "default"},
                                                        "data": {"k": "v2"}})
             mounted = host.paths.kubelet / "pods" / uid / "volumes/kubernetes.io~configmap/cm/k"
-            await eventually(lambda: _is(mounted.read_text() == "v2"))
+            await eventually(lambda: holds(mounted.read_text() == "v2"))
             await rig.remove("web")
             assert not (host.paths.kubelet / "pods" / uid).exists()
             assert not await rig.runtime.observe(uid)
@@ -209,7 +105,7 @@ def test_a_restarted_kubelet_adopts_what_runs_and_ends_what_should_not(host: Hos
         await rig.api.delete(PODS, "goes", "default", grace=0)  # while nobody looked
         patches = len([c for c in rig.api.calls if c.startswith("PATCH pods")])
         async with rig.kubelet() as kubelet:
-            await eventually(lambda: _gone(rig.runtime, goes["metadata"]["uid"]))
+            await eventually(lambda: gone(rig.runtime, goes["metadata"]["uid"]))
             assert [p["metadata"]["name"] for p in kubelet.pods()] == ["stays"]
             after = rig.api.objects["pods", "default", "stays"]
             assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]

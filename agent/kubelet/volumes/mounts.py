@@ -45,9 +45,9 @@ class Mounts:
 
 
 def _points() -> list[str]:
-    """Every mount point of this process, unescaped."""
+    """Every mount point this thread sees, unescaped."""
     points = []
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             text = line.split(" ")[4]
             for code in ("040", "011", "012", "134"):

@@ -1,0 +1,178 @@
+"""May this pod run here? The node's own check of a pod that was bound to it, by whoever bound it.
+
+Pure. Owns upstream's reasons and messages: a refused pod is Failed with them and never started. Promises that a pod
+that was admitted once is not judged again, which is the caller's to keep, and that what this node would run without
+the protection asked for is refused. Called by `kubelet` for every new pod.
+
+Upstream: pkg/kubelet/lifecycle/predicate.go, pkg/kubelet/sysctl.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from agent.kubelet import resources
+from controlplane.machinery import quantity
+
+# Sysctls whose effect stays inside the pod: upstream's safe set.
+SAFE_SYSCTLS = ("kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies",
+                "net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start",
+                "net.ipv4.ip_local_reserved_ports", "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout",
+                "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem",
+                "net.ipv4.tcp_wmem")
+_OPERATORS = {"In": lambda has, value, values: has and value in values,
+              "NotIn": lambda has, value, values: not has or value not in values,
+              "Exists": lambda has, value, values: has,
+              "DoesNotExist": lambda has, value, values: not has,
+              "Gt": lambda has, value, values: has and _integer(value) is not None and _integer(value) > int(values[0]),
+              "Lt": lambda has, value, values: has and _integer(value) is not None and _integer(value) < int(values[0])}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The node a pod asks to run on: its labels, its name and what it can give, in the units of `amounts`."""
+
+    name: str
+    labels: dict[str, str] = field(default_factory=dict)
+    allocatable: dict[str, str] = field(default_factory=dict)
+    sysctls: tuple[str, ...] = ()  # allowed beyond the safe ones; `net.core.*` allows a family
+
+
+def judge(pod: dict[str, Any], others: Iterable[dict[str, Any]], place: Place) -> tuple[str, str] | None:
+    """None when `pod` may run beside `others`, else (reason, message) of its failure."""
+    others = list(others)
+    return (_sysctls(pod, place) or _unsupported(pod) or _fit(pod, others, place) or _ports(pod, others)
+            or _affinity(pod, place))
+
+
+def _sysctls(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
+    spec = pod["spec"]
+    for entry in (spec.get("securityContext") or {}).get("sysctls") or ():
+        name = entry["name"].replace("/", ".")
+        if not any(re.fullmatch(re.escape(p).replace(r"\*", ".*"), name) for p in (*SAFE_SYSCTLS, *place.sysctls)):
+            return "SysctlForbidden", f'forbidden sysctl: "{name}" not allowlisted'
+        shared = (spec.get("hostNetwork") and name.startswith("net.") and "host network") or (
+            spec.get("hostIPC") and name.startswith(("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."))
+            and "host ipc")
+        if shared:
+            return "SysctlForbidden", f'forbidden sysctl: "{name}" not allowed with {shared} enabled'
+    return None
+
+
+def _unsupported(pod: dict[str, Any]) -> tuple[str, str] | None:
+    context = pod["spec"].get("securityContext") or {}
+    if context.get("supplementalGroupsPolicy") == "Strict":
+        return ("SupplementalGroupsPolicyNotSupported",
+                "SupplementalGroupsPolicy=Strict is not supported in this node")
+    return None
+
+
+def amounts(pod: dict[str, Any]) -> dict[str, int]:
+    """What the pod asks of the node: milli-cores of cpu, whole units of all else, one of `pods`."""
+    spec = pod["spec"]
+    names = {name for c in _containers(pod) for kind in ("requests", "limits")
+             for name in (c.get("resources") or {}).get(kind) or ()}
+    names |= set((spec.get("resources") or {}).get("requests") or ())
+    totals = {"pods": 1}
+    for name in sorted(names):
+        total = _total(pod, name)
+        over = (spec.get("overhead") or {}).get(name)
+        total += quantity.parse(str(over)).milli() if over else 0
+        totals[name] = total if name == "cpu" else -(-total // 1000)
+    return totals
+
+
+def _total(pod: dict[str, Any], name: str) -> int:
+    """Milli-units: those that run together, or the largest step of initialization if that is more."""
+    spec = pod["spec"]
+    said = resources.milli(spec.get("resources"), "requests", name)
+    if said is not None:
+        return said
+
+    def asked(container: dict[str, Any]) -> int:
+        value = resources.milli(container.get("resources"), "requests", name)
+        return (resources.milli(container.get("resources"), "limits", name) or 0) if value is None else value
+
+    peak = beside = 0
+    for container in spec.get("initContainers") or ():
+        if container.get("restartPolicy") == "Always":
+            beside += asked(container)
+            peak = max(peak, beside)
+        else:
+            peak = max(peak, beside + asked(container))
+    return max(peak, beside + sum(asked(c) for c in spec["containers"]))
+
+
+def _containers(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from pod["spec"].get("initContainers") or ()
+    yield from pod["spec"]["containers"]
+
+
+def capacity(place: Place) -> dict[str, int]:
+    """The node's allocatable in the units of `amounts`."""
+    return {name: quantity.parse(str(text)).milli() if name == "cpu" else quantity.parse(str(text)).value()
+            for name, text in place.allocatable.items()}
+
+
+def _fit(pod: dict[str, Any], others: list[dict[str, Any]], place: Place) -> tuple[str, str] | None:
+    if not place.allocatable:
+        return None
+    have, used = capacity(place), dict.fromkeys(place.allocatable, 0)
+    for other in others:
+        for name, value in amounts(other).items():
+            used[name] = used.get(name, 0) + value
+    for name, wanted in amounts(pod).items():
+        if wanted and used.get(name, 0) + wanted > have.get(name, 0):
+            return (f"OutOf{name}", f"Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, "
+                                    f"used: {used.get(name, 0)}, capacity: {have.get(name, 0)}")
+    return None
+
+
+def host_ports(pod: dict[str, Any]) -> set[tuple[str, str, int]]:
+    """(address, protocol, port) on the node."""
+    return {(p.get("hostIP") or "0.0.0.0", p.get("protocol") or "TCP", p["hostPort"])
+            for c in pod["spec"]["containers"] for p in c.get("ports") or () if p.get("hostPort")}
+
+
+def _ports(pod: dict[str, Any], others: list[dict[str, Any]]) -> tuple[str, str] | None:
+    mine = host_ports(pod)
+    for other in others if mine else ():
+        for ip, protocol, port in host_ports(other):
+            if any(port == p and protocol == q and (ip == i or "0.0.0.0" in (ip, i)) for i, q, p in mine):
+                return "NodePorts", "Pod was rejected: Predicate NodePorts failed: node(s) didn't have free ports " \
+                                    "for the requested pod ports"
+    return None
+
+
+def _integer(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"-?\d+", text) else None
+
+
+def _affinity(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
+    spec = pod["spec"]
+    fits = all(place.labels.get(k) == v for k, v in (spec.get("nodeSelector") or {}).items())
+    required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
+        "requiredDuringSchedulingIgnoredDuringExecution")
+    if required is not None:
+        fits = fits and any(_term(term, place) for term in required.get("nodeSelectorTerms") or ())
+    if fits:
+        return None
+    return "NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node " \
+                           "affinity/selector"
+
+
+def _term(term: dict[str, Any], place: Place) -> bool:
+    rules = term.get("matchExpressions") or ()
+    fields = term.get("matchFields") or ()
+    if not rules and not fields:
+        return False  # an empty term matches nothing
+    return all(_holds(rule, rule["key"] in place.labels, place.labels.get(rule["key"], "")) for rule in rules) and all(
+        _holds(rule, rule["key"] == "metadata.name", place.name) for rule in fields)
+
+
+def _holds(rule: dict[str, Any], has: bool, value: str) -> bool:
+    test = _OPERATORS.get(rule.get("operator", ""))
+    return bool(test and test(has, value, rule.get("values") or ()))
