@@ -41,6 +41,7 @@ def components(paths: Paths, settings: Settings) -> list[Component]:
     controllers = python(
         "controlplane.controllers", f"--kubeconfig={paths.kubeconfig('controller-manager')}",
         f"--scheduler-kubeconfig={paths.kubeconfig('scheduler')}", f"--cluster-cidr={settings.cluster_range}",
+        f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key",
         f"--root-ca-file={pki}/ca.crt", f"--service-account-private-key-file={pki}/sa.key", "--leader-elect=false")
     agent = python(
         "agent", f"--kubeconfig={paths.kubeconfig('node')}", f"--proxy-kubeconfig={paths.kubeconfig('kube-proxy')}",

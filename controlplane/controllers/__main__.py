@@ -41,6 +41,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--leader-elect", type=_truth, nargs="?", const=True, default=True, metavar="true|false")
     parser.add_argument("--cluster-cidr", default=Settings().cluster_cidr, help="the range of all pod addresses")
     parser.add_argument("--root-ca-file", type=Path, help="CA certificates to publish in every namespace")
+    parser.add_argument("--cluster-signing-cert-file", type=Path, help="the authority that signs requests")
+    parser.add_argument("--cluster-signing-key-file", type=Path, help="its key; without both nothing is signed")
     parser.add_argument("--service-account-private-key-file", type=Path,
                         help="taken for upstream's sake: tokens are asked of the API server, which alone needs the key")
     parser.add_argument("-v", "--verbosity", type=int, default=0, help="5 and more: debug")
@@ -74,7 +76,8 @@ async def run(options: argparse.Namespace) -> None:
         raise Finding(f"cannot read {options.root_ca_file}", error.strerror or "",
                       "give the cluster's CA certificates with --root-ca-file") from error
     async with Client(config.load(options.kubeconfig), user_agent="kube-controller-manager") as client:
-        manager = Manager(client, Settings(options.cluster_cidr, root_ca))
+        manager = Manager(client, Settings(options.cluster_cidr, root_ca, options.cluster_signing_cert_file,
+                                           options.cluster_signing_key_file))
         main = asyncio.ensure_future(_together(client, manager, options))
         stopping = asyncio.ensure_future(stop.wait())
         try:

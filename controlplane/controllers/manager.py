@@ -11,10 +11,12 @@ import asyncio
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from controlplane.client.informer import Informers
 from controlplane.client.rest import Client
 from controlplane.controllers import furniture, replicaset
+from controlplane.controllers.certificates import CertificateRequests
 from controlplane.controllers.deployment import Deployments
 from controlplane.controllers.endpointslice import Endpoints, EndpointSlices
 from controlplane.controllers.garbage import Garbage
@@ -24,6 +26,7 @@ from controlplane.controllers.node import NodeLifecycle, PodCidrs, TaintEviction
 from controlplane.controllers.podgc import PodCollector
 from controlplane.controllers.roleaggregation import RoleAggregation
 from controlplane.controllers.runtime import Context, Controller
+from controlplane.controllers.tokencleaner import TokenCleaner
 from controlplane.controllers.tokensecrets import TokenSecrets
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.resources import BUILTIN
@@ -31,10 +34,13 @@ from controlplane.machinery.resources import BUILTIN
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the controllers need to know of the cluster. `root_ca` is PEM text; empty means: publish none."""
+    """What the controllers need to know of the cluster. `root_ca` is PEM text; empty means: publish none. The signing
+    files are the authority's, None: sign nothing."""
 
     cluster_cidr: str = "10.244.0.0/16"
     root_ca: str = ""
+    signing_certificate: Path | None = None
+    signing_key: Path | None = None
 
 
 def build(context: Context, settings: Settings) -> list[Controller]:
@@ -46,7 +52,8 @@ def build(context: Context, settings: Settings) -> list[Controller]:
         made.append(furniture.root_ca(context, settings.root_ca))
     made += _workloads(context)
     return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
-            PodCollector(context), RoleAggregation(context), Garbage(context)]
+            PodCollector(context), RoleAggregation(context), TokenCleaner(context),
+            CertificateRequests(context, settings.signing_certificate, settings.signing_key), Garbage(context)]
 
 
 def _workloads(context: Context) -> list[Controller]:

@@ -70,9 +70,9 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(root_ca="PEM", kubelet=True):
+async def cluster(root_ca="PEM", kubelet=True, **settings):
     async with serving() as api, Client(ClientConfig(server=api.url)) as client:
-        manager = Manager(client, Settings(root_ca=root_ca))
+        manager = Manager(client, Settings(root_ca=root_ca, **settings))
         ready = asyncio.Event()
         tasks = [asyncio.create_task(manager.follow(ready.set))]
         try:

@@ -1,0 +1,135 @@
+"""What becomes of a CertificateSigningRequest: approved of itself, signed, refused for its form, or forgotten.
+
+Owns the rules of the four signers and of automatic approval, and the ages at which requests go. Pure but for reading
+the PKCS #10 text; the heavy library is imported when a request has to be read. Called by `certificates`.
+
+Upstream: pkg/controller/certificates/{approver,signer,cleaner} and pkg/apis/certificates/helpers.go.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.machinery.clock import parse_rfc3339
+
+CLIENT = "kubernetes.io/kube-apiserver-client"
+KUBELET_CLIENT = "kubernetes.io/kube-apiserver-client-kubelet"
+KUBELET_SERVING = "kubernetes.io/kubelet-serving"
+LEGACY = "kubernetes.io/legacy-unknown"
+SIGNERS = (CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY)
+NODES, NODE_PREFIX = "system:nodes", "system:node:"
+HOUR = 3600.0
+DECIDED_SECONDS = HOUR  # denied, failed or issued: what it says has been read by then
+PENDING_SECONDS = 24 * HOUR  # nobody decided
+MIN_SECONDS, MAX_SECONDS = 600, 365 * 24 * 3600  # of a certificate; upstream's --cluster-signing-duration
+_SIGNS = {"digital signature", "key encipherment"}
+_KUBELET_USAGES = ({"digital signature", "client auth"}, {"digital signature", "key encipherment", "client auth"})
+_SERVING_USAGES = ({"digital signature", "server auth"}, {"digital signature", "key encipherment", "server auth"})
+Obj = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a PKCS #10 text asks for."""
+
+    name: str
+    organizations: tuple[str, ...]
+    dns: tuple[str, ...] = ()
+    ips: tuple[str, ...] = ()
+    emails: tuple[str, ...] = ()
+    uris: tuple[str, ...] = ()
+
+
+def read(csr: Obj) -> Request:
+    """The request in a CertificateSigningRequest. Raises ValueError."""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+    parsed = x509.load_pem_x509_csr(base64.b64decode(csr["spec"]["request"]))
+    if not parsed.is_signature_valid:
+        raise ValueError("the request is not signed by its own key")
+
+    def words(oid: Any) -> tuple[str, ...]:
+        return tuple(str(a.value) for a in parsed.subject.get_attributes_for_oid(oid))
+    try:
+        names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    return Request(next(iter(words(NameOID.COMMON_NAME)), ""), words(NameOID.ORGANIZATION_NAME),
+                   tuple(names.get_values_for_type(x509.DNSName)),
+                   tuple(str(ip) for ip in names.get_values_for_type(x509.IPAddress)),
+                   tuple(names.get_values_for_type(x509.RFC822Name)),
+                   tuple(names.get_values_for_type(x509.UniformResourceIdentifier)))
+
+
+def conditions(csr: Obj) -> dict[str, Obj]:
+    """The true conditions of a request by type."""
+    return {c["type"]: c for c in (csr.get("status") or {}).get("conditions") or () if c.get("status") == "True"}
+
+
+def certificate(csr: Obj) -> str:
+    """The issued certificate in base64, "" when there is none."""
+    return (csr.get("status") or {}).get("certificate") or ""
+
+
+def fault(request: Request, signer: str, usages: list[str]) -> str:
+    """Why a signer must not sign this, "" when it may."""
+    wanted = set(usages)
+    if signer == LEGACY:
+        return ""
+    if signer == CLIENT:
+        if "client auth" not in wanted or wanted - _SIGNS - {"client auth"}:
+            return f"usages did not match {_told(_SIGNS | {'client auth'})}"
+        return ""
+    if request.organizations != (NODES,):
+        return f"subject organization is not {NODES}"
+    if not request.name.startswith(NODE_PREFIX):
+        return f"subject common name does not begin with {NODE_PREFIX}"
+    if request.emails:
+        return "Email subjectAltNames are not allowed"
+    if request.uris:
+        return "URI subjectAltNames are not allowed"
+    if signer == KUBELET_SERVING:
+        if not request.dns and not request.ips:
+            return "DNS or IP subjectAltName is required"
+        return "" if wanted in _SERVING_USAGES else f"usages did not match {_told(_SERVING_USAGES[1])}"
+    if request.dns:
+        return "DNS subjectAltNames are not allowed"
+    if request.ips:
+        return "IP subjectAltNames are not allowed"
+    return "" if wanted in _KUBELET_USAGES else f"usages did not match {_told(_KUBELET_USAGES[1])}"
+
+
+def _told(usages: set[str]) -> str:
+    return "[" + " ".join(sorted(usages)) + "]"
+
+
+def approvals(csr: Obj, request: Request) -> list[tuple[str, str]]:
+    """The permissions any of which approves the request by itself: a subresource to be allowed to create, and the
+    message of the approval. Empty for a request that people have to decide."""
+    spec = csr["spec"]
+    if spec["signerName"] != KUBELET_CLIENT or fault(request, KUBELET_CLIENT, spec.get("usages") or []):
+        return []
+    found = [("nodeclient", "Auto approving kubelet client certificate after SubjectAccessReview.")]
+    if request.name == spec.get("username"):
+        found.insert(0, ("selfnodeclient", "Auto approving self kubelet client certificate after SubjectAccessReview."))
+    return found
+
+
+def lifetime(csr: Obj) -> int:
+    """Seconds the certificate is to last."""
+    asked = csr["spec"].get("expirationSeconds")
+    return MAX_SECONDS if asked is None else max(MIN_SECONDS, min(asked, MAX_SECONDS))
+
+
+def forget_after(csr: Obj, now: float) -> float:
+    """Seconds until the request is of no use any more; zero or less: now."""
+    decided = conditions(csr)
+    begun = csr["metadata"].get("creationTimestamp")
+    limit = PENDING_SECONDS
+    for kind in ("Denied", "Failed", "Approved"):
+        if kind in decided:
+            begun, limit = decided[kind].get("lastUpdateTime") or begun, DECIDED_SECONDS
+            break
+    return parse_rfc3339(begun) + limit - now if begun else limit
