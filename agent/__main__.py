@@ -19,12 +19,12 @@ from typing import Any
 
 from agent.kubelet import config
 from agent.kubelet.config import Options
+from controlplane.machinery import tlsbuffer
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import ApiError, Finding
 from controlplane.machinery.paths import Paths
 
 log = logging.getLogger("agent")
-TLS_BUFFER = 32 * 1024  # bytes; two TLS records
 RUNTIME_RETRY_SECONDS = 1.0  # while the container runtime is away
 
 
@@ -214,14 +214,8 @@ def _explain(error: BaseException | None) -> int:
     return 1
 
 
-def _spare_memory() -> None:
-    """Small TLS read buffers: asyncio fills 256 KiB per connection with zeros, and each followed object is one."""
-    from asyncio import sslproto
-    sslproto.SSLProtocol.max_size = TLS_BUFFER
-
-
 def main() -> int:
-    _spare_memory()
+    tlsbuffer.shrink()
     paths = Paths.from_environment()
     try:
         options = config.parse(sys.argv[1:], paths)

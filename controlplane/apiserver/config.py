@@ -41,6 +41,16 @@ class Options:
     storage: str = "sqlite"
     storage_path: Path | None = None
     authorization_mode: tuple[str, ...] = ("AlwaysAllow",)
+    max_requests_inflight: int = 400
+    max_mutating_requests_inflight: int = 200
+    audit_policy_file: Path | None = None
+    audit_log_path: str = ""  # "" = no audit log, "-" = standard output
+    audit_log_maxsize: int = 0  # megabytes; 0 = the default of 100
+    audit_log_maxbackup: int = 0  # files; 0 = the default of 10
+    audit_log_maxage: int = 0  # days; 0 = for as long as the other limits let them
+    change_log_path: str = ""  # "" = none, "-" = standard output
+    proxy_client_cert_file: Path | None = None
+    proxy_client_key_file: Path | None = None
 
     @property
     def service_network(self) -> ipaddress.IPv4Network:
@@ -77,11 +87,22 @@ def _parser() -> argparse.ArgumentParser:
                        ("kubelet-certificate-authority", "CA of the kubelets' certificates"),
                        ("service-account-key-file", "public key that verifies service-account tokens"),
                        ("service-account-signing-key-file", "private key that signs them"),
+                       ("audit-policy-file", "what the audit log records: a Policy of audit.k8s.io/v1 (YAML)"),
+                       ("proxy-client-cert-file", "certificate shown to servers of aggregated APIs"),
+                       ("proxy-client-key-file", "its key"),
                        ("storage-path", "the SQLite file")):
         add("--" + name, type=Path, default=None, help=text)
     add("--service-account-issuer", default="https://kubernetes.default.svc", help="the `iss` of tokens")
     add("--storage", choices=("memory", "sqlite"), default="sqlite", help="where objects live; memory forgets")
     add("--authorization-mode", default="Node,RBAC", help="comma-separated: " + ", ".join(AUTHORIZATION_MODES))
+    for name, number, text in (("max-requests-inflight", 400, "seats for requests, together with the next"),
+                               ("max-mutating-requests-inflight", 200, "more seats"),
+                               ("audit-log-maxsize", 0, "megabytes of one audit log (default 100)"),
+                               ("audit-log-maxbackup", 0, "old audit logs kept (default 10)"),
+                               ("audit-log-maxage", 0, "days old audit logs are kept (default: no such limit)")):
+        add("--" + name, type=int, default=number, help=text)
+    add("--audit-log-path", default="", help='where audit events go, "-" for standard output')
+    add("--change-log-path", default="", help="where one plain sentence per change goes")
     add("--anonymous-auth", default="true", choices=("true", "false"), help="let requests without credentials in")
     return parser
 
@@ -112,6 +133,11 @@ def parse(arguments: list[str], paths: Paths | None = None) -> Options:
         if given[flag] is None:
             raise Finding(f"--{flag.replace('_', '-')} is missing", "the API is served over TLS only",
                           "give the server's certificate and key; `pelamis up` makes both")
+    if given["audit_log_path"] and given["audit_policy_file"] is None:
+        raise Finding("--audit-log-path needs --audit-policy-file", "without a policy nothing is recorded",
+                      "give a Policy of audit.k8s.io/v1 with at least one rule")
+    if given["max_requests_inflight"] + given["max_mutating_requests_inflight"] < 1:
+        raise Finding("the server has no seats for requests", "", "give --max-requests-inflight at least 1")
     if given["storage"] == "sqlite" and given["storage_path"] is None:
         given["storage_path"] = paths.store
     return Options(**given)

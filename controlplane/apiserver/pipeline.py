@@ -1,8 +1,9 @@
-"""The way of every request: bounded, authenticated, authorized, handled, answered.
+"""The way of every request: authenticated, authorized, seated, handled, answered, recorded.
 
-Owns the order of those steps, the limit on requests in flight, the time-out of ordinary requests and the rendering of
-errors. It promises one answer per request whatever a handler raises, and that no unexpected error tells a client more
-than that there was one (the log has the rest).
+Owns the order of those steps, the time-out of ordinary requests and the rendering of errors. It promises one answer per
+request whatever a handler raises, that every answer carries its id, that a seat is given back on every way out, and
+that no unexpected error tells a client more than that there was one (the log has the rest). Who is seated first is
+`flowcontrol`'s, what is recorded `audit`'s; refusals are shown to `why`.
 Called by the server for each request.
 
 Upstream: k8s.io/apiserver/pkg/server/config.go (DefaultBuildHandlerChain).
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from controlplane.apiserver import authz
+from controlplane.apiserver.audit import Ids
+from controlplane.apiserver.changelog import ACTOR
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.flowcontrol import FlowControl
 from controlplane.apiserver.handlers import STREAMS, Handlers
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Answer, Response, error_response, text_response
@@ -27,14 +31,11 @@ from controlplane.machinery.errors import (
     MethodNotAllowed,
     ServiceUnavailable,
     Timeout,
-    TooManyRequests,
 )
 
 LOG = logging.getLogger("apiserver")
-MAX_IN_FLIGHT = 600  # ordinary requests at once; upstream's 400 readers and 200 writers
 REQUEST_SECONDS = 60.0  # of an ordinary request; upstream's bound
 PROVED_SECONDS = 300.0  # a certificate is looked at again after this: it may have expired on an open connection
-RETRY_AFTER = 1  # seconds an overloaded server asks its clients to wait
 
 
 class Edge(Protocol):
@@ -58,19 +59,30 @@ class Pipeline:
         self._handlers = handlers
         self._edges = list(edges)
         self._metrics = metrics
+        self._ids = Ids(context.clock)
+        options = context.options
+        self.flows = FlowControl(context, options.max_requests_inflight + options.max_mutating_requests_inflight)
+        self.audit: Any = None  # an audit.Auditor, when there is a policy
+        self.on_refusal: Callable[[Request, ApiError], None] | None = None
         self.in_flight = 0
 
     async def serve(self, request: Request) -> Answer:
         """The answer of one request. Raises nothing but cancellation."""
         started = self._context.clock.monotonic()
+        request.trace = self._ids.line(request.headers.get("Audit-ID"))
         try:
             answer = await self._bounded(request)
         except ApiError as error:
             answer = error_response(error)
+            if self.on_refusal is not None:
+                self.on_refusal(request, error)
         except ConnectionError:
             raise
         except Exception as error:
             answer = self._unexpected(request, error)
+        answer.trace = request.trace
+        if self.audit is not None:
+            self.audit.answered(request, answer)
         if self._metrics is not None:
             self._observe(request, answer.status, self._context.clock.monotonic() - started)
         return answer
@@ -90,12 +102,13 @@ class Pipeline:
 
     async def _bounded(self, request: Request) -> Answer:
         self.admit_sender(request)
+        flow = self.flows.flow(request)
+        request.trace += flow.trace
         if long_running(request):
             return await self._dispatch(request)
         if request.verb == "get":  # answered from memory, and bounded by itself where it waits for a revision
             return await self._dispatch(request)
-        if self.in_flight >= MAX_IN_FLIGHT:
-            raise TooManyRequests("too many requests, please try again later.", {"retryAfterSeconds": RETRY_AFTER})
+        level = await self.flows.enter(request, flow)
         self.in_flight += 1
         try:
             async with asyncio.timeout(REQUEST_SECONDS) as bound:
@@ -106,6 +119,7 @@ class Pipeline:
             raise Timeout(f"request did not complete within the allotted timeout ({int(REQUEST_SECONDS)}s)") from None
         finally:
             self.in_flight -= 1
+            self.flows.leave(level)
 
     def admit_sender(self, request: Request) -> None:
         """Authenticate and authorize. Raises Unauthorized and Forbidden."""
@@ -119,6 +133,10 @@ class Pipeline:
                 user = self._authenticator.authenticate(request)
                 connection["user"] = user, now + PROVED_SECONDS
             request.user = user
+        if self.audit is not None:
+            self.audit.received(request)
+        if self._context.changes is not None:
+            ACTOR.set(request.user.name)
         self._authorizer.authorize(authz.attributes_of(request))
 
     async def _dispatch(self, request: Request) -> Answer:

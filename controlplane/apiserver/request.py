@@ -131,7 +131,8 @@ class Request:
     `namespace` is what the URL says, also for `/api/v1/namespaces/<name>` itself; use `resource.namespaced` to build
     keys. `resource` is None when the registry serves no such resource (`plural` still tells its name).
     `user` is set after authentication. `connection` is a dict that lives as long as the client's connection.
-    `warnings` collects texts for `Warning` headers.
+    `warnings` collects texts for `Warning` headers. `trace` holds header lines the answer carries whatever it is;
+    `received` is the wall time the request came at, when it is recorded.
     """
 
     method: str
@@ -148,6 +149,8 @@ class Request:
     subresource: str = ""
     user: Any = None
     warnings: list[str] = field(default_factory=list)
+    trace: bytes = b""
+    received: float = 0.0
     _query: Query | None = None
     _body: bytes | None = None
 
@@ -204,6 +207,10 @@ class Request:
         """The whole body, read once. Raises TooLarge above MAX_BODY."""
         if self._body is None:
             self._body = await self._read()
+        return self._body
+
+    def read_body(self) -> bytes | None:
+        """The body when it has been read, else None."""
         return self._body
 
     async def _read(self) -> bytes:

@@ -57,9 +57,10 @@ def _lines(headers: Headers) -> bytes:
 
 
 class Response:
-    """A whole answer. `headers` are extra lines, `Content-Length` and the like are added here."""
+    """A whole answer. `headers` are extra lines, `Content-Length` and the like are added here; `trace` are the lines
+    the pipeline adds to every answer, ready for the wire."""
 
-    __slots__ = ("body", "content_type", "headers", "keep_alive", "status")
+    __slots__ = ("body", "content_type", "headers", "keep_alive", "status", "trace")
 
     def __init__(self, status: int = 200, body: bytes = b"", content_type: str = JSON,
                  headers: Headers = ()) -> None:
@@ -68,13 +69,14 @@ class Response:
         self.content_type = content_type
         self.headers = headers
         self.keep_alive = True
+        self.trace = b""
 
     def head(self, keep_alive: bool = True) -> bytes:
         """Status line and headers up to the empty line."""
         extra = _lines(self.headers) if self.headers else b""
         close = b"" if keep_alive else b"Connection: close\r\n"
-        return b"%b%b%b%bContent-Length: %d\r\n\r\n" % (
-            _head(self.status, self.content_type), _date_line(), extra, close, len(self.body))
+        return b"%b%b%b%b%bContent-Length: %d\r\n\r\n" % (
+            _head(self.status, self.content_type), _date_line(), self.trace, extra, close, len(self.body))
 
     async def prepare(self, raw: web.BaseRequest) -> None:
         self.keep_alive = bool(raw.keep_alive)
@@ -131,7 +133,7 @@ class Writer:
 class Stream:
     """An answer written by `run(writer)` until it returns. An exception of `run` cuts the connection."""
 
-    __slots__ = ("content_type", "headers", "keep_alive", "run", "status")
+    __slots__ = ("content_type", "headers", "keep_alive", "run", "status", "trace")
 
     def __init__(self, run: Callable[[Writer], Awaitable[None]], status: int = 200, content_type: str = JSON,
                  headers: Headers = ()) -> None:
@@ -140,6 +142,7 @@ class Stream:
         self.content_type = content_type
         self.headers = headers
         self.keep_alive = True
+        self.trace = b""
 
     async def prepare(self, raw: web.BaseRequest) -> None:
         chunked = raw.version >= (1, 1)
@@ -149,7 +152,7 @@ class Stream:
             raise ConnectionResetError("the client has gone")
         framing = b"Transfer-Encoding: chunked\r\n" if chunked else b""
         close = b"" if self.keep_alive else b"Connection: close\r\n"
-        transport.write(b"".join((_head(self.status, self.content_type), _date_line(), _lines(self.headers),
+        transport.write(b"".join((_head(self.status, self.content_type), _date_line(), self.trace, _lines(self.headers),
                                   framing, close, b"\r\n")))
         try:
             await self.run(Writer(raw, chunked))
@@ -167,9 +170,12 @@ class Stream:
 class Hijacked:
     """The connection was taken over (an upgrade): nothing more is written, and it is not used again."""
 
-    __slots__ = ()
+    __slots__ = ("trace",)
     keep_alive = False
     status = 101
+
+    def __init__(self) -> None:
+        self.trace = b""  # for the record: the head was written by the taker
 
     async def prepare(self, raw: web.BaseRequest) -> None:
         """The taker wrote the head."""

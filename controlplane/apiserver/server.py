@@ -17,11 +17,20 @@ from typing import Any
 
 from aiohttp import web
 
-from controlplane.apiserver import admission, bootstrap, expiry, request, rolebootstrap
+from controlplane.apiserver import (
+    admission,
+    bootstrap,
+    changelog,
+    expiry,
+    flowcontrol,
+    request,
+    rolebootstrap,
+)
 from controlplane.apiserver.allocator import Allocator
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.handlers import Handlers
+from controlplane.apiserver.logfile import LogFile
 from controlplane.apiserver.pipeline import Edge, Pipeline
 from controlplane.apiserver.response import Answer
 from controlplane.apiserver.writes import Writes
@@ -81,7 +90,20 @@ class Server:
         edges: list[Edge] = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens)]
         self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
         health.metrics.in_flight = lambda: self.pipeline.in_flight
+        self._keep_records()
         health.add("store", lambda: "it takes no more writes" if self.broken.is_set() else "")
+
+    def _keep_records(self) -> None:
+        """Open the logs that were asked for. Raises Finding."""
+        options, clock = self.options, self.context.clock
+        if options.audit_log_path and options.audit_policy_file is not None:
+            from controlplane.apiserver import audit
+            policy = audit.load(options.audit_policy_file)
+            self.pipeline.audit = audit.Auditor(policy, LogFile(
+                options.audit_log_path, options.audit_log_maxsize, options.audit_log_maxbackup,
+                options.audit_log_maxage, clock), clock)
+        if options.change_log_path:
+            self.context.changes = changelog.ChangeLog(LogFile(options.change_log_path, clock=clock), clock)
 
     async def start(self) -> None:
         """Open the store, bootstrap, listen. Raises Finding."""
@@ -94,6 +116,7 @@ class Server:
             await bootstrap.ensure(self.context, self.allocator, address)
             if "RBAC" in self.options.authorization_mode:
                 await rolebootstrap.ensure(self.context)
+            await flowcontrol.ensure(self.context)
             self._chores = asyncio.create_task(self._housekeeping(address), name="housekeeping")
             self._web = web.Server(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
                                    handler_cancellation=True, access_log=None,
@@ -191,4 +214,7 @@ class Server:
             self._chores.cancel()
             await asyncio.gather(self._chores, return_exceptions=True)
         await self.cache.close()
+        for record in (self.pipeline.audit, self.context.changes) if self._listener is not None else ():
+            if record is not None:
+                await record.close()
         LOG.info("stopped at revision %d", self.cache.revision)

@@ -95,7 +95,7 @@ class Writes:
                 deleting = bool(present.obj["metadata"].get("deletionTimestamp"))
                 raise AlreadyExists.of(resource.plural, name, resource.group, deleting=deleting)
             if not dry:
-                item = await settled(self._context.cache.write(key, obj, 0))
+                item = await self._write(key, obj, None)
         except Stale:
             _release(lease)
             raise AlreadyExists.of(resource.plural, name, resource.group) from None
@@ -190,7 +190,14 @@ class Writes:
         if dry:
             obj["metadata"]["resourceVersion"] = str(item.revision)
             return obj
-        return await settled(self._context.cache.write(item.key, obj, item.revision))
+        return await self._write(item.key, obj, item)
+
+    async def _write(self, key: str, obj: Object | None, present: Item | None) -> Item:
+        """Store in the place of `present` and tell the change log, when one is kept. Raises Stale."""
+        written = await settled(self._context.cache.write(key, obj, present.revision if present is not None else 0))
+        if self._context.changes is not None:
+            self._context.changes.tell(present, written if obj is not None else None)
+        return written
 
     def _track(self, request: Request, resource: Resource, obj: Object, old: Object | None) -> None:
         """Keep the book of field owners, `metadata.managedFields`. An apply has kept it already."""
@@ -208,11 +215,11 @@ class Writes:
 
     async def put(self, item: Item, obj: Object) -> Item:
         """Store a change the server itself makes (marks of deletion). Raises Stale."""
-        return await settled(self._context.cache.write(item.key, obj, item.revision))
+        return await self._write(item.key, obj, item)
 
     async def remove(self, resource: Resource, item: Item) -> Item:
         """Delete for good. Raises Stale."""
-        gone = await settled(self._context.cache.write(item.key, None, item.revision))
+        gone = await self._write(item.key, None, item)
         if resource.name == "services":
             self._allocator.drop(item.obj)
         return gone

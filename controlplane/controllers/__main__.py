@@ -26,6 +26,7 @@ from controlplane.client.leader import Elector, Lost
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
 from controlplane.controllers.runtime import NODES, PODS
+from controlplane.machinery import tlsbuffer
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
@@ -114,6 +115,7 @@ async def _with_scheduler(manager: Manager, client: Client) -> None:
 
 
 def main() -> int:
+    tlsbuffer.shrink()
     options = parse()
     logging.basicConfig(level=logging.DEBUG if options.verbosity >= 5 else logging.INFO, stream=sys.stderr,
                         format="%(asctime)s %(levelname).1s %(name)s %(message)s")

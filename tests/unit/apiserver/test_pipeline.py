@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver import lists, pipeline
+from controlplane.apiserver import flowcontrol, lists
 from controlplane.apiserver.request import MAX_BODY
 from tests.unit.apiserver.harness import config_map, pod, serving
 
@@ -35,9 +35,9 @@ def test_a_body_beyond_the_limit_is_refused_and_the_server_lives_on():
 
 def test_an_overloaded_server_asks_to_come_back(monkeypatch):
     async def main():
-        async with serving() as api:
-            monkeypatch.setattr(pipeline, "MAX_IN_FLIGHT", 1)
+        async with serving(max_requests_inflight=1, max_mutating_requests_inflight=0) as api:
             monkeypatch.setattr(lists, "FUTURE_WAIT", 0.5)
+            monkeypatch.setattr(flowcontrol, "QUEUE_SECONDS", 0.1)
             ahead = await api.held(CMS + "?resourceVersion=999999")
             async with api.session.get(api.url + CMS) as answer:
                 assert answer.status == 429 and answer.headers["Retry-After"] == "1"
