@@ -36,6 +36,12 @@ class Attributes:
     dry_run: bool = False
     warnings: list[str] = field(default_factory=list)
     request: Request | None = None
+    audit: dict[str, str] = field(default_factory=dict)  # annotations of the audit event
+
+    def warn(self, text: str) -> None:
+        """Tell the client something beside the answer, once."""
+        if text not in self.warnings:
+            self.warnings.append(text)
 
     def forbidden(self, why: str) -> Forbidden:
         return Forbidden.of(self.resource.plural, self.name, why, self.resource.group)
@@ -74,27 +80,34 @@ class NodeRestriction(Plugin):
 
 
 class Chain:
-    """All plugins in their order."""
+    """All plugins in their order; each is asked only in the passes it takes part in."""
 
     def __init__(self, plugins: Sequence[Plugin]) -> None:
         self.plugins = list(plugins)
+        self._mutating = [p.mutate for p in self.plugins if type(p).mutate is not Plugin.mutate]
+        self._validating = [p.validate for p in self.plugins if type(p).validate is not Plugin.validate]
 
     async def mutate(self, attributes: Attributes) -> None:
-        for plugin in self.plugins:
-            await plugin.mutate(attributes)
+        for step in self._mutating:
+            await step(attributes)
 
     async def validate(self, attributes: Attributes) -> None:
-        for plugin in self.plugins:
-            await plugin.validate(attributes)
+        for step in self._validating:
+            await step(attributes)
 
 
 def standard(context: Context) -> Chain:
-    """The chain of a running server."""
+    """The chain of a running server, in upstream's order."""
     from controlplane.apiserver.plugins.accounts import ServiceAccounts
+    from controlplane.apiserver.plugins.limitranger import LimitRanger
     from controlplane.apiserver.plugins.namespaces import NamespaceLifecycle
     from controlplane.apiserver.plugins.nodes import TaintNewNodes
     from controlplane.apiserver.plugins.pods import DefaultTolerations, Priority
+    from controlplane.apiserver.plugins.podsecurity import PodSecurity
+    from controlplane.apiserver.plugins.quota import ResourceQuotas
     from controlplane.apiserver.plugins.roles import RoleEscalation
     from controlplane.apiserver.signing import CertificateRequests
-    return Chain([NamespaceLifecycle(context), ServiceAccounts(context), NodeRestriction(context),
-                  TaintNewNodes(context), Priority(context), DefaultTolerations(context), RoleEscalation(context), CertificateRequests(context)])
+    return Chain([NamespaceLifecycle(context), LimitRanger(context), ServiceAccounts(context),
+                  NodeRestriction(context), TaintNewNodes(context), Priority(context), DefaultTolerations(context),
+                  PodSecurity(context), RoleEscalation(context), CertificateRequests(context),
+                  ResourceQuotas(context)])

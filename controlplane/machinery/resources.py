@@ -100,7 +100,7 @@ componentstatuses ComponentStatus cs Cr
 configmaps ConfigMap cm
 endpoints Endpoints ep
 events Event ev
-limitranges LimitRange limits N
+limitranges LimitRange limits
 namespaces Namespace ns CSd finalize:u
 nodes Node no CS proxy:cdgpu:v1/NodeProxyOptions
 persistentvolumeclaims PersistentVolumeClaim pvc NS
@@ -108,7 +108,7 @@ persistentvolumes PersistentVolume pv NCS
 pods Pod po AS attach:cg:v1/PodAttachOptions binding:c:v1/Binding ephemeralcontainers:gpu eviction:c:policy/v1/Eviction exec:cg:v1/PodExecOptions log:g portforward:cg:v1/PodPortForwardOptions proxy:cdgpu:v1/PodProxyOptions resize:gpu
 podtemplates PodTemplate - N
 replicationcontrollers ReplicationController rc ASs
-resourcequotas ResourceQuota quota NS
+resourcequotas ResourceQuota quota S
 secrets Secret -
 serviceaccounts ServiceAccount sa - token:c:authentication.k8s.io/v1/TokenRequest
 services Service svc AS proxy:cdgpu:v1/ServiceProxyOptions
