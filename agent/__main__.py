@@ -170,14 +170,23 @@ class Agent:
                       Stats(options.name, kubelet.seen, cgroups))
 
     async def _proxy(self, ledger: Any, network: Any) -> None:
+        from agent.dns.dns import Dns
         from agent.proxy.proxy import Proxy
         from controlplane.client import config as kubeconfig
         from controlplane.client.rest import Client
         options = self.options
         assert options.proxy_kubeconfig is not None
         async with Client(kubeconfig.load(options.proxy_kubeconfig), user_agent="kube-proxy") as client:
-            await Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger,
-                        repair=network.repair).run()
+            async def repair() -> None:
+                await network.repair()
+                await dns.repair()
+
+            proxy = Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger, repair=repair)
+            dns = Dns(client, proxy.services, proxy.slices, options.cluster_domain,
+                      (options.service_cidr, options.cluster_cidr), ledger)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(proxy.run(), name="Proxy")
+                group.create_task(dns.run(), name="Dns")
 
 
 async def run(options: Options, paths: Paths) -> int:

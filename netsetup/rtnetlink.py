@@ -28,7 +28,7 @@ IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC = 254, 2, 4
-RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RTN_UNICAST, RTNH_F_ONLINK = 0, 253, 1, 4
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RTN_UNICAST, RTNH_F_ONLINK = 0, 253, 254, 1, 4
 SOL_NETLINK, NETLINK_EXT_ACK = 270, 11
 BATCH = 64  # messages per send: their acknowledgements must fit the default receive buffer
 TIMEOUT = 5.0  # seconds: the kernel answers at once; silence means a broken socket, not a slow one
@@ -91,15 +91,16 @@ def delete_link(name: str) -> Message:
     return Message(RTM_DELLINK, 0, _link(attributes=attribute(IFLA_IFNAME, name)))
 
 
-def _address(prefix: str, index: int) -> bytes:
+def _address(prefix: str, index: int, scope: int = RT_SCOPE_UNIVERSE) -> bytes:
     address, length = split(prefix)
     raw = packed(address)
-    return (struct.pack("=BBBBi", _family(address), length, 0, 0, index) + attribute(IFA_LOCAL, raw)
+    return (struct.pack("=BBBBi", _family(address), length, 0, scope, index) + attribute(IFA_LOCAL, raw)
             + attribute(IFA_ADDRESS, raw))
 
 
-def add_address(prefix: str, index: int) -> Message:
-    return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address(prefix, index))
+def add_address(prefix: str, index: int, scope: int = RT_SCOPE_UNIVERSE) -> Message:
+    """`scope` RT_SCOPE_HOST: never chosen as the source of what leaves this host."""
+    return Message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address(prefix, index, scope))
 
 
 def delete_address(prefix: str, index: int) -> Message:

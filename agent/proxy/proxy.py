@@ -49,8 +49,8 @@ class Proxy:
                  repair: Callable[[], Awaitable[None]] | None = None) -> None:
         self._node, self._family, self._clock, self._backend = node_name, family, clock, backend
         self._ledger, self._repair = ledger, repair
-        self._services = Informer(client, named("services"), keep=_trim, clock=clock)
-        self._slices = Informer(client, named("endpointslices.discovery.k8s.io"), keep=_trim, clock=clock,
+        self.services = Informer(client, named("services"), keep=_trim, clock=clock)
+        self.slices = Informer(client, named("endpointslices.discovery.k8s.io"), keep=_trim, clock=clock,
                                 indexes={"service": lambda s: [_slice_owner(s)]})
         self._peers = Peers(client, node_name, ledger, clock) if ledger else None
         self._rules = RuleSet(pod_cidr, family)
@@ -68,13 +68,13 @@ class Proxy:
 
     async def run(self) -> None:
         """Until cancelled. Rules stay in the kernel."""
-        self._services.subscribe(lambda _kind, _old, new: self._mark(new["metadata"]["namespace"],
+        self.services.subscribe(lambda _kind, _old, new: self._mark(new["metadata"]["namespace"],
                                                                      new["metadata"]["name"]))
-        self._slices.subscribe(self._slice_changed)
+        self.slices.subscribe(self._slice_changed)
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._services.run())
-                group.create_task(self._slices.run())
+                group.create_task(self.services.run())
+                group.create_task(self.slices.run())
                 group.create_task(self._follow())
                 group.create_task(self._look_now_and_then())
                 if self._peers:
@@ -98,8 +98,8 @@ class Proxy:
         self._wake.set()
 
     async def _follow(self) -> None:
-        await self._services.synced()
-        await self._slices.synced()
+        await self.services.synced()
+        await self.slices.synced()
         backend = self._backend or await self._do(lambda: xtables.detect(self._family))
         self._backend = backend
         writer, guard = Writer(backend, self._ledger), _guard(self._lost)
@@ -165,8 +165,8 @@ class Proxy:
                 guard.forget_own()
 
     def _plan(self, key: ServiceKey) -> tuple[ServicePort, ...]:
-        slices = self._slices.by("service", f"{key[0]}/{key[1]}")
-        return model.service_ports(self._services.get(*key), slices, self._node, self._family)
+        slices = self.slices.by("service", f"{key[0]}/{key[1]}")
+        return model.service_ports(self.services.get(*key), slices, self._node, self._family)
 
     async def _look_now_and_then(self) -> None:
         await self.synced.wait()

@@ -6,6 +6,7 @@ another node. Kept in `/etc/pelamis/node.json`.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 import socket
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from controlplane.machinery.errors import Finding
 
+DNS_INDEX = 10  # of the DNS address in the range
 NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -24,6 +26,11 @@ class Settings:
     service_range: str = "10.96.0.0/16"
     cluster_range: str = "10.244.0.0/16"
     cluster_domain: str = "cluster.local"
+
+    @property
+    def dns_ip(self) -> str:
+        """The cluster's DNS: the tenth address of the services' range, as everywhere."""
+        return str(ipaddress.ip_network(self.service_range)[DNS_INDEX])
 
 
 def default_node_name() -> str:

@@ -99,11 +99,14 @@ def _pause(seconds: float) -> None:
 
 
 async def _finish(paths: Paths, settings: Settings, demo: bool) -> None:
+    from controlplane.cli import addons
     from controlplane.client.config import load as kubeconfig
     from controlplane.client.rest import Client
     async with Client(kubeconfig(paths.admin_kubeconfig), user_agent="pelamis-up") as client:
         with step(f"waiting for node {settings.node_name} to be ready"):
             await _node_ready(client, settings.node_name)
+        with step("making what belongs to every cluster: DNS"):
+            await addons.ensure(client, settings)
         address = ""
         if demo:
             from agent.image import demo as images

@@ -1,0 +1,1 @@
+"""The cluster's DNS, answered on every node by the agent itself."""
