@@ -65,6 +65,10 @@ def _workloads(context: Context) -> list[Controller]:
     if {"daemonsets.apps", "controllerrevisions.apps"} <= served:
         from controlplane.controllers.daemonset import DaemonSets
         made.append(DaemonSets(context))
+    if "jobs.batch" in served:
+        from controlplane.controllers.job import Jobs
+        from controlplane.controllers.jobttl import FinishedJobs
+        made += [Jobs(context), FinishedJobs(context)]
     return made
 
 

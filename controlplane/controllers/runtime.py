@@ -63,9 +63,12 @@ def _forget_insides(pod: Obj) -> None:
             container.pop(field, None)
     if "volumes" in spec:
         spec["volumes"] = [volume for volume in spec["volumes"] if "projected" not in volume]
-    for status in (pod.get("status") or {}).get("containerStatuses") or ():
-        for field in ("state", "lastState", "volumeMounts", "imageID", "containerID", "user", "resources"):
-            status.pop(field, None)
+    status = pod.get("status") or {}
+    for one in (*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())):
+        for field in ("lastState", "volumeMounts", "imageID", "containerID", "user", "resources"):
+            one.pop(field, None)
+        if (state := one.pop("state", None)) and (end := state.get("terminated")):  # what Jobs are judged by
+            one["state"] = {"terminated": {field: end[field] for field in ("exitCode", "finishedAt") if field in end}}
 
 
 def _forget_data(obj: Obj) -> None:

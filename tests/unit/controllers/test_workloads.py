@@ -7,7 +7,7 @@ import pytest
 from controlplane.controllers import history
 from controlplane.machinery import objects
 from controlplane.machinery.resources import BUILTIN, named
-from tests.unit.controllers.cluster import cluster
+from tests.unit.controllers.cluster import PODS, cluster
 
 SERVED = {resource.name for resource in BUILTIN}
 
@@ -74,4 +74,52 @@ def test_daemonset_follows_nodes_and_template():
             await c.until(lambda: len(c.pods) == 2)
             await c.client.delete(daemonsets, "d", "default")
             await c.until(lambda: not len(c.pods) and not c.of("controllerrevisions.apps").items())
+    asyncio.run(main())
+
+
+def job(name, labels=None, **spec):
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": name, "namespace": "default"},
+            "spec": {"selector": {"matchLabels": {"job": name}}, "manualSelector": True, **spec,
+                     "template": {"metadata": {"labels": {"job": name}}, "spec": {
+                         "restartPolicy": "Never", "containers": [{"name": "c", "image": "web:1"}]}}}}
+
+
+async def end(c, pod, phase, code=0):
+    ended = {"name": "c", "image": "web:1", "imageID": "", "ready": False, "restartCount": 0,
+             "state": {"terminated": {"exitCode": code, "finishedAt": c.client.clock.timestamp()}}}
+    await c.client.patch(PODS, objects.name(pod), {"status": {"phase": phase, "containerStatuses": [ended]}},
+                         "default", "merge", "status")
+
+
+def running(c):
+    return [pod for pod in alive(c) if objects.get(pod, "status.phase") in ("Pending", "Running")]
+
+
+@needs("jobs.batch")
+def test_job_counts_its_pods_and_lets_them_go():
+    async def main():
+        async with cluster(kubelet=False) as c:
+            await c.client.create(named("jobs.batch"), job("j", completions=3, parallelism=2, completionMode="Indexed",
+                                                           ttlSecondsAfterFinished=1))
+            for _ in range(3):
+                (pod, *_) = await c.until(lambda: running(c))
+                await end(c, pod, "Succeeded")
+                await c.until(lambda pod=pod: objects.name(pod) not in map(objects.name, running(c)))
+            one = await c.until(lambda: (j := c.of("jobs.batch").get("default", "j")) and j["status"].get(
+                "completionTime") and j)
+            assert one["status"]["succeeded"] == 3 and one["status"]["completedIndexes"] == "0-2"
+            assert all(not pod["metadata"].get("finalizers") for pod in c.pods.items())
+            await c.until(lambda: not c.of("jobs.batch").items() and not len(c.pods))
+    asyncio.run(main())
+
+
+@needs("jobs.batch")
+def test_job_deleted_in_the_middle_leaves_nothing():
+    async def main():
+        async with cluster() as c:
+            for propagation in ("Background", "Foreground"):
+                await c.client.create(named("jobs.batch"), job("j", completions=3, parallelism=3))
+                await c.until(lambda: len(running(c)) == 3)
+                await c.client.delete(named("jobs.batch"), "j", "default", propagation=propagation)
+                await c.until(lambda: not len(c.pods) and not c.of("jobs.batch").items())
     asyncio.run(main())
