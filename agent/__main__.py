@@ -86,7 +86,9 @@ class Agent:
         kubelet: Kubelet
         objects = Objects(client, lambda uids: kubelet.changed(uids))
         context = self._context(runtime, images, client, recorder, services, objects, host.memory, host.cpus)
-        kubelet = Kubelet(context, pods)
+        kubelet = Kubelet(context, pods, options.manifests, lambda: node.owner)
+
+        node: NodeAgent
 
         async def assigned(pod_cidr: str) -> None:
             for problem in await network.configure(pod_cidr, options.cluster_cidr):
@@ -95,14 +97,15 @@ class Agent:
             await network.collect({s.id for pod in (await runtime.observe()).values() for s in pod.sandboxes})
             kubelet.retry()
 
-        node = NodeAgent(host, options.root, client, runtime, images, clock, nodes, assigned, options.pod_cidr)
+        context.place = lambda: node.place
+        node = NodeAgent(host, options.root, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
+                         options.sysctls)
         server = self._server(runtime, kubelet, client, context.cgroups)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
             async with asyncio.TaskGroup() as group:
                 for part in (pods, services, nodes, recorder, objects, network, node, server, rotator):
                     group.create_task(part.run(), name=type(part).__name__)
-                await services.synced()
                 group.create_task(kubelet.run(), name="Kubelet")
                 if options.proxy_kubeconfig is not None:
                     group.create_task(self._proxy(ledger, network), name="Proxy")

@@ -27,8 +27,8 @@ _OPERATORS = {"In": lambda has, value, values: has and value in values,
               "NotIn": lambda has, value, values: not has or value not in values,
               "Exists": lambda has, value, values: has,
               "DoesNotExist": lambda has, value, values: not has,
-              "Gt": lambda has, value, values: has and _integer(value) is not None and _integer(value) > int(values[0]),
-              "Lt": lambda has, value, values: has and _integer(value) is not None and _integer(value) < int(values[0])}
+              "Gt": lambda has, value, values: has and _integer(value) and int(value) > int(values[0]),
+              "Lt": lambda has, value, values: has and _integer(value) and int(value) < int(values[0])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +147,8 @@ def _ports(pod: dict[str, Any], others: list[dict[str, Any]]) -> tuple[str, str]
     return None
 
 
-def _integer(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"-?\d+", text) else None
+def _integer(text: str) -> bool:
+    return re.fullmatch(r"-?\d+", text) is not None
 
 
 def _affinity(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:

@@ -39,6 +39,8 @@ class Options:
     key: Path
     cgroup_root: str
     systemd: bool | None
+    manifests: Path | None
+    sysctls: tuple[str, ...]
     verbose: bool
 
 
@@ -63,6 +65,9 @@ def parse(arguments: list[str], paths: Paths) -> Options:
     add("--tls-private-key-file", type=Path, default=paths.pki / "kubelet.key")
     add("--cgroup-root", default="kubepods", help="the control group above all pods")
     add("--cgroup-driver", choices=("cgroupfs", "systemd"), help="default: as the runtime is configured")
+    add("--pod-manifest-path", type=Path, help="folder of static pods, which run without the API server")
+    add("--allowed-unsafe-sysctls", default="", help="kernel parameters pods may set beyond the safe ones: names or "
+        "prefixes ending in *, separated by commas")
     add("-v", "--verbose", action="store_true")
     given = flags.parse_args(arguments)
     driver = given.cgroup_driver
@@ -74,7 +79,8 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         cluster_dns=tuple(a for a in given.cluster_dns.split(",") if a),
         cluster_domain=given.cluster_domain, port=given.port, client_ca=given.client_ca_file,
         certificate=given.tls_cert_file, key=given.tls_private_key_file, cgroup_root=given.cgroup_root.strip("/"),
-        systemd=None if driver is None else driver == "systemd", verbose=given.verbose)
+        systemd=None if driver is None else driver == "systemd", manifests=given.pod_manifest_path,
+        sysctls=tuple(s for s in given.allowed_unsafe_sysctls.split(",") if s), verbose=given.verbose)
 
 
 def own_address() -> str:

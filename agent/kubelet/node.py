@@ -2,7 +2,8 @@
 
 Owns the Node object's status and the Lease in kube-node-lease. Promises a patch only when something changed or every
 five minutes, a lease renewed every ten seconds, a Node that is made again when somebody deletes it, and Ready only
-while the runtime and its network are. Waits for `spec.podCIDR` and hands it on once. Called by `agent.__main__`.
+while the runtime and its network are. Waits for `spec.podCIDR` and hands it on, again when it changes. Called by
+`agent.__main__`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.kubelet import nodestatus
+from agent.kubelet.admit import Place
 from agent.kubelet.images import ImageError, Images
 from agent.kubelet.nodestatus import Health, Host
 from agent.kubelet.runtime import CallError, Runtime
@@ -58,14 +60,18 @@ def describe_host(name: str, ips: tuple[str, ...], root: Path, runtime_version: 
 
 
 class NodeAgent:
-    """`assigned(pod_cidr)` is awaited once, when the node has its range."""
+    """`assigned(pod_cidr)` is awaited when the node has its range, and again when that becomes another."""
 
     def __init__(self, host: Host, root: Path, client: Client, runtime: Runtime, images: Images, clock: Clock,
-                 nodes: Informer, assigned: Callable[[str], Awaitable[None]], pod_cidr: str = "") -> None:
+                 nodes: Informer, assigned: Callable[[str], Awaitable[None]], pod_cidr: str = "",
+                 sysctls: tuple[str, ...] = ()) -> None:
         self.host, self._root = host, root
         self._client, self._runtime, self._images, self._clock = client, runtime, images, clock
         self._nodes, self._assigned, self._pod_cidr = nodes, assigned, pod_cidr
+        self._sysctls = sysctls
+        self._labels: dict[str, str] = {}
         self._known: dict[str, Any] = {}
+        self._fixed = bool(pod_cidr)
         self._uid = ""
         self._lease: dict[str, Any] | None = None
         self._told_at = 0.0
@@ -80,23 +86,38 @@ class NodeAgent:
             group.create_task(self._leases(), name="node lease")
             if self._pod_cidr:
                 self._range.set()
-            await self._range.wait()
-            await self._assigned(self._pod_cidr)
-            self.check()
+            while True:  # a Node that is made anew may be given another range
+                await self._range.wait()
+                self._range.clear()
+                await self._assigned(self._pod_cidr)
+                self.check()
+
+    @property
+    def place(self) -> Place:
+        """This node as the pods bound to it ask for it; its own reckoning until the API has told."""
+        allocatable = self._known.get("allocatable") or nodestatus.status(self.host, Health(), "", {})["allocatable"]
+        return Place(self.host.name, self._labels or nodestatus.labels(self.host), allocatable, self._sysctls)
+
+    @property
+    def owner(self) -> dict[str, Any] | None:
+        """The owner reference of what belongs to this node; None before it is registered."""
+        return {"apiVersion": "v1", "kind": "Node", "name": self.host.name, "uid": self._uid,
+                "controller": True} if self._uid else None
 
     def check(self) -> None:
         """Look at the node's health now, not at the next interval."""
         self._wake.set()
 
     def _heard(self, kind: str, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
-        if new is None:
+        if new is None or kind == "DELETED":
             self._uid, self._known = "", {}
             self._wake.set()
             return
         self._known = new.get("status") or {}
         self._uid = new["metadata"]["uid"]
+        self._labels = new["metadata"].get("labels") or {}
         cidr = (new.get("spec") or {}).get("podCIDR")
-        if cidr and not self._pod_cidr:
+        if cidr and cidr != self._pod_cidr and not self._fixed:
             self._pod_cidr = cidr
             self._range.set()
 
@@ -167,7 +188,7 @@ class NodeAgent:
             images = tuple(((*i.digests, *i.tags), i.size) for i in await self._images.list() if i.tags or i.digests)
         except (CallError, ImageError) as error:
             runtime = runtime or str(error)
-        if not network and not self._range.is_set():
+        if not network and not self._pod_cidr:
             network = "this node has no pod range yet"
         memory = next((int(line.split()[1]) * 1024 for line in _text("/proc/meminfo").splitlines()
                        if line.startswith("MemAvailable:")), 1 << 40)

@@ -24,6 +24,8 @@ from cri_proto.messages import containerd, cri
 LIST_SECONDS = 60.0  # a listing of a full node takes milliseconds; more means a hung runtime
 RETRY_SECONDS, RETRY_LIMIT = 0.1, 5.0  # pauses between attempts to subscribe again, doubling up to the limit
 KNOCK_SECONDS = 0.05  # pause before the first repeated knock
+SETTLE_SECONDS, SETTLE_PAUSE = 1.0, 0.02  # how long the last lines of a failed container are waited for
+LOGS = "FallbackToLogsOnError"
 KNOWN_LIMIT = 20_000  # ids remembered for events: some hundred pods with many restarts each
 
 # Exits of execs are told apart below; creations and deletions follow from what the kubelet itself asked for.
@@ -141,8 +143,10 @@ class Observer:
             if not owner:
                 continue  # made by someone else on this runtime
             self.learn(item.id, owner)
-            seen = overlay(container_from(item, await self._status(item)), self._exits.get(item.id),
-                           item.id in self._ooms)
+            exit = self._exits.get(item.id)
+            status = await self._settled(item) if exit and exit.code and item.annotations.get(
+                model.TERMINATION_POLICY) == LOGS else await self._status(item)
+            seen = overlay(container_from(item, status), exit, item.id in self._ooms)
             containers.append((owner, item.labels.get(model.POD_NAMESPACE, ""), item.labels.get(model.POD_NAME, ""),
                                seen))
         return assemble(sandboxes, containers)
@@ -186,6 +190,17 @@ class Observer:
             raise
         self._ended[item.id] = answer.status
         return answer.status
+
+    async def _settled(self, item: Any) -> Any | None:
+        """The status of a container known to have ended whose log matters: the runtime calls it exited when all of its
+        output is written, some tens of milliseconds after the event."""
+        status = await self._status(item)
+        limit = self._clock.monotonic() + SETTLE_SECONDS
+        while status is not None and status.state == cri.CONTAINER_RUNNING and self._clock.monotonic() < limit:
+            await self._clock.sleep(SETTLE_PAUSE)
+            self._ended.pop(item.id, None)
+            status = await self._status(item)
+        return status
 
     # --- events
     async def events(self) -> AsyncIterator[model.RuntimeEvent]:

@@ -9,7 +9,7 @@ startup, and that probes end with their container. Never kills anything: the wor
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from agent.kubelet.checks import Checks, Failed
@@ -40,8 +40,9 @@ class Prober:
     def started(self) -> frozenset[str]:
         return frozenset(id for id, event in self._started.items() if event.is_set())
 
-    def sync(self, pod: dict[str, Any], seen: ObservedPod, *, ending: bool) -> None:
-        """Follow what runs now. While the pod is `ending` only readiness goes on."""
+    def sync(self, pod: dict[str, Any], seen: ObservedPod, *, ending: bool, held: Collection[str] = ()) -> None:
+        """Follow what runs now. While the pod is `ending` only readiness goes on; of the containers called as in
+        `held` the start is not complete yet."""
         running = {c.id: c for c in seen.containers if c.state == "running"}
         for key in [k for k in self._tasks if k[0] not in running or (ending and k[1] != "readiness")]:
             self._tasks.pop(key).cancel()
@@ -52,7 +53,7 @@ class Prober:
         specs = {c["name"]: c for c in of_pod(pod)}
         plain_init = {c["name"] for c in pod["spec"].get("initContainers") or () if not is_sidecar(c)}
         for id, container in running.items():
-            if id not in self._started and container.name in specs:
+            if id not in self._started and container.name in specs and container.name not in held:
                 self._begin(pod, specs[container.name], container, seen, probed=container.name not in plain_init)
 
     def _begin(self, pod: dict[str, Any], spec: dict[str, Any], container: ObservedContainer, seen: ObservedPod, *,

@@ -9,7 +9,11 @@ decides what should run (`plan` does) and holds no state that a restart would lo
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
 import re
+import signal
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -52,6 +56,14 @@ class TimedOut(CallError):  # noqa: N818
 
 _KINDS = {grpc.StatusCode.NOT_FOUND: Missing, grpc.StatusCode.UNAVAILABLE: Unreachable,
           grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut}
+
+
+def signal_value(name: str) -> int:
+    """The kernel's number of `SIGUSR1`, `SIGRTMIN+3`, …"""
+    base, plus, more = name.partition("+")
+    if not plus:
+        base, plus, more = name.partition("-")
+    return int(signal.Signals[base]) + int(plus + more if plus else 0)
 
 
 def failure(error: grpc.aio.AioRpcError) -> CallError:
@@ -159,6 +171,30 @@ class Runtime:
                              grace + CALL_SECONDS)
         except Missing:
             pass
+
+    async def signal_container(self, container_id: str, name: str, limit: float) -> None:
+        """Send the signal called `name` to its first process and wait at most `limit` seconds for the end. For runtimes
+        that know no stop signal but the image's."""
+        answer = await self._call("ContainerStatus", cri.ContainerStatusRequest(container_id=container_id,
+                                                                                verbose=True))
+        pid = json.loads(answer.info.get("info") or "{}").get("pid") or 0
+        if answer.status.state != cri.CONTAINER_RUNNING or not pid:
+            return
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        loop.add_reader(process, ended.set)
+        try:
+            signal.pidfd_send_signal(process, signal_value(name))
+            async with asyncio.timeout(limit):
+                await ended.wait()
+        except (TimeoutError, ProcessLookupError):
+            pass
+        finally:
+            loop.remove_reader(process)
+            os.close(process)
 
     async def remove_container(self, container_id: str) -> None:
         """Remove it, by force if it runs."""

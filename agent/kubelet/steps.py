@@ -22,6 +22,7 @@ from agent.kubelet.env import ConfigError, Sources
 from agent.kubelet.images import ImageError
 from agent.kubelet.model import ObservedPod, SandboxSpec
 from agent.kubelet.runtime import CallError
+from agent.kubelet.staticpods import SOURCE
 from controlplane.machinery.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -208,6 +209,8 @@ class Steps:
     async def _resolved(self, spec: dict[str, Any], image: str, attempt: int, paths: dict[str, str]) -> Any:
         """The ContainerSpec. Raises StepFailed CreateContainerConfigError."""
         meta, context = self.pod["metadata"], self.context
+        if SOURCE not in (meta.get("annotations") or {}):  # a static pod must not wait for the API
+            await context.services.synced()
         try:
             wanted = sorted(env.references(spec))
             found = await asyncio.gather(*(context.volumes.objects.get(kind, meta.get("namespace", ""), name,
@@ -294,6 +297,10 @@ class Steps:
             except Failed as error:
                 self._tell("Warning", "FailedPreStopHook", f"PreStopHook failed: {error}", action.name)
             grace = max(grace - (clock.monotonic() - began), MIN_GRACE)
+        own = (spec.get("lifecycle") or {}).get("stopSignal")
+        if own:
+            await self.context.runtime.signal_container(action.id, own, grace)
+            grace = 0.0
         await self.context.runtime.stop_container(action.id, grace)
 
     async def remove_container(self, id: str) -> None:

@@ -39,7 +39,7 @@ class Waiting:
                     self._once(pod, name, text, f"{text}@{since}")
                 else:
                     turn = min(filter(None, (turn, since + PULL_SHOWN)))
-            if reason:
+            if reason and not (reason == "RunContainerError" and _stays(pod, seen, name)):
                 waiting[name] = (reason, message)
         for name, entry in planned.items():
             waiting[name] = entry
@@ -52,3 +52,11 @@ class Waiting:
         if self._told.get(name) != mark:
             self._told[name] = mark
             self._context.tell(pod, "Warning", "BackOff", text, name)
+
+
+def _stays(pod: dict[str, Any], seen: ObservedPod, name: str) -> bool:
+    """Whether the container has ended for good: its end is told then, and nothing is waited for."""
+    newest, spec = seen.container(name), plan.named(pod, name)
+    init = any(c["name"] == name for c in pod["spec"].get("initContainers") or ())
+    return newest is not None and newest.state == "exited" and not plan.restarts(
+        plan.init_policy(pod) if init else plan.policy(pod), newest.exit_code, spec)

@@ -196,7 +196,7 @@ class Worker:
         due = plan.overdue(self.pod)
         if due and now >= due and not self._doomed and not plan.finished(self.pod, self.seen):
             self._doomed = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
-        self._prober.sync(self.pod, self.seen, ending=ending)
+        self._prober.sync(self.pod, self.seen, ending=ending, held=self._hooked())
         self._resize(ending or bool(self._doomed))
         made = plan.plan(self.pod, self.seen, now, self._facts())
         for action in made.actions:
@@ -209,6 +209,11 @@ class Worker:
                                                   now)
         self._report(waiting, now)
         return min(filter(None, (made.wake_at, shown_at, self.steps.renew_at)), default=0.0)
+
+    def _hooked(self) -> set[str]:
+        """Containers being started that are not to be called so before their postStart hook has run."""
+        return {c["name"] for c in plan.of_pod(self.pod)
+                if c["name"] in self._tasks and (c.get("lifecycle") or {}).get("postStart")}
 
     def _resize(self, ending: bool) -> None:
         """Take over changed resources."""

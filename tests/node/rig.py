@@ -81,6 +81,7 @@ class Host:
         (self.paths.lib / "images").symlink_to(_KEPT)
         subprocess.run(["ip", "netns", "add", self.netns], check=True)
         subprocess.run(["ip", "-n", self.netns, "link", "set", "lo", "up"], check=True)
+        subprocess.run(["ip", "-n", self.netns, "address", "add", "10.0.0.1/32", "dev", "lo"], check=True)
         # A tmpfs of its own, so that the names of pods' namespaces never appear outside and vanish with the holder.
         script = "mount -t tmpfs tmpfs /run/netns && mount --make-rshared / && echo ready && exec sleep infinity"
         self.holder = subprocess.Popen(
@@ -97,6 +98,10 @@ class Host:
         """`command` as run on this host: in its network and mount namespaces."""
         assert self.holder is not None
         return ["nsenter", "--target", str(self.holder.pid), "--net", "--mount", "--", *command]
+
+    def call(self, *command: str) -> str:
+        """Run `command` on this host; what it prints."""
+        return subprocess.run(self.enter(*command), check=True, capture_output=True, text=True).stdout
 
     def network(self) -> None:
         """A bridge network by the reference plugins, from Debian's package."""

@@ -101,6 +101,7 @@ class Volumes:
         if ".." in parts or sub.startswith("/"):
             raise ConfigError(f"subPath {sub!r} must not leave its volume")
         here = os.open(os.path.realpath(base), os.O_PATH | os.O_DIRECTORY)
+        mode = stat.S_IMODE(os.fstat(here).st_mode)  # what is made below is as open as the volume itself
         try:
             for part in self._resolved(base, parts):
                 try:
@@ -108,6 +109,7 @@ class Volumes:
                 except FileNotFoundError:
                     os.mkdir(part, 0o750, dir_fd=here)
                     following = os.open(part, os.O_PATH | os.O_NOFOLLOW, dir_fd=here)
+                    os.chmod(f"/proc/self/fd/{following}", mode)
                 os.close(here)
                 here = following
                 if stat.S_ISLNK(os.fstat(here).st_mode):

@@ -1,0 +1,313 @@
+"""A pod's life as its containers see it: probes and hooks of every kind, sidecars, last words, deadlines, gates."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import subprocess
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from aiohttp import web
+
+from tests.node.nodekubelet import PODS, Rig, eventually, holds, ready, run, sh
+from tests.node.rig import Host
+
+pytestmark = pytest.mark.node
+STAY = "trap 'exit 0' TERM; while :; do sleep 600 & wait $!; done"
+SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
+Life = dict[str, Any]
+
+
+def certify(folder: Path) -> None:
+    """A certificate nobody has reason to trust: probes over TLS do not ask."""
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=elsewhere", "-days", "1",
+                    "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, stderr=subprocess.DEVNULL)
+
+
+class Peer:
+    """A server on the test host for probes and hooks: http, https and gRPC; remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.health = SERVING
+        self.services: list[bytes] = []
+
+    @asynccontextmanager
+    async def serve(self, folder: Path):
+        async def answer(request: web.BaseRequest) -> web.Response:
+            self.asked.append(request.path)
+            return web.Response(text=request.headers.get("X-Probe", ""))
+        certify(folder)
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+        loop, server = asyncio.get_running_loop(), web.Server(answer)
+        plain = await loop.create_server(server, "0.0.0.0", 0)
+        secure = await loop.create_server(server, "0.0.0.0", 0, ssl=tls)
+        rpc = grpc.aio.server()
+
+        async def check(request: bytes, context: Any) -> bytes:
+            self.services.append(request)
+            return self.health
+        rpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(
+            "grpc.health.v1.Health", {"Check": grpc.unary_unary_rpc_method_handler(check)}),))
+        self.grpc = rpc.add_insecure_port("0.0.0.0:0")
+        await rpc.start()
+        self.http, self.https = (s.sockets[0].getsockname()[1] for s in (plain, secure))
+        try:
+            yield self
+        finally:
+            plain.close()
+            secure.close()
+            await server.shutdown(1.0)
+            await rpc.stop(0)
+
+
+def state(pod: Life | None, name: str = "c", kind: str = "containerStatuses") -> Life:
+    return next((s for s in ((pod or {}).get("status") or {}).get(kind) or () if s["name"] == name), {})
+
+
+def test_https_tcp_and_grpc_probes_see_the_pod(host: Host, tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        async with Peer().serve(tmp_path) as peer, rig.kubelet():
+            often = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 5}
+            await rig.create(
+                "many", sh(STAY, name="https", readinessProbe={**often, "httpGet": {
+                    "scheme": "HTTPS", "port": peer.https, "path": "/over-tls"}}),
+                sh(STAY, name="tcp", readinessProbe={**often, "tcpSocket": {"port": "main"}},
+                   ports=[{"name": "main", "containerPort": peer.http}]),
+                sh(STAY, name="rpc", readinessProbe={**often, "grpc": {"port": peer.grpc, "service": "me"}},
+                   startupProbe={**often, "exec": {"command": ["test", "-e", "/tmp/up"]}, "failureThreshold": 60}),
+                hostNetwork=True)
+            await rig.pod("many", lambda p: all(state(p, n).get("ready") for n in ("https", "tcp")))
+            assert not state(rig.api.objects["pods", "default", "many"], "rpc")["started"] and not peer.services
+            await rig.inside("many", "touch /tmp/up", "rpc")
+            await rig.pod("many", ready)
+            assert "/over-tls" in peer.asked and peer.services[0] == b"\x0a\x02me"
+            peer.health = NOT_SERVING
+            await rig.pod("many", lambda p: not ready(p))
+            assert state(rig.api.objects["pods", "default", "many"], "tcp")["ready"]
+            await rig.remove("many")
+    run(host, body)
+
+
+def test_hooks_run_before_the_world_notices_and_before_the_end(host: Host, tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        async with Peer().serve(tmp_path) as peer, rig.kubelet():
+            shared = {"volumes": [{"name": "h", "hostPath": {"path": str(tmp_path)}}]}
+            mount = {"volumeMounts": [{"name": "h", "mountPath": "/h"}]}
+            here = {"host": "10.0.0.1", "port": peer.http}
+            await rig.create(
+                "hooked", sh(STAY, **mount, lifecycle={
+                    "postStart": {"exec": {"command": ["sh", "-c", "hostname > /h/started"]}},
+                    "preStop": {"exec": {"command": ["sh", "-c", "echo bye > /h/stopping"]}}}),
+                sh(STAY, name="web", lifecycle={"postStart": {"httpGet": {**here, "path": "/hello"}},
+                                                "preStop": {"httpGet": {**here, "path": "/bye"}}}),
+                sh(STAY, name="slow", lifecycle={"preStop": {"sleep": {"seconds": 1}}}),
+                sh(STAY, name="usr", lifecycle={"stopSignal": "SIGUSR1"},
+                   command=["sh", "-c", "trap 'echo usr1 > /h/signal; exit 0' USR1; while :; do sleep 600 & wait $!; "
+                            "done"], **mount),
+                os={"name": "linux"}, **shared, terminationGracePeriodSeconds=10)
+            await rig.create("broken", sh(STAY, lifecycle={"postStart": {"exec": {"command": ["false"]}}}))
+            await rig.pod("hooked", ready)
+            assert (tmp_path / "started").read_text() == "hooked\n" and peer.asked == ["/hello"]
+            await rig.pod("broken", lambda p: state(p).get("restartCount", 0) >= 1)
+            began = asyncio.get_running_loop().time()
+            await rig.remove("hooked", "broken")
+            assert 1.0 <= asyncio.get_running_loop().time() - began < 8
+            assert (tmp_path / "stopping").read_text() == "bye\n" and peer.asked == ["/hello", "/bye"]
+            assert (tmp_path / "signal").read_text() == "usr1\n"
+            assert {"FailedPostStartHook"} <= set(rig.api.events())
+    run(host, body)
+
+
+def test_sidecars_start_before_and_end_after_the_rest(host: Host, tmp_path: Path) -> None:
+    def says(name: str) -> str:
+        return (f"echo {name} up >> /h/log; trap 'echo {name} down >> /h/log; exit 0' TERM; touch /tmp/up; "
+                "while :; do sleep 600 & wait $!; done")
+
+    async def body(rig: Rig) -> None:
+        mount: Life = {"volumeMounts": [{"name": "h", "mountPath": "/h"}]}
+        probe = {"exec": {"command": ["test", "-e", "/tmp/up"]}, "periodSeconds": 1, "timeoutSeconds": 5}
+        side = {"image": "busybox:1", "restartPolicy": "Always", "startupProbe": probe, **mount}
+        async with rig.kubelet():
+            await rig.create("mesh", sh(says("main"), **mount), terminationGracePeriodSeconds=10, initContainers=[
+                {"name": "one", **side, **sh(says("one"))},
+                {"name": "plain", "image": "busybox:1", **mount, **sh("echo plain >> /h/log")},
+                {"name": "two", **side, **sh(says("two"))}],
+                volumes=[{"name": "h", "hostPath": {"path": str(tmp_path)}}])
+            await rig.create("job", sh("exit 0"), restartPolicy="Never",
+                             initContainers=[{"name": "one", "image": "busybox:1", "restartPolicy": "Always",
+                                              **sh(STAY)}])
+            await rig.pod("mesh", ready)
+            await rig.pod("job", lambda p: p["status"]["phase"] == "Succeeded")  # sidecars do not keep a job alive
+            await rig.remove("mesh", "job")
+        lines = (tmp_path / "log").read_text().splitlines()
+        assert lines == ["one up", "plain", "two up", "main up", "main down", "two down", "one down"]
+    run(host, body)
+
+
+def test_how_a_container_ended_is_told(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        once: Life = {"restartPolicy": "Never"}
+        fall = {"terminationMessagePolicy": "FallbackToLogsOnError"}
+        async with rig.kubelet():
+            await rig.create("words", sh("echo from the log; exit 3", name="log", **fall),
+                             sh("echo unseen; printf written > /dev/termination-log; exit 4", name="file", **fall),
+                             sh("echo fine", name="fine", **fall),
+                             sh("printf own > /tmp/words", name="own", terminationMessagePath="/tmp/words"), **once)
+            await rig.create("greedy", sh("tail /dev/zero", resources={"limits": {"memory": "16Mi"}}), **once)
+            await rig.create("late", sh(STAY), activeDeadlineSeconds=2)
+            await rig.create("absent", {"command": ["/no/such"]}, **once)
+            words = await rig.pod("words", lambda p: p["status"]["phase"] == "Failed")
+            told = {n: state(words, n)["state"]["terminated"].get("message") for n in ("log", "file", "fine", "own")}
+            assert told == {"log": "from the log\n", "file": "written", "fine": None, "own": "own"}
+            greedy = await rig.pod("greedy", lambda p: p["status"]["phase"] == "Failed")
+            ended = state(greedy)["state"]["terminated"]
+            assert (ended["reason"], ended["exitCode"]) == ("OOMKilled", 137)
+            late = await rig.pod("late", lambda p: "terminated" in str(state(p)))
+            assert late["status"]["reason"] == "DeadlineExceeded" and late["status"]["phase"] == "Failed"
+            absent = await rig.pod("absent", lambda p: "terminated" in state(p).get("state", {}))
+            ended = state(absent)["state"]["terminated"]
+            assert (ended["reason"], ended["exitCode"]) == ("StartError", 128) and "no such file" in ended["message"]
+            await rig.remove("words", "greedy", "late", "absent")
+    run(host, body)
+
+
+def test_each_container_may_have_its_own_restart_rule(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet():
+            rules = [{"action": "Restart", "exitCodes": {"operator": "In", "values": [42]}}]
+            await rig.create("rules", sh(STAY, name="main"),
+                             sh("exit 0", name="again", restartPolicy="Always"),
+                             sh("exit 1", name="once", restartPolicy="Never"),
+                             sh("[ -e /h/was ] && exit 7; touch /h/was; exit 42", name="coded", restartPolicy="Never",
+                                restartPolicyRules=rules, volumeMounts=[{"name": "e", "mountPath": "/h"}]),
+                             restartPolicy="Never", volumes=[{"name": "e", "emptyDir": {}}])
+            pod = await rig.pod("rules", lambda p: state(p, "again").get("restartCount") == 1 and state(
+                p, "coded").get("restartCount") == 1 and "terminated" in state(p, "coded")["state"]
+                and "terminated" in state(p, "once")["state"])
+            assert state(pod, "once")["restartCount"] == 0 and pod["status"]["phase"] == "Running"
+            assert state(pod, "coded")["state"]["terminated"]["exitCode"] == 7
+            await rig.remove("rules")
+    run(host, body)
+
+
+def test_readiness_gates_wait_for_their_condition(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet():
+            await rig.create("gated", sh(STAY), readinessGates=[{"conditionType": "example.org/lb"}])
+            await rig.pod("gated", lambda p: state(p).get("ready"))
+            await rig.pod("gated", lambda p: "ReadinessGatesNotReady" in str(p) and not ready(p))
+            await rig.api.patch(PODS, "gated", {"status": {"conditions": [
+                {"type": "example.org/lb", "status": "True"}]}}, "default", subresource="status")
+            await rig.pod("gated", ready)
+            await rig.remove("gated")
+    run(host, body)
+
+
+def test_what_the_node_may_not_run_fails_with_a_reason(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        from agent.kubelet.admit import Place
+        rig.place = Place("n1", {"disk": "ssd"}, {"cpu": "2", "memory": "1Gi", "pods": "3"})
+        port = [{"containerPort": 80, "hostPort": 8080}]
+        async with rig.kubelet():
+            await rig.create("first", sh(STAY, ports=port))
+            await rig.pod("first", ready)
+            wrong: dict[str, tuple[Life, str]] = {
+                "clash": ({"containers": [sh("", name="c", image="busybox:1", ports=port)]}, "NodePorts"),
+                "elsewhere": ({"nodeSelector": {"disk": "hdd"}}, "NodeAffinity"),
+                "large": ({"containers": [sh("", name="c", image="busybox:1", resources={
+                    "requests": {"cpu": "3"}})]}, "OutOfcpu"),
+                "kernel": ({"securityContext": {"sysctls": [{"name": "kernel.msgmax", "value": "1"}]}},
+                           "SysctlForbidden")}
+            for name, (spec, _) in wrong.items():
+                await rig.create(name, sh(STAY), **spec)
+            for name, (_, reason) in wrong.items():
+                pod = await rig.pod(name, lambda p: p["status"]["phase"] == "Failed")
+                assert pod["status"]["reason"] == reason, pod["status"]
+            assert not [u for u, p in (await rig.runtime.observe()).items() if p.name in wrong]
+            await rig.remove("first", *wrong)
+    run(host, body)
+
+
+def test_resources_change_under_a_running_container(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        from agent.kubelet.admit import Place
+        rig.place = Place("n1", {}, {"cpu": "2", "memory": "1Gi", "pods": "9"})
+
+        def wants(cpu: str, memory: str) -> Life:
+            return {"requests": {"cpu": cpu, "memory": memory}, "limits": {"cpu": cpu, "memory": memory}}
+
+        async def limit(name: str = "c") -> str:
+            return await rig.inside("grows", "cat /sys/fs/cgroup/memory.max 2>/dev/null || "
+                                             "cat /sys/fs/cgroup/memory/memory.limit_in_bytes", name)
+
+        async def resize(cpu: str, memory: str) -> None:
+            await rig.api.patch(PODS, "grows", {"spec": {"containers": [
+                {"name": n, "resources": wants(cpu, memory)} for n in ("c", "again")]}}, "default")
+
+        async with rig.kubelet():
+            await rig.create("grows", sh(STAY, resources=wants("100m", "32Mi")),
+                             sh(STAY, name="again", resources=wants("100m", "32Mi"), resizePolicy=[
+                                 {"resourceName": "memory", "restartPolicy": "RestartContainer"}]))
+            before = await rig.pod("grows", ready)
+            assert await limit() == str(32 << 20)
+            await resize("200m", "64Mi")
+            after = await rig.pod("grows", lambda p: ready(p) and all(
+                state(p, n).get("resources", {}).get("limits", {}).get("memory") == "64Mi" for n in ("c", "again")))
+            assert await limit() == await limit("again") == str(64 << 20)
+            assert state(after)["containerID"] == state(before)["containerID"]
+            assert (state(after)["restartCount"], state(after, "again")["restartCount"]) == (0, 1)
+            assert state(after)["allocatedResources"] == {"cpu": "200m", "memory": "64Mi"}
+            await resize("9", "64Mi")
+            stuck = await rig.pod("grows", lambda p: "PodResizePending" in str(p))
+            told = next(c for c in stuck["status"]["conditions"] if c["type"] == "PodResizePending")
+            assert told["reason"] == "Infeasible" and "requested: 18000, capacity: 2000" in told["message"]
+            await resize("100m", "32Mi")
+            await rig.pod("grows", lambda p: "PodResize" not in str(p) and state(
+                p).get("resources", {}).get("limits", {}).get("memory") == "32Mi")
+            assert await limit() == str(32 << 20)
+            await rig.remove("grows")
+    run(host, body)
+
+
+STATIC = """apiVersion: v1
+kind: Pod
+metadata: {name: fixed}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: "busybox:1", command: [sh, -c, "%s; sleep 600"]}]
+"""
+
+
+def test_static_pods_run_without_an_api_and_show_themselves_in_it(host: Host, tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        rig.manifests = tmp_path
+        (tmp_path / "fixed.yaml").write_text(STATIC % "echo first")
+        (tmp_path / "broken.yaml").write_text("kind: [")
+        async with rig.kubelet() as kubelet:
+            mirror = await rig.pod("fixed-n1", ready)
+            assert mirror["metadata"]["annotations"]["kubernetes.io/config.source"] == "file"
+            await eventually(lambda: holds("InvalidStaticPod" in rig.api.events()))
+            await rig.api.delete(PODS, "fixed-n1", "default", grace=0)  # only the image goes
+            again = await rig.pod("fixed-n1", lambda p: ready(p) and p["metadata"]["uid"] != mirror["metadata"]["uid"])
+            assert state(again)["containerID"] == state(mirror)["containerID"]
+            assert [p["metadata"]["name"] for p in kubelet.pods()] == ["fixed-n1"]
+        async with rig.kubelet():  # a restart adopts it
+            (tmp_path / "fixed.yaml").write_text(STATIC % "echo second")
+            changed = await rig.pod("fixed-n1", lambda p: ready(p) and p["metadata"]["annotations"][
+                "kubernetes.io/config.hash"] != mirror["metadata"]["annotations"]["kubernetes.io/config.hash"])
+            assert state(changed)["containerID"] != state(mirror)["containerID"]
+            (tmp_path / "fixed.yaml").unlink()
+            await rig.pod("fixed-n1", lambda p: p is None)
+            await eventually(lambda: _empty(rig))
+    run(host, body)
+
+
+async def _empty(rig: Rig) -> bool:
+    return not await rig.runtime.observe()
