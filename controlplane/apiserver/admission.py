@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.apiserver import bodies
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Request
-from controlplane.machinery.errors import Forbidden
+from controlplane.machinery import objects, strategy
+from controlplane.machinery.errors import Forbidden, InternalError
 from controlplane.machinery.resources import Resource
 
 CREATE, UPDATE, DELETE, CONNECT = "CREATE", "UPDATE", "DELETE", "CONNECT"
@@ -37,11 +39,40 @@ class Attributes:
     warnings: list[str] = field(default_factory=list)
     request: Request | None = None
     audit: dict[str, str] = field(default_factory=dict)  # annotations of the audit event
+    round: int = 0  # 1 in the second mutating pass, which follows when a webhook or policy changed the object
+    changed: bool = False  # by a webhook or policy, in this pass
+    seen: dict[str, dict[str, Any]] = field(default_factory=dict)  # the object as each of them left it
 
     def warn(self, text: str) -> None:
         """Tell the client something beside the answer, once."""
         if text not in self.warnings:
             self.warnings.append(text)
+
+    def remember(self, key: str) -> None:
+        """Keep the object as it is now, for whoever `key` names."""
+        self.seen[key] = objects.deep_copy(self.obj)
+
+    def replace(self, made: dict[str, Any], by: str) -> None:
+        """Take over the object as a webhook or policy made it, in its type's form. Raises InternalError.
+
+        Of a scale only the replicas count; what names an object stays."""
+        assert self.obj is not None
+        if self.subresource == "scale":
+            made = {**self.obj, "spec": {**(self.obj.get("spec") or {}),
+                                         "replicas": (made.get("spec") or {}).get("replicas") or 0}}
+        kept = {name: self.obj["metadata"][name] for name in ("name", "namespace", "uid")
+                if name in self.obj["metadata"]}
+        made = {**made, "apiVersion": self.obj["apiVersion"], "kind": self.obj["kind"],
+                "metadata": {**made["metadata"], **kept}}
+        if self.subresource in ("", "scale", "status", "ephemeralcontainers", "resize"):
+            faults = bodies.prune(self.resource, made)
+            if faults:
+                raise InternalError.of(f"{by} left an object that cannot be read: {faults[0]}")
+            strategy.of(self.resource).default(made)
+        if made != self.obj:
+            self.obj.clear()
+            self.obj.update(made)
+            self.changed = True
 
     def forbidden(self, why: str) -> Forbidden:
         return Forbidden.of(self.resource.plural, self.name, why, self.resource.group)
@@ -69,6 +100,9 @@ class Plugin:
     async def validate(self, attributes: Attributes) -> None:
         """Refuse what must not be stored."""
 
+    async def close(self) -> None:
+        """Let go of connections."""
+
 
 class NodeRestriction(Plugin):
     """A kubelet may write only what belongs to its node; the node authorizer knows the rule."""
@@ -90,10 +124,18 @@ class Chain:
     async def mutate(self, attributes: Attributes) -> None:
         for step in self._mutating:
             await step(attributes)
+        if attributes.changed:  # from outside: what completes objects looks again, once
+            attributes.changed, attributes.round = False, 1
+            for step in self._mutating:
+                await step(attributes)
 
     async def validate(self, attributes: Attributes) -> None:
         for step in self._validating:
             await step(attributes)
+
+    async def close(self) -> None:
+        for plugin in self.plugins:
+            await plugin.close()
 
 
 def standard(context: Context) -> Chain:
@@ -107,7 +149,8 @@ def standard(context: Context) -> Chain:
     from controlplane.apiserver.plugins.quota import ResourceQuotas
     from controlplane.apiserver.plugins.roles import RoleEscalation
     from controlplane.apiserver.signing import CertificateRequests
+    from controlplane.apiserver.webhooks.dispatch import Webhooks
     return Chain([NamespaceLifecycle(context), LimitRanger(context), ServiceAccounts(context),
                   NodeRestriction(context), TaintNewNodes(context), Priority(context), DefaultTolerations(context),
                   PodSecurity(context), RoleEscalation(context), CertificateRequests(context),
-                  ResourceQuotas(context)])
+                  Webhooks(context), ResourceQuotas(context)])

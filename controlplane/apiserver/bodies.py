@@ -83,6 +83,16 @@ def check(request: Request, definition: str, api_version: str, kind: str, obj: d
     report(request, api_version, kind, problems)
 
 
+def prune(resource: Resource, obj: dict[str, Any]) -> list[str]:
+    """Drop unknown fields of an object the server was handed by others, in place; its type errors."""
+    if not resource.definition:
+        return []
+    found = schema.load().check(resource.definition, obj)
+    for path in found.unknown:
+        drop(obj, path)
+    return list(found.errors)
+
+
 def drop(value: Any, path: str) -> None:
     """Remove the field at a path such as `spec.containers[0].foo`, in place; keys may hold dots themselves. Pure."""
     if isinstance(value, list):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.apiserver import admission, bodies, patches, representation
+from controlplane.apiserver import admission, bodies, connects, patches, representation
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.deletes import Deletes
 from controlplane.apiserver.lists import Reads
@@ -137,6 +137,7 @@ class Handlers:
         if sub.name in STREAMS:
             if self._streams is None:
                 raise NotFound.path()
+            await connects.admit(self._writes, request, resource, sub)
             answer: Answer = await self._streams.handle(request)
             return answer
         if sub.name == "scale":

@@ -83,7 +83,8 @@ class Server:
         context = self.context
         authorizer = context.authorizer = Authorizer(context)
         authenticator = Authenticator(context)
-        writes = Writes(context, admission.standard(context), self.allocator)
+        self.chain = admission.standard(context)
+        writes = Writes(context, self.chain, self.allocator)
         self.streams = Streams(context)
         self.handlers = Handlers(context, writes, Reviews(context, authenticator), self.streams)
         health = Health(context)
@@ -210,6 +211,7 @@ class Server:
             self._web.pre_shutdown()
             await self._web.shutdown(STOP_SECONDS)
             await self.streams.close()
+            await self.chain.close()
         if self._chores is not None:
             self._chores.cancel()
             await asyncio.gather(self._chores, return_exceptions=True)

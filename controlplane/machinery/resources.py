@@ -164,10 +164,10 @@ volumeattributesclasses VolumeAttributesClass vac NC
     "admissionregistration.k8s.io/v1": """
 mutatingadmissionpolicies MutatingAdmissionPolicy - NCX
 mutatingadmissionpolicybindings MutatingAdmissionPolicyBinding - NCX
-mutatingwebhookconfigurations MutatingWebhookConfiguration - NCX
+mutatingwebhookconfigurations MutatingWebhookConfiguration - CX
 validatingadmissionpolicies ValidatingAdmissionPolicy - NCXS
 validatingadmissionpolicybindings ValidatingAdmissionPolicyBinding - NCX
-validatingwebhookconfigurations ValidatingWebhookConfiguration - NCX
+validatingwebhookconfigurations ValidatingWebhookConfiguration - CX
 """,
     "apiextensions.k8s.io/v1": "customresourcedefinitions CustomResourceDefinition crd,crds NCXS",
     "scheduling.k8s.io/v1": "priorityclasses PriorityClass pc NC",

@@ -32,12 +32,11 @@ class LimitRanger(Plugin):
         name = attributes.resource.name
         if name not in ("pods", "persistentvolumeclaims") or attributes.obj is None:
             return ()
-        if attributes.obj["metadata"].get("deletionTimestamp"):
+        if not (attributes.concerns("pods", CREATE) or attributes.concerns("persistentvolumeclaims", CREATE, UPDATE)
+                or attributes.concerns("pods", UPDATE, subresource="resize")) \
+                or attributes.obj["metadata"].get("deletionTimestamp"):
             return ()
-        if attributes.concerns("pods", CREATE) or attributes.concerns("persistentvolumeclaims", CREATE, UPDATE) \
-                or attributes.concerns("pods", UPDATE, subresource="resize"):
-            return self._ranges.of(attributes.namespace)
-        return ()
+        return self._ranges.of(attributes.namespace)
 
     async def mutate(self, attributes: Attributes) -> None:
         if attributes.resource.name == "pods":

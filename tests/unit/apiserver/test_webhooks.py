@@ -1,0 +1,208 @@
+"""Admission webhooks against a real TLS server in this process: changed, refused, unreachable, late, dry."""
+
+import asyncio
+import base64
+import contextlib
+import ssl
+
+import orjson
+from aiohttp import web
+
+from controlplane.apiserver.webhooks import matching
+from controlplane.apiserver.webhooks.matching import Asked
+from controlplane.pki.authority import Authority
+from tests.unit.apiserver.harness import config_map, pod, serving
+
+MAPS = "/api/v1/namespaces/default/configmaps"
+CONFIGS = "/apis/admissionregistration.k8s.io/v1"
+MERGE = "application/merge-patch+json"
+
+
+class Hooks:
+    """A webhook server: `answer` by path, every request kept in `asked`."""
+
+    def __init__(self, url, bundle):
+        self.url, self.bundle, self.asked, self.answers = url, bundle, [], {}
+
+    def client(self, path):
+        return {"url": self.url + path, "caBundle": self.bundle}
+
+    async def handle(self, raw):
+        review = orjson.loads(await raw.read())
+        self.asked.append((raw.path, review["request"]))
+        said = self.answers.get(raw.path, lambda r: {"allowed": True})(review["request"])
+        if asyncio.iscoroutine(said):
+            said = await said
+        if isinstance(said, int):
+            return web.Response(status=said, text="no")
+        return web.json_response({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+                                  "response": {"uid": review["request"]["uid"], **said}})
+
+
+@contextlib.asynccontextmanager
+async def hooks(folder, name="localhost"):
+    authority = Authority.create(folder / "ca")
+    pair = authority.issue("hook", [], ["server"], [name, "127.0.0.1", "hook.default.svc"], 1)
+    (folder / "crt").write_bytes(pair.certificate)
+    (folder / "key").write_bytes(pair.key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "crt", folder / "key")
+    bundle = base64.b64encode((folder / "ca" / "ca.crt").read_bytes()).decode()
+    made = Hooks("", bundle)
+    runner = web.ServerRunner(web.Server(made.handle))
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
+    await site.start()
+    made.port = site._server.sockets[0].getsockname()[1]
+    made.url = f"https://127.0.0.1:{made.port}"
+    try:
+        yield made
+    finally:
+        await runner.cleanup()
+
+
+def patch(*operations):
+    return {"allowed": True, "patchType": "JSONPatch", "patch": base64.b64encode(orjson.dumps(operations)).decode()}
+
+
+def config(name, client, operations=("CREATE",), resources=("configmaps",), groups=("",), **more):
+    return {"metadata": {"name": name}, "webhooks": [{
+        "name": f"{name}.example.com", "clientConfig": client, "sideEffects": "None", "failurePolicy": "Fail",
+        "admissionReviewVersions": ["v1"], "timeoutSeconds": 5, "rules": [{
+            "operations": list(operations), "apiGroups": list(groups), "apiVersions": ["*"],
+            "resources": list(resources)}], **more}]}
+
+
+async def configure(api, kind, *configs):
+    for one in configs:
+        await api.made(f"{CONFIGS}/{kind}webhookconfigurations", one)
+
+
+def test_mutating_hooks_change_objects_and_see_each_other(tmp_path):
+    async def main():
+        async with hooks(tmp_path) as server, serving() as api:
+            server.answers["/one"] = lambda r: patch({"op": "add", "path": "/data/seen", "value": ",".join(
+                sorted(r["object"]["data"]))}, {"op": "add", "path": "/unknown", "value": 1})
+            server.answers["/two"] = lambda r: patch({"op": "add", "path": "/data/two", "value": "2"})
+            await configure(api, "mutating", config("a", server.client("/one"), reinvocationPolicy="IfNeeded"),
+                            config("b", server.client("/two")))
+            made = await api.made(MAPS, config_map("m", x="y"))
+            assert made["data"] == {"x": "y", "two": "2", "seen": "seen,two,x"} and "unknown" not in made
+            assert [path for path, _ in server.asked] == ["/one", "/two", "/one"]
+            asked = server.asked[0][1]
+            assert asked["kind"] == {"group": "", "version": "v1", "kind": "ConfigMap"}
+            assert asked["operation"] == "CREATE" and asked["name"] == "m" and asked["namespace"] == "default"
+            assert asked["oldObject"] is None and asked["options"]["kind"] == "CreateOptions"
+            assert asked["userInfo"]["username"] and asked["dryRun"] is False
+            # the configuration itself is nobody's business but its owner's
+            server.answers["/all"] = lambda r: {"allowed": False}
+            everything = config("c", server.client("/all"), operations=["*"], resources=["*/*"], groups=["*"])
+            await configure(api, "validating", everything)
+            assert (await api.call("POST", MAPS, config_map("n", a="b")))[0] == 400
+            assert (await api.call("DELETE", f"{CONFIGS}/validatingwebhookconfigurations/c"))[0] == 200
+            assert (await api.call("POST", MAPS, config_map("n", a="b")))[0] == 201
+    asyncio.run(main())
+
+
+def test_validating_hooks_refuse_updates_deletes_and_connections(tmp_path):
+    async def main():
+        async with hooks(tmp_path) as server, serving() as api:
+            server.answers["/no"] = lambda r: {"allowed": False, "status": {"message": "not today", "code": 403,
+                                                                            "reason": "Forbidden"},
+                                               "warnings": ["mind the gap"]}
+            await configure(api, "validating", config(
+                "v", server.client("/no"), ["UPDATE", "DELETE"], objectSelector={"matchLabels": {"kept": "yes"}}),
+                config("w", server.client("/no"), ["CONNECT"], ["pods/attach"]))
+            await api.made(MAPS, config_map("m", {"kept": "yes"}, a="b"))
+            status, error = await api.call("PATCH", MAPS + "/m", {"data": {"a": "c"}}, MERGE)
+            assert (status, error["reason"], error["message"]) == (
+                403, "Forbidden", 'admission webhook "v.example.com" denied the request: not today')
+            assert server.asked[-1][1]["oldObject"]["data"] == {"a": "b"}
+            assert server.asked[-1][1]["options"]["kind"] == "PatchOptions"
+            status, error = await api.call("DELETE", MAPS + "/m")
+            assert status == 403 and server.asked[-1][1]["object"] is None
+            await api.made(MAPS, config_map("free", a="b"))
+            assert (await api.call("DELETE", MAPS + "/free"))[0] == 200
+            await api.made("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}})
+            await api.made("/api/v1/namespaces/default/pods", pod("p", nodeName="n"))
+            status, error = await api.call("POST", "/api/v1/namespaces/default/pods/p/attach?stdin=true&container=c")
+            assert status == 403 and server.asked[-1][1]["object"] == {
+                "kind": "PodAttachOptions", "apiVersion": "v1", "stdin": True, "container": "c"}
+            assert server.asked[-1][1]["kind"]["kind"] == "PodAttachOptions"
+            assert server.asked[-1][1]["subResource"] == "attach" and server.asked[-1][1]["options"] is None
+    asyncio.run(main())
+
+
+def test_failed_calls_close_or_open(tmp_path):
+    async def main():
+        async with hooks(tmp_path) as server, serving() as api:
+            stop = asyncio.Event()
+
+            async def late(_):
+                await stop.wait()
+                return {"allowed": True}
+            server.answers["/late"] = late
+            server.answers["/broken"] = lambda r: 500
+            await configure(api, "validating", config("late", server.client("/late"), timeoutSeconds=1))
+            status, error = await api.call("POST", MAPS, config_map("m"))
+            stop.set()
+            assert status == 500 and error["message"] == (
+                'Internal error occurred: failed calling webhook "late.example.com": failed to call webhook: '
+                f'Post "{server.url}/late?timeout=1s": context deadline exceeded')
+            path = f"{CONFIGS}/validatingwebhookconfigurations"
+            await api.call("DELETE", path + "/late")
+            for name, client, told in (
+                    ("broken", server.client("/broken"), 'an error on the server ("no") has prevented'),
+                    ("trust", {"url": server.url + "/x", "caBundle": ""}, "certificate signed by unknown authority"),
+                    ("away", {"service": {"namespace": "default", "name": "gone"}}, 'service "gone" not found')):
+                await configure(api, "validating", config(name, client))
+                status, error = await api.call("POST", MAPS, config_map("m"))
+                assert status == 500 and told in error["message"], error
+                fail_open = {"webhooks": [{**config(name, client)["webhooks"][0], "failurePolicy": "Ignore"}]}
+                assert (await api.call("PATCH", f"{path}/{name}", fail_open, MERGE))[0] == 200
+                await api.made(MAPS, config_map(name))
+                await api.call("DELETE", f"{path}/{name}")
+            await configure(api, "validating", config("dry", server.client("/x"), sideEffects="Some"))
+            status, error = await api.call("POST", MAPS + "?dryRun=All", config_map("m"))
+            assert (status, error["message"]) == (
+                400, 'admission webhook "dry.example.com" does not support dry run')
+    asyncio.run(main())
+
+
+def test_a_service_is_called_at_an_endpoint_under_its_own_name(tmp_path):
+    async def main():
+        async with hooks(tmp_path) as server, serving() as api:
+            await api.made("/api/v1/namespaces/default/services", {
+                "metadata": {"name": "hook"}, "spec": {"selector": {"a": "b"}, "ports": [{"port": 8443}]}})
+            client = {"service": {"namespace": "default", "name": "hook", "port": 8443, "path": "/svc"},
+                      "caBundle": server.bundle}
+            await configure(api, "mutating", config("s", client, timeoutSeconds=2))
+            piece = {"metadata": {"name": "hook-1", "labels": {"kubernetes.io/service-name": "hook"}},
+                     "addressType": "IPv4", "ports": [{"name": "", "port": server.port}],
+                     "endpoints": [{"addresses": ["127.0.0.1"], "conditions": {"ready": False}}]}
+            # stored below validation, which rightly refuses loopback endpoints
+            piece |= {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice"}
+            piece["metadata"] |= {"namespace": "default", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+            key = "endpointslices.discovery.k8s.io/default/hook-1"
+            item = await api.server.cache.write(key, piece, 0)
+            status, error = await api.call("POST", MAPS, config_map("m"))
+            assert status == 500 and error["message"].endswith(
+                'Post "https://hook.default.svc:8443/svc": no endpoints available for service "hook"')
+            piece["endpoints"][0]["conditions"]["ready"] = True
+            await api.server.cache.write(key, piece, item.revision)
+            await api.made(MAPS, config_map("m"))
+            assert server.asked[-1][0] == "/svc"
+    asyncio.run(main())
+
+
+def test_rules():
+    asked = Asked("CREATE", "apps", "v1", "deployments", "scale", "web", True)
+    rule = {"operations": ["*"], "apiGroups": ["apps"], "apiVersions": ["v1"], "resources": ["deployments/*"]}
+    assert matching.matches(rule, asked)
+    assert matching.matches({**rule, "resources": ["*/scale"], "scope": "Namespaced"}, asked)
+    assert matching.matches({**rule, "resources": ["*/*"]}, asked)
+    assert not matching.matches({**rule, "resources": ["deployments"]}, asked)
+    assert not matching.matches({**rule, "resources": ["*"]}, asked)
+    assert not matching.matches({**rule, "scope": "Cluster"}, asked)
+    assert not matching.matches({**rule, "operations": ["UPDATE"]}, asked)
+    assert not matching.matches({**rule, "resourceNames": ["other"]}, asked)
