@@ -24,8 +24,8 @@ async def merge_of(request: Request, resource: Resource, now: str) -> Callable[[
     manager, force = bodies.manager(request), request.query.flag("force")
 
     def merged(old: Object | None) -> Object:
-        result = apply.apply(old, config, manager, force, resource.definition, now, request.subresource)
-        bodies.check(request, resource.definition, resource.api_version, resource.kind, result)
+        result = apply.apply(old, config, manager, force, resource.node, now, request.subresource)
+        bodies.check(request, resource.shape, resource.api_version, resource.kind, result)
         return result
 
     return merged

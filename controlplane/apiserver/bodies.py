@@ -69,27 +69,30 @@ def report(request: Request, api_version: str, kind: str, problems: list[str]) -
         request.warn(problem)
 
 
-def check(request: Request, definition: str, api_version: str, kind: str, obj: dict[str, Any],
+def check(request: Request, definition: Any, api_version: str, kind: str, obj: dict[str, Any],
           problems: list[str] | None = None) -> None:
-    """Type errors and unknown fields of a decoded object. Raises BadRequest."""
+    """Type errors and unknown fields of a decoded object; `definition` is a resource's `shape`. Raises BadRequest."""
     problems = list(problems or ())
     if definition:
-        found = schema.load().check(definition, obj)
+        found = schema.load().check(definition, obj) if isinstance(definition, str) else definition.check(obj)
         if found.errors:
             raise cannot_handle(api_version, kind, found.errors[0])
         problems += [f'unknown field "{path}"' for path in found.unknown]
-        for path in found.unknown:
-            drop(obj, path)
+        if isinstance(definition, str):
+            for path in found.unknown:
+                drop(obj, path)
     report(request, api_version, kind, problems)
 
 
 def prune(resource: Resource, obj: dict[str, Any]) -> list[str]:
     """Drop unknown fields of an object the server was handed by others, in place; its type errors."""
-    if not resource.definition:
+    shape = resource.shape
+    if not shape:
         return []
-    found = schema.load().check(resource.definition, obj)
-    for path in found.unknown:
-        drop(obj, path)
+    found = schema.load().check(shape, obj) if isinstance(shape, str) else shape.check(obj)
+    if isinstance(shape, str):
+        for path in found.unknown:
+            drop(obj, path)
     return list(found.errors)
 
 
@@ -108,7 +111,7 @@ def drop(value: Any, path: str) -> None:
             return
 
 
-async def decode(request: Request, api_version: str, kind: str, definition: str) -> dict[str, Any]:
+async def decode(request: Request, api_version: str, kind: str, definition: Any) -> dict[str, Any]:
     """The body as an object of the given type. Raises BadRequest, TooLarge, UnsupportedMediaType."""
     data = await request.body()
     duplicates: list[str] = []
@@ -160,4 +163,4 @@ def place(request: Request, resource: Resource, obj: dict[str, Any], name: str =
 
 def object_of(request: Request, resource: Resource) -> Any:
     """A coroutine: the body as an object of the resource's own kind."""
-    return decode(request, resource.api_version, resource.kind, resource.definition)
+    return decode(request, resource.api_version, resource.kind, resource.shape)

@@ -22,6 +22,7 @@ from controlplane.apiserver.request import Request
 from controlplane.apiserver.writes import RETRIES, Object, Writes
 from controlplane.machinery import strategy, wire
 from controlplane.machinery.clock import rfc3339
+from controlplane.machinery.customdefinitions import CLEANUP
 from controlplane.machinery.errors import ApiError, BadRequest, Conflict, Invalid, NotFound, forbidden, not_supported
 from controlplane.machinery.resources import Resource
 from controlplane.store.item import Item
@@ -29,6 +30,7 @@ from controlplane.store.log import Stale
 
 FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
 POLICIES = ("Background", "Foreground", "Orphan")
+DEFINITIONS = "customresourcedefinitions.apiextensions.k8s.io"
 DEFAULT_GRACE = 30  # seconds, of a Pod that names none
 JOB_WARNING = ("child pods are preserved by default when jobs are deleted; set propagationPolicy=Background to remove "
                "them or set propagationPolicy=Orphan to suppress this warning")
@@ -126,6 +128,8 @@ def decide(resource: Resource, obj: Object, options: Options, graceful: bool, no
     finalizers = finalizers_for(resource, list(metadata.get("finalizers") or []), options.policy)
     grace = grace_of(obj, options) if graceful else 0
     marked = bool(metadata.get("deletionTimestamp"))
+    if resource.name == DEFINITIONS and not marked and CLEANUP not in finalizers:
+        finalizers.append(CLEANUP)  # its objects go first
     new: Object = orjson.loads(orjson.dumps(obj))
     meta = new["metadata"]
     if finalizers:

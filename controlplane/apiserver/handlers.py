@@ -10,6 +10,7 @@ from typing import Any
 
 from controlplane.apiserver import admission, bodies, connects, patches, representation
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.crd import views
 from controlplane.apiserver.deletes import Deletes
 from controlplane.apiserver.lists import Reads
 from controlplane.apiserver.representation import Form
@@ -73,6 +74,8 @@ class Handlers:
         resource, sub = self.known(request)
         if request.verb in _UNCHECKED and resource.name in self._deprecated:
             request.warn(self._deprecated[resource.name])
+        elif resource.custom and (text := strategy.of(resource).deprecated):
+            request.warn(text)
         if sub is not None:
             return await self._subresource(request, resource, sub)
         match request.verb:
@@ -98,6 +101,8 @@ class Handlers:
     async def _answer(self, request: Request, resource: Resource, stored: Stored, status: int = 200) -> Response:
         """An object as the client wants it; from its bytes when that is plain JSON."""
         if isinstance(stored, Item):
+            if resource.custom:
+                stored = await views.shown(resource, stored)
             form: Form = representation.form_of(request)
             if form.plain and not representation.pretty(request):
                 headers = representation.warning_headers(request) if request.warnings else ()
@@ -123,12 +128,13 @@ class Handlers:
             stored, created = await apply_object(request, resource, self._writes, self._context)
             return await self._answer(request, resource, stored, 201 if created else 200)
         change = await patches.change_of(request, resource, resource.definition)
-        make = patches.checked(request, resource, change, resource.definition, resource.api_version, resource.kind)
+        make = patches.checked(request, resource, change, resource.shape, resource.api_version, resource.kind)
         stored = await self._writes.modify(request, resource, make, strategy.of(resource).prepare_update)
         return await self._answer(request, resource, stored)
 
     async def _delete_collection(self, request: Request, resource: Resource) -> Response:
         items, revision = await self._deletes.delete_collection(request, resource)
+        items = await views.all_shown(resource, items)
         made = representation.shaped_list(request, resource, [i.obj for i in items],
                                           {"resourceVersion": str(revision)}, representation.PLAIN, 0.0)
         return await representation.answer(request, made, None, self._context.clock.now())

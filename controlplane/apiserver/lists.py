@@ -19,6 +19,7 @@ import orjson
 
 from controlplane.apiserver import representation
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.crd import views
 from controlplane.apiserver.representation import Form
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Response
@@ -199,17 +200,18 @@ class Reads:
     def __init__(self, context: Context) -> None:
         self._context = context
 
-    def get_now(self, request: Request, resource: Resource) -> bytes:
-        """The bytes of one object. Raises NotFound."""
+    def _item(self, request: Request, resource: Resource) -> Item:
+        """One object as it is stored. Raises NotFound."""
         item = self._context.cache.get(object_key(resource, request.namespace, request.name))
         if item is None:
             raise NotFound.of(resource.plural, request.name, resource.group)
-        return item.data
+        return item
 
     async def get_object(self, request: Request, resource: Resource) -> Response:
         if request.raw_query and (asked := request.query.get("resourceVersion")) not in ("", "0"):
             await reach(self._context, revision_of(asked))
-        data = self.get_now(request, resource)
+        item = self._item(request, resource)
+        data = (await views.shown(resource, item) if resource.custom else item).data
         form = representation.form_of(request)
         if form.plain and not request.warnings and not representation.pretty(request):
             return await representation.compressed(request, Response(200, data))
@@ -228,7 +230,7 @@ class Reads:
         if form.plain and not indented and not resource.custom and selection is EVERYTHING and asked == Window():
             body = _envelope(resource, {"resourceVersion": str(cache.revision)}, cache.list_body(prefix))
             return await representation.compressed(request, _with_warnings(request, body))
-        items, metadata = await self.page(asked, prefix, selection)
+        items, metadata = await self.page(asked, prefix, selection, resource)
         if form.plain and not indented:
             joined = b",".join([item.data if resource.custom else item.bare for item in items])
             return await representation.compressed(request, _with_warnings(request, _envelope(resource, metadata,
@@ -236,7 +238,8 @@ class Reads:
         made = await self._shaped(request, resource, items, metadata, form, indented)
         return await representation.compressed(request, made)
 
-    async def page(self, asked: Window, prefix: str, selection: Selection) -> tuple[Sequence[Item], dict[str, Any]]:
+    async def page(self, asked: Window, prefix: str, selection: Selection,
+                   resource: Resource) -> tuple[Sequence[Item], dict[str, Any]]:
         """The items of a window, and the list's metadata. Raises Expired and Timeout."""
         cache = self._context.cache
         revision = cache.revision
@@ -254,12 +257,18 @@ class Reads:
             items = cache.list(prefix, asked.after, asked.limit)
             whole = len(cache.list(prefix, asked.after)) if asked.after else cache.count(prefix)
             left = whole - len(items)
+            items = await views.all_shown(resource, items) if resource.custom else items
             return items, _page_metadata(revision, items, left if left > 0 else 0, counted=True)
         else:
             items = cache.list(prefix, asked.after)
         if selection.name:
             items = [item for item in items if item.key.rpartition("/")[2] == selection.name]
-        return _cut(items, asked.limit, selection.match, revision)
+        if resource.custom and (selection.match is not None or not asked.limit):
+            items = await views.all_shown(resource, items)  # a selector may look at fields another version lacks
+        page, metadata = _cut(items, asked.limit, selection.match, revision)
+        if resource.custom and selection.match is None and asked.limit:
+            page = await views.all_shown(resource, page)
+        return page, metadata
 
     async def _shaped(self, request: Request, resource: Resource, items: Sequence[Item], metadata: dict[str, Any],
                       form: Form, indented: bool) -> Response:
@@ -282,8 +291,8 @@ def _with_warnings(request: Request, body: bytes) -> Response:
 
 
 def _envelope(resource: Resource, metadata: dict[str, Any], joined: bytes) -> bytes:
-    return b'{"kind":"%bList","apiVersion":"%b","metadata":%b,"items":[%b]}\n' % (
-        resource.kind.encode(), resource.api_version.encode(), orjson.dumps(metadata), joined)
+    return b'{"kind":"%b","apiVersion":"%b","metadata":%b,"items":[%b]}\n' % (
+        resource.lists.encode(), resource.api_version.encode(), orjson.dumps(metadata), joined)
 
 
 def _cut(items: Sequence[Item], limit: int, match: Match | None,

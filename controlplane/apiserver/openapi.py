@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.crd import publish
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import JSON, Response, json_response
 from controlplane.machinery.errors import MethodNotAllowed, NotAcceptable
@@ -142,12 +143,23 @@ def paths(resource: Resource) -> Body:
     return {path: item for path, item in ((base, collection), (base + "/{name}", one)) if item}
 
 
+def _roots(resources: list[Resource]) -> set[str]:
+    """The definitions that are not referred to by others; custom kinds refer to the common metadata."""
+    found = {r.definition for r in resources if r.definition}
+    return found | {publish.META, publish.LIST_META} if any(r.custom for r in resources) else found
+
+
+def _custom(resources: list[Resource], v2: bool) -> Body:
+    return {name: made for r in resources if r.custom and r.shape
+            for name, made in publish.definitions(r, v2).items()}
+
+
 def document(resources: list[Resource]) -> Body:
     """The v3 document of some resources."""
     schemas = _Schemas("#/components/schemas/", CHOICES_V3)
     return {"openapi": "3.0.0", "info": {"title": "Kubernetes", "version": VERSION},
             "paths": {path: item for r in resources for path, item in paths(r).items()},
-            "components": {"schemas": schemas.closure(r.definition for r in resources if r.definition)}}
+            "components": {"schemas": schemas.closure(_roots(resources)) | _custom(resources, False)}}
 
 
 def swagger(resources: list[Resource]) -> Body:
@@ -156,7 +168,7 @@ def swagger(resources: list[Resource]) -> Body:
     operations = {path: {m: {k: v for k, v in op.items() if k not in ("requestBody", "parameters")}
                          for m, op in item.items()} for r in resources for path, item in paths(r).items()}
     return {"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": operations,
-            "definitions": schemas.closure(r.definition for r in resources if r.definition)}
+            "definitions": schemas.closure(_roots(resources)) | _custom(resources, True)}
 
 
 class OpenAPI:

@@ -87,7 +87,7 @@ def _object(result: Any) -> Object:
     return result
 
 
-def checked(request: Request, resource: Resource, change: Change, definition: str, api_version: str,
+def checked(request: Request, resource: Resource, change: Change, definition: Any, api_version: str,
             kind: str) -> Change:
     """The same change, its result held against the schema as a body would be."""
     def make(obj: Object) -> Object:

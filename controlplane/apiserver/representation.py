@@ -124,7 +124,7 @@ def shaped_list(request: Request, resource: Resource, objects: list[dict[str, An
         return {"kind": form.shape, "apiVersion": form.version, "metadata": metadata, "items": items}
     if not resource.custom:
         objects = [{k: v for k, v in obj.items() if k not in ("apiVersion", "kind")} for obj in objects]
-    return {"kind": resource.kind + "List", "apiVersion": resource.api_version, "metadata": metadata, "items": objects}
+    return {"kind": resource.lists, "apiVersion": resource.api_version, "metadata": metadata, "items": objects}
 
 
 def encode(obj: Any, form: Form, indent: bool) -> bytes:

@@ -55,7 +55,7 @@ class Server:
         self.options = options
         self.broken = asyncio.Event()  # the store can take no more writes: stop
         self.cache = Cache(log, clock, self._on_fault)
-        self.context = Context(options, self.cache, registry, clock)
+        self.context = Context(options, self.cache, Registry(list(registry)), clock)  # custom kinds come and go in it
         self.allocator = Allocator(options.service_network, options.service_node_port_range, clock)
         self.port = 0
         self.handlers: Handlers
@@ -74,6 +74,7 @@ class Server:
         """Make the handlers and the edge."""
         from controlplane.apiserver.authn import Authenticator
         from controlplane.apiserver.authz import Authorizer
+        from controlplane.apiserver.crd.definitions import Definitions
         from controlplane.apiserver.discovery import Discovery
         from controlplane.apiserver.health import Health
         from controlplane.apiserver.openapi import OpenAPI
@@ -87,6 +88,7 @@ class Server:
         writes = Writes(context, self.chain, self.allocator)
         self.streams = Streams(context)
         self.handlers = Handlers(context, writes, Reviews(context, authenticator), self.streams)
+        self.definitions = Definitions(context, self.handlers.watches.close)
         health = Health(context)
         edges: list[Edge] = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens)]
         self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
@@ -113,6 +115,7 @@ class Server:
         try:
             await self.cache.open()
             self._assemble()
+            self.definitions.load()
             address = self._advertised()
             await bootstrap.ensure(self.context, self.allocator, address)
             if "RBAC" in self.options.authorization_mode:
@@ -138,6 +141,7 @@ class Server:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(expiry.keep(self.context))
+                group.create_task(self.definitions.run())
                 group.create_task(bootstrap.keep(self.context, address))
         except* Closed:
             pass  # the cache was closed under it: the server stops

@@ -13,6 +13,8 @@ from typing import Any
 
 from controlplane.apiserver import admission, applies, bodies, deletes, patches, signing
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.crd import scale as scales
+from controlplane.apiserver.crd import views
 from controlplane.apiserver.deletes import Deletes
 from controlplane.apiserver.lists import object_key
 from controlplane.apiserver.request import Request
@@ -20,9 +22,11 @@ from controlplane.apiserver.writes import Make, Object, Prepare, Stored, Writes
 from controlplane.machinery import objects, selectors, strategy
 from controlplane.machinery.errors import BadRequest, Cause, Conflict, Invalid, MethodNotAllowed, NotFound, invalid
 from controlplane.machinery.resources import Resource, Subresource
+from controlplane.store.item import Item
 
 SCALE_DEFINITION = "io.k8s.api.autoscaling.v1.Scale"
 BINDING_DEFINITION = "io.k8s.api.core.v1.Binding"
+_WORKLOAD = {"specReplicasPath": ".spec.replicas"}
 EVICTED = "Eviction API: evicting"
 
 
@@ -85,10 +89,13 @@ class Subresources:
 
     def stored(self, request: Request, resource: Resource) -> Object:
         """The parent object, shared. Raises NotFound."""
+        return self._item(request, resource).obj
+
+    def _item(self, request: Request, resource: Resource) -> Item:
         item = self._context.cache.get(object_key(resource, request.namespace, request.name))
         if item is None:
             raise NotFound.of(resource.plural, request.name, resource.group)
-        return item.obj
+        return item
 
     # --- parts of the object itself: status, ephemeralcontainers, finalize, resize, approval --------------------
 
@@ -115,7 +122,7 @@ class Subresources:
             make = await applies.merge_of(request, resource, self._context.clock.timestamp())
         else:
             change = await patches.change_of(request, resource, resource.definition)
-            make = patches.checked(request, resource, change, resource.definition, resource.api_version,
+            make = patches.checked(request, resource, change, resource.shape, resource.api_version,
                                    resource.kind)
         if request.subresource != "ephemeralcontainers":
             return await self._writes.modify(request, resource, make, prepare, validate=request.subresource in ("status", "approval"))
@@ -131,8 +138,11 @@ class Subresources:
 
     async def scale(self, request: Request, resource: Resource) -> Object:
         """GET, PUT or PATCH of /scale. Raises ApiError."""
+        shape: Any = resource.extra.get("scale")  # of a custom kind: where it keeps its replicas
+        show = scale_of if shape is None else lambda obj: scales.scale_of(obj, shape)
         if request.verb == "get":
-            return scale_of(self.stored(request, resource))
+            item = self._item(request, resource)
+            return show((await views.shown(resource, item)).obj)
         if request.verb == "update":
             body = await bodies.decode(request, "autoscaling/v1", "Scale", SCALE_DEFINITION)
 
@@ -141,20 +151,21 @@ class Subresources:
             change = await patches.change_of(request, resource, SCALE_DEFINITION)
 
         def make(old: Object) -> Object:
-            scale = change(scale_of(old))
+            scale = change(show(old))
             bodies.check(request, SCALE_DEFINITION, "autoscaling/v1", "Scale", scale)
             replicas = (scale.get("spec") or {}).get("replicas") or 0
             if not isinstance(replicas, int) or replicas < 0:
                 raise Invalid.of("Scale", request.name, [invalid("spec.replicas", replicas, "must be greater than or "
                                                                  "equal to 0")], "autoscaling")
             given = scale.get("metadata") or {}
-            new = {**old, "metadata": dict(old["metadata"]), "spec": {**(old.get("spec") or {}), "replicas": replicas}}
+            new = scales.scaled(old, shape or _WORKLOAD, replicas)
+            new["metadata"] = dict(old["metadata"])
             if request.verb == "update" or given.get("resourceVersion"):
                 new["metadata"]["resourceVersion"] = given.get("resourceVersion")
             return new
 
         stored = await self._writes.modify(request, resource, make, strategy.of(resource).prepare_update)
-        return scale_of(stored if isinstance(stored, dict) else stored.obj)
+        return show(stored if isinstance(stored, dict) else (await views.shown(resource, stored)).obj)
 
     # --- pods: binding and eviction -----------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ import orjson
 
 from controlplane.apiserver import representation
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.crd import views
 from controlplane.apiserver.lists import Match, collection_prefix, reach, revision_of, select
 from controlplane.apiserver.representation import Form
 from controlplane.apiserver.request import Request
@@ -82,6 +83,10 @@ class Lens:
     @property
     def transparent(self) -> bool:
         return self._match is None and not self._form.shape
+
+    @property
+    def selecting(self) -> bool:
+        return self._match is not None
 
     def lines(self, events: Sequence[Event], now: float) -> list[bytes]:
         """The lines the client sees of these events."""
@@ -179,9 +184,11 @@ class Watches:
         self._context = context
         self._open: set[Watch] = set()
 
-    def close(self) -> None:
+    def close(self, prefix: str = "") -> None:
+        """End every stream of what lies under `prefix`: of everything, or of a kind that is no longer what it was."""
         for watch in list(self._open):
-            watch.close()
+            if watch.prefix.startswith(prefix):
+                watch.close()
 
     async def watch(self, request: Request, resource: Resource) -> Stream:
         """A stream of events. Raises what a wrong query deserves, before anything is sent."""
@@ -200,11 +207,12 @@ class Watches:
         prefix = collection_prefix(resource, request.namespace)
 
         async def run(writer: Writer) -> None:
-            await self._run(writer, lens, prefix, start, float(seconds))
+            await self._run(writer, resource, lens, prefix, start, float(seconds))
 
         return Stream(run, headers=representation.warning_headers(request))
 
-    async def _run(self, writer: Writer, lens: Lens, prefix: str, start: Start, seconds: float) -> None:
+    async def _run(self, writer: Writer, resource: Resource, lens: Lens, prefix: str, start: Start,
+                   seconds: float) -> None:
         cache = self._context.cache
         since = cache.revision if start.replay or not start.revision else start.revision
         try:
@@ -217,17 +225,23 @@ class Watches:
             with watch:
                 if start.replay:
                     now = self._context.clock.now()
-                    existing = [line for item in cache.list(prefix) if (line := lens.initial(item, now)) is not None]
+                    items: Sequence[Item] = cache.list(prefix)
+                    if resource.custom:
+                        items = await views.all_shown(resource, items)
+                    existing = [line for item in items if (line := lens.initial(item, now)) is not None]
                     if start.marked:
                         existing.append(lens.bookmark(since, INITIAL_END))
                     await _send(writer, existing)
-                await self._follow(writer, lens, watch, start, seconds)
+                await self._follow(writer, resource, lens, watch, start, seconds)
         except Compacted as error:
             await _send(writer, [_too_old(start.revision, error.floor)])
+        except ApiError as error:  # an object could not be converted
+            await _send(writer, [error_line(error)])
         finally:
             self._open.discard(watch)
 
-    async def _follow(self, writer: Writer, lens: Lens, watch: Watch, start: Start, seconds: float) -> None:
+    async def _follow(self, writer: Writer, resource: Resource, lens: Lens, watch: Watch, start: Start,
+                      seconds: float) -> None:
         """Send events until the time is up, the server stops (`Closed`) or the client is cut."""
         clock = self._context.clock
         loop = asyncio.get_running_loop()
@@ -252,6 +266,8 @@ class Watches:
                 return
             except Lagged:
                 raise ConnectionResetError("the client is too slow") from None
+            if resource.custom:
+                events = list(await views.events_shown(resource, events, lens.selecting))
             if lines := lens.lines(events, clock.now()):
                 await _send(writer, lines)
 

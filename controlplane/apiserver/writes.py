@@ -20,6 +20,7 @@ from controlplane.apiserver import admission, bodies, objectmeta, patches
 from controlplane.apiserver.admission import Attributes, Chain
 from controlplane.apiserver.allocator import Allocator, Lease
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.crd import views
 from controlplane.apiserver.lists import object_key
 from controlplane.apiserver.request import Request
 from controlplane.machinery import apply, strategy
@@ -95,7 +96,7 @@ class Writes:
                 deleting = bool(present.obj["metadata"].get("deletionTimestamp"))
                 raise AlreadyExists.of(resource.plural, name, resource.group, deleting=deleting)
             if not dry:
-                item = await self._write(key, obj, None)
+                item = await self._write(key, await views.stored(resource, obj) if resource.custom else obj, None)
         except Stale:
             _release(lease)
             raise AlreadyExists.of(resource.plural, name, resource.group) from None
@@ -139,6 +140,8 @@ class Writes:
             item = self._context.cache.get(key)
             if item is None:
                 raise NotFound.of(resource.plural, request.name, resource.group)
+            if resource.custom:
+                item = await views.shown(resource, item)
             obj = make(_fresh(item))
             bound = obj["metadata"].get("resourceVersion") not in (None, "", "0", str(item.revision))
             try:
@@ -163,7 +166,7 @@ class Writes:
         attributes = admission.of_request(request, resource, admission.UPDATE, request.name, obj, old, dry)
         await self._chain.mutate(attributes)
         if validate:
-            causes += [*plan.validate(obj), *plan.validate_update(obj, old)]
+            causes += plan.changes(obj, old)
         if causes:
             raise Invalid.of(resource.kind, request.name, causes, resource.group)
         for text in plan.warnings(obj, old):
@@ -190,7 +193,7 @@ class Writes:
         if dry:
             obj["metadata"]["resourceVersion"] = str(item.revision)
             return obj
-        return await self._write(item.key, obj, item)
+        return await self._write(item.key, await views.stored(resource, obj) if resource.custom else obj, item)
 
     async def _write(self, key: str, obj: Object | None, present: Item | None) -> Item:
         """Store in the place of `present` and tell the change log, when one is kept. Raises Stale."""
@@ -208,7 +211,7 @@ class Writes:
             if "managedFields" in old["metadata"]:
                 metadata["managedFields"] = old["metadata"]["managedFields"]
             return
-        metadata["managedFields"] = apply.track_update(old, obj, bodies.manager(request), resource.definition,
+        metadata["managedFields"] = apply.track_update(old, obj, bodies.manager(request), resource.node,
                                                        self._context.clock.timestamp(), request.subresource)
         if not metadata["managedFields"]:
             del metadata["managedFields"]

@@ -15,7 +15,7 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.machinery import poddefaults
+from controlplane.machinery import customdefinitions, poddefaults
 from controlplane.machinery.poddefaults import unset
 
 Object = dict[str, Any]
@@ -169,6 +169,7 @@ _BY_KIND: dict[tuple[str, str], Default] = {
     ("", "Endpoints"): endpoints, ("discovery.k8s.io", "EndpointSlice"): endpoint_slice, ("", "Secret"): secret,
     ("", "Event"): event, ("apps", "Deployment"): deployment, ("apps", "ReplicaSet"): replica_set,
     (RBAC, "RoleBinding"): role_binding, (RBAC, "ClusterRoleBinding"): role_binding,
+    ("apiextensions.k8s.io", "CustomResourceDefinition"): customdefinitions.default,
     ("", "ReplicationController"): replication_controller, ("coordination.k8s.io", "Lease"): _spec_only,
 }
 

@@ -14,8 +14,9 @@ Upstream: the REST storage registrations of k8s.io/kubernetes/pkg/registry; vers
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 ALL_VERBS = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
 STATUS_VERBS = ("get", "patch", "update")
@@ -49,11 +50,29 @@ class Resource:
     definition: str = ""  # name of its schema in machinery.schema; "" when it has none
     storage_version: str = ""  # the version its objects are stored in; "" = this one
     custom: bool = False  # made by a CustomResourceDefinition
+    singular_name: str = ""  # "" = the kind in lower case
+    list_kind: str = ""  # "" = the kind and "List"
     extra: dict[str, object] = field(default_factory=dict, compare=False, hash=False)
 
     @property
     def singular(self) -> str:
-        return self.kind.lower()
+        return self.singular_name or self.kind.lower()
+
+    @property
+    def lists(self) -> str:
+        """The kind of its lists."""
+        return self.list_kind or self.kind + "List"
+
+    @property
+    def shape(self) -> Any:
+        """What bodies are checked against: the name of the definition, or a custom kind's own schema."""
+        return self.extra.get("shape") or self.definition
+
+    @property
+    def node(self) -> Any:
+        """What apply merges by: the name of the definition, or a custom kind's schema node."""
+        shape: Any = self.extra.get("shape")
+        return self.definition if shape is None else shape.node
 
     @property
     def api_version(self) -> str:
@@ -169,7 +188,7 @@ validatingadmissionpolicies ValidatingAdmissionPolicy - NCXS
 validatingadmissionpolicybindings ValidatingAdmissionPolicyBinding - NCX
 validatingwebhookconfigurations ValidatingWebhookConfiguration - CX
 """,
-    "apiextensions.k8s.io/v1": "customresourcedefinitions CustomResourceDefinition crd,crds NCXS",
+    "apiextensions.k8s.io/v1": "customresourcedefinitions CustomResourceDefinition crd,crds CXS",
     "scheduling.k8s.io/v1": "priorityclasses PriorityClass pc NC",
     "coordination.k8s.io/v1": "leases Lease -",
     "node.k8s.io/v1": "runtimeclasses RuntimeClass - NC",
@@ -259,6 +278,17 @@ class Registry:
         self._entries.remove(entry)
         del self._by_path[entry.group, entry.version, entry.plural]
         del self._by_kind[entry.api_version, entry.kind]
+
+    def customize(self, entries: Iterable[Resource]) -> None:
+        """Serve exactly these custom kinds, in this order, after the built-in ones, which win a name both claim."""
+        kept = [entry for entry in self._entries if not entry.custom]
+        self._entries, self._by_path, self._by_kind = [], {}, {}
+        for entry in kept:
+            self.add(entry)
+        for entry in entries:
+            if (entry.group, entry.version, entry.plural) not in self._by_path \
+                    and (entry.api_version, entry.kind) not in self._by_kind:
+                self.add(entry)
 
     def __iter__(self) -> Iterator[Resource]:
         return iter(self._entries)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from controlplane.machinery import defaults, validate
+from controlplane.machinery import customdefinitions, defaults, validate
 from controlplane.machinery.errors import Cause
 from controlplane.machinery.resources import Resource
 from controlplane.machinery.serviceupdate import prepare_service
@@ -64,7 +64,9 @@ def _pod(new: Object, old: Object | None) -> None:
 
 
 _PREPARE: dict[tuple[str, str], Prepare] = {("", "Namespace"): _namespace, ("", "Pod"): _pod,
-                                            ("", "Service"): prepare_service}
+                                            ("", "Service"): prepare_service,
+                                            ("apiextensions.k8s.io", "CustomResourceDefinition"):
+                                                customdefinitions.prepare}
 
 
 class Strategy:
@@ -157,6 +159,10 @@ class Strategy:
         """What an update may not do; `validate` is asked besides."""
         return self._validators.update(new, old)
 
+    def changes(self, new: Object, old: Object) -> list[Cause]:
+        """What is wrong with a prepared object that takes the place of `old`."""
+        return [*self.validate(new), *self.validate_update(new, old)]
+
     def warnings(self, obj: Object, old: Object | None) -> list[str]:
         """What the writer should know although it is valid."""
         found = [self.deprecated] if self.deprecated else []
@@ -171,6 +177,11 @@ def _restore(new: Object, old: Object, field: str) -> None:
 
 
 @lru_cache(_CACHED)
-def of(resource: Resource) -> Strategy:
-    """The strategy of a resource."""
+def _builtin(resource: Resource) -> Strategy:
     return Strategy(resource)
+
+
+def of(resource: Resource) -> Strategy:
+    """The strategy of a resource; a custom kind brings its own."""
+    own: Any = resource.extra.get("strategy") if resource.custom else None
+    return _builtin(resource) if own is None else own  # type: ignore[no-any-return]

@@ -72,6 +72,10 @@ class Item:
             self._labels = {sys.intern(k): sys.intern(v) if isinstance(v, str) else v for k, v in found.items()}
         return self._labels
 
+    def replaced(self, obj: Object) -> Item:
+        """The same state of the same object, seen as `obj`: another version of a custom kind."""
+        return Item(self.key, self.revision, self.created, codec.body(codec.encode(obj), self.revision), self._pool)
+
     def forget(self) -> None:
         """Drop the decoded object; it is decoded again when asked for."""
         self._obj = None

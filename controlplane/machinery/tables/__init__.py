@@ -26,6 +26,9 @@ _PRINTERS: dict[str, Printer] = {**core.PRINTERS, **pods.PRINTERS, **workloads.P
 
 def columns(resource: Resource) -> list[dict[str, Any]]:
     """The columnDefinitions of a kind. Columns of priority 1 show with `-o wide` only."""
+    own: Any = resource.extra.get("printer")
+    if own is not None:
+        return own.definitions()  # type: ignore[no-any-return]
     printer = _PRINTERS.get(resource.name)
     text = printer.columns if printer else _DATED if resource.name in _DATED_KINDS else _AGED
     return [_column(word.strip()) for word in text.split(",")]
@@ -39,6 +42,9 @@ def _column(word: str) -> dict[str, Any]:
 
 def row(resource: Resource, obj: Object, now: float) -> dict[str, Any]:
     """One row: `cells`, and `conditions` for a pod that is done. The caller adds `object`."""
+    own: Any = resource.extra.get("printer")
+    if own is not None:
+        return {"cells": own.cells(obj, now)}
     printer = _PRINTERS.get(resource.name)
     if printer is not None:
         cells = printer.cells(obj, now)

@@ -19,6 +19,7 @@ from controlplane.machinery.resources import Resource
 from controlplane.machinery.validate import (
     certificates,
     config,
+    customdefinitions,
     endpoints,
     metadata,
     nodes,
@@ -70,6 +71,8 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
     ("discovery.k8s.io", "EndpointSlice"): Validators(endpoints.endpoint_slice, endpoints.slice_changes),
     ("", "ConfigMap"): Validators(config.config_map, config.config_map_changes),
     ("", "Secret"): Validators(config.secret, config.secret_changes),
+    ("apiextensions.k8s.io", "CustomResourceDefinition"): Validators(customdefinitions.definition,
+                                                                     customdefinitions.changes),
     ("apps", "Deployment"): Validators(workloads.deployment, workloads.selector_changes),
     ("apps", "ReplicaSet"): Validators(workloads.replica_set, workloads.selector_changes),
     ("", "ReplicationController"): Validators(workloads.replication_controller),

@@ -1,0 +1,75 @@
+"""Stored custom resources as one version shows them, and written ones as they are stored.
+
+Owns the way between the version of an endpoint and the storage version: conversion, then pruning and defaults by the
+schema of the version shown. What needs no work passes through as it is. The verbs call this for resources with
+`custom` set, and for no others: built-in kinds pay one look at a flag.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from controlplane.machinery.resources import Resource
+from controlplane.store.item import Event, Item
+
+CHUNK = 200  # objects between two breaths of the loop: some 20 ms of work
+
+Object = dict[str, Any]
+
+
+def verbatim(resource: Resource) -> bool:
+    """Whether stored bytes are just what this version shows."""
+    return not resource.custom or bool(resource.extra.get("verbatim"))
+
+
+async def shown(resource: Resource, item: Item) -> Item:
+    """One item as the resource's version shows it. Raises InternalError when a webhook fails."""
+    return item if verbatim(resource) else (await all_shown(resource, [item]))[0]
+
+
+async def all_shown(resource: Resource, items: Sequence[Item]) -> list[Item]:
+    """Items as the resource's version shows them, in order. Raises InternalError."""
+    if verbatim(resource):
+        return list(items)
+    extra: Any = resource.extra
+    made: list[Item] = []
+    for start in range(0, len(items), CHUNK):
+        part = items[start:start + CHUNK]
+        objects = await _to(resource, [orjson.loads(item.data) for item in part])
+        for item, obj in zip(part, objects, strict=True):
+            extra["shape"].complete(obj)
+            made.append(item.replaced(obj))
+        if len(items) > CHUNK:
+            await asyncio.sleep(0)
+    return made
+
+
+async def events_shown(resource: Resource, events: Sequence[Event], selecting: bool) -> Sequence[Event]:
+    """Events with their objects as shown; the former states too when a selector will look at them."""
+    if verbatim(resource):
+        return events
+    now = await all_shown(resource, [event.item for event in events])
+    before = iter(await all_shown(resource, [e.previous for e in events if e.previous]) if selecting else ())
+    return [Event(e.kind, item, next(before) if e.previous and selecting else e.previous)
+            for e, item in zip(events, now, strict=True)]
+
+
+async def stored(resource: Resource, obj: Object) -> Object:
+    """An object of this version in the form it is stored in. Raises InternalError."""
+    if not resource.custom or resource.version == resource.storage_version:
+        return obj
+    extra: Any = resource.extra
+    converted: list[Object] = await extra["converter"].to(f"{resource.group}/{resource.storage_version}", [obj])
+    return converted[0]
+
+
+async def _to(resource: Resource, objects: list[Object]) -> list[Object]:
+    if all(obj["apiVersion"] == resource.api_version for obj in objects):
+        return objects
+    extra: Any = resource.extra
+    converted: list[Object] = await extra["converter"].to(resource.api_version, objects)
+    return converted

@@ -1,0 +1,167 @@
+"""CEL expressions: compiled once, evaluated within a budget, with Kubernetes' functions.
+
+Owns the one place that loads the CEL library (16 MB, loaded when the first expression is compiled) and the shape of its
+answers: a `Program` evaluates plain JSON values to plain values, and every failure is a `CompileError` or an
+`EvaluationError` with upstream's text. The library cannot be interrupted, so the work of an evaluation is bounded
+beforehand: by how deep its loops nest and how long the collections are they may run over. Called by the validation
+rules of custom resources and by admission policies.
+
+Upstream: k8s.io/apiserver/pkg/cel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+MAX_EXPRESSION = 16 * 1024  # characters; compiling is linear in it, and upstream's parser refuses about as much
+PER_CALL = 1_000_000  # iterations of the innermost loop one evaluation may take; upstream's limit on cost
+PER_OBJECT = 10_000_000  # of all evaluations for one object or request; upstream's limit on cost
+COMPILED = 2048  # programs kept; some 10 kB each, and rules repeat in every write of their kind
+ENVIRONMENTS = 64  # sets of variables with their types
+_LOOPS = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|map|filter|transformList|transformMap)\s*\(")
+_STRINGS = re.compile(r"""[rR]?("{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", re.DOTALL)
+_NOISE = re.compile(r"^(?:[A-Z_]+: )?(.*?)(?: \[[A-Z_]+\])?$", re.DOTALL)
+_MISSING = re.compile(r'Key not found in map : "?(.*?)"?$')
+_INDEX = re.compile(r"Index error: index=(-?\d+)")
+TYPES = ("BOOL", "BYTES", "DOUBLE", "DYN", "INT", "STRING")
+
+
+class CompileError(ValueError):
+    """The expression is wrong; the text shows where."""
+
+
+class EvaluationError(ValueError):
+    """The expression gave no value for these variables."""
+
+
+class OutOfBudget(EvaluationError):  # noqa: N818 - it says what happened
+    """The expression would have cost too much."""
+
+    def __init__(self) -> None:
+        super().__init__("operation cancelled: actual cost limit exceeded")
+
+
+class Budget:
+    """What the expressions for one object may still cost together."""
+
+    def __init__(self, limit: int = PER_OBJECT) -> None:
+        self.left = limit
+
+    def spend(self, cost: int) -> None:
+        """Raises OutOfBudget."""
+        if cost > PER_CALL or cost > self.left:
+            raise OutOfBudget
+        self.left -= cost
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A compiled expression. `returns` is its static type: BOOL, STRING, …, or DYN when that shows only later."""
+
+    text: str
+    returns: str
+    depth: int  # of nested loops
+    compiled: Any
+
+    def evaluate(self, variables: Mapping[str, Any], budget: Budget | None = None) -> Any:
+        """The value, as plain Python. Raises EvaluationError, OutOfBudget among them."""
+        if budget is not None:
+            budget.spend(cost(self.depth, variables.values()))
+        try:
+            found = self.compiled.eval(data=dict(variables))
+        except RuntimeError as error:
+            raise EvaluationError(_plain(str(error))) from None
+        if found.type().name() == "ERROR":
+            raise EvaluationError(_worded(_plain(str(found.value()))))
+        return found.plain_value()
+
+
+def cost(depth: int, values: Any) -> int:
+    """An upper bound of the iterations of `depth` nested loops over these values. Pure."""
+    if not depth:
+        return 1
+    longest = sorted((n for value in values for n in _lengths(value)), reverse=True)[:1]
+    return int(max(longest[0] if longest else 1, 1) ** depth)
+
+
+def _lengths(value: Any) -> Iterator[int]:
+    if isinstance(value, dict):
+        yield len(value)
+        for inner in value.values():
+            yield from _lengths(inner)
+    elif isinstance(value, list):
+        yield len(value)
+        for inner in value:
+            yield from _lengths(inner)
+
+
+def loops(expression: str) -> int:
+    """How deep the loops of an expression nest. Pure."""
+    text = _STRINGS.sub("''", expression)
+    starts = {m.end() - 1 for m in _LOOPS.finditer(text)}
+    open_, deepest = [], 0
+    for at, character in enumerate(text):
+        if character == "(":
+            open_.append(at in starts)
+            deepest = max(deepest, sum(open_))
+        elif character == ")" and open_:
+            open_.pop()
+    return deepest
+
+
+def mentions(expression: str, variable: str) -> bool:
+    """Whether an expression uses a variable. Pure."""
+    return re.search(rf"(?<![\w.]){variable}\b", _STRINGS.sub("''", expression)) is not None
+
+
+def _plain(text: str) -> str:
+    match = _NOISE.match(text.strip())
+    return match.group(1).rstrip() if match else text
+
+
+def _worded(text: str) -> str:
+    """The library's text in upstream's words."""
+    if found := _MISSING.search(text):
+        return f"no such key: {found.group(1)}"
+    if found := _INDEX.search(text):
+        return f"index out of bounds: {found.group(1)}"
+    if text.startswith("No matching overloads"):
+        return "no such overload"
+    return {"divide by zero": "division by zero", "modulus by zero": "modulus by zero"}.get(text, text)
+
+
+@lru_cache(ENVIRONMENTS)
+def _environment(variables: tuple[tuple[str, str], ...]) -> Any:
+    from cel_expr_python import cel
+    from cel_expr_python.ext import ext_bindings, ext_encoders, ext_math, ext_optional, ext_strings
+
+    from controlplane.machinery import cellibrary
+    types = {"LIST": cel.Type.List(cel.Type.DYN), "MAP": cel.Type.Map(cel.Type.STRING, cel.Type.DYN)}
+    return cel.NewEnv(
+        variables={name: types.get(kind) or getattr(cel.Type, kind) for name, kind in variables},
+        extensions=[cel.CelExtension("kubernetes", cellibrary.declarations(cel)), ext_strings.ExtStrings(),
+                    ext_optional.ExtOptional(), ext_math.ExtMath(), ext_bindings.ExtBindings(),
+                    ext_encoders.ExtEncoders()])
+
+
+@lru_cache(COMPILED)
+def compile_(expression: str, variables: tuple[tuple[str, str], ...], optional: str = "") -> Program:
+    """The program of an expression over `variables`, pairs of name and type (one of TYPES, LIST or MAP).
+
+    `optional` names a variable the expression sees as an optional: it is given as a list of none or one value.
+    Raises CompileError."""
+    if len(expression) > MAX_EXPRESSION:
+        raise CompileError(f"expression code point size exceeds limit: size: {len(expression)}, limit {MAX_EXPRESSION}")
+    text = expression
+    if optional:
+        variables = tuple((n, "LIST" if n == optional else k) for n, k in variables)
+        text = f"cel.bind({optional}, {optional}.size() == 0 ? optional.none() : optional.of({optional}[0]), {text}\n)"
+    try:
+        compiled = _environment(variables).compile(text)
+    except RuntimeError as error:
+        raise CompileError(f"compilation failed: {_plain(str(error))}") from None
+    return Program(expression, compiled.return_type().name(), loops(expression), compiled)

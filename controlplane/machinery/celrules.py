@@ -1,0 +1,241 @@
+"""`x-kubernetes-validations`: the CEL rules of a structural schema, checked and evaluated.
+
+Owns what `self` and `oldSelf` are at each node, which rules an update skips, and the causes rules give. A rule that
+mentions `oldSelf` is a transition rule and applies only where there is a former value to compare with; on an update,
+other rules are not asked about what did not change. Pure. Called by the validation of definitions and by the strategy
+of their objects, when a schema has rules: it loads the CEL library.
+
+Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterator
+from typing import Any
+
+from controlplane.machinery import cel, structural
+from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
+from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, Schema, child, items_of, join
+from controlplane.machinery.structuralvalues import ABSENT, former_items
+
+RULES = "x-kubernetes-validations"
+REASONS = ("FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate")
+MAX_MESSAGE = 2048  # characters of a message; upstream's bound
+_TYPES = {"string": "STRING", "boolean": "BOOL", "integer": "INT", "number": "DOUBLE", "array": "LIST"}
+_RESERVED = frozenset(("true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function",
+                       "if", "import", "let", "loop", "package", "namespace", "return", "var", "void", "while"))
+_NO_BUDGET = "validation failed due to running out of cost budget, no further validation rules will be run"
+Variables = tuple[tuple[str, str], ...]
+
+
+# --- compiling ------------------------------------------------------------------------------------------------------
+
+def _variables(schema: Schema) -> Variables:
+    kind = _TYPES.get(schema.get("type") or "", "DYN")
+    if schema.get("format") == "byte" and kind == "STRING":
+        kind = "BYTES"
+    if schema.get("nullable"):
+        kind = "DYN"
+    return ("oldSelf", kind), ("self", kind)
+
+
+def _compiled(text: str, schema: Schema, optional: bool) -> cel.Program:
+    return cel.compile_(text, _variables(schema), "oldSelf" if optional and cel.mentions(text, "oldSelf") else "")
+
+
+def check(schema: Schema, path: str) -> list[Cause]:
+    """What is wrong with the rules of one node, at `path` of a definition."""
+    found: list[Cause] = []
+    for index, rule in enumerate(schema[RULES]):
+        at = f"{path}.{RULES}[{index}]"
+        text = rule.get("rule") or ""
+        if not text.strip():
+            found.append(required(f"{at}.rule", "rule is not specified"))
+            continue
+        optional = bool(rule.get("optionalOldSelf"))
+        if "optionalOldSelf" in rule and not cel.mentions(text, "oldSelf"):
+            found.append(invalid(f"{at}.optionalOldSelf", rule["optionalOldSelf"], "may not be set if oldSelf is not "
+                                 "used in rule"))
+        found += _compile_causes(text, schema, optional, "BOOL", f"{at}.rule", "cel expression must evaluate to a bool")
+        if message := rule.get("messageExpression"):
+            found += _compile_causes(message, schema, optional, "STRING", f"{at}.messageExpression",
+                                     "messageExpression must evaluate to a string")
+        if rule.get("reason") and rule["reason"] not in REASONS:
+            found.append(not_supported(f"{at}.reason", rule["reason"], REASONS))
+        if (message := rule.get("message")) is not None:
+            if not message.strip():
+                found.append(invalid(f"{at}.message", message, "message must be non-empty if specified"))
+            elif "\n" in message.strip():
+                found.append(invalid(f"{at}.message", message, "message must not contain line breaks"))
+            elif len(message) > MAX_MESSAGE:
+                found.append(invalid(f"{at}.message", message, f"message must have a maximum length of {MAX_MESSAGE} "
+                                     "characters"))
+        elif "\n" in text.strip() and not rule.get("messageExpression"):
+            found.append(required(f"{at}.message", "message must be specified if rule contains line breaks"))
+    return found
+
+
+def _compile_causes(text: str, schema: Schema, optional: bool, wanted: str, at: str, why: str) -> Iterator[Cause]:
+    try:
+        program = _compiled(text, schema, optional)
+    except cel.CompileError as error:
+        yield invalid(at, text, str(error))
+        return
+    if program.returns not in (wanted, "DYN"):
+        yield invalid(at, text, why)
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+def escaped(name: str) -> str:
+    """A property's name as an identifier of CEL."""
+    if name in _RESERVED:
+        return f"__{name}__"
+    for sign, word in (("__", "__underscores__"), (".", "__dot__"), ("-", "__dash__"), ("/", "__slash__")):
+        name = name.replace(sign, word)
+    return name
+
+
+def converted(value: Any, schema: Schema, resource: bool = False) -> Any:
+    """A JSON value as CEL sees it: numbers and bytes by their type, properties by identifiers."""
+    if isinstance(value, dict):
+        made: dict[str, Any] = {}
+        properties = schema.get("properties") or {}
+        for key, inner in value.items():
+            if resource and key == "metadata":
+                made[key] = {k: inner[k] for k in ("name", "generateName") if k in inner} if isinstance(inner, dict) \
+                    else inner
+                continue
+            sub = child(schema, key)
+            name = escaped(key) if key in properties else key
+            made[name] = inner if sub is None else converted(inner, sub, bool(sub.get(EMBEDDED)))
+        return made
+    if isinstance(value, list):
+        inside = items_of(schema)
+        return [converted(inner, inside, bool(inside.get(EMBEDDED))) for inner in value]
+    kind = schema.get("type")
+    if kind == "number" and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if kind == "integer" and isinstance(value, float):
+        return int(value)
+    if schema.get("format") == "byte" and isinstance(value, str):
+        try:
+            return base64.b64decode(value)
+        except (ValueError, binascii.Error):
+            return value
+    return value
+
+
+# --- evaluating -------------------------------------------------------------------------------------------------------
+
+def evaluate(obj: Any, old: Any, schema: Schema) -> list[Cause]:
+    """What the rules say of a valid object; `old` is the object it replaces, or None."""
+    run = _Run()
+    run.value(obj, ABSENT if old is None else old, schema, "", True)
+    return run.found
+
+
+class _Run:
+    """One walk over an object, on one budget."""
+
+    def __init__(self) -> None:
+        self.found: list[Cause] = []
+        self._budget = cel.Budget()
+        self._over = False
+
+    def value(self, value: Any, old: Any, schema: Schema, path: str, resource: bool) -> None:
+        if self._over or value is None:
+            return
+        if schema.get(RULES):
+            self._rules(value, old, schema, path, resource)
+        if isinstance(value, dict):
+            before = old if isinstance(old, dict) else {}
+            for key, inner in value.items():
+                sub = None if resource and key == "metadata" else child(schema, key)
+                if sub:
+                    at = join(path, key) if key in (schema.get("properties") or {}) else f"{path}[{key}]"
+                    self.value(inner, before.get(key, ABSENT), sub, at, bool(sub.get(EMBEDDED)))
+        elif isinstance(value, list):
+            inside = items_of(schema)
+            former = former_items(schema, old)
+            for index, inner in enumerate(value):
+                self.value(inner, former(inner), inside, f"{path}[{index}]", bool(inside.get(EMBEDDED)))
+
+    def _rules(self, value: Any, old: Any, schema: Schema, path: str, resource: bool) -> None:
+        mine = converted(value, schema, resource)
+        before = ABSENT if old is ABSENT or old is None else converted(old, schema, resource)
+        for rule in schema[RULES]:
+            if self._over:
+                return
+            optional = bool(rule.get("optionalOldSelf"))
+            transition = cel.mentions(rule["rule"], "oldSelf")
+            if transition and before is ABSENT and not optional:
+                continue
+            if not transition and old is not ABSENT and value == old:
+                continue
+            given = {"self": mine}
+            if transition:
+                given["oldSelf"] = ([] if before is ABSENT else [before]) if optional else before
+            self._rule(rule, schema, given, value, path)
+
+    def _rule(self, rule: dict[str, Any], schema: Schema, given: dict[str, Any], value: Any, path: str) -> None:
+        kind = "string" if schema.get(INT_OR_STRING) else schema.get("type") or "object"
+        said = rule.get("message") or rule["rule"].strip()
+        shown = rule.get("message") or f"failed rule: {said}"
+        path = path or "<nil>"
+        try:
+            program = _compiled(rule["rule"], schema, bool(rule.get("optionalOldSelf")))
+            if program.evaluate(_full(given), self._budget) is True:
+                return
+        except cel.OutOfBudget as error:
+            self._over = True
+            self.found.append(invalid(path, kind, f"'{error}': no further validation rules will be run due to call "
+                                      f"cost exceeds limit for rule: {said}" if self._budget.left > cel.PER_CALL
+                                      else _NO_BUDGET))
+            return
+        except cel.CompileError as error:
+            self.found.append(invalid(path, kind, f"rule compile error: {error}"))
+            return
+        except cel.EvaluationError as error:
+            text = str(error)
+            self.found.append(invalid(path, kind, f"'{text}': call arguments did not match a supported operator, "
+                                      f"function or macro signature for rule: {said}"
+                                      if text.startswith("no such overload") else f"{text} evaluating rule: {said}"))
+            return
+        self.found.append(_cause(rule, path, kind, value, self._message(rule, schema, given) or shown))
+
+    def _message(self, rule: dict[str, Any], schema: Schema, given: dict[str, Any]) -> str:
+        """What the messageExpression says; "" where it says nothing usable."""
+        if not rule.get("messageExpression"):
+            return ""
+        try:
+            said = _compiled(rule["messageExpression"], schema, bool(rule.get("optionalOldSelf"))).evaluate(
+                _full(given), self._budget)
+        except ValueError:
+            return ""
+        text = said.strip() if isinstance(said, str) else ""
+        return "" if "\n" in text or len(text) > MAX_MESSAGE else text
+
+
+def _full(given: dict[str, Any]) -> dict[str, Any]:
+    """Every declared variable has a value; a rule that does not mention oldSelf never looks at it."""
+    return given if "oldSelf" in given else {**given, "oldSelf": given["self"]}
+
+
+def _cause(rule: dict[str, Any], path: str, kind: str, value: Any, message: str) -> Cause:
+    at = f"{path}{rule['fieldPath']}".removeprefix("<nil>.") if rule.get("fieldPath") else path
+    reason = rule.get("reason")
+    if reason == "FieldValueForbidden":
+        return forbidden(at, message)
+    if reason == "FieldValueRequired":
+        return required(at, message)
+    if reason == "FieldValueDuplicate":
+        return duplicate(at, value)
+    return invalid(at, kind, message)
+
+
+def ruled(schema: Schema) -> bool:
+    """Whether any node has rules."""
+    return any(node.get(RULES) for _, node in structural.nodes(schema))
