@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from controlplane.apiserver import admission, applies, bodies, deletes, patches, signing
+from controlplane.apiserver import eviction as budgets
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import scale as scales
 from controlplane.apiserver.crd import views
@@ -125,7 +126,8 @@ class Subresources:
             make = patches.checked(request, resource, change, resource.shape, resource.api_version,
                                    resource.kind)
         if request.subresource != "ephemeralcontainers":
-            return await self._writes.modify(request, resource, make, prepare, validate=request.subresource in ("status", "approval"))
+            return await self._writes.modify(request, resource, make, prepare,
+                                             validate=request.subresource in ("status", "approval"))
 
         def prepare_checked(new: Object, old: Object) -> None:
             prepare(new, old)
@@ -201,6 +203,9 @@ class Subresources:
         options = deletes.parse_options(raw, bodies.dry_run(request, raw))
         pod = self.stored(request, resource)
         deletes.check_preconditions(resource, request.name, options, pod["metadata"])
+        await self._writes.admit(self._writes.attributes(request, resource, admission.CREATE, eviction, None,
+                                                         options.dry))
+        await budgets.spend(self._context, pod, options.dry)
         if not options.dry and not pod["metadata"].get("deletionTimestamp"):
             now = self._context.clock.timestamp()
             await self._writes.modify(request, resource, lambda old: disrupted(old, now), lambda new, old: None,

@@ -2,8 +2,8 @@
 
 Owns the two indexes of configured hooks, the order of calls (configurations by name, hooks as listed), what a failed
 call means under each failure policy, dry runs, and the second round for mutating hooks that want to see what others
-changed. Promises that an object changed by a hook is brought to its form and type again before anybody else sees it, and that a
-request costs one look-up while no hooks are configured. Called by the admission chain.
+changed. Promises that an object changed by a hook is brought to its form and type again before anybody else sees it,
+and that a request costs one look-up while no hooks are configured. Called by the admission chain.
 
 Upstream: k8s.io/apiserver/pkg/admission/plugin/webhook/{mutating,validating}.
 """
