@@ -182,7 +182,8 @@ def event(request: Request, stage: str, rule: Object, answer: Answer | None, clo
                     "auditID": id_of(request), "stage": stage,
                     "requestURI": request.path + (f"?{request.raw_query}" if request.raw_query else ""),
                     "verb": request.verb,
-                    "user": user.as_info() if user is not None else {},
+                    "user": (request.asker or user).as_info() if user is not None else {},
+                    **({"impersonatedUser": user.as_info()} if request.asker is not None else {}),
                     "sourceIPs": [request.remote], "userAgent": request.user_agent}
     if where.plural:
         found = {"resource": where.plural, "namespace": request.namespace, "name": request.name,

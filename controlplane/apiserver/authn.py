@@ -1,10 +1,10 @@
-"""Who asks: client certificates, bearer tokens, anonymous, and impersonation on top of any of them.
+"""Who asks: front proxies, client certificates, bearer tokens, anonymous, and impersonation on top of any of them.
 
-Owns the order in which credentials are tried (certificate, then token, then anonymous) and the `User` everything
-after it reads. Promises: a credential that is presented and wrong is always 401, never anonymous; the static token
-file is read once, at start, and kept as hashes, so that looking a token up takes the same time for near misses and no
-dump of memory shows it; the work is synchronous and does no I/O. The TLS layer has verified the certificate's chain
-and use before. Called by the server for every request.
+Owns the order in which credentials are tried (a front proxy's word, certificate, token, anonymous; of tokens: the
+static file, bootstrap tokens, service accounts, OpenID Connect). Promises: a credential that is presented and wrong is
+always 401, never anonymous; the static token file is read once, at start, and kept as hashes, so that looking a token
+up takes the same time for near misses and no dump of memory shows it; the work is synchronous and does no I/O. The TLS
+layer has verified the certificate's chain and use before. Called by the server for every request.
 
 Upstream: k8s.io/apiserver/pkg/authentication.
 """
@@ -14,44 +14,28 @@ from __future__ import annotations
 import csv
 import hashlib
 import ssl
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
-from controlplane.apiserver import tokens
+from controlplane.apiserver import bootstraptokens, impersonation, tokens, webbearer
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.impersonation import impersonated
 from controlplane.apiserver.request import Request
-from controlplane.machinery.errors import BadRequest, Finding, Forbidden, Unauthorized
+from controlplane.apiserver.user import (
+    ANONYMOUS,
+    ANYBODY,
+    AUTHENTICATED,
+    UNAUTHENTICATED,
+    User,
+    with_group,
+)
+from controlplane.machinery.errors import Finding, Unauthorized
 
-AUTHENTICATED = "system:authenticated"
-UNAUTHENTICATED = "system:unauthenticated"
-ANONYMOUS = "system:anonymous"
+__all__ = ["ANONYMOUS", "ANYBODY", "AUTHENTICATED", "UNAUTHENTICATED", "Authenticator", "User", "from_certificate",
+           "impersonated", "load_tokens", "varies"]
+
 CREDENTIAL = "authentication.kubernetes.io/credential-id"
-
-
-@dataclass(frozen=True, slots=True)
-class User:
-    """An identity: `groups` in order, `extra` maps keys to lists of values."""
-
-    name: str
-    uid: str = ""
-    groups: tuple[str, ...] = ()
-    extra: dict[str, list[str]] = field(default_factory=dict)
-
-    def as_info(self) -> dict[str, Any]:
-        """The authentication.k8s.io UserInfo."""
-        info: dict[str, Any] = {"username": self.name}
-        if self.uid:
-            info["uid"] = self.uid
-        if self.groups:
-            info["groups"] = list(self.groups)
-        if self.extra:
-            info["extra"] = {k: list(v) for k, v in self.extra.items()}
-        return info
-
-
-ANYBODY = User(ANONYMOUS, groups=(UNAUTHENTICATED,))
 
 
 def load_tokens(path: Path | None) -> dict[bytes, User]:
@@ -88,102 +72,95 @@ def from_certificate(peer: dict[str, Any], der: bytes, now: float) -> User:
     return User(name, groups=groups, extra={CREDENTIAL: [f"X509SHA256={hashlib.sha256(der).hexdigest()}"]})
 
 
+def varies(headers: Mapping[str, str], more: frozenset[str] = frozenset()) -> bool:
+    """Whether who sends a request is told by this request, and not only by its connection. `more` names further
+    headers that tell it, in lower case."""
+    if "Authorization" in headers:
+        return True
+    for name in headers:
+        lowered = name.lower()
+        if lowered.startswith("impersonate-") or lowered in more:
+            return True
+    return webbearer.HEADER in headers
+
+
 class Authenticator:
-    """`tokens` is None when the server has no service-account keys."""
+    """`tokens` is None when the server has no service-account keys, `oidc` when there is no provider. `headers` are
+    those by which a front proxy names users."""
 
     def __init__(self, context: Context) -> None:
+        options = context.options
         self._context = context
-        self._static = load_tokens(context.options.token_auth_file)
+        self._static = load_tokens(options.token_auth_file)
         self.tokens = tokens.from_options(context)
+        self._read = tokens.reader(context)
+        self.oidc: Any = None
+        self.proxy: Any = None
+        self.headers: frozenset[str] = frozenset()
+        if options.oidc_issuer_url:
+            from controlplane.apiserver.oidc import Oidc
+            self.oidc = Oidc(options, context.clock)
+        if options.requestheader_client_ca_file is not None:
+            from controlplane.apiserver.frontproxy import FrontProxy
+            self.proxy = FrontProxy(options)
+            self.headers = self.proxy.headers
 
     def authenticate(self, request: Request) -> User:
         """Who sends `request`. Raises Unauthorized for a bad credential, Forbidden for a refused impersonation."""
-        user = self._certificate(request) or self._bearer(request)
+        user = self._connection(request) or self._bearer(request)
         if user is None:
             if not self._context.options.anonymous_auth:
                 raise Unauthorized
             user = ANYBODY
-        else:
+        elif user.name != ANONYMOUS:
             user = with_group(user, AUTHENTICATED)
-        if "Impersonate-User" in request.headers:
-            return self._impersonate(request, user)
-        if any(name.lower().startswith("impersonate-") for name in request.headers):
-            raise BadRequest("requested [group, uid or extra] without impersonating a user")
+        if impersonation.wanted(request):
+            return impersonation.assume(request, user, self._context.authorizer)
         return user
 
     def token(self, text: str, audiences: list[str]) -> tuple[User, list[str]] | None:
-        """The user of a bearer token and the audiences it is good for, None when it is not valid. Static tokens have
-        no audience of their own: they are good for the server's."""
-        user = self._static.get(_digest(text))
-        if user is not None:
-            return with_group(user, AUTHENTICATED), audiences
-        if self.tokens is None:
-            return None
-        claims = self.tokens.verify(text, audiences)
-        if claims is None:
-            return None
-        name, uid, groups, extra = tokens.user_of(claims)
-        return with_group(User(name, uid, groups, extra), AUTHENTICATED), self.tokens.common(claims, audiences)
+        """The user of a bearer token and the audiences it is good for, None when it is not valid. All but service
+        accounts' tokens have no audience of their own: they are good for the server's."""
+        user = self._static.get(_digest(text)) or self._bootstrap(text)
+        if user is None and self.tokens is not None:
+            claims = self.tokens.verify(text, audiences)
+            if claims is not None:
+                name, uid, groups, extra = tokens.user_of(claims)
+                return with_group(User(name, uid, groups, extra), AUTHENTICATED), self.tokens.common(claims, audiences)
+        if user is None and self.oidc is not None and (found := self.oidc.user(text)) is not None:
+            user = User(found[0], "", found[1], found[2])
+        return (with_group(user, AUTHENTICATED), audiences) if user is not None else None
 
-    def _certificate(self, request: Request) -> User | None:
+    def _bootstrap(self, text: str) -> User | None:
+        if not self._context.options.enable_bootstrap_token_auth or (parts := bootstraptokens.parts(text)) is None:
+            return None
+        secret = self._read("secrets", bootstraptokens.NAMESPACE, bootstraptokens.PREFIX + parts[0])
+        if secret is None:
+            return None
+        found = bootstraptokens.holder(secret, *parts, self._context.clock.now())
+        return User(found[0], groups=found[1]) if found is not None else None
+
+    def _connection(self, request: Request) -> User | None:
+        """Who the connection's certificate, or the proxy it belongs to, says it is."""
         transport = request.transport
         tls = transport.get_extra_info("ssl_object") if transport is not None else None
         der = request.client_certificate()
         if tls is None or not der:
             return None
-        return from_certificate(tls.getpeercert(), der, self._context.clock.now())
+        user = from_certificate(tls.getpeercert(), der, self._context.clock.now())
+        if self.proxy is None:
+            return user
+        if self.proxy.vouches(tls, user.name) and (told := self.proxy.user(request.headers)) is not None:
+            return User(*told)
+        return user if self.proxy.serves_clients(tls) else None
 
     def _bearer(self, request: Request) -> User | None:
         scheme, _, text = request.headers.get("Authorization", "").strip().partition(" ")
-        if scheme.lower() != "bearer" or not text.strip():
+        text = text.strip() if scheme.lower() == "bearer" else ""
+        text = text or webbearer.token(request.headers)
+        if not text:
             return None
-        found = self.token(text.strip(), [])
+        found = self.token(text, [])
         if found is None:
             raise Unauthorized
         return found[0]
-
-    def _impersonate(self, request: Request, asker: User) -> User:
-        from controlplane.apiserver.authz import Attributes
-        authorizer = self._context.authorizer
-        if authorizer is None:
-            raise Forbidden("impersonation needs an authorizer")
-        user = impersonated(request)
-
-        def may(group: str, plural: str, name: str, namespace: str = "", subresource: str = "") -> None:
-            authorizer.authorize(Attributes(asker, "impersonate", group, "v1", plural, subresource, namespace, name))
-
-        if user.name.startswith(tokens.USER_PREFIX):
-            namespace, _, account = user.name[len(tokens.USER_PREFIX):].partition(":")
-            may("", "serviceaccounts", account, namespace)
-            if not user.groups:
-                user = replace(user, groups=tokens.groups_of(namespace))
-        else:
-            may("", "users", user.name)
-        for group in request.headers.getall("Impersonate-Group", []):  # type: ignore[attr-defined]  # a CIMultiDict
-            may("", "groups", group)
-        if user.uid:
-            may("authentication.k8s.io", "uids", user.uid)
-        for key, values in user.extra.items():
-            for value in values:
-                may("authentication.k8s.io", "userextras", value, subresource=key)
-        if user.name == ANONYMOUS:
-            return with_group(user, UNAUTHENTICATED)
-        return with_group(user, AUTHENTICATED)
-
-
-def impersonated(request: Request) -> User:
-    """The user the `Impersonate-*` headers ask for."""
-    extra: dict[str, list[str]] = {}
-    groups: list[str] = []
-    for name, value in request.headers.items():
-        lowered = name.lower()
-        if lowered == "impersonate-group":
-            groups.append(value)
-        elif lowered.startswith("impersonate-extra-"):
-            extra.setdefault(unquote(lowered.removeprefix("impersonate-extra-")), []).append(value)
-    headers = request.headers
-    return User(headers["Impersonate-User"], headers.get("Impersonate-Uid", ""), tuple(groups), extra)
-
-
-def with_group(user: User, group: str) -> User:
-    return user if group in user.groups else replace(user, groups=(*user.groups, group))

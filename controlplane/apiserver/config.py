@@ -11,6 +11,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlplane.apiserver import authflags
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
@@ -38,6 +39,22 @@ class Options:
     service_account_key_file: Path | None = None
     service_account_signing_key_file: Path | None = None
     service_account_issuer: str = "https://kubernetes.default.svc"
+    requestheader_client_ca_file: Path | None = None
+    requestheader_allowed_names: tuple[str, ...] = ()
+    requestheader_username_headers: tuple[str, ...] = ("X-Remote-User",)
+    requestheader_uid_headers: tuple[str, ...] = ()
+    requestheader_group_headers: tuple[str, ...] = ("X-Remote-Group",)
+    requestheader_extra_headers_prefix: tuple[str, ...] = ("X-Remote-Extra-",)
+    enable_bootstrap_token_auth: bool = False
+    oidc_issuer_url: str = ""
+    oidc_client_id: str = ""
+    oidc_username_claim: str = "sub"
+    oidc_username_prefix: str = ""  # "" = the issuer and "#" (nothing for email), "-" = nothing
+    oidc_groups_claim: str = ""
+    oidc_groups_prefix: str = ""
+    oidc_ca_file: Path | None = None
+    oidc_signing_algs: tuple[str, ...] = ("RS256",)
+    oidc_required_claims: tuple[tuple[str, str], ...] = ()
     storage: str = "sqlite"
     storage_path: Path | None = None
     authorization_mode: tuple[str, ...] = ("AlwaysAllow",)
@@ -104,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--audit-log-path", default="", help='where audit events go, "-" for standard output')
     add("--change-log-path", default="", help="where one plain sentence per change goes")
     add("--anonymous-auth", default="true", choices=("true", "false"), help="let requests without credentials in")
+    authflags.add(parser)
     return parser
 
 
@@ -128,6 +146,7 @@ def parse(arguments: list[str], paths: Paths | None = None) -> Options:
         raise Finding(f"--authorization-mode knows no {unknown[0]}", "",
                       "use any of " + ", ".join(AUTHORIZATION_MODES))
     given["authorization_mode"] = modes
+    authflags.finish(given)
     given["anonymous_auth"] = given["anonymous_auth"] == "true"
     for flag in ("tls_cert_file", "tls_private_key_file"):
         if given[flag] is None:

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from controlplane.apiserver import authz
+from controlplane.apiserver import authn, authz
 from controlplane.apiserver.audit import Ids
 from controlplane.apiserver.changelog import ACTOR
 from controlplane.apiserver.context import Context
@@ -124,7 +124,7 @@ class Pipeline:
     def admit_sender(self, request: Request) -> None:
         """Authenticate and authorize. Raises Unauthorized and Forbidden."""
         connection, headers = request.connection, request.headers
-        if "Authorization" in headers or any(name[:12].lower() == "impersonate-" for name in headers):
+        if authn.varies(headers, self._authenticator.headers):
             request.user = self._authenticator.authenticate(request)
         else:  # who the connection is was proved by its certificate, or the lack of one
             user, until = connection.get("user", (None, 0.0))

@@ -130,7 +130,8 @@ class Request:
 
     `namespace` is what the URL says, also for `/api/v1/namespaces/<name>` itself; use `resource.namespaced` to build
     keys. `resource` is None when the registry serves no such resource (`plural` still tells its name).
-    `user` is set after authentication. `connection` is a dict that lives as long as the client's connection.
+    `user` is set after authentication; `asker` is who sent it, when `user` is whom they act as.
+    `connection` is a dict that lives as long as the client's connection.
     `warnings` collects texts for `Warning` headers. `trace` holds header lines the answer carries whatever it is;
     `received` is the wall time the request came at, when it is recorded.
     """
@@ -148,6 +149,7 @@ class Request:
     name: str = ""
     subresource: str = ""
     user: Any = None
+    asker: Any = None
     warnings: list[str] = field(default_factory=list)
     trace: bytes = b""
     received: float = 0.0

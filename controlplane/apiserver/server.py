@@ -61,6 +61,7 @@ class Server:
         self.handlers: Handlers
         self.pipeline: Pipeline
         self.streams: Any = None
+        self.authenticator: Any = None
         self._web: web.Server
         self._listener: asyncio.Server | None = None
         self._chores: asyncio.Task[None] | None = None
@@ -83,7 +84,7 @@ class Server:
         from controlplane.apiserver.tokens import Issuer
         context = self.context
         authorizer = context.authorizer = Authorizer(context)
-        authenticator = Authenticator(context)
+        authenticator = self.authenticator = Authenticator(context)
         self.chain = admission.standard(context)
         writes = Writes(context, self.chain, self.allocator)
         self.streams = Streams(context)
@@ -141,6 +142,8 @@ class Server:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(expiry.keep(self.context))
+                if self.authenticator.oidc is not None:
+                    group.create_task(self.authenticator.oidc.run())
                 group.create_task(self.definitions.run())
                 group.create_task(bootstrap.keep(self.context, address))
         except* Closed:
@@ -176,6 +179,9 @@ class Server:
             context.load_cert_chain(options.tls_cert_file, options.tls_private_key_file)
             if options.client_ca_file is not None:
                 context.load_verify_locations(options.client_ca_file)
+                context.verify_mode = ssl.CERT_OPTIONAL
+            if options.requestheader_client_ca_file is not None:
+                context.load_verify_locations(options.requestheader_client_ca_file)
                 context.verify_mode = ssl.CERT_OPTIONAL
         except (OSError, ssl.SSLError) as error:
             raise Finding(f"cannot use the certificates: {error}", "", "check --tls-cert-file, "

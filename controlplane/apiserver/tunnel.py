@@ -21,6 +21,7 @@ from typing import Any
 
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import TEXT, Answer, Hijacked, Response
+from controlplane.apiserver.webbearer import without
 from controlplane.machinery.errors import ApiError
 
 CONNECT_SECONDS = 10.0  # a node that does not answer within this is not there
@@ -111,7 +112,7 @@ class _BackendHalf(_Half):
 def head_of(method: str, target: str, authority: str, headers: Mapping[str, str]) -> bytes:
     """The request head sent to a backend: the client's, without its credentials."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {authority}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()
+    lines += [f"{name}: {without(value)}" for name, value in headers.items()
               if name.lower() not in _HIDDEN and not name.lower().startswith("impersonate-")]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 

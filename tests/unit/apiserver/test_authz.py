@@ -200,6 +200,8 @@ def test_impersonation_is_seen_in_any_case_and_never_sticks_to_the_connection():
     context = make_context(authorization_mode=("AlwaysAllow",))
 
     class Fixed:  # a certificate's user, and whatever the headers make of it
+        headers: frozenset = frozenset()
+
         def authenticate(self, asked):
             return impersonated(asked) if "Impersonate-User" in asked.headers else ADMIN
 
