@@ -37,7 +37,8 @@ def components(paths: Paths, settings: Settings) -> list[Component]:
         f"--client-ca-file={pki}/ca.crt", f"--kubelet-certificate-authority={pki}/ca.crt",
         f"--kubelet-client-certificate={pki}/apiserver-kubelet-client.crt",
         f"--kubelet-client-key={pki}/apiserver-kubelet-client.key",
-        "--enable-bootstrap-token-auth=true", f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key")
+        "--enable-bootstrap-token-auth=true",
+        f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key")
     controllers = python(
         "controlplane.controllers", f"--kubeconfig={paths.kubeconfig('controller-manager')}",
         f"--scheduler-kubeconfig={paths.kubeconfig('scheduler')}", f"--cluster-cidr={settings.cluster_range}",
