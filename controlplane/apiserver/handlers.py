@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.apiserver import admission, bodies, connects, patches, representation
+from controlplane.apiserver import admission, bodies, connects, patches, podmetrics, representation
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import views
 from controlplane.apiserver.deletes import Deletes
@@ -42,6 +42,7 @@ class Handlers:
         self._reviews = reviews
         self._deprecated = {r.name: text for r in context.registry if (text := strategy.of(r).deprecated)}
         self._streams = streams
+        self._metrics = podmetrics.PodMetrics(context, streams)
 
     def known(self, request: Request) -> tuple[Resource, Subresource | None]:
         """What a request is about. Raises NotFound and MethodNotAllowed."""
@@ -78,6 +79,8 @@ class Handlers:
             request.warn(text)
         if sub is not None:
             return await self._subresource(request, resource, sub)
+        if resource.group == podmetrics.GROUP:
+            return await self._metrics.handle(request, resource)
         match request.verb:
             case "get":
                 return await self.reads.get_object(request, resource)

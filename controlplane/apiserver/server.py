@@ -32,6 +32,7 @@ from controlplane.apiserver.context import Context
 from controlplane.apiserver.handlers import Handlers
 from controlplane.apiserver.logfile import LogFile
 from controlplane.apiserver.pipeline import Edge, Pipeline
+from controlplane.apiserver.podmetrics import RESOURCES
 from controlplane.apiserver.response import Answer
 from controlplane.apiserver.writes import Writes
 from controlplane.machinery.clock import SYSTEM, Clock
@@ -55,7 +56,8 @@ class Server:
         self.options = options
         self.broken = asyncio.Event()  # the store can take no more writes: stop
         self.cache = Cache(log, clock, self._on_fault)
-        self.context = Context(options, self.cache, Registry(list(registry)), clock)  # custom kinds come and go in it
+        kinds = Registry([*registry, *RESOURCES])  # custom kinds come and go in it
+        self.context = Context(options, self.cache, kinds, clock)
         self.allocator = Allocator(options.service_network, options.service_node_port_range, clock)
         self.port = 0
         self.handlers: Handlers
