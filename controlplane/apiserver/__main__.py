@@ -16,6 +16,7 @@ import sys
 from controlplane.apiserver import config
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.server import Server
+from controlplane.machinery import tlsbuffer
 from controlplane.machinery.errors import Finding
 from controlplane.store.log import Log
 
@@ -61,6 +62,7 @@ async def run(options: Options) -> int:
 
 
 def main() -> int:
+    tlsbuffer.shrink()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr,
                         format="%(asctime)s %(levelname).1s %(name)s %(message)s")
     try:

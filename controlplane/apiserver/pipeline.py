@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from controlplane.apiserver import authn, authz
+from controlplane.apiserver import authn, authz, why
 from controlplane.apiserver.audit import Ids
 from controlplane.apiserver.changelog import ACTOR
 from controlplane.apiserver.context import Context
@@ -137,7 +137,8 @@ class Pipeline:
             self.audit.received(request)
         if self._context.changes is not None:
             ACTOR.set(request.user.name)
-        self._authorizer.authorize(authz.attributes_of(request))
+        about = why.subject(request, self._context) if request.path.startswith(why.PREFIX) else request
+        self._authorizer.authorize(authz.attributes_of(about))
 
     async def _dispatch(self, request: Request) -> Answer:
         if request.is_resource:

@@ -84,6 +84,7 @@ class Server:
         from controlplane.apiserver.reviews import Reviews
         from controlplane.apiserver.streams import Streams
         from controlplane.apiserver.tokens import Issuer
+        from controlplane.apiserver.why import Why
         context = self.context
         authorizer = context.authorizer = Authorizer(context)
         authenticator = self.authenticator = Authenticator(context)
@@ -92,9 +93,10 @@ class Server:
         self.streams = Streams(context)
         self.handlers = Handlers(context, writes, Reviews(context, authenticator), self.streams)
         self.definitions = Definitions(context, self.handlers.watches.close)
-        health = Health(context)
-        edges: list[Edge] = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens)]
+        health, why = Health(context), Why(context)
+        edges: list[Edge] = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens), why]
         self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
+        self.pipeline.on_refusal = why.note
         health.metrics.in_flight = lambda: self.pipeline.in_flight
         self._keep_records()
         health.add("store", lambda: "it takes no more writes" if self.broken.is_set() else "")
