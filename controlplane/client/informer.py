@@ -221,6 +221,7 @@ class Informers:
         self.client, self.clock = client, clock
         self._informers: dict[tuple[Any, ...], Informer] = {}
         self._group: asyncio.TaskGroup | None = None
+        self._tasks: dict[Informer, asyncio.Task[None]] = {}
 
     def of(self, resource: Resource, namespace: str = "", labels: str = "", fields: str = "",
            indexes: Mapping[str, Index] | None = None, **options: Any) -> Informer:
@@ -237,7 +238,14 @@ class Informers:
 
     def _start(self, informer: Informer) -> None:
         if self._group is not None:
-            self._group.create_task(informer.run(), name=f"informer {informer.resource.name}")
+            self._tasks[informer] = self._group.create_task(informer.run(), name=f"informer {informer.resource.name}")
+
+    def drop(self, informer: Informer) -> None:
+        """Stop following; whoever asks again gets a fresh informer. For kinds the server no longer has."""
+        self._informers = {key: one for key, one in self._informers.items() if one is not informer}
+        task = self._tasks.pop(informer, None)
+        if task is not None:
+            task.cancel()
 
     def __iter__(self) -> Any:
         return iter(list(self._informers.values()))
@@ -252,6 +260,7 @@ class Informers:
                 await asyncio.Event().wait()
             finally:
                 self._group = None
+                self._tasks.clear()
 
     async def synced(self) -> None:
         """Wait until every informer asked for so far has its first list."""

@@ -3,17 +3,19 @@
 Owns the finalizers `orphan` and `foregroundDeletion` and the deletion of objects whose owners are gone. Promises never
 to delete on memory alone: an absent owner, and the object itself, are looked up at the server first, by uid. Shares the
 other controllers' informers and keeps no graph of its own: each informer indexes its objects by their owners' uids, and
-kinds nobody else follows are followed by their metadata. Called by `__main__`.
+kinds nobody else follows are followed by their metadata, custom kinds as they come and go. Called by `__main__`.
 
 Upstream: pkg/controller/garbagecollector.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterable
 from typing import Any
 
+from controlplane.client.discovery import Kinds
 from controlplane.client.informer import Informer
 from controlplane.controllers import ownership
 from controlplane.controllers.ownership import Owner
@@ -47,22 +49,51 @@ class Garbage(Controller):
 
     def __init__(self, context: Context) -> None:
         self.followed: dict[Resource, Informer] = {}
+        self.context = context
+        self.kinds = Kinds(context.informers)  # first, for it needs more of the definitions than their metadata
         seen: set[str] = set()
         for resource in BUILTIN:
             if {"list", "watch", "delete"} <= set(resource.verbs) and resource.name not in IGNORED | seen:
                 seen.add(resource.name)
-                # Made here, an informer knows metadata only: controllers that need more ask for theirs first.
-                self.followed[resource] = context.informers.of(resource, indexes={"owner": by_owner},
-                                                               keep=metadata_only, metadata=True)
-        super().__init__(context, *self.followed.values())
+                self._follow(resource)
+        super().__init__(context, *self.followed.values(), self.kinds.informer)
 
     async def run(self) -> None:
         """Subscribes only when all is known: else each owner listed later than its dependent looks absent."""
         for informer in self.informers:
             await informer.synced()
+        for resource in self.kinds.all():
+            await self._follow(resource).synced()
         for resource, informer in self.followed.items():
             self._listen(resource, informer)
-        await super().run()
+        async with asyncio.TaskGroup() as group:
+            known = set(self.kinds.all())
+
+            def changed(resource: Resource, served: bool) -> None:
+                if not served:
+                    self.context.informers.drop(self.followed[resource])
+                elif resource not in known:
+                    group.create_task(self._join(resource), name=f"garbage of {resource.name}")
+                known.discard(resource)
+
+            self.kinds.subscribe(changed)
+            group.create_task(super().run(), name=self.name)
+
+    def _follow(self, resource: Resource) -> Informer:
+        """The informer of one kind. Made here, it knows metadata only: controllers that need more ask first."""
+        made = self.context.informers.of(resource, indexes={"owner": by_owner}, keep=metadata_only, metadata=True)
+        self.followed[resource] = made
+        return made
+
+    async def _join(self, resource: Resource) -> None:
+        """A kind that came later: what it owns was not judged while nobody knew it."""
+        informer = self._follow(resource)
+        await informer.synced()
+        self._listen(resource, informer)
+        for other, followed in list(self.followed.items()):
+            for obj in followed.items():
+                if any(self._kind(ref) == resource for ref in ownership.owners(obj)):
+                    self.queue.add((other, *objects.key(obj)))
 
     def _listen(self, resource: Resource, informer: Informer) -> None:
         informer.subscribe(lambda kind, old, new: self._changed(resource, kind, old, new))

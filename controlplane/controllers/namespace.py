@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from controlplane.client.discovery import Kinds
 from controlplane.controllers.runtime import PODS, Context, Controller
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, Conflict, MethodNotAllowed, NotFound
@@ -30,7 +31,8 @@ class Namespaces(Controller):
     def __init__(self, context: Context) -> None:
         self.namespaces = context.informer(NAMESPACES)
         self.pods = context.informer(PODS)
-        super().__init__(context, self.namespaces, self.pods)
+        self.kinds = Kinds(context.informers)
+        super().__init__(context, self.namespaces, self.pods, self.kinds.informer)
         self.namespaces.subscribe(self._changed)
         self.pods.subscribe(self._pod_changed)
 
@@ -52,7 +54,7 @@ class Namespaces(Controller):
         pods, errors = await self._empty(name, [PODS])
         others: dict[str, list[Obj]] = {}
         if not pods.get(PODS.name) and not errors:
-            others, errors = await self._empty(name, contents())
+            others, errors = await self._empty(name, contents(self.kinds.all()))
         remaining = pods | others
         stamp = self.clock.timestamp()
         conditions = objects.deep_copy(objects.get(namespace, "status.conditions", []))
@@ -100,10 +102,10 @@ class Namespaces(Controller):
         return [obj async for page, _ in self.client.pages(resource, namespace, metadata=True) for obj in page]
 
 
-def contents() -> list[Resource]:
+def contents(custom: list[Resource]) -> list[Resource]:
     """Every namespaced kind but pods that can be listed and deleted, one version of each."""
     seen: dict[str, Resource] = {}
-    for resource in BUILTIN:
+    for resource in [*BUILTIN, *custom]:
         if resource.namespaced and {"list", "delete"} <= set(resource.verbs) and resource != PODS:
             seen.setdefault(resource.name, resource)
     return list(seen.values())

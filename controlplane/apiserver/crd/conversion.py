@@ -12,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from controlplane.apiserver.crd import webhook
+from controlplane.apiserver.webhooks.caller import CallFailed
 from controlplane.machinery.errors import InternalError
 
 if TYPE_CHECKING:
     from controlplane.apiserver.context import Context
+    from controlplane.apiserver.webhooks.caller import Caller
 
 SECONDS = 30.0  # for one conversion; upstream's bound
 BATCH = 500  # objects of one review: a page of a list
@@ -26,8 +27,9 @@ Object = dict[str, Any]
 class Converter:
     """The conversions of one definition."""
 
-    def __init__(self, context: Context, definition: Object) -> None:
+    def __init__(self, context: Context, caller: Caller, definition: Object) -> None:
         self._context = context
+        self._caller = caller
         conversion = definition["spec"].get("conversion") or {}
         hook = conversion.get("webhook") or {}
         self._config: Object | None = hook.get("clientConfig") if conversion.get("strategy") == "Webhook" else None
@@ -53,9 +55,9 @@ class Converter:
         about = f"{objects[0]['apiVersion']}, Kind={objects[0]['kind']}"
         try:
             assert self._config is not None
-            answer = await webhook.post(self._config, body, SECONDS, self._context.cache)
+            answer = await self._caller.post(self._config, body, SECONDS)
             return _checked(answer, uid, review, api_version, objects)
-        except webhook.CallFailed as error:
+        except CallFailed as error:
             raise InternalError(f"conversion webhook for {about} failed: {error}") from None
 
 
@@ -63,29 +65,29 @@ def _checked(answer: Object, uid: str, review: str, api_version: str, objects: l
     """The converted objects of an answer. Raises CallFailed. Pure."""
     given = answer.get("response")
     if answer.get("kind") != "ConversionReview" or answer.get("apiVersion") != review or not isinstance(given, dict):
-        raise webhook.CallFailed(f"invalid response: expected a ConversionReview of {review} with a response")
+        raise CallFailed(f"invalid response: expected a ConversionReview of {review} with a response")
     if given.get("uid") != uid:
-        raise webhook.CallFailed(f'invalid response: expected response.uid="{uid}", got "{given.get("uid")}"')
+        raise CallFailed(f'invalid response: expected response.uid="{uid}", got "{given.get("uid")}"')
     result = given.get("result") or {}
     if result.get("status") != "Success":
-        raise webhook.CallFailed(result.get("message") or "response.result.status was "
+        raise CallFailed(result.get("message") or "response.result.status was "
                                  f"\"{result.get('status') or ''}\", not \"Success\"")
     made = given.get("convertedObjects") or []
     if len(made) != len(objects):
-        raise webhook.CallFailed(f"invalid response: webhook returned {len(made)} objects, expected {len(objects)}")
+        raise CallFailed(f"invalid response: webhook returned {len(made)} objects, expected {len(objects)}")
     return [_same(new, old, api_version, index) for index, (new, old) in enumerate(zip(made, objects, strict=True))]
 
 
 def _same(new: Any, old: Object, api_version: str, index: int) -> Object:
     if not isinstance(new, dict) or not isinstance(new.get("metadata"), dict):
-        raise webhook.CallFailed(f"invalid converted object at index {index}: it has no metadata")
+        raise CallFailed(f"invalid converted object at index {index}: it has no metadata")
     if new.get("apiVersion") != api_version or new.get("kind") != old["kind"]:
-        raise webhook.CallFailed(f"invalid converted object at index {index}: invalid groupVersion (expected "
+        raise CallFailed(f"invalid converted object at index {index}: invalid groupVersion (expected "
                                  f"{api_version}, received {new.get('apiVersion')})")
     before = old["metadata"]
     for field in ("name", "namespace", "uid"):
         if new["metadata"].get(field, before.get(field)) != before.get(field):
-            raise webhook.CallFailed(f"invalid metadata of converted object at index {index}: {field} must not change")
+            raise CallFailed(f"invalid metadata of converted object at index {index}: {field} must not change")
     kept = {**before, **{f: new["metadata"][f] for f in ("labels", "annotations") if f in new["metadata"]}}
     for field in ("labels", "annotations"):
         if field not in new["metadata"]:

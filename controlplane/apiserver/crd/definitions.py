@@ -23,6 +23,7 @@ import orjson
 
 from controlplane.apiserver.crd import served
 from controlplane.apiserver.crd.conversion import Converter
+from controlplane.apiserver.webhooks.caller import Caller
 from controlplane.machinery import customdefinitions as facts
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, Finding
@@ -58,6 +59,7 @@ class Definitions:
         self._close_watches = close_watches
         self._kinds: dict[str, _Kind] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._caller = Caller(context)
         self._since = 0
 
     def load(self) -> None:
@@ -70,6 +72,12 @@ class Definitions:
 
     async def run(self) -> None:
         """Follow the definitions until cancelled."""
+        try:
+            await self._follow()
+        finally:
+            await self._caller.close()
+
+    async def _follow(self) -> None:
         async with asyncio.TaskGroup() as group:
             for item in self._items():
                 await self._settled(group, item.obj["metadata"]["name"])
@@ -139,7 +147,7 @@ class Definitions:
     # --- what is served ------------------------------------------------------------------------------------------
 
     def _made(self, item: Item, obj: Object) -> _Kind:
-        converter = Converter(self._context, obj)
+        converter = Converter(self._context, self._caller, obj)
         entries = []
         for version in obj["spec"]["versions"]:
             if version.get("served"):
