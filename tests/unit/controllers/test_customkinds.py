@@ -3,8 +3,7 @@
 import asyncio
 
 from controlplane.client.discovery import Kinds
-from controlplane.controllers.garbage import Garbage
-from controlplane.machinery.errors import ApiError, NotFound
+from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import Resource, named
 from tests.unit.apiserver.definitions import definition
 from tests.unit.controllers.cluster import SECONDS, cluster
@@ -25,26 +24,12 @@ async def gone(client, resource, name, namespace=""):
                 return
 
 
-async def followed(c):
-    """Wait until the garbage collector knows the new kind."""
-    collector = next(one for one in c.manager.controllers if isinstance(one, Garbage))
+async def served(c):
+    """Wait until the kind is."""
     known = asyncio.Event()
-    Kinds(c.manager.informers).subscribe(lambda resource, served: known.set() if served else None)
+    Kinds(c.manager.informers).subscribe(lambda resource, here: known.set() if here else None)
     async with asyncio.timeout(SECONDS):
         await known.wait()
-        while FOOS not in collector.followed:
-            await asyncio.sleep(0)
-        await collector.followed[FOOS].synced()
-
-
-async def made(client, obj, resource=FOOS):
-    """Create as soon as the kind is served."""
-    async with asyncio.timeout(SECONDS):
-        while True:
-            try:
-                return await client.create(resource, obj)
-            except NotFound:
-                await asyncio.sleep(0)
 
 
 def foo(name, namespace="default"):
@@ -63,17 +48,17 @@ def test_custom_owners_and_their_namespace():
         async with cluster(kubelet=False) as c:
             client = c.client
             await client.create(DEFINITIONS, definition())
-            owner = await made(client, foo("a"))
+            await served(c)
+            owner = await client.create(FOOS, foo("a"))
             await client.create(CONFIGMAPS, owned("dependent", owner))
-            await followed(c)
             await client.delete(FOOS, "a", "default")
             await gone(client, CONFIGMAPS, "dependent", "default")
             await client.create(NAMESPACES, {"metadata": {"name": "n"}})
-            await made(client, foo("b", "n"))
+            await client.create(FOOS, foo("b", "n"))
             await client.delete(NAMESPACES, "n")
             await gone(client, NAMESPACES, "n")
             assert (await client.list(FOOS))[0] == []
-            owner = await made(client, foo("c"))
+            owner = await client.create(FOOS, foo("c"))
             await client.create(CONFIGMAPS, owned("last", owner))
             await client.delete(DEFINITIONS, "foos.ex.io")
             await gone(client, CONFIGMAPS, "last", "default")
