@@ -326,13 +326,15 @@ _SPECIAL: dict[str, Callable[[bytes, int], Any]] = {
 # --- the envelope ----------------------------------------------------------------------------------------------------
 
 def message_of(api_version: str, kind: str) -> str:
-    """The message of a type; options and other meta types may come under any group's version."""
+    """The message of a type; options and other meta types may come under any group's version, and an old version that
+    has no message of its own is written as v1 is."""
     group, _, version = api_version.rpartition("/")
     if group == "apiextensions.k8s.io":
         name = f"k8s.io.apiextensions_apiserver.pkg.apis.apiextensions.{version}.{kind}"
     else:
         name = f"k8s.io.api.{group.split('.')[0] or 'core'}.{version}.{kind}"
-    return name if name in _lines() else _META + kind
+    stable = name.replace(f".{version}.", ".v1.")
+    return next((known for known in (name, stable) if known in _lines()), _META + kind)
 
 
 def _envelope(body: bytes, depth: int) -> Object:

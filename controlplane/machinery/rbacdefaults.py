@@ -39,6 +39,7 @@ _CLUSTER_BINDINGS: dict[str, tuple[str, ...]] = {
     "system:kube-dns": ("ServiceAccount kube-system/kube-dns",),
     "system:node": (),  # nodes are authorized by their pods, not by this
     CONTROLLERS: ("User system:kube-controller-manager",),
+    "pelamis:dns": ("User system:kube-proxy",),  # every node answers DNS beside its service proxy
 }
 # namespace/name of a RoleBinding: the Role and who holds it.
 _BINDINGS: dict[str, tuple[str, ...]] = {
@@ -57,6 +58,7 @@ _BINDINGS: dict[str, tuple[str, ...]] = {
         "system:controller:cloud-provider", "ServiceAccount kube-system/cloud-provider"),
     "kube-system/system:controller:token-cleaner": (
         "system:controller:token-cleaner", "ServiceAccount kube-system/token-cleaner"),
+    "kube-system/pelamis:dns": ("pelamis:dns", "User system:kube-proxy"),
     "kube-public/system:controller:bootstrap-signer": (
         "system:controller:bootstrap-signer", "ServiceAccount kube-system/bootstrap-signer"),
 }

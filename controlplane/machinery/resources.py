@@ -145,6 +145,7 @@ statefulsets StatefulSet sts NASs
 selfsubjectreviews SelfSubjectReview - C1
 tokenreviews TokenReview - C1
 """,
+    "authentication.k8s.io/v1beta1": "selfsubjectreviews SelfSubjectReview - C1",  # what kubectl 1.27 asks
     "authorization.k8s.io/v1": """
 localsubjectaccessreviews LocalSubjectAccessReview - 1
 selfsubjectaccessreviews SelfSubjectAccessReview - C1
@@ -213,7 +214,12 @@ _PACKAGE = {"apiregistration.k8s.io": "io.k8s.kube-aggregator.pkg.apis.apiregist
             "flowcontrol.apiserver.k8s.io": "io.k8s.api.flowcontrol.{v}.{k}"}
 
 
+# Versions that differ in nothing but their name share a schema.
+_SCHEMA_OF = {("authentication.k8s.io", "v1beta1"): "v1"}
+
+
 def _definition(group: str, version: str, kind: str) -> str:
+    version = _SCHEMA_OF.get((group, version), version)
     pattern = _PACKAGE.get(group, "io.k8s.api." + (group.split(".")[0] or "core") + ".{v}.{k}")
     return pattern.format(v=version, k=kind)
 

@@ -193,6 +193,8 @@ def test_access_reviews_agree_with_the_authorizer(context):
     assert {"verbs": ["create"], "apiGroups": ["authentication.k8s.io"],
             "resources": ["selfsubjectreviews"]} in listed["resourceRules"] and not listed["incomplete"]
     whoami = request(context, "/apis/authentication.k8s.io/v1/selfsubjectreviews", "POST", JANE)
+    old = request(context, "/apis/authentication.k8s.io/v1beta1/selfsubjectreviews", "POST", JANE)
+    assert reviews.handle(old, {})["apiVersion"] == "authentication.k8s.io/v1beta1"
     assert reviews.handle(whoami, {})["status"]["userInfo"] == {"username": "jane", "groups": ["system:authenticated"]}
 
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.machinery import protobuf
-from controlplane.machinery.data import extract_protobuf
 from controlplane.machinery.protobuf import Malformed, Unregistered, decode
 
 # kubectl create deployment web --image=nginx --replicas=0 --port=80
@@ -139,5 +138,5 @@ def test_the_tables_tell_which_zero_values_count(message, name, kept):
 def test_the_tables_know_every_served_kind():
     from controlplane.machinery.resources import BUILTIN
     missing = [entry.name for entry in BUILTIN if entry.group != "apiregistration.k8s.io"
-               and f"{extract_protobuf.package_of(entry.group, entry.version)}.{entry.kind}" not in protobuf._lines()]
+               and protobuf.message_of(entry.api_version, entry.kind) not in protobuf._lines()]
     assert missing == []
