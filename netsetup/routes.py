@@ -1,7 +1,8 @@
-"""Routes to the pods of other nodes, when all nodes share a network segment.
+"""Routes to the pods of other nodes: direct where nodes share a network segment, through the tunnel elsewhere.
 
 Owns the routes with our own protocol number (`PROTOCOL`), so that ours are told from an administrator's, can be
-reconciled after a restart and removed by one purge. `plan` is pure; `Routes.reconcile` makes the kernel agree.
+reconciled after a restart and removed by one purge. `plan` is pure; `Routes.reconcile` makes the kernel agree. Which
+way a node is reached is the kernel's to say, asked at each reconciliation, so that it follows the host's links.
 
 Called by the agent when nodes appear, change or go.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.machinery.errors import Finding
-from netsetup import rtnetlink
+from netsetup import rtnetlink, vxlan
 from netsetup.ledger import Ledger
 
 PROTOCOL = 77  # rtm_protocol of our routes: free in /etc/iproute2/rt_protos, so nobody else's routes match
@@ -61,26 +62,71 @@ def remove_all(netlink: rtnetlink.RtNetlink) -> None:
                   for r in present(netlink)], ignore=GONE)
 
 
+def own_end(nodes: Iterable[Mapping[str, Any]], own_name: str) -> Route | None:
+    """This node's own range and address, in the same form; None while it has none."""
+    return next(iter(plan((n for n in nodes if n["metadata"]["name"] == own_name), "")), None)
+
+
+def is_direct(netlink: rtnetlink.RtNetlink, address: str) -> bool:
+    """Whether packets to `address` leave without another router. False when there is no way at all."""
+    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
+    try:
+        answer = netlink.query(rtnetlink.RTM_GETROUTE, body + rtnetlink.attribute(rtnetlink.RTA_DST,
+                                                                                  socket.inet_aton(address)))[0]
+    except OSError as error:
+        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            raise
+        return False
+    return rtnetlink.RTA_GATEWAY not in rtnetlink.attributes(answer, 12)
+
+
 class Routes:
     """The runner: holds no state, the kernel does."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def reconcile(self, wanted: set[Route]) -> list[Finding]:
-        """Make our routes equal to `wanted`. A node that is not on this segment becomes a Finding, not a failure."""
-        problems = []
+    def reconcile(self, wanted: set[Route], own: Route | None = None) -> list[Finding]:
+        """Make our routes equal to `wanted`: direct to a node on a segment of ours, through the tunnel to any other.
+
+        `own` is this node's range and address: without it there is no tunnel. What cannot be reached becomes a
+        Finding, not a failure."""
+        problems: list[Finding] = []
         with rtnetlink.RtNetlink() as netlink:
             have = present(netlink)
-            if wanted - have:
+            direct = {r for r in wanted if is_direct(netlink, r.gateway)}
+            if wanted:
                 self._ledger.record("route", destination="*", protocol=PROTOCOL)
-            for route in sorted(wanted - have, key=lambda r: r.destination):
+            for route in sorted(direct - have, key=lambda r: r.destination):
                 try:
                     netlink.send([rtnetlink.set_route(route.destination, gateway=route.gateway, protocol=PROTOCOL)])
                 except OSError as error:
-                    problems.append(Finding(f"no route to the pods {route.destination} by way of {route.gateway}",
-                                            str(error), "put the nodes on one network segment"))
-            stale = [r for r in have - wanted if r.destination not in {w.destination for w in wanted}]
+                    problems.append(_unreachable(route, str(error)))
+            tunnelled = self._tunnel(netlink, wanted - direct, own, problems)
+            kept = {r.destination for r in direct} | tunnelled
+            stale = [r for r in have - direct if r.destination not in kept]
             netlink.send([rtnetlink.delete_route(r.destination, gateway=r.gateway, protocol=PROTOCOL) for r in stale],
                          ignore=GONE)
         return problems
+
+    def _tunnel(self, netlink: rtnetlink.RtNetlink, far: set[Route], own: Route | None,
+                problems: list[Finding]) -> set[str]:
+        """Routes through the tunnel; the destinations they serve."""
+        if not far or own is None:
+            vxlan.remove(netlink)
+            problems += [_unreachable(r, "this node has no pod range yet") for r in far]
+            return set()
+        ends = [vxlan.End(r.destination, r.gateway) for r in far]
+        try:
+            self._ledger.record("link", name=vxlan.NAME)
+            index = vxlan.reconcile(netlink, vxlan.End(own.destination, own.gateway), ends)
+            netlink.send([rtnetlink.set_route(e.pods, index, e.address, onlink=True, protocol=PROTOCOL) for e in ends])
+        except OSError as error:
+            problems += [_unreachable(r, f"the tunnel {vxlan.NAME} cannot be made: {error}") for r in far]
+            return set()
+        return {e.pods for e in ends}
+
+
+def _unreachable(route: Route, why: str) -> Finding:
+    return Finding(f"no route to the pods {route.destination} by way of {route.gateway}", why,
+                   "put the nodes on one network segment, or load the kernel module vxlan")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
-RTM_NEWNEIGH = 28
+RTM_NEWNEIGH, RTM_DELNEIGH = 28, 29
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -81,6 +81,13 @@ def new_veth(host: str, host_mac: bytes, peer: str, peer_mac: bytes, peer_netns:
     return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL,
                    _link(up=True, attributes=attribute(IFLA_IFNAME, host) + attribute(IFLA_ADDRESS, host_mac)
                          + attribute(IFLA_MTU, mtu) + info))
+
+
+def new_link(name: str, kind: str, mac: bytes, mtu: int, data: bytes) -> Message:
+    """A link of `kind`, up; `data` is its IFLA_INFO_DATA."""
+    return Message(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, _link(up=True, attributes=(
+        attribute(IFLA_IFNAME, name) + attribute(IFLA_ADDRESS, mac) + attribute(IFLA_MTU, mtu)
+        + nested(IFLA_LINKINFO, attribute(IFLA_INFO_KIND, kind), data))))
 
 
 def set_up(index: int) -> Message:

@@ -1,8 +1,9 @@
 """Routes to the pods of the other nodes.
 
 Owns the loop from Node objects to this node's routing table: when nodes come, go or change address or range, the routes
-of ours are made to agree, all at once. A node that cannot be routed to is told once, not at every change. Works while
-nodes share a network segment.
+of ours are made to agree, all at once. The same happens when this host's own addresses or routes change, for they
+decide whether a node is reached directly or through the tunnel. A node that cannot be routed to is told once, not at
+every change.
 
 Run by `proxy`, whose identity may read nodes. The routes themselves are `netsetup.routes`.
 """
@@ -17,7 +18,7 @@ from typing import Any
 from controlplane.client.informer import Informer
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.resources import named
-from netsetup import routes
+from netsetup import hostwatch, routes
 from netsetup.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ class Peers:
         self._node, self._clock, self._routes = node_name, clock, routes.Routes(ledger)
         self._nodes = Informer(client, named("nodes"), keep=_trim, clock=clock)
         self._wake = asyncio.Event()
+        self._moved = False
         self._told: set[str] = set()
 
     async def run(self, do: Callable[[Callable[[], Any]], Any]) -> None:
@@ -41,15 +43,18 @@ class Peers:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._nodes.run())
             group.create_task(self._follow(do))
+            group.create_task(self._watch_host())
 
     async def _follow(self, do: Callable[[Callable[[], Any]], Any]) -> None:
         await self._nodes.synced()
-        have: set[routes.Route] | None = None
+        have: tuple[set[routes.Route], routes.Route | None] | None = None
         while True:
             self._wake.clear()
-            wanted = routes.plan(self._nodes.items(), self._node)
-            if wanted != have:
-                have = wanted if await self._reconcile(do, wanted) else None
+            nodes = self._nodes.items()
+            wanted = routes.plan(nodes, self._node), routes.own_end(nodes, self._node)
+            if wanted != have or self._moved:
+                self._moved = False
+                have = wanted if await self._reconcile(do, *wanted) else None
             try:
                 async with asyncio.timeout(RETRY if have is None else None):
                     await self._wake.wait()
@@ -57,9 +62,19 @@ class Peers:
             except TimeoutError:
                 pass
 
-    async def _reconcile(self, do: Callable[[Callable[[], Any]], Any], wanted: set[routes.Route]) -> bool:
+    async def _watch_host(self) -> None:
+        """Wake when this host's own addresses or networks change; pods coming and going are none of it."""
+        with hostwatch.HostWatch(self._host_moved):
+            await asyncio.Event().wait()
+
+    def _host_moved(self) -> None:
+        self._moved = True
+        self._wake.set()
+
+    async def _reconcile(self, do: Callable[[Callable[[], Any]], Any], wanted: set[routes.Route],
+                         own: routes.Route | None) -> bool:
         try:
-            problems = [str(p) for p in await do(lambda: self._routes.reconcile(wanted))]
+            problems = [str(p) for p in await do(lambda: self._routes.reconcile(wanted, own))]
         except OSError as error:
             problems = [f"routes to other nodes: {error}"]
         for problem in problems:
