@@ -41,6 +41,8 @@ def test_who_covers_a_rule_may_do_all_it_allows(own, wanted, verb, group, subres
 
 
 def test_the_defaults_heal_and_take_nothing_away():
+    assert all(part for o in rbacdefaults.objects() for rule in rbac.of_role(o)
+               for part in (*rule.verbs, *rule.resources, *rule.names, *rule.urls))
     right = {(o["kind"], o["metadata"]["name"]): o for o in rbacdefaults.objects()}
     role, binding = right["ClusterRole", "system:basic-user"], right["ClusterRoleBinding", "system:discovery"]
     own = {"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}
