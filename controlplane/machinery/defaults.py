@@ -2,7 +2,8 @@
 
 Pure and idempotent: defaulting a defaulted object changes nothing. It runs on every write before validation. Nothing
 here looks at another object, the clock or an allocator (addresses of Services are the apiserver's). Pods and their
-templates are in `poddefaults`; a kind that embeds a pod template calls `poddefaults.template` for it.
+templates are in `poddefaults`, other workloads in `workloaddefaults`, what a cluster offers them in
+`clusterdefaults`; a kind that embeds a pod template calls `poddefaults.template` for it.
 
 `of(group, kind)` gives the function; a kind without defaults gets one that does nothing.
 
@@ -15,7 +16,7 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.machinery import customdefinitions, poddefaults
+from controlplane.machinery import clusterdefaults, customdefinitions, poddefaults, workloaddefaults
 from controlplane.machinery.poddefaults import unset
 
 Object = dict[str, Any]
@@ -169,8 +170,9 @@ _BY_KIND: dict[tuple[str, str], Default] = {
     ("", "Endpoints"): endpoints, ("discovery.k8s.io", "EndpointSlice"): endpoint_slice, ("", "Secret"): secret,
     ("", "Event"): event, ("apps", "Deployment"): deployment, ("apps", "ReplicaSet"): replica_set,
     (RBAC, "RoleBinding"): role_binding, (RBAC, "ClusterRoleBinding"): role_binding,
-    ("apiextensions.k8s.io", "CustomResourceDefinition"): customdefinitions.default,
     ("", "ReplicationController"): replication_controller, ("coordination.k8s.io", "Lease"): _spec_only,
+    ("apiextensions.k8s.io", "CustomResourceDefinition"): customdefinitions.default,
+    **workloaddefaults.BY_KIND, **clusterdefaults.BY_KIND,
 }
 
 

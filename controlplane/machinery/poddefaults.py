@@ -182,6 +182,15 @@ def volume(obj: Object) -> None:
             absent(claim, "volumeMode", "Filesystem")
 
 
+def persistent_source(spec: Object) -> None:
+    """The source in a PersistentVolume's spec: as a pod's, but none is made up."""
+    for kind, fields in (("hostPath", {"type": ""}), ("iscsi", {"iscsiInterface": "default"}),
+                         ("rbd", {"pool": "rbd", "user": "admin", "keyring": "/etc/ceph/keyring"})):
+        source: Object | None = spec.get(kind)
+        if source is not None:
+            source.update({field: value for field, value in fields.items() if source.get(field) is None})
+
+
 def qos_class(spec: Object) -> str:
     """Guaranteed when every container's cpu and memory requests equal its limits, BestEffort when none asks."""
     guaranteed, asked = True, False

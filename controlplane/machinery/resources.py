@@ -122,10 +122,10 @@ events Event ev
 limitranges LimitRange limits
 namespaces Namespace ns CSd finalize:u
 nodes Node no CS proxy:cdgpu:v1/NodeProxyOptions
-persistentvolumeclaims PersistentVolumeClaim pvc NS
-persistentvolumes PersistentVolume pv NCS
+persistentvolumeclaims PersistentVolumeClaim pvc S
+persistentvolumes PersistentVolume pv CS
 pods Pod po AS attach:cg:v1/PodAttachOptions binding:c:v1/Binding ephemeralcontainers:gpu eviction:c:policy/v1/Eviction exec:cg:v1/PodExecOptions log:g portforward:cg:v1/PodPortForwardOptions proxy:cdgpu:v1/PodProxyOptions resize:gpu
-podtemplates PodTemplate - N
+podtemplates PodTemplate - -
 replicationcontrollers ReplicationController rc ASs
 resourcequotas ResourceQuota quota S
 secrets Secret -
@@ -134,11 +134,11 @@ services Service svc AS proxy:cdgpu:v1/ServiceProxyOptions
 """,  # noqa: E501
     "apiregistration.k8s.io/v1": "apiservices APIService - NCXS",
     "apps/v1": """
-controllerrevisions ControllerRevision - N
-daemonsets DaemonSet ds NAS
+controllerrevisions ControllerRevision - -
+daemonsets DaemonSet ds AS
 deployments Deployment deploy ASs
 replicasets ReplicaSet rs ASs
-statefulsets StatefulSet sts NASs
+statefulsets StatefulSet sts ASs
 """,
     "events.k8s.io/v1": "events Event ev N",
     "authentication.k8s.io/v1": """
@@ -152,21 +152,21 @@ selfsubjectaccessreviews SelfSubjectAccessReview - C1
 selfsubjectrulesreviews SelfSubjectRulesReview - C1
 subjectaccessreviews SubjectAccessReview - C1
 """,
-    "autoscaling/v2": "horizontalpodautoscalers HorizontalPodAutoscaler hpa NAS",
+    "autoscaling/v2": "horizontalpodautoscalers HorizontalPodAutoscaler hpa AS",
     "autoscaling/v1": "horizontalpodautoscalers HorizontalPodAutoscaler hpa NAS",
     "batch/v1": """
-cronjobs CronJob cj NAS
-jobs Job - NAS
+cronjobs CronJob cj AS
+jobs Job - AS
 """,
     "certificates.k8s.io/v1": "certificatesigningrequests CertificateSigningRequest csr CS approval:gpu",
     "networking.k8s.io/v1": """
-ingressclasses IngressClass - NC
-ingresses Ingress ing NS
-ipaddresses IPAddress ip NC
-networkpolicies NetworkPolicy netpol N
-servicecidrs ServiceCIDR - NCS
+ingressclasses IngressClass - C
+ingresses Ingress ing S
+ipaddresses IPAddress ip C
+networkpolicies NetworkPolicy netpol -
+servicecidrs ServiceCIDR - CS
 """,
-    "policy/v1": "poddisruptionbudgets PodDisruptionBudget pdb NS",
+    "policy/v1": "poddisruptionbudgets PodDisruptionBudget pdb S",
     "rbac.authorization.k8s.io/v1": """
 clusterrolebindings ClusterRoleBinding - C
 clusterroles ClusterRole - C
@@ -174,35 +174,35 @@ rolebindings RoleBinding -
 roles Role -
 """,
     "storage.k8s.io/v1": """
-csidrivers CSIDriver - NC
-csinodes CSINode - NC
-csistoragecapacities CSIStorageCapacity - N
-storageclasses StorageClass sc NC
-volumeattachments VolumeAttachment - NCS
-volumeattributesclasses VolumeAttributesClass vac NC
+csidrivers CSIDriver - C
+csinodes CSINode - C
+csistoragecapacities CSIStorageCapacity - -
+storageclasses StorageClass sc C
+volumeattachments VolumeAttachment - CS
+volumeattributesclasses VolumeAttributesClass vac C
 """,
     "admissionregistration.k8s.io/v1": """
-mutatingadmissionpolicies MutatingAdmissionPolicy - NCX
-mutatingadmissionpolicybindings MutatingAdmissionPolicyBinding - NCX
+mutatingadmissionpolicies MutatingAdmissionPolicy - CX
+mutatingadmissionpolicybindings MutatingAdmissionPolicyBinding - CX
 mutatingwebhookconfigurations MutatingWebhookConfiguration - CX
-validatingadmissionpolicies ValidatingAdmissionPolicy - NCXS
-validatingadmissionpolicybindings ValidatingAdmissionPolicyBinding - NCX
+validatingadmissionpolicies ValidatingAdmissionPolicy - CXS
+validatingadmissionpolicybindings ValidatingAdmissionPolicyBinding - CX
 validatingwebhookconfigurations ValidatingWebhookConfiguration - CX
 """,
     "apiextensions.k8s.io/v1": "customresourcedefinitions CustomResourceDefinition crd,crds CXS",
-    "scheduling.k8s.io/v1": "priorityclasses PriorityClass pc NC",
+    "scheduling.k8s.io/v1": "priorityclasses PriorityClass pc C",
     "coordination.k8s.io/v1": "leases Lease -",
-    "node.k8s.io/v1": "runtimeclasses RuntimeClass - NC",
+    "node.k8s.io/v1": "runtimeclasses RuntimeClass - C",
     "discovery.k8s.io/v1": "endpointslices EndpointSlice -",
     "resource.k8s.io/v1": """
-deviceclasses DeviceClass - NC
-resourceclaims ResourceClaim - NS
-resourceclaimtemplates ResourceClaimTemplate - N
-resourceslices ResourceSlice - NC
+deviceclasses DeviceClass - C
+resourceclaims ResourceClaim - S
+resourceclaimtemplates ResourceClaimTemplate - -
+resourceslices ResourceSlice - C
 """,
     "flowcontrol.apiserver.k8s.io/v1": """
-flowschemas FlowSchema - NCS
-prioritylevelconfigurations PriorityLevelConfiguration - NCS
+flowschemas FlowSchema - CS
+prioritylevelconfigurations PriorityLevelConfiguration - CS
 """,
 }
 

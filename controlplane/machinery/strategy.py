@@ -20,6 +20,7 @@ from controlplane.machinery.resources import Resource
 from controlplane.machinery.serviceupdate import prepare_service
 from controlplane.machinery.tidy import tidy
 from controlplane.machinery.warnings import deprecation, warnings_of
+from controlplane.machinery.workloadupdate import prepare_daemon_set, prepare_job
 
 Object = dict[str, Any]
 Prepare = Callable[[Object, Object | None], None]
@@ -63,7 +64,8 @@ def _pod(new: Object, old: Object | None) -> None:
         new["spec"]["terminationGracePeriodSeconds"] = 1
 
 
-_PREPARE: dict[tuple[str, str], Prepare] = {("", "Namespace"): _namespace, ("", "Pod"): _pod,
+_PREPARE: dict[tuple[str, str], Prepare] = {("batch", "Job"): prepare_job, ("apps", "DaemonSet"): prepare_daemon_set,
+                                            ("", "Namespace"): _namespace, ("", "Pod"): _pod,
                                             ("", "Service"): prepare_service,
                                             ("apiextensions.k8s.io", "CustomResourceDefinition"):
                                                 customdefinitions.prepare}

@@ -17,6 +17,7 @@ from controlplane.machinery import names
 from controlplane.machinery.errors import Cause
 from controlplane.machinery.resources import Resource
 from controlplane.machinery.validate import (
+    catalog,
     certificates,
     config,
     customdefinitions,
@@ -83,6 +84,7 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
         roles.binding("Role", "ClusterRole"), roles.binding_changes, names.path_segment),
     ("rbac.authorization.k8s.io", "ClusterRoleBinding"): Validators(
         roles.binding("ClusterRole"), roles.binding_changes, names.path_segment),
+    **{kind: Validators(*row) for kind, row in catalog.ROWS.items()},
 }
 
 

@@ -1,4 +1,4 @@
-"""Validation of what every object has: names, labels, annotations, finalizers, owner references.
+"""Validation of what every object has: names, labels, annotations, finalizers, owner references; and of selectors.
 
 Upstream: k8s.io/apimachinery/pkg/api/validation/objectmeta.go.
 """
@@ -9,6 +9,7 @@ from controlplane.machinery import names
 from controlplane.machinery.errors import IMMUTABLE, Cause, forbidden, invalid, required, too_long
 
 Object = dict[str, Any]
+_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
 _OWN_FINALIZERS = frozenset(("kubernetes", "orphan", "foregroundDeletion"))
 _BANNED_OWNERS = frozenset((("v1", "Event"),))
 
@@ -61,6 +62,26 @@ def annotations(found: dict[str, str], path: str) -> list[Cause]:
     if total > names.ANNOTATIONS_MAX:
         causes.append(too_long(path, names.ANNOTATIONS_MAX))
     return causes
+
+
+def label_selector(selector: Object, path: str) -> list[Cause]:
+    """A metav1.LabelSelector."""
+    found = labels(selector.get("matchLabels") or {}, f"{path}.matchLabels")
+    for index, expression in enumerate(selector.get("matchExpressions") or ()):
+        at = f"{path}.matchExpressions[{index}]"
+        operator, values = expression.get("operator", ""), expression.get("values") or []
+        if operator in ("In", "NotIn") and not values:
+            found.append(required(f"{at}.values", "must be specified when `operator` is 'In' or 'NotIn'"))
+        elif operator in ("Exists", "DoesNotExist") and values:
+            found.append(forbidden(f"{at}.values", "may not be specified when `operator` is 'Exists' or "
+                                   "'DoesNotExist'"))
+        elif operator not in _OPERATORS:
+            found.append(invalid(f"{at}.operator", operator, "not a valid selector operator"))
+        key = expression.get("key", "")
+        found += [invalid(f"{at}.key", key, m) for m in names.label_key(key)]
+        for position, value in enumerate(values):
+            found += [invalid(f"{at}.values[{position}]", value, m) for m in names.label_value(value)]
+    return found
 
 
 def owners(found: list[Object], path: str) -> list[Cause]:

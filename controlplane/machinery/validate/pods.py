@@ -9,14 +9,14 @@ from typing import Any
 
 from controlplane.machinery import names
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
-from controlplane.machinery.validate import containers, metadata
+from controlplane.machinery.validate import affinity, containers, metadata
+from controlplane.machinery.validate.claims import claim_spec
 from controlplane.machinery.validate.volumes import volumes
 
 Object = dict[str, Any]
 _RESTART = ("Always", "Never", "OnFailure")
 _DNS = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
-_NODE_OPERATORS = ("DoesNotExist", "Exists", "Gt", "In", "Lt", "NotIn")
 MAX_NAMESERVERS = 3
 MAX_SECONDS = 2**31 - 1
 
@@ -37,8 +37,23 @@ def template(obj: Object, path: str) -> list[Cause]:
     return found
 
 
+def unscheduled(template: Object) -> Object:
+    """A template without what decides where its pods go: that may change while a job has not started."""
+    spec = dict(template.get("spec") or {})
+    for field in ("nodeSelector", "tolerations", "schedulingGates"):
+        spec.pop(field, None)
+    affinity = {k: v for k, v in (spec.pop("affinity", None) or {}).items() if k != "nodeAffinity"}
+    meta = {k: v for k, v in (template.get("metadata") or {}).items() if k not in ("labels", "annotations")}
+    return {**template, "metadata": meta, "spec": {**spec, "affinity": affinity}}
+
+
 def pod_spec(spec: Object, path: str) -> list[Cause]:
     found, mountable = volumes(spec.get("volumes") or [], f"{path}.volumes")
+    for index, volume in enumerate(spec.get("volumes") or ()):
+        claimed = (volume.get("ephemeral") or {}).get("volumeClaimTemplate")
+        if claimed is not None:
+            found += claim_spec(claimed.get("spec") or {},
+                                f"{path}.volumes[{index}].ephemeral.volumeClaimTemplate.spec")
     found += _containers(spec, path, mountable)
     found += _scheduling(spec, path)
     for field, supported in (("restartPolicy", _RESTART), ("dnsPolicy", _DNS)):
@@ -142,49 +157,8 @@ def _scheduling(spec: Object, path: str) -> list[Cause]:
         seen.add(name)
     if seen and spec.get("nodeName"):
         found.append(forbidden(f"{path}.nodeName", "cannot be set until all schedulingGates have been cleared"))
-    for index, spread in enumerate(spec.get("topologySpreadConstraints") or ()):
-        found += _spread(spread, f"{path}.topologySpreadConstraints[{index}]")
-    wanted = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
-        "requiredDuringSchedulingIgnoredDuringExecution")
-    if wanted is not None:
-        found += _node_selector(wanted, f"{path}.affinity.nodeAffinity."
-                                "requiredDuringSchedulingIgnoredDuringExecution")
-    return found
-
-
-def _node_selector(selector: Object, path: str) -> list[Cause]:
-    terms = selector.get("nodeSelectorTerms") or []
-    if not terms:
-        return [required(f"{path}.nodeSelectorTerms", "must have at least one node selector term")]
-    found: list[Cause] = []
-    for index, term in enumerate(terms):
-        for position, expression in enumerate(term.get("matchExpressions") or ()):
-            at = f"{path}.nodeSelectorTerms[{index}].matchExpressions[{position}]"
-            operator, values = expression.get("operator") or "", expression.get("values") or []
-            found += [invalid(f"{at}.key", expression.get("key") or "", m)
-                      for m in names.label_key(expression.get("key") or "")]
-            if operator not in _NODE_OPERATORS:
-                found.append(invalid(f"{at}.operator", operator, "not a valid selector operator"))
-            elif operator in ("In", "NotIn") and not values:
-                found.append(required(f"{at}.values", "must be specified when `operator` is 'In' or 'NotIn'"))
-            elif operator in ("Exists", "DoesNotExist") and values:
-                found.append(forbidden(f"{at}.values", "may not be specified when `operator` is 'Exists' or "
-                                       "'DoesNotExist'"))
-            elif operator in ("Gt", "Lt") and len(values) != 1:
-                found.append(required(f"{at}.values", "must be specified single value when `operator` is 'Lt' or 'Gt'"))
-    return found
-
-
-def _spread(spread: Object, path: str) -> list[Cause]:
-    found: list[Cause] = []
-    if (spread.get("maxSkew") or 0) <= 0:
-        found.append(invalid(f"{path}.maxSkew", spread.get("maxSkew") or 0, "must be greater than zero"))
-    if not spread.get("topologyKey"):
-        found.append(required(f"{path}.topologyKey", "can not be empty"))
-    if spread.get("whenUnsatisfiable") not in ("DoNotSchedule", "ScheduleAnyway"):
-        found.append(not_supported(f"{path}.whenUnsatisfiable", spread.get("whenUnsatisfiable") or "",
-                                   ("DoNotSchedule", "ScheduleAnyway")))
-    return found
+    found += affinity.spreads(spec.get("topologySpreadConstraints") or [], f"{path}.topologySpreadConstraints")
+    return found + affinity.affinity(spec.get("affinity") or {}, f"{path}.affinity")
 
 
 def tolerations(listed: list[Object], path: str) -> list[Cause]:

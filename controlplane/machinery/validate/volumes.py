@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery import names
+from controlplane.machinery import names, quantity
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
 from controlplane.machinery.validate.containers import field_reference, relative_path, resource_reference
 
@@ -19,7 +19,14 @@ _DOWNWARD = frozenset(("metadata.name", "metadata.namespace", "metadata.uid", "m
                        "metadata.annotations"))
 # What a source cannot do without.
 _NEEDED = {"nfs": ("server", "path"), "persistentVolumeClaim": ("claimName",), "secret": ("secretName",),
-           "configMap": ("name",), "hostPath": ("path",), "csi": ("driver",)}
+           "configMap": ("name",), "hostPath": ("path",), "csi": ("driver",), "ephemeral": ("volumeClaimTemplate",),
+           "gitRepo": ("repository",), "iscsi": ("targetPortal", "iqn"), "glusterfs": ("endpoints", "path"),
+           "rbd": ("monitors", "image"), "cephfs": ("monitors",), "flexVolume": ("driver",), "cinder": ("volumeID",),
+           "awsElasticBlockStore": ("volumeID",), "gcePersistentDisk": ("pdName",), "portworxVolume": ("volumeID",),
+           "azureFile": ("secretName", "shareName"), "azureDisk": ("diskName", "diskURI"), "photonPersistentDisk": (
+               "pdID",), "vsphereVolume": ("volumePath",), "quobyte": ("registry", "volume"), "scaleIO": (
+               "gateway", "system", "volumeName")}
+MAX_LUN = 255
 
 
 def volumes(listed: list[Object], path: str) -> tuple[list[Cause], set[str]]:
@@ -48,7 +55,7 @@ def _source(volume: Object, path: str) -> list[Cause]:
     found = [forbidden(f"{path}.{k}", "may not specify more than 1 volume type") for k in kinds[1:]]
     kind, source = kinds[0], volume[kinds[0]]
     at = f"{path}.{kind}"
-    found += [required(f"{at}.{field}") for field in _NEEDED.get(kind, ()) if not source.get(field)]
+    found += source_faults(kind, source, at)
     if kind in ("secret", "configMap", "downwardAPI", "projected"):
         found += _mode(source, "defaultMode", at)
     if kind in ("secret", "configMap"):
@@ -57,11 +64,38 @@ def _source(volume: Object, path: str) -> list[Cause]:
         found += _downward(source.get("items") or (), f"{at}.items")
     elif kind == "projected":
         found += _projected(source, at)
-    elif kind == "hostPath":
-        if ".." in (source.get("path") or "").split("/"):
-            found.append(invalid(f"{at}.path", source["path"], "must not contain '..'"))
+    return found
+
+
+def source_faults(kind: str, source: Object, path: str) -> list[Cause]:
+    """What a source of a pod's or a persistent volume lacks or says wrong."""
+    found = [required(f"{path}.{field}") for field in _NEEDED.get(kind, ()) if not source.get(field)]
+    where = source.get("path") or ""
+    if kind == "hostPath":
+        if ".." in where.split("/"):
+            found.append(invalid(f"{path}.path", where, "must not contain '..'"))
         if (source.get("type") or "") not in _HOST_TYPES:
-            found.append(not_supported(f"{at}.type", source["type"], _HOST_TYPES))
+            found.append(not_supported(f"{path}.type", source["type"], _HOST_TYPES))
+    elif kind == "nfs" and where and not where.startswith("/"):
+        found.append(invalid(f"{path}.path", where, "must be an absolute path"))
+    elif kind == "emptyDir" and source.get("sizeLimit") is not None and quantity.parse(source["sizeLimit"]).nano < 0:
+        found.append(forbidden(f"{path}.sizeLimit", "SizeLimit field must be a valid resource quantity"))
+    elif kind == "iscsi":
+        lun, iqn = source.get("lun") or 0, source.get("iqn") or ""
+        if not 0 <= lun <= MAX_LUN:
+            found.append(invalid(f"{path}.lun", lun, names.in_range(0, MAX_LUN)))
+        if iqn and not iqn.startswith(("iqn.", "eui.", "naa.")):
+            found.append(invalid(f"{path}.iqn", iqn, "must be valid format"))
+    elif kind == "fc":
+        wide, names_of = source.get("targetWWNs") or [], source.get("wwids") or []
+        if bool(wide) == bool(names_of):
+            found.append(required(f"{path}.targetWWNs", "must specify either targetWWNs or wwids, but not both")
+                         if not wide else invalid(f"{path}.targetWWNs", wide, "targetWWNs and wwids can not be "
+                                                  "specified simultaneously"))
+    elif kind == "image" and source.get("pullPolicy") not in (None, "", "Always", "IfNotPresent", "Never"):
+        found.append(not_supported(f"{path}.pullPolicy", source["pullPolicy"], ("Always", "IfNotPresent", "Never")))
+    elif kind == "csi" and (driver := source.get("driver")):
+        found += [invalid(f"{path}.driver", driver, m) for m in names.dns_subdomain(driver.lower())]
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from controlplane.machinery import names, selectors
+from controlplane.machinery import selectors
 from controlplane.machinery.errors import (
     IMMUTABLE,
     ApiError,
@@ -19,11 +19,12 @@ from controlplane.machinery.errors import (
     required,
 )
 from controlplane.machinery.objects import int_or_percent
-from controlplane.machinery.validate import metadata, pods
+from controlplane.machinery.validate import pods
+from controlplane.machinery.validate.metadata import label_selector
 
 Object = dict[str, Any]
 NEGATIVE = "must be greater than or equal to 0"
-_OPERATORS = ("In", "NotIn", "Exists", "DoesNotExist")
+_CALLED = {"daemonset": "DaemonSet", "statefulset": "StatefulSet"}
 
 
 def non_negative(obj: Object, field: str, path: str) -> list[Cause]:
@@ -31,28 +32,14 @@ def non_negative(obj: Object, field: str, path: str) -> list[Cause]:
     return [invalid(f"{path}.{field}", value, NEGATIVE)] if isinstance(value, int) and value < 0 else []
 
 
-def label_selector(selector: Object, path: str) -> list[Cause]:
-    """A metav1.LabelSelector."""
-    found = metadata.labels(selector.get("matchLabels") or {}, f"{path}.matchLabels")
-    for index, expression in enumerate(selector.get("matchExpressions") or ()):
-        at = f"{path}.matchExpressions[{index}]"
-        operator, values = expression.get("operator", ""), expression.get("values") or []
-        if operator in ("In", "NotIn") and not values:
-            found.append(required(f"{at}.values", "must be specified when `operator` is 'In' or 'NotIn'"))
-        elif operator in ("Exists", "DoesNotExist") and values:
-            found.append(forbidden(f"{at}.values", "may not be specified when `operator` is 'Exists' or "
-                                   "'DoesNotExist'"))
-        elif operator not in _OPERATORS:
-            found.append(invalid(f"{at}.operator", operator, "not a valid selector operator"))
-        key = expression.get("key", "")
-        found += [invalid(f"{at}.key", key, m) for m in names.label_key(key)]
-        for position, value in enumerate(values):
-            found += [invalid(f"{at}.values[{position}]", value, m) for m in names.label_value(value)]
-    return found
+def selected_template(spec: Object, path: str, kind: str = "deployment") -> list[Cause]:
+    """A selector and the template whose labels it must match; `kind` is what its message calls the owner."""
+    found, carried = selected_labels(spec, path, kind), spec.get("template") or {}
+    return found + always_restarted(carried, f"{path}.template", _CALLED.get(kind, "ReplicaSet"))
 
 
-def selected_template(spec: Object, path: str) -> list[Cause]:
-    """A selector and the template whose labels it must match."""
+def selected_labels(spec: Object, path: str, kind: str) -> list[Cause]:
+    """A selector, and that the template's labels match it."""
     found: list[Cause] = []
     selector = spec.get("selector")
     parsed = None
@@ -61,7 +48,7 @@ def selected_template(spec: Object, path: str) -> list[Cause]:
     else:
         found += label_selector(selector, f"{path}.selector")
         if not selector.get("matchLabels") and not selector.get("matchExpressions"):
-            found.append(invalid(f"{path}.selector", selector, "empty selector is invalid for deployment"))
+            found.append(invalid(f"{path}.selector", selector, f"empty selector is invalid for {kind}"))
         elif not found:
             try:
                 parsed = selectors.from_label_selector(selector)
@@ -72,17 +59,22 @@ def selected_template(spec: Object, path: str) -> list[Cause]:
     if parsed is not None and not parsed.matches(carried):
         found.append(invalid(f"{path}.template.metadata.labels", carried,
                              "`selector` does not match template `labels`"))
-    return found + always_restarted(template, f"{path}.template")
+    return found
 
 
-def always_restarted(template: Object, path: str) -> list[Cause]:
+def always_restarted(template: Object, path: str, kind: str = "ReplicaSet") -> list[Cause]:
     """A pod template of something that keeps its pods running."""
-    found = pods.template(template, path)
+    return pods.template(template, path) + kept_running(template, path, kind)
+
+
+def kept_running(template: Object, path: str, kind: str) -> list[Cause]:
+    """No template of `kind` may let its pods end."""
+    found: list[Cause] = []
     policy = (template.get("spec") or {}).get("restartPolicy")
     if policy != "Always":
         found.append(not_supported(f"{path}.spec.restartPolicy", policy or "", ["Always"]))
     if (template.get("spec") or {}).get("activeDeadlineSeconds") is not None:
-        found.append(forbidden(f"{path}.spec.activeDeadlineSeconds", "activeDeadlineSeconds in ReplicaSet is not "
+        found.append(forbidden(f"{path}.spec.activeDeadlineSeconds", f"activeDeadlineSeconds in {kind} is not "
                                "Supported"))
     return found
 
