@@ -148,9 +148,13 @@ def standard(context: Context) -> Chain:
     from controlplane.apiserver.plugins.podsecurity import PodSecurity
     from controlplane.apiserver.plugins.quota import ResourceQuotas
     from controlplane.apiserver.plugins.roles import RoleEscalation
+    from controlplane.apiserver.policies.compilation import Expressions
+    from controlplane.apiserver.policies.mutating import MutatingPolicies
+    from controlplane.apiserver.policies.validating import ValidatingPolicies
     from controlplane.apiserver.signing import CertificateRequests
     from controlplane.apiserver.webhooks.dispatch import Webhooks
     return Chain([NamespaceLifecycle(context), LimitRanger(context), ServiceAccounts(context),
                   NodeRestriction(context), TaintNewNodes(context), Priority(context), DefaultTolerations(context),
                   PodSecurity(context), RoleEscalation(context), CertificateRequests(context),
+                  Expressions(context), MutatingPolicies(context), ValidatingPolicies(context),
                   Webhooks(context), ResourceQuotas(context)])

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from controlplane.machinery import quantity
+from controlplane.machinery import celauthorizer, celobjects, quantity
 
 Tagged = dict[str, Any]
 _SEMVER = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-([0-9A-Za-z.-]+))?(?:\+[0-9A-Za-z.-]+)?")
@@ -218,6 +218,7 @@ def declarations(cel: Any) -> list[Any]:
         ("containsCIDR", flag, [dyn, dyn], True, contains_cidr),
         ("masked", dyn, [dyn], True, lambda c: {"cidr": str(network(c))}),
         ("prefixLength", number, [dyn], True, lambda c: network(c).prefixlen),
+        *celauthorizer.rows(t), *celobjects.rows(t),
     ]
     grouped: dict[str, list[Any]] = {}
     for index, (name, result, arguments, member, work) in enumerate(rows):

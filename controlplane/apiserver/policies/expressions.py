@@ -23,6 +23,8 @@ Object = dict[str, Any]
 NAMES = ("authorizer", "namespaceObject", "object", "oldObject", "params", "request", "variables")
 _TYPES = tuple((name, "DYN") for name in NAMES)
 CONDITION_NAMES = ("authorizer", "object", "oldObject", "request")
+# What a request may lack, and an expression may ask for nonetheless.
+_UNSET = {"name": "", "namespace": "", "subResource": "", "requestSubResource": ""}
 _USES = re.compile(r"\bvariables\s*\.\s*([A-Za-z_]\w*)")
 _MISSING = re.compile(r'no such key: "?(\w+)"?')
 
@@ -92,5 +94,5 @@ def holds(conditions: Sequence[Object], scope: Scope, names: Sequence[str] = NAM
 def scope_of(request: Object, obj: Object | None, old: Object | None, authorizer: Any = None,
              namespace: Callable[[], Any] | None = None) -> dict[str, Any]:
     """The values of a request that do not depend on a policy. `request` is an AdmissionRequest."""
-    told = {key: value for key, value in request.items() if key not in ("object", "oldObject")}
+    told = {**_UNSET, **{key: value for key, value in request.items() if key not in ("object", "oldObject", "uid")}}
     return {"object": obj, "oldObject": old, "request": told, "authorizer": authorizer, "namespaceObject": namespace}

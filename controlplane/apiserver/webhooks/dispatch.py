@@ -15,13 +15,15 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.apiserver.admission import Attributes, Plugin
+from controlplane.apiserver.admission import CONNECT, Attributes, Plugin
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.index import Index
 from controlplane.apiserver.lists import object_key
+from controlplane.apiserver.policies import authorizer, expressions
 from controlplane.apiserver.webhooks import reviews
 from controlplane.apiserver.webhooks.caller import Caller, CallFailed
 from controlplane.apiserver.webhooks.matching import Matcher, exempt
+from controlplane.machinery.cel import EvaluationError
 from controlplane.machinery.errors import ApiError, BadRequest, InternalError
 from controlplane.machinery.resources import Resource, named
 from controlplane.store.item import Item
@@ -96,8 +98,6 @@ class Webhooks(Plugin):
         """Whether the hook's conditions hold. Raises Forbidden when that cannot be told and the hook fails closed."""
         if not hook.conditions:
             return True
-        from controlplane.apiserver.policies import authorizer, expressions
-        from controlplane.machinery.cel import EvaluationError
         request = reviews.request_of(attributes, resource, "")
         scope = expressions.Scope(expressions.scope_of(request, request["object"], request["oldObject"],
                                                        authorizer.of(self.context, attributes)))
@@ -151,7 +151,7 @@ class Webhooks(Plugin):
             if not self._wanted(attributes, hook, resource):
                 continue
             said = await self._ask(attributes, hook, resource, mutating=True)
-            if said is not None and said.patch and attributes.obj is not None:
+            if said is not None and said.patch and attributes.operation != CONNECT:
                 self._change(attributes, hook, resource, said.patch)
             if hook.again:
                 attributes.remember(hook.key)

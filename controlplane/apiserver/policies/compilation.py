@@ -1,0 +1,88 @@
+"""Expressions in the configuration of admission, compiled when it is written: a mistake is told to who made it.
+
+Owns where expressions stand in webhook configurations and policies, and which names and type each may have. What an
+update leaves as it is, is not judged again. Called by the admission chain, in its validating pass.
+
+Upstream: k8s.io/kubernetes/pkg/apis/admissionregistration/validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
+from controlplane.apiserver.policies.expressions import CONDITION_NAMES, NAMES, compiled
+from controlplane.apiserver.webhooks.matching import GROUP
+from controlplane.machinery import celobjects
+from controlplane.machinery.cel import CompileError
+from controlplane.machinery.errors import Cause, Invalid, invalid
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    """`types` are the static types it may have, DYN always being one of them."""
+
+    path: str
+    text: str
+    names: Sequence[str]
+    types: Sequence[str]
+
+
+def expressions_of(kind: str, obj: Object) -> Iterator[Expression]:
+    """Every expression of a configuration object. Pure."""
+    if kind.endswith("WebhookConfiguration"):
+        for index, hook in enumerate(obj.get("webhooks") or []):
+            for at, condition in enumerate(hook.get("matchConditions") or []):
+                yield Expression(f"webhooks[{index}].matchConditions[{at}].expression",
+                                 condition.get("expression") or "", CONDITION_NAMES, ("BOOL",))
+        return
+    spec = obj.get("spec") or {}
+    for at, condition in enumerate(spec.get("matchConditions") or []):
+        yield Expression(f"spec.matchConditions[{at}].expression", condition.get("expression") or "",
+                         NAMES, ("BOOL",))
+    for at, variable in enumerate(spec.get("variables") or []):
+        yield Expression(f"spec.variables[{at}].expression", variable.get("expression") or "", NAMES, ())
+    for at, validation in enumerate(spec.get("validations") or []):
+        yield Expression(f"spec.validations[{at}].expression", validation.get("expression") or "", NAMES, ("BOOL",))
+        if told := validation.get("messageExpression"):
+            yield Expression(f"spec.validations[{at}].messageExpression", told, NAMES, ("STRING",))
+    for at, annotation in enumerate(spec.get("auditAnnotations") or []):
+        yield Expression(f"spec.auditAnnotations[{at}].valueExpression", annotation.get("valueExpression") or "",
+                         NAMES, ("STRING", "NULL", "null_type"))
+    for at, mutation in enumerate(spec.get("mutations") or []):
+        for field in ("applyConfiguration", "jsonPatch"):
+            if mutation.get(field):
+                yield Expression(f"spec.mutations[{at}].{field}.expression", celobjects.as_maps(
+                    mutation[field].get("expression") or ""), NAMES, ())
+
+
+def faults(kind: str, obj: Object, old: Object | None) -> list[Cause]:
+    """What does not compile, and was not there before."""
+    known = {e.text for e in expressions_of(kind, old)} if old is not None else set()
+    found = []
+    for expression in expressions_of(kind, obj):
+        if not expression.text.strip() or expression.text in known:
+            continue
+        try:
+            program = compiled(expression.text, expression.names)
+        except CompileError as error:
+            found.append(invalid(expression.path, expression.text, str(error)))
+            continue
+        if expression.types and program.returns not in (*expression.types, "DYN"):
+            wanted = " or ".join(kind.lower() for kind in expression.types[:1])
+            found.append(invalid(expression.path, expression.text, f"must evaluate to {wanted}"))
+    return found
+
+
+class Expressions(Plugin):
+    async def validate(self, attributes: Attributes) -> None:
+        resource = attributes.resource
+        if resource.group != GROUP or attributes.operation not in (CREATE, UPDATE) or attributes.subresource \
+                or attributes.obj is None:
+            return
+        if causes := faults(resource.kind, attributes.obj, attributes.old):
+            raise Invalid.of(resource.kind, attributes.name, causes, resource.group)
