@@ -2,8 +2,9 @@
 
 Owns the one place that loads the CEL library (16 MB, loaded when the first expression is compiled) and the shape of its
 answers: a `Program` evaluates plain JSON values to plain values, and every failure is a `CompileError` or an
-`EvaluationError` with upstream's text. The library cannot be interrupted, so the work of an evaluation is bounded
-beforehand: by how deep its loops nest and how long the collections are they may run over. Called by the validation
+`EvaluationError` with upstream's text. The library ends an evaluation after PER_CALL iterations; what all evaluations
+for one object take together is bounded here, by an estimate from how deep their loops nest and how long the collections
+are they may run over, for the library does not tell what it spent. Called by the validation
 rules of custom resources and by admission policies.
 
 Upstream: k8s.io/apiserver/pkg/cel.
@@ -18,8 +19,8 @@ from functools import lru_cache
 from typing import Any
 
 MAX_EXPRESSION = 16 * 1024  # characters; compiling is linear in it, and upstream's parser refuses about as much
-PER_CALL = 1_000_000  # iterations of the innermost loop one evaluation may take; upstream's limit on cost
-PER_OBJECT = 10_000_000  # of all evaluations for one object or request; upstream's limit on cost
+PER_CALL = 10_000  # iterations of all loops of one evaluation: the library's own limit, which cannot be moved
+PER_OBJECT = 1_000_000  # iterations of all evaluations for one object or request: a fraction of a second
 COMPILED = 2048  # programs kept; some 10 kB each, and rules repeat in every write of their kind
 ENVIRONMENTS = 64  # sets of variables with their types
 _LOOPS = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|map|filter|transformList|transformMap)\s*\(")
@@ -53,7 +54,8 @@ class Budget:
 
     def spend(self, cost: int) -> None:
         """Raises OutOfBudget."""
-        if cost > PER_CALL or cost > self.left:
+        if cost > self.left:
+            self.left = 0
             raise OutOfBudget
         self.left -= cost
 
@@ -74,18 +76,22 @@ class Program:
         try:
             found = self.compiled.eval(data=dict(variables))
         except RuntimeError as error:
+            if "Iteration budget exceeded" in str(error):
+                raise OutOfBudget from None
             raise EvaluationError(_plain(str(error))) from None
         if found.type().name() == "ERROR":
+            if "Iteration budget exceeded" in str(found.value()):
+                raise OutOfBudget
             raise EvaluationError(_worded(_plain(str(found.value()))))
         return found.plain_value()
 
 
 def cost(depth: int, values: Any) -> int:
-    """An upper bound of the iterations of `depth` nested loops over these values. Pure."""
+    """An upper bound of the iterations of `depth` nested loops over these values, PER_CALL at most. Pure."""
     if not depth:
         return 1
-    longest = sorted((n for value in values for n in _lengths(value)), reverse=True)[:1]
-    return int(max(longest[0] if longest else 1, 1) ** depth)
+    longest = max((n for value in values for n in _lengths(value)), default=1)
+    return int(min(max(longest, 1) ** depth, PER_CALL))
 
 
 def _lengths(value: Any) -> Iterator[int]:

@@ -192,7 +192,7 @@ class _Run:
         except cel.OutOfBudget as error:
             self._over = True
             self.found.append(invalid(path, kind, f"'{error}': no further validation rules will be run due to call "
-                                      f"cost exceeds limit for rule: {said}" if self._budget.left > cel.PER_CALL
+                                      f"cost exceeds limit for rule: {said}" if self._budget.left
                                       else _NO_BUDGET))
             return
         except cel.CompileError as error:

@@ -1,0 +1,107 @@
+"""CEL: Kubernetes' functions, the rules of schemas, and the budget."""
+
+import pytest
+
+from controlplane.machinery import cel, celrules
+
+SELF = (("self", "DYN"),)
+
+
+def value(text, given=None):
+    return cel.compile_(text, SELF).evaluate({"self": given})
+
+
+@pytest.mark.parametrize("text", [
+    "quantity('1500m') == quantity('1.5') && quantity('1Gi').isGreaterThan(quantity('1G'))",
+    "quantity('1').add(quantity('500m')).compareTo(quantity('1500m')) == 0 && !isQuantity('1x')",
+    "quantity('50k').asInteger() == 50000 && quantity('-1').sign() == -1",
+    "'a1b22'.find('[0-9]+') == '1' && 'a1b22'.findAll('[0-9]+') == ['1', '22']",
+    "[1, 2, 3].isSorted() && [1, 2].sum() == 3 && [3, 1].min() == 1 && ['a', 'b'].max() == 'b'",
+    "sets.contains([1, 2], [1]) && sets.intersects([1], [1, 2]) && !sets.equivalent([1], [2])",
+    "url('https://h:8443/p?a=b').getHost() == 'h:8443' && url('https://h:8443/p').getPort() == '8443'",
+    "isURL('https://h') && !isURL('h h') && url('https://h/p').getEscapedPath() == '/p'",
+    "ip('10.0.0.1').family() == 4 && ip('::1').isLoopback() && !isIP('x') && ip.isCanonical('::1')",
+    "cidr('10.0.0.0/8').containsIP('10.1.2.3') && cidr('10.0.0.0/8').containsCIDR('10.1.0.0/16')",
+    "cidr('10.1.2.3/8').masked() == cidr('10.0.0.0/8') && cidr('10.0.0.0/8').prefixLength() == 8",
+    "semver('1.2.3').isGreaterThan(semver('1.2.3-rc.1')) && semver('1.2.3').minor() == 2 && !isSemver('1')",
+    "'%s-%d'.format(['a', 1]) == 'a-1' && 'AbC'.lowerAscii() == 'abc' && math.greatest(1, 2) == 2",
+    "{'a': 1}[?'b'].orValue(2) == 2 && size('héllo') == 5 && self == null",
+])
+def test_functions(text):
+    assert value(text) is True
+
+
+def test_faults_have_upstreams_words():
+    with pytest.raises(cel.EvaluationError, match=r"^no such key: b$"):
+        value("self.b", {"a": 1})
+    with pytest.raises(cel.EvaluationError, match=r"^division by zero$"):
+        value("1 / self == 1", 0)
+    with pytest.raises(cel.EvaluationError, match="parse error"):
+        value("ip('x').family() == 4")
+    with pytest.raises(cel.CompileError, match=r"(?s)^compilation failed: ERROR: <input>:1:1: undeclared reference"):
+        cel.compile_("nobody == 1", SELF)
+    with pytest.raises(cel.CompileError, match="exceeds limit"):
+        cel.compile_("1" * (cel.MAX_EXPRESSION + 1), SELF)
+
+
+def test_loops_are_counted_and_bounded():
+    assert cel.loops("self.all(x, self.exists(y, x == y)) && self.map(z, z).size() > 0") == 2
+    assert cel.loops("'.all(' == self") == 0
+    assert cel.mentions("self == oldSelf", "oldSelf") and not cel.mentions("self.oldSelf == 'oldSelf'", "oldSelf")
+    program = cel.compile_("self.all(x, self.all(y, x >= y))", SELF)
+    assert program.evaluate({"self": [1] * 99}, cel.Budget()) is True
+    with pytest.raises(cel.OutOfBudget):
+        program.evaluate({"self": [1] * 101}, cel.Budget())
+    budget = cel.Budget(150)
+    assert cel.compile_("self.all(x, x == 1)", SELF).evaluate({"self": [1] * 100}, budget) is True
+    with pytest.raises(cel.OutOfBudget):
+        cel.compile_("self.all(x, x == 1)", SELF).evaluate({"self": [1] * 100}, budget)
+
+
+def schema(*rules, **properties):
+    return {"type": "object", "properties": properties, "x-kubernetes-validations": list(rules)}
+
+
+def told(obj, of, old=None):
+    return [str(c) for c in celrules.evaluate(obj, old, of)]
+
+
+def test_rules_of_a_schema():
+    count = {"type": "integer"}
+    of = schema({"rule": "self.low <= self.high", "messageExpression": "'%d > %d'.format([self.low, self.high])"},
+                {"rule": "self.low >= oldSelf.low", "message": "low only grows", "fieldPath": ".low",
+                 "reason": "FieldValueForbidden"}, low=count, high=count)
+    assert told({"low": 1, "high": 2}, of) == []
+    assert told({"low": 3, "high": 2}, of) == ['<nil>: Invalid value: "object": 3 > 2']
+    assert told({"low": 1, "high": 2}, of, {"low": 2, "high": 2}) == ["low: Forbidden: low only grows"]
+    assert told({"low": 3, "high": 2}, of, {"low": 3, "high": 2}) == [], "unchanged: not judged again"
+    assert told({"low": 1}, of) == ['<nil>: Invalid value: "object": no such key: high evaluating rule: '
+                                    "self.low <= self.high"]
+    inside = {"type": "object", "properties": {"spec": of, "l": {"type": "array", "items": schema(
+        {"rule": "self.__namespace__ != 'x' && self.a__dash__b > 0.5"}, namespace={"type": "string"},
+        **{"a-b": {"type": "number"}})}}}
+    assert told({"spec": {"low": 3, "high": 2}, "l": [{"namespace": "x", "a-b": 1}]}, inside) == [
+        'spec: Invalid value: "object": 3 > 2',
+        'l[0]: Invalid value: "object": failed rule: self.__namespace__ != \'x\' && self.a__dash__b > 0.5']
+
+
+def test_an_optional_old_self_tells_creation_from_update():
+    of = schema({"rule": "oldSelf.hasValue() ? oldSelf.value().a == self.a : self.a == 'new'", "optionalOldSelf": True},
+                a={"type": "string"})
+    assert told({"a": "new"}, of) == [] and told({"a": "b"}, of) != []
+    assert told({"a": "b"}, of, {"a": "b"}) == [] and told({"a": "c"}, of, {"a": "b"}) != []
+
+
+def test_wrong_rules_are_refused_with_the_definition():
+    found = {c.field: c.message for c in celrules.check(schema(
+        {"rule": ""}, {"rule": "self.a +"}, {"rule": "1"}, {"rule": "true", "messageExpression": "1"},
+        {"rule": "true", "reason": "Whatever"}, {"rule": "true", "message": " "},
+        {"rule": "true", "optionalOldSelf": True}), "s")}
+    at = "s.x-kubernetes-validations"
+    assert found[f"{at}[0].rule"] == "Required value: rule is not specified"
+    assert "compilation failed: ERROR: <input>:1:9: Syntax error" in found[f"{at}[1].rule"]
+    assert found[f"{at}[2].rule"].endswith("cel expression must evaluate to a bool")
+    assert found[f"{at}[3].messageExpression"].endswith("messageExpression must evaluate to a string")
+    assert found[f"{at}[4].reason"].startswith('Unsupported value: "Whatever"')
+    assert found[f"{at}[5].message"].endswith("message must be non-empty if specified")
+    assert found[f"{at}[6].optionalOldSelf"].endswith("may not be set if oldSelf is not used in rule")
