@@ -141,6 +141,12 @@ class Chain:
 def standard(context: Context) -> Chain:
     """The chain of a running server, in upstream's order."""
     from controlplane.apiserver.plugins.accounts import ServiceAccounts
+    from controlplane.apiserver.plugins.classes import (
+        DefaultIngressClass,
+        DefaultStorageClass,
+        RuntimeClasses,
+        StorageObjectInUse,
+    )
     from controlplane.apiserver.plugins.limitranger import LimitRanger
     from controlplane.apiserver.plugins.namespaces import NamespaceLifecycle
     from controlplane.apiserver.plugins.nodes import TaintNewNodes
@@ -155,6 +161,7 @@ def standard(context: Context) -> Chain:
     from controlplane.apiserver.webhooks.dispatch import Webhooks
     return Chain([NamespaceLifecycle(context), LimitRanger(context), ServiceAccounts(context),
                   NodeRestriction(context), TaintNewNodes(context), Priority(context), DefaultTolerations(context),
-                  PodSecurity(context), RoleEscalation(context), CertificateRequests(context),
-                  Expressions(context), MutatingPolicies(context), ValidatingPolicies(context),
-                  Webhooks(context), ResourceQuotas(context)])
+                  DefaultStorageClass(context), StorageObjectInUse(context), RuntimeClasses(context),
+                  DefaultIngressClass(context), PodSecurity(context), RoleEscalation(context),
+                  CertificateRequests(context), Expressions(context), MutatingPolicies(context),
+                  ValidatingPolicies(context), Webhooks(context), ResourceQuotas(context)])

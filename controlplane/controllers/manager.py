@@ -24,6 +24,7 @@ from controlplane.controllers.mirror import Mirror
 from controlplane.controllers.namespace import Namespaces
 from controlplane.controllers.node import NodeLifecycle, PodCidrs, TaintEviction
 from controlplane.controllers.podgc import PodCollector
+from controlplane.controllers.protection import StorageProtection
 from controlplane.controllers.resourcequota import ResourceQuotas
 from controlplane.controllers.roleaggregation import RoleAggregation
 from controlplane.controllers.runtime import Context, Controller
@@ -55,7 +56,7 @@ def build(context: Context, settings: Settings) -> list[Controller]:
     return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
             PodCollector(context), RoleAggregation(context), TokenCleaner(context),
             CertificateRequests(context, settings.signing_certificate, settings.signing_key),
-            ResourceQuotas(context), Garbage(context)]
+            ResourceQuotas(context), StorageProtection(context), Garbage(context)]
 
 
 def _workloads(context: Context) -> list[Controller]:
