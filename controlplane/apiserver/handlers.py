@@ -104,7 +104,7 @@ class Handlers:
     async def _answer(self, request: Request, resource: Resource, stored: Stored, status: int = 200) -> Response:
         """An object as the client wants it; from its bytes when that is plain JSON."""
         if isinstance(stored, Item):
-            if resource.custom:
+            if resource.converts:
                 stored = await views.shown(resource, stored)
             form: Form = representation.form_of(request)
             if form.plain and not representation.pretty(request):

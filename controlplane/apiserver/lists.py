@@ -53,11 +53,11 @@ Match = Callable[[Item], bool]
 
 
 def object_key(resource: Resource, namespace: str, name: str) -> str:
-    return key_of(resource.name, namespace if resource.namespaced else "", name)
+    return key_of(resource.bucket, namespace if resource.namespaced else "", name)
 
 
 def collection_prefix(resource: Resource, namespace: str) -> str:
-    return prefix_of(resource.name, namespace if resource.namespaced else "")
+    return prefix_of(resource.bucket, namespace if resource.namespaced else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class Reads:
         if request.raw_query and (asked := request.query.get("resourceVersion")) not in ("", "0"):
             await reach(self._context, revision_of(asked))
         item = self._item(request, resource)
-        data = (await views.shown(resource, item) if resource.custom else item).data
+        data = (await views.shown(resource, item) if resource.converts else item).data
         form = representation.form_of(request)
         if form.plain and not request.warnings and not representation.pretty(request):
             return await representation.compressed(request, Response(200, data))
@@ -227,7 +227,7 @@ class Reads:
             await reach(self._context, asked.revision)
         indented = representation.pretty(request)
         cache = self._context.cache
-        if form.plain and not indented and not resource.custom and selection is EVERYTHING and asked == Window():
+        if form.plain and not indented and not resource.converts and selection is EVERYTHING and asked == Window():
             body = _envelope(resource, {"resourceVersion": str(cache.revision)}, cache.list_body(prefix))
             return await representation.compressed(request, _with_warnings(request, body))
         items, metadata = await self.page(asked, prefix, selection, resource)
@@ -257,16 +257,16 @@ class Reads:
             items = cache.list(prefix, asked.after, asked.limit)
             whole = len(cache.list(prefix, asked.after)) if asked.after else cache.count(prefix)
             left = whole - len(items)
-            items = await views.all_shown(resource, items) if resource.custom else items
+            items = await views.all_shown(resource, items) if resource.converts else items
             return items, _page_metadata(revision, items, left if left > 0 else 0, counted=True)
         else:
             items = cache.list(prefix, asked.after)
         if selection.name:
             items = [item for item in items if item.key.rpartition("/")[2] == selection.name]
-        if resource.custom and (selection.match is not None or not asked.limit):
+        if resource.converts and (selection.match is not None or not asked.limit):
             items = await views.all_shown(resource, items)  # a selector may look at fields another version lacks
         page, metadata = _cut(items, asked.limit, selection.match, revision)
-        if resource.custom and selection.match is None and asked.limit:
+        if resource.converts and selection.match is None and asked.limit:
             page = await views.all_shown(resource, page)
         return page, metadata
 

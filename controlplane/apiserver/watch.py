@@ -226,7 +226,7 @@ class Watches:
                 if start.replay:
                     now = self._context.clock.now()
                     items: Sequence[Item] = cache.list(prefix)
-                    if resource.custom:
+                    if resource.converts:
                         items = await views.all_shown(resource, items)
                     existing = [line for item in items if (line := lens.initial(item, now)) is not None]
                     if start.marked:
@@ -266,7 +266,7 @@ class Watches:
                 return
             except Lagged:
                 raise ConnectionResetError("the client is too slow") from None
-            if resource.custom:
+            if resource.converts:
                 events = list(await views.events_shown(resource, events, lens.selecting))
             if lines := lens.lines(events, clock.now()):
                 await _send(writer, lines)

@@ -96,7 +96,7 @@ class Writes:
                 deleting = bool(present.obj["metadata"].get("deletionTimestamp"))
                 raise AlreadyExists.of(resource.plural, name, resource.group, deleting=deleting)
             if not dry:
-                item = await self._write(key, await views.stored(resource, obj) if resource.custom else obj, None)
+                item = await self._write(key, await views.stored(resource, obj) if resource.converts else obj, None)
         except Stale:
             _release(lease)
             raise AlreadyExists.of(resource.plural, name, resource.group) from None
@@ -140,7 +140,7 @@ class Writes:
             item = self._context.cache.get(key)
             if item is None:
                 raise NotFound.of(resource.plural, request.name, resource.group)
-            if resource.custom:
+            if resource.converts:
                 item = await views.shown(resource, item)
             obj = make(_fresh(item))
             bound = obj["metadata"].get("resourceVersion") not in (None, "", "0", str(item.revision))
@@ -193,7 +193,7 @@ class Writes:
         if dry:
             obj["metadata"]["resourceVersion"] = str(item.revision)
             return obj
-        return await self._write(item.key, await views.stored(resource, obj) if resource.custom else obj, item)
+        return await self._write(item.key, await views.stored(resource, obj) if resource.converts else obj, item)
 
     async def _write(self, key: str, obj: Object | None, present: Item | None) -> Item:
         """Store in the place of `present` and tell the change log, when one is kept. Raises Stale."""

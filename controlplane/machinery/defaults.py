@@ -93,6 +93,11 @@ def secret(obj: Object) -> None:
             data[key] = base64.b64encode((text or "").encode()).decode()
 
 
+def event_v1(obj: Object) -> None:
+    """As events.k8s.io shows it."""
+    obj.setdefault("deprecatedSource", {})
+
+
 def event(obj: Object) -> None:
     obj.setdefault("source", {})
     obj.setdefault("reportingComponent", "")
@@ -168,7 +173,8 @@ def _nothing(_: Object) -> None:
 _BY_KIND: dict[tuple[str, str], Default] = {
     ("", "Namespace"): namespace, ("", "Node"): node, ("", "Pod"): poddefaults.pod, ("", "Service"): service,
     ("", "Endpoints"): endpoints, ("discovery.k8s.io", "EndpointSlice"): endpoint_slice, ("", "Secret"): secret,
-    ("", "Event"): event, ("apps", "Deployment"): deployment, ("apps", "ReplicaSet"): replica_set,
+    ("", "Event"): event, ("events.k8s.io", "Event"): event_v1,
+    ("apps", "Deployment"): deployment, ("apps", "ReplicaSet"): replica_set,
     (RBAC, "RoleBinding"): role_binding, (RBAC, "ClusterRoleBinding"): role_binding,
     ("", "ReplicationController"): replication_controller, ("coordination.k8s.io", "Lease"): _spec_only,
     ("apiextensions.k8s.io", "CustomResourceDefinition"): customdefinitions.default,
@@ -176,6 +182,8 @@ _BY_KIND: dict[tuple[str, str], Default] = {
 }
 
 
-def of(group: str, kind: str) -> Default:
-    """The defaults of a kind."""
+def of(group: str, kind: str, version: str = "") -> Default:
+    """The defaults of a kind, in the form one of its versions has where they differ."""
+    if (group, version, kind) == ("autoscaling", "v1", "HorizontalPodAutoscaler"):
+        return workloaddefaults.autoscaler_v1
     return _BY_KIND.get((group, kind), _nothing)

@@ -88,6 +88,16 @@ class Resource:
         """Where its objects live in the store: `/apps/deployments/`. Versions of one kind share it."""
         return f"/{self.group or 'core'}/{self.plural}/"
 
+    @property
+    def bucket(self) -> str:
+        """The name its objects are stored under: its own, or that of the kind it is another form of."""
+        return _STORED_AS.get((self.group, self.plural)) or self.name
+
+    @property
+    def converts(self) -> bool:
+        """Whether what is shown may differ from what is stored."""
+        return self.custom or self.version != (self.storage_version or self.version)
+
     def key(self, namespace: str, name: str) -> str:
         return f"{self.prefix}{namespace}/{name}" if self.namespaced else f"{self.prefix}{name}"
 
@@ -140,7 +150,7 @@ deployments Deployment deploy ASs
 replicasets ReplicaSet rs ASs
 statefulsets StatefulSet sts ASs
 """,
-    "events.k8s.io/v1": "events Event ev N",
+    "events.k8s.io/v1": "events Event ev -",
     "authentication.k8s.io/v1": """
 selfsubjectreviews SelfSubjectReview - C1
 tokenreviews TokenReview - C1
@@ -153,7 +163,7 @@ selfsubjectrulesreviews SelfSubjectRulesReview - C1
 subjectaccessreviews SubjectAccessReview - C1
 """,
     "autoscaling/v2": "horizontalpodautoscalers HorizontalPodAutoscaler hpa AS",
-    "autoscaling/v1": "horizontalpodautoscalers HorizontalPodAutoscaler hpa NAS",
+    "autoscaling/v1": "horizontalpodautoscalers HorizontalPodAutoscaler hpa AS",
     "batch/v1": """
 cronjobs CronJob cj AS
 jobs Job - AS
@@ -207,7 +217,9 @@ prioritylevelconfigurations PriorityLevelConfiguration - CS
 }
 
 # Kinds that older and newer versions share: the version their objects are stored in.
-_STORED_IN = {("autoscaling", "horizontalpodautoscalers"): "v2"}
+_STORED_IN = {("autoscaling", "horizontalpodautoscalers"): "v2", ("events.k8s.io", "events"): "core/v1"}
+# A kind whose objects are those of another group: the name they are stored under.
+_STORED_AS = {("events.k8s.io", "events"): "events"}
 # Schemas live under names of Go packages, which the group alone does not give.
 _PACKAGE = {"apiregistration.k8s.io": "io.k8s.kube-aggregator.pkg.apis.apiregistration.{v}.{k}",
             "apiextensions.k8s.io": "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.{v}.{k}",

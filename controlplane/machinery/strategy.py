@@ -77,8 +77,8 @@ class Strategy:
     def __init__(self, resource: Resource) -> None:
         kind, builtin = resource.kind, not resource.custom
         self._resource = resource
-        self._default = defaults.of(resource.group, kind) if builtin else None
-        self._validators = validate.of(resource.group, kind) if builtin else validate.GENERAL
+        self._default = defaults.of(resource.group, kind, resource.version) if builtin else None
+        self._validators = validate.of(resource.group, kind, resource.version) if builtin else validate.GENERAL
         self._prepare = _PREPARE.get((resource.group, kind)) if builtin else None
         self._definition = resource.definition if builtin else ""
         self._keeps_status = resource.has_status and not (builtin and kind in _OWN_STATUS)

@@ -1,8 +1,9 @@
-"""Stored custom resources as one version shows them, and written ones as they are stored.
+"""Stored objects as one version shows them, and written ones as they are stored.
 
 Owns the way between the version of an endpoint and the storage version: conversion, then pruning and defaults by the
-schema of the version shown. What needs no work passes through as it is. The verbs call this for resources with
-`custom` set, and for no others: built-in kinds pay one look at a flag.
+schema of the version shown; of the few built-in kinds with two forms, machinery's `conversion`. What needs no work
+passes through as it is. The verbs call this for resources that `converts` says it of, and for no others: most built-in
+kinds pay one look at a flag.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from controlplane.machinery import conversion
 from controlplane.machinery.resources import Resource
 from controlplane.store.item import Event, Item
 
@@ -23,7 +25,7 @@ Object = dict[str, Any]
 
 def verbatim(resource: Resource) -> bool:
     """Whether stored bytes are just what this version shows."""
-    return not resource.custom or bool(resource.extra.get("verbatim"))
+    return not resource.converts or bool(resource.extra.get("verbatim"))
 
 
 async def shown(resource: Resource, item: Item) -> Item:
@@ -35,6 +37,8 @@ async def all_shown(resource: Resource, items: Sequence[Item]) -> list[Item]:
     """Items as the resource's version shows them, in order. Raises InternalError."""
     if verbatim(resource):
         return list(items)
+    if not resource.custom:
+        return [item.replaced(conversion.from_storage(resource.api_version, item.obj)) for item in items]
     extra: Any = resource.extra
     made: list[Item] = []
     for start in range(0, len(items), CHUNK):
@@ -60,7 +64,9 @@ async def events_shown(resource: Resource, events: Sequence[Event], selecting: b
 
 async def stored(resource: Resource, obj: Object) -> Object:
     """An object of this version in the form it is stored in. Raises InternalError."""
-    if not resource.custom or resource.version == resource.storage_version:
+    if not resource.custom:
+        return conversion.to_storage(resource.api_version, obj)
+    if resource.version == resource.storage_version:
         return obj
     extra: Any = resource.extra
     converted: list[Object] = await extra["converter"].to(f"{resource.group}/{resource.storage_version}", [obj])

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.machinery import names
+from controlplane.machinery import conversion, names
 from controlplane.machinery.errors import Cause
 from controlplane.machinery.resources import Resource
 from controlplane.machinery.validate import (
@@ -64,6 +64,7 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
     ("", "Namespace"): Validators(name=names.dns_label),
     ("", "Node"): Validators(nodes.node, nodes.node_changes),
     ("", "Event"): Validators(nodes.event),
+    ("events.k8s.io", "Event"): Validators(nodes.event_v1, nodes.event_v1_changes),
     ("coordination.k8s.io", "Lease"): Validators(nodes.lease),
     ("", "ServiceAccount"): Validators(),
     ("", "Pod"): Validators(pods.pod, podupdates.changes),
@@ -88,6 +89,12 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
 }
 
 
-def of(group: str, kind: str) -> Validators:
-    """The validators of a built-in kind."""
+_AUTOSCALER_V1 = Validators(lambda obj: catalog.autoscaling.autoscaler(
+    conversion.to_storage("autoscaling/v1", obj)))
+
+
+def of(group: str, kind: str, version: str = "") -> Validators:
+    """The validators of a built-in kind, in the form one of its versions has where they differ."""
+    if (group, version, kind) == ("autoscaling", "v1", "HorizontalPodAutoscaler"):
+        return _AUTOSCALER_V1
     return _BY_KIND.get((group, kind), GENERAL)

@@ -8,11 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.machinery import names
-from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
+from controlplane.machinery.errors import IMMUTABLE, Cause, duplicate, forbidden, invalid, not_supported, required
 
 Object = dict[str, Any]
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 _EVENT_TYPES = ("Normal", "Warning")
+_DEPRECATED_FIELDS = ("deprecatedSource", "deprecatedFirstTimestamp", "deprecatedLastTimestamp", "deprecatedCount")
+MAX_WORD, MAX_NOTE = 128, 1024
 _POSITIVE = "must be greater than 0"
 
 
@@ -72,15 +74,57 @@ def lease(obj: Object) -> list[Cause]:
 
 def event(obj: Object) -> list[Cause]:
     """An event lives where the object it is about lives; about a cluster's object, in `default`."""
-    namespace = (obj.get("metadata") or {}).get("namespace") or ""
-    about = (obj.get("involvedObject") or {}).get("namespace") or ""
-    found: list[Cause] = []
-    if about:
-        if about != namespace:
-            found.append(invalid("involvedObject.namespace", about, "does not match event.namespace"))
-    elif namespace not in ("default", "kube-system"):
-        found.append(invalid("involvedObject.namespace", about, "does not match event.namespace"))
+    found = _event_place(obj, "involvedObject")
     kind = obj.get("type")
     if obj.get("eventTime") and kind not in _EVENT_TYPES:
         found.append(invalid("type", kind or "", "has invalid value: must be Normal or Warning"))
     return found
+
+
+def event_v1(obj: Object) -> list[Cause]:
+    """An event as events.k8s.io wants it: who did what, and when. One that an older client began stays as it is."""
+    found = _event_place(obj, "regarding")
+    if _old(obj):
+        return found
+    if not obj.get("eventTime"):
+        found.append(required("eventTime"))
+    series = obj.get("series")
+    if series is not None and (series.get("count") or 0) < 2:
+        found.append(invalid("series.count", series.get("count") or 0, "should be at least 2"))
+    if series is not None and not series.get("lastObservedTime"):
+        found.append(required("series.lastObservedTime"))
+    controller = obj.get("reportingController") or ""
+    found += [invalid("reportingController", controller, m) for m in names.qualified_name(controller)] \
+        if controller else [required("reportingController")]
+    for field in ("reportingInstance", "action", "reason"):
+        text = obj.get(field) or ""
+        if not text:
+            found.append(required(field))
+        elif len(text) > MAX_WORD:
+            found.append(invalid(field, text, f"can have at most {MAX_WORD} characters"))
+    if len(obj.get("note") or "") > MAX_NOTE:
+        found.append(invalid("note", obj["note"], f"can have at most {MAX_NOTE} characters"))
+    if obj.get("type") not in _EVENT_TYPES:
+        found.append(invalid("type", obj.get("type") or "", "has invalid value: "))
+    return found
+
+
+def _old(obj: Object) -> bool:
+    """Whether an event was written by way of the core group, which asks for less."""
+    return any(obj.get(field) for field in _DEPRECATED_FIELDS)
+
+
+def _event_place(obj: Object, field: str) -> list[Cause]:
+    namespace = (obj.get("metadata") or {}).get("namespace") or ""
+    about = (obj.get(field) or {}).get("namespace") or ""
+    if (about and about == namespace) or (not about and namespace in ("default", "kube-system")):
+        return []
+    return [invalid("involvedObject.namespace", about, "does not match event.namespace")]
+
+
+def event_v1_changes(new: Object, old: Object) -> list[Cause]:
+    """Its series may grow; what happened does not change."""
+    fixed = ("regarding", "reason", "note", "type", "eventTime", "action", "related", "reportingController",
+             "reportingInstance", *_DEPRECATED_FIELDS)
+    return [invalid(field, new.get(field), IMMUTABLE) for field in fixed
+            if (new.get(field) or None) != (old.get(field) or None)]
