@@ -13,7 +13,15 @@ from typing import Any
 
 from controlplane.apiserver.request import Request
 from controlplane.machinery import schema, wire
-from controlplane.machinery.errors import ApiError, BadRequest, Invalid, invalid, not_supported, too_long
+from controlplane.machinery.errors import (
+    ApiError,
+    BadRequest,
+    Invalid,
+    UnsupportedMediaType,
+    invalid,
+    not_supported,
+    too_long,
+)
 from controlplane.machinery.resources import Resource
 
 VALIDATION_MODES = ("Ignore", "Strict", "Warn")
@@ -162,5 +170,8 @@ def place(request: Request, resource: Resource, obj: dict[str, Any], name: str =
 
 
 def object_of(request: Request, resource: Resource) -> Any:
-    """A coroutine: the body as an object of the resource's own kind."""
+    """A coroutine: the body as an object of the resource's own kind. Raises UnsupportedMediaType."""
+    if resource.custom and wire.PROTOBUF in request.content_type:  # only compiled types have field numbers
+        raise UnsupportedMediaType("the body of the request was in an unknown format - accepted media types include: "
+                                   + ", ".join(t for t in wire.ACCEPTED if t != wire.PROTOBUF))
     return decode(request, resource.api_version, resource.kind, resource.shape)

@@ -17,6 +17,7 @@ import orjson
 
 from controlplane.apiserver import admission, bodies
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.crd import views
 from controlplane.apiserver.lists import Window, collection_prefix, object_key, select, window
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.writes import RETRIES, Object, Writes
@@ -204,7 +205,10 @@ class Deletes:
         prefix = collection_prefix(resource, request.namespace)
         selection = select(request, resource)
         limit = window(request, prefix).limit if request.raw_query else Window().limit
-        items = [i for i in self._context.cache.list(prefix) if selection.match is None or selection.match(i)]
+        found = self._context.cache.list(prefix)
+        if resource.custom and selection.match is not None:
+            found = await views.all_shown(resource, found)
+        items = [i for i in found if selection.match is None or selection.match(i)]
         for item in items[:limit or None]:
             name = item.obj["metadata"]["name"]
             try:

@@ -61,6 +61,8 @@ def _quantity(value: Any) -> bool:
 
 
 def _time(value: Any) -> bool:
+    if value.__class__ is not str:
+        return value is None
     try:
         parse_rfc3339(value)
     except (ValueError, TypeError):

@@ -19,7 +19,8 @@ Node = dict[str, Any]
 Tree = dict[str, Any]
 
 LEAF: Tree = {".": {}}
-KEY_DEFAULTS = {"protocol": "TCP"}  # of ports: the one key that clients leave out and the server fills in
+# Of ports: the one key of built-in kinds that clients leave out; their schemas tell no defaults.
+KEY_DEFAULTS = {"protocol": "TCP"}
 
 
 class Unmergeable(ValueError):  # noqa: N818
@@ -129,12 +130,20 @@ def element(node: Node, item: Any, index: int = 0, path: str = "") -> str:
         return "v:" + orjson.dumps(item).decode()
     keys = {}
     for key in sorted(node.get("x-kubernetes-list-map-keys") or resolved(node).get("x-kubernetes-list-map-keys") or ()):
-        value = item.get(key, KEY_DEFAULTS.get(key)) if isinstance(item, dict) else None
+        value = item.get(key) if isinstance(item, dict) else None
+        if value is None and isinstance(item, dict):
+            value = _key_default(node, key)
         if value is None:
             raise Unmergeable(f"{path}: element {index}: associative list with keys has an element that omits key "
                               f'field "{key}" (and doesn\'t have default value)')
         keys[key] = value
     return "k:" + orjson.dumps(keys).decode()
+
+
+def _key_default(node: Node, key: str) -> Any:
+    """What the server fills in for a key that a client left out."""
+    inside = resolved(resolved(node).get("items") or {}).get("properties") or {}
+    return (inside.get(key) or {}).get("default", KEY_DEFAULTS.get(key))
 
 
 def elements(node: Node, items: list[Any], path: str = "") -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.machinery import fieldsets
+from controlplane.machinery import fieldsets, structural
 from controlplane.machinery.apply import BEFORE, MAX_UPDATE_MANAGERS, apply, track_update
 from controlplane.machinery.errors import ApiError, Conflict
 
@@ -203,3 +203,13 @@ def test_forced_applies_leave_exactly_what_is_wanted(applies):
                   for m, d in wanted.items()}
         union = {k: v for d in wanted.values() for k, v in d.items()}
         assert live["data"] == union
+
+
+def test_a_schemas_default_completes_a_key():
+    node = structural.node_of({"type": "object", "properties": {"l": {
+        "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
+        "items": {"type": "object", "properties": {"k": {"type": "string", "default": "d"}, "v": {"type": "string"}}}}}})
+    obj = apply(None, {"kind": "Foo", "l": [{"v": "1"}]}, "one", False, node, "2024-01-01T00:00:00Z")
+    obj = apply(obj, {"kind": "Foo", "l": [{"k": "d", "v": "1"}, {"k": "e"}]}, "two", False, node,
+                      "2024-01-01T00:00:00Z")
+    assert [i.get("k", "d") for i in obj["l"]] == ["d", "e"]
