@@ -67,7 +67,8 @@ class StatusWriter:
         delay = RETRY_FIRST
         try:
             while self._wanted is not None:
-                body = patch(self._meta["uid"], self.known, self._wanted)
+                sent = self._wanted
+                body = patch(self._meta["uid"], self.known, sent)
                 if body is None:
                     return
                 try:
@@ -85,7 +86,6 @@ class StatusWriter:
                     await self._clock.sleep(self._clock.jitter(delay))
                     delay = min(delay * 2, RETRY_LIMIT)
                     continue
-                sent = self._wanted
                 self.learn(answer)
                 if self._wanted is sent:
                     return  # what differs now was not accepted; sending it again would not help
