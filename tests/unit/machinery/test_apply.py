@@ -208,7 +208,8 @@ def test_forced_applies_leave_exactly_what_is_wanted(applies):
 def test_a_schemas_default_completes_a_key():
     node = structural.node_of({"type": "object", "properties": {"l": {
         "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k"],
-        "items": {"type": "object", "properties": {"k": {"type": "string", "default": "d"}, "v": {"type": "string"}}}}}})
+        "items": {"type": "object", "properties": {"k": {"type": "string", "default": "d"},
+                                                   "v": {"type": "string"}}}}}})
     obj = apply(None, {"kind": "Foo", "l": [{"v": "1"}]}, "one", False, node, "2024-01-01T00:00:00Z")
     obj = apply(obj, {"kind": "Foo", "l": [{"k": "d", "v": "1"}, {"k": "e"}]}, "two", False, node,
                       "2024-01-01T00:00:00Z")
