@@ -28,7 +28,7 @@ _STRINGS = re.compile(r"""[rR]?("{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\
 _NOISE = re.compile(r"^(?:[A-Z_]+: )?(.*?)(?: \[[A-Z_]+\])?$", re.DOTALL)
 _MISSING = re.compile(r'Key not found in map : "?(.*?)"?$')
 _INDEX = re.compile(r"Index error: index=(-?\d+)")
-TYPES = ("BOOL", "BYTES", "DOUBLE", "DYN", "INT", "STRING")
+TYPES = ("BOOL", "BYTES", "DOUBLE", "DURATION", "DYN", "INT", "STRING", "TIMESTAMP")
 
 
 class CompileError(ValueError):
@@ -138,6 +138,22 @@ def _worded(text: str) -> str:
     if text.startswith("No matching overloads"):
         return "no such overload"
     return {"divide by zero": "division by zero", "modulus by zero": "modulus by zero"}.get(text, text)
+
+
+def timestamp(seconds: float) -> Any:
+    """Seconds since the epoch as CEL's timestamp."""
+    from google.protobuf import timestamp_pb2
+    made = timestamp_pb2.Timestamp()
+    made.FromMicroseconds(round(seconds * 1e6))
+    return made
+
+
+def duration(seconds: float) -> Any:
+    """Seconds as CEL's duration."""
+    from google.protobuf import duration_pb2
+    made = duration_pb2.Duration()
+    made.FromMicroseconds(round(seconds * 1e6))
+    return made
 
 
 @lru_cache(ENVIRONMENTS)

@@ -11,11 +11,11 @@ Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel.
 from __future__ import annotations
 
 import base64
-import binascii
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from controlplane.machinery import cel, structural
+from controlplane.machinery import cel, structural, structuralformats
+from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
 from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, Schema, child, items_of, join
 from controlplane.machinery.structuralvalues import ABSENT, former_items
@@ -30,12 +30,20 @@ _NO_BUDGET = "validation failed due to running out of cost budget, no further va
 Variables = tuple[tuple[str, str], ...]
 
 
+# The formats of strings that CEL has types for; a validated value can be read.
+_FORMATS: dict[str, tuple[str, Callable[[str], Any] | None]] = {
+    "byte": ("BYTES", base64.b64decode),
+    "duration": ("DURATION", lambda t: cel.duration(structuralformats.duration(t))),
+    "date-time": ("TIMESTAMP", lambda t: cel.timestamp(parse_rfc3339(t))),
+    "date": ("TIMESTAMP", lambda t: cel.timestamp(parse_rfc3339(t + "T00:00:00Z")))}
+
+
 # --- compiling ------------------------------------------------------------------------------------------------------
 
 def _variables(schema: Schema) -> Variables:
     kind = _TYPES.get(schema.get("type") or "", "DYN")
-    if schema.get("format") == "byte" and kind == "STRING":
-        kind = "BYTES"
+    if kind == "STRING":
+        kind = _FORMATS.get(schema.get("format") or "", ("STRING", None))[0]
     if schema.get("nullable"):
         kind = "DYN"
     return ("oldSelf", kind), ("self", kind)
@@ -99,7 +107,7 @@ def escaped(name: str) -> str:
 
 
 def converted(value: Any, schema: Schema, resource: bool = False) -> Any:
-    """A JSON value as CEL sees it: numbers and bytes by their type, properties by identifiers."""
+    """A JSON value as CEL sees it: numbers, bytes and times by their type, properties by identifiers."""
     if isinstance(value, dict):
         made: dict[str, Any] = {}
         properties = schema.get("properties") or {}
@@ -120,11 +128,11 @@ def converted(value: Any, schema: Schema, resource: bool = False) -> Any:
         return float(value)
     if kind == "integer" and isinstance(value, float):
         return int(value)
-    if schema.get("format") == "byte" and isinstance(value, str):
+    if isinstance(value, str) and (read := _FORMATS.get(schema.get("format") or "", ("", None))[1]) is not None:
         try:
-            return base64.b64decode(value)
-        except (ValueError, binascii.Error):
-            return value
+            return read(value)
+        except ValueError:
+            return value  # a former value that today's schema would refuse
     return value
 
 

@@ -85,6 +85,16 @@ def test_rules_of_a_schema():
         'l[0]: Invalid value: "object": failed rule: self.__namespace__ != \'x\' && self.a__dash__b > 0.5']
 
 
+def test_times_and_bytes_have_their_types():
+    text = {"type": "string"}
+    of = schema({"rule": "self.at > timestamp('2024-01-01T00:00:00Z') && self.wait < duration('1h') && "
+                         "self.data == b'abc'"}, at={**text, "format": "date-time"},
+                wait={**text, "format": "duration", "x-kubernetes-validations": [{"rule": "self > duration('1s')"}]},
+                data={**text, "format": "byte"})
+    assert told({"at": "2024-01-01T00:00:01Z", "wait": "59m", "data": "YWJj"}, of) == []
+    assert len(told({"at": "2023-01-01T00:00:01Z", "wait": "1ms", "data": "YWJj"}, of)) == 2
+
+
 def test_an_optional_old_self_tells_creation_from_update():
     of = schema({"rule": "oldSelf.hasValue() ? oldSelf.value().a == self.a : self.a == 'new'", "optionalOldSelf": True},
                 a={"type": "string"})
