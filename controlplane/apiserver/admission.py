@@ -38,10 +38,16 @@ class Attributes:
     dry_run: bool = False
     warnings: list[str] = field(default_factory=list)
     request: Request | None = None
-    audit: dict[str, str] = field(default_factory=dict)  # annotations of the audit event
     round: int = 0  # 1 in the second mutating pass, which follows when a webhook or policy changed the object
     changed: bool = False  # by a webhook or policy, in this pass
     seen: dict[str, dict[str, Any]] = field(default_factory=dict)  # the object as each of them left it
+
+    def note(self, key: str, value: str) -> None:
+        """Annotate the audit event of the request."""
+        if self.request is not None:
+            if self.request.annotations is None:
+                self.request.annotations = {}
+            self.request.annotations[key] = value
 
     def warn(self, text: str) -> None:
         """Tell the client something beside the answer, once."""

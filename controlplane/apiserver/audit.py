@@ -191,7 +191,8 @@ def event(request: Request, stage: str, rule: Object, answer: Answer | None, clo
         made["objectRef"] = {k: v for k, v in found.items() if v}
     if answer is not None:
         made["responseStatus"] = {"metadata": {}, "code": answer.status}
-        made["annotations"] = {"authorization.k8s.io/decision": "forbid" if answer.status == 403 else "allow"}
+        made["annotations"] = {"authorization.k8s.io/decision": "forbid" if answer.status == 403 else "allow",
+                               **(request.annotations or {})}
         level = LEVELS.index(rule["level"])
         slim = bool(rule.get("omitManagedFields", policy.get("omitManagedFields")))
         if level >= 2 and request.verb not in ("get", "list", "watch") \

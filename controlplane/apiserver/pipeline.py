@@ -22,6 +22,7 @@ from controlplane.apiserver.changelog import ACTOR
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.flowcontrol import FlowControl
 from controlplane.apiserver.handlers import STREAMS, Handlers
+from controlplane.apiserver.representation import warning_headers
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Answer, Response, error_response, text_response
 from controlplane.machinery.errors import (
@@ -74,6 +75,8 @@ class Pipeline:
             answer = await self._bounded(request)
         except ApiError as error:
             answer = error_response(error)
+            if request.warnings:
+                answer.headers = [*answer.headers, *warning_headers(request)]
             if self.on_refusal is not None:
                 self.on_refusal(request, error)
         except ConnectionError:

@@ -132,7 +132,8 @@ class Request:
     keys. `resource` is None when the registry serves no such resource (`plural` still tells its name).
     `user` is set after authentication; `asker` is who sent it, when `user` is whom they act as.
     `connection` is a dict that lives as long as the client's connection.
-    `warnings` collects texts for `Warning` headers. `trace` holds header lines the answer carries whatever it is;
+    `warnings` collects texts for `Warning` headers, `annotations` what the audit log shall tell beside the request.
+    `trace` holds header lines the answer carries whatever it is;
     `received` is the wall time the request came at, when it is recorded.
     """
 
@@ -151,6 +152,7 @@ class Request:
     user: Any = None
     asker: Any = None
     warnings: list[str] = field(default_factory=list)
+    annotations: dict[str, str] | None = None
     trace: bytes = b""
     received: float = 0.0
     _query: Query | None = None

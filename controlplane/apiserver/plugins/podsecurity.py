@@ -55,7 +55,7 @@ class PodSecurity(Plugin):
             return
         if attributes.operation == UPDATE and not significant(pod, attributes.old or {}):
             return
-        attributes.audit[AUDIT + "enforce-policy"] = str(policy.enforce)
+        attributes.note(AUDIT + "enforce-policy", str(policy.enforce))
         faults = podsecurity.offences(policy.enforce, pod["metadata"], pod.get("spec") or {})
         self._watch(attributes, policy, pod["metadata"], pod.get("spec") or {}, warn=not faults)
         if faults:
@@ -75,8 +75,8 @@ class PodSecurity(Plugin):
     def _watch(self, attributes: Attributes, policy: Policy, metadata: Object, spec: Object, warn: bool) -> None:
         """Note what the audit level forbids; warn of what the warn level forbids."""
         if faults := podsecurity.offences(policy.audit, metadata, spec):
-            attributes.audit[AUDIT + "audit-violations"] = \
-                f'would violate PodSecurity "{policy.audit}": {podsecurity.told(faults)}'
+            attributes.note(AUDIT + "audit-violations",
+                            f'would violate PodSecurity "{policy.audit}": {podsecurity.told(faults)}')
         if warn and (faults := podsecurity.offences(policy.warn, metadata, spec)):
             attributes.warn(f'would violate PodSecurity "{policy.warn}": {podsecurity.told(faults)}')
 

@@ -54,7 +54,7 @@ class ValidatingPolicies(Plugin):
                     refusal = self._enforce(attributes, case, failure, published)
                     denied = denied or refusal
         if published:
-            attributes.audit[AUDIT_KEY] = orjson.dumps(published).decode()
+            attributes.note(AUDIT_KEY, orjson.dumps(published).decode())
         if denied is not None:
             raise denied
 
@@ -126,4 +126,4 @@ def _annotate(attributes: Attributes, policy: Policy, scope: Scope) -> None:
     for annotation in policy.spec.get("auditAnnotations") or []:
         value = scope.evaluate(annotation.get("valueExpression") or "null")
         if isinstance(value, str) and value.strip():
-            attributes.audit[f"{policy.name}/{annotation.get('key')}"] = value
+            attributes.note(f"{policy.name}/{annotation.get('key')}", value)

@@ -127,13 +127,14 @@ class Webhooks(Plugin):
             text = f'failed calling webhook "{hook.name}": {what}: {error}'
             LOG.warning("%s, failing %s", text, "open" if hook.fails_open else "closed")
             if hook.fails_open:
-                attributes.audit[f"failed-open.{'mutating' if mutating else 'validating'}.webhook.admission.k8s.io"] \
-                    = hook.name
+                attributes.note(f"failed-open.{'mutating' if mutating else 'validating'}.webhook.admission.k8s.io",
+                                hook.name)
                 return None
             raise InternalError.of(text) from None
         for warning in said.warnings:
             attributes.warn(warning)
-        attributes.audit.update({f"{hook.name}/{key}": value for key, value in said.audit.items()})
+        for key, value in said.audit.items():
+            attributes.note(f"{hook.name}/{key}", value)
         if not said.allowed:
             raise reviews.denied(hook.name, said.result)
         return said

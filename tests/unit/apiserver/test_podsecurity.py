@@ -2,6 +2,8 @@
 
 import asyncio
 
+import orjson
+
 from controlplane.machinery import podsecurity
 from controlplane.machinery.podsecurity import Level
 from tests.unit.apiserver.harness import pod, serving
@@ -65,6 +67,21 @@ def test_warns_of_templates_and_of_pods_already_there():
             patch["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "tight"
             status, error = await api.call("PATCH", "/api/v1/namespaces/soft", patch, "application/merge-patch+json")
             assert status == 422 and "must be one of privileged, baseline, restricted" in error["message"]
+    asyncio.run(main())
+
+
+def test_the_audit_log_tells_what_would_have_been_refused(tmp_path):
+    async def main():
+        policy = tmp_path / "policy.yaml"
+        policy.write_text("apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n")
+        async with serving(audit_policy_file=policy, audit_log_path=str(tmp_path / "log")) as api:
+            await space(api, "watched", audit="baseline")
+            await api.made("/api/v1/namespaces/watched/pods", pod("p", hostIPC=True))
+        events = [orjson.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+        told = [e["annotations"] for e in events if e.get("objectRef", {}).get("resource") == "pods"
+                and e["stage"] == "ResponseComplete"]
+        assert [t["pod-security.kubernetes.io/audit-violations"] for t in told] == [
+            'would violate PodSecurity "baseline:latest": host namespaces (hostIPC=true)']
     asyncio.run(main())
 
 
