@@ -8,6 +8,7 @@ client's answer rather than completing it. Called by `streams`.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiohttp
 from multidict import CIMultiDict
@@ -71,10 +72,17 @@ class Forwarder:
         headers["X-Forwarded-Uri"] = root + target
         if request.remote:
             headers["X-Forwarded-For"] = request.remote
+        def ask(method: str) -> Any:
+            return self._session().request(method, _url(backend, target), headers=headers, data=_body(request),
+                                           allow_redirects=False, ssl=backend.tls or False)
+
         try:
-            answer = await self._session().request(
-                request.method, _url(backend, target), headers=headers, data=_body(request), allow_redirects=False,
-                ssl=backend.tls or False)
+            try:
+                answer = await ask(request.method)
+            except aiohttp.ClientResponseError:
+                if request.method != "HEAD":
+                    raise
+                answer = await ask("GET")  # small servers send a body with it, which no parser here lets pass
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             failed = unreachable("error trying to reach service: ", backend, _cause(error))
             raise ServiceUnavailable(failed.message) from None
