@@ -150,8 +150,10 @@ def standard(context: Context) -> Chain:
     from controlplane.apiserver.plugins.classes import (
         DefaultIngressClass,
         DefaultStorageClass,
+        PodTopologyLabels,
         RuntimeClasses,
         StorageObjectInUse,
+        VolumeResize,
     )
     from controlplane.apiserver.plugins.limitranger import LimitRanger
     from controlplane.apiserver.plugins.namespaces import NamespaceLifecycle
@@ -168,6 +170,7 @@ def standard(context: Context) -> Chain:
     return Chain([NamespaceLifecycle(context), LimitRanger(context), ServiceAccounts(context),
                   NodeRestriction(context), TaintNewNodes(context), Priority(context), DefaultTolerations(context),
                   DefaultStorageClass(context), StorageObjectInUse(context), RuntimeClasses(context),
-                  DefaultIngressClass(context), PodSecurity(context), RoleEscalation(context),
-                  CertificateRequests(context), Expressions(context), MutatingPolicies(context),
-                  ValidatingPolicies(context), Webhooks(context), ResourceQuotas(context)])
+                  DefaultIngressClass(context), PodTopologyLabels(context), PodSecurity(context), VolumeResize(context),
+                  RoleEscalation(context), CertificateRequests(context), Expressions(context),
+                  MutatingPolicies(context), ValidatingPolicies(context), Webhooks(context),
+                  ResourceQuotas(context)])

@@ -182,8 +182,9 @@ class Subresources:
         if target.get("kind", "Node") not in ("Node", "") or not target.get("name"):
             raise Invalid.of("Binding", request.name, [Cause("FieldValueRequired", "Required value", "target.name")])
         now = self._context.clock.timestamp()
-        await self._writes.admit(self._writes.attributes(request, resource, admission.CREATE, binding, None,
-                                                         bodies.dry_run(request)))
+        asked = self._writes.attributes(request, resource, admission.CREATE, binding, None, bodies.dry_run(request))
+        asked.subresource = "binding"  # also when it was posted to the collection of bindings
+        await self._writes.admit(asked)
 
         def make(old: Object) -> Object:
             return bound(old, binding, target["name"], now)

@@ -19,6 +19,7 @@ from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import BUILTIN, Resource, named
 
 RESYNC_SECONDS = 300.0  # between counts of a quota that nothing asked to be counted; upstream's default
+SETTLE_SECONDS = 0.1  # for what is reserved to be stored and heard of: some ten times what a write takes
 QUOTAS = named("resourcequotas")
 WEIGHED = ("pods", "services", "persistentvolumeclaims")
 
@@ -70,16 +71,24 @@ class ResourceQuotas(Controller):
         if quota is None:
             return None
         hard = objects.get(quota, "spec.hard", None) or {}
-        counted: dict[str, list[Obj]] = {}
-        for resource in {usage.resource_of(name, _served) for name in hard} - {""}:
-            counted[resource] = (await self._informer(resource)).by("namespace", key[0])
-        used = usage.total(quota, podresources.parsed(hard), counted, self.clock.now())
+        used, known = await self._count(quota, hard), podresources.parsed(objects.get(quota, "status.used", None))
+        if any(known[name] > value for name, value in used.items() if name in known):
+            # More was reserved than is there: it was deleted, or it is being stored just now. The write below fails if
+            # anything is reserved from here on, and what was reserved before is stored by then.
+            await self.clock.sleep(SETTLE_SECONDS)
+            used = await self._count(quota, hard)
         status = {"hard": dict(hard), "used": {name: str(value) for name, value in used.items()}}
         try:
             await set_status(self.client, QUOTAS, quota, status)  # a conflict is tried again
         except NotFound:
             return None
         return RESYNC_SECONDS
+
+    async def _count(self, quota: Obj, hard: Obj) -> podresources.Amounts:
+        counted: dict[str, list[Obj]] = {}
+        for resource in {usage.resource_of(name, _served) for name in hard} - {""}:
+            counted[resource] = (await self._informer(resource)).by("namespace", objects.namespace(quota))
+        return usage.total(quota, podresources.parsed(hard), counted, self.clock.now())
 
     async def _informer(self, resource: str) -> Informer:
         """Whoever follows a kind in full, or the collector, by metadata, follows it for us."""

@@ -1,16 +1,16 @@
-"""Classes a cluster offers: the default StorageClass and IngressClass, and what a RuntimeClass asks of its Pods.
+"""What a cluster offers, brought into the objects that use it: classes of storage, ingress and runtime, topology.
 
-Owns three completions at creation. They read the cache and change only the object in hand. Called by the admission
-chain.
+Owns small rules about one object each: defaults at creation, finalizers of storage, which claims may grow. They read
+the cache and change only the object in hand. Called by the admission chain.
 
-Upstream: plugin/pkg/admission/{storage/storageclass/setdefault,network/defaultingressclass,runtimeclass}.
+Upstream: plugin/pkg/admission/{storage,network/defaultingressclass,runtimeclass,podtopologylabels}.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from controlplane.apiserver.admission import CREATE, Attributes, Plugin
+from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.index import Index
 from controlplane.machinery import podresources
@@ -84,6 +84,42 @@ class StorageObjectInUse(Plugin):
                 metadata = attributes.obj["metadata"]
                 if finalizer not in (metadata.get("finalizers") or []):
                     metadata["finalizers"] = [*(metadata.get("finalizers") or []), finalizer]
+
+
+class VolumeResize(Plugin):
+    """A claim grows only once it is bound, and only when its class allows it."""
+
+    async def validate(self, attributes: Attributes) -> None:
+        if attributes.obj is None or attributes.old is None \
+                or not attributes.concerns("persistentvolumeclaims", UPDATE):
+            return
+        new, old = ((obj.get("spec") or {}) for obj in (attributes.obj, attributes.old))
+        size, before = (podresources.of_container(spec, "requests").get("storage") for spec in (new, old))
+        if size is None or before is None or size <= before:
+            return
+        if (attributes.old.get("status") or {}).get("phase") != "Bound":
+            raise attributes.forbidden("Only bound persistent volume claims can be expanded")
+        name = (attributes.obj["metadata"].get("annotations") or {}).get(CLAIM_ANNOTATION) \
+            or new.get("storageClassName") or ""
+        item = self.context.cache.get(key_of("storageclasses.storage.k8s.io", "", name))
+        if item is None or not item.obj.get("allowVolumeExpansion"):
+            raise attributes.forbidden("only dynamically provisioned pvc can be resized and the storageclass that "
+                                       "provisions the pvc must support resize")
+
+
+class PodTopologyLabels(Plugin):
+    """A Pod is told the zone and region of the node it is bound to, as labels."""
+
+    _LABELS = ("topology.kubernetes.io/zone", "topology.kubernetes.io/region")
+
+    async def mutate(self, attributes: Attributes) -> None:
+        if attributes.obj is None or not attributes.concerns("pods", CREATE, subresource="binding"):
+            return
+        node = self.context.cache.get(key_of("nodes", "", (attributes.obj.get("target") or {}).get("name") or ""))
+        found = {label: node.labels[label] for label in self._LABELS if label in node.labels} if node else {}
+        if found:
+            metadata = attributes.obj["metadata"]
+            metadata["labels"] = {**(metadata.get("labels") or {}), **found}
 
 
 class RuntimeClasses(Plugin):

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from controlplane.machinery import patch
+from controlplane.machinery import patch, wire
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import Resource
 
 if TYPE_CHECKING:
     from controlplane.apiserver.admission import Attributes
+    from controlplane.apiserver.request import Request
 
 VERSION = "admission.k8s.io/v1"
 MAX_WARNINGS, MAX_WARNING = 4096, 256  # bytes of all warnings of one answer, and of one when they are more
@@ -109,7 +110,19 @@ def options_of(attributes: Attributes) -> Object | None:
                  if request.query.get(name)}
         if kind == "PatchOptions" and "force" in request.query:
             made["force"] = request.query.flag("force")
+    if kind == "DeleteOptions" and request is not None and request.verb in ("delete", "deletecollection"):
+        made |= _delete_options(request)
     return made
+
+
+def _delete_options(request: Request) -> Object:
+    """What a deletion said in its body; it was decoded before, so it can be."""
+    body = request.read_body()
+    if not body:
+        return {}
+    given = wire.decode(body, request.content_type)
+    return {name: given[name] for name in ("gracePeriodSeconds", "propagationPolicy", "orphanDependents",
+                                           "preconditions") if given.get(name) is not None}
 
 
 def verdict(answer: Object, uid: str, mutating: bool) -> Verdict:

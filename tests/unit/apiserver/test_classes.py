@@ -7,6 +7,7 @@ from tests.unit.apiserver.harness import pod, serving
 CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
 STORAGE, CLAIMS = "/apis/storage.k8s.io/v1/storageclasses", "/api/v1/namespaces/default/persistentvolumeclaims"
 PODS, RUNTIMES = "/api/v1/namespaces/default/pods", "/apis/node.k8s.io/v1/runtimeclasses"
+MERGE = "application/merge-patch+json"
 NETWORK = "/apis/networking.k8s.io/v1"
 
 
@@ -28,6 +29,34 @@ def test_claims_and_ingresses_get_the_default_class():
             ingress = await api.made(NETWORK + "/namespaces/default/ingresses", {"metadata": {"name": "i"}, "spec": {
                 "defaultBackend": {"service": {"name": "s", "port": {"number": 80}}}}})
             assert ingress["spec"]["ingressClassName"] == "web"
+    asyncio.run(main())
+
+
+def test_claims_grow_when_bound_and_allowed_and_pods_learn_their_zone():
+    async def main():
+        async with serving() as api:
+            for name, grows in (("fixed", False), ("elastic", True)):
+                await api.made(STORAGE, {"metadata": {"name": name}, "provisioner": "x",
+                                         "allowVolumeExpansion": grows})
+            refusals = []
+            for name in ("fixed", "elastic"):
+                made = await api.made(CLAIMS, {"metadata": {"name": name}, "spec": {
+                    **CLAIM, "storageClassName": name}})
+                grown = {"spec": {"resources": {"requests": {"storage": "2Gi"}}}}
+                refusals.append((await api.call("PATCH", f"{CLAIMS}/{name}", grown, MERGE))[1].get("message", ""))
+                made["status"] = {"phase": "Bound"}
+                assert (await api.call("PUT", f"{CLAIMS}/{name}/status", made))[0] == 200
+                refusals.append((await api.call("PATCH", f"{CLAIMS}/{name}", grown, MERGE))[1].get("message", ""))
+            assert refusals[0] and refusals[2]  # not bound yet
+            assert refusals[1].endswith("only dynamically provisioned pvc can be resized and the storageclass that "
+                                        "provisions the pvc must support resize") and not refusals[3]
+            await api.made("/api/v1/nodes", {"metadata": {"name": "n", "labels": {
+                "topology.kubernetes.io/zone": "z", "other": "o"}}})
+            await api.made("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}})
+            await api.made(PODS, pod("p"))
+            await api.made("/api/v1/namespaces/default/bindings", {
+                "metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n"}})
+            assert (await api.call("GET", PODS + "/p"))[1]["metadata"]["labels"] == {"topology.kubernetes.io/zone": "z"}
     asyncio.run(main())
 
 

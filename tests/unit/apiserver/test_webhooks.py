@@ -58,8 +58,10 @@ def test_validating_hooks_refuse_updates_deletes_and_connections(tmp_path):
                 403, "Forbidden", 'admission webhook "v.example.com" denied the request: not today')
             assert server.asked[-1][1]["oldObject"]["data"] == {"a": "b"}
             assert server.asked[-1][1]["options"]["kind"] == "PatchOptions"
-            status, error = await api.call("DELETE", MAPS + "/m")
+            status, error = await api.call("DELETE", MAPS + "/m", {"propagationPolicy": "Orphan"})
             assert status == 403 and server.asked[-1][1]["object"] is None
+            assert server.asked[-1][1]["options"] == {"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1",
+                                                      "propagationPolicy": "Orphan"}
             await api.made(MAPS, config_map("free", a="b"))
             assert (await api.call("DELETE", MAPS + "/free"))[0] == 200
             await api.made("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}})
