@@ -158,8 +158,9 @@ def standard(context: Context) -> Chain:
     from controlplane.apiserver.plugins.limitranger import LimitRanger
     from controlplane.apiserver.plugins.namespaces import NamespaceLifecycle
     from controlplane.apiserver.plugins.nodes import TaintNewNodes
-    from controlplane.apiserver.plugins.pods import DefaultTolerations, Priority
+    from controlplane.apiserver.plugins.pods import DefaultTolerations
     from controlplane.apiserver.plugins.podsecurity import PodSecurity
+    from controlplane.apiserver.plugins.priorities import Priority
     from controlplane.apiserver.plugins.quota import ResourceQuotas
     from controlplane.apiserver.plugins.roles import RoleEscalation
     from controlplane.apiserver.policies.compilation import Expressions

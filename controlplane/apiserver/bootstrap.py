@@ -1,8 +1,9 @@
 """What must exist before anyone can use the cluster.
 
 Owns the four system namespaces and `default/kubernetes`: the Service that is this server, with its Endpoints and
-EndpointSlice. Each start makes them right again, whatever happened to them; an object that is right is not written.
-`wanted` is pure. Called by the server between opening the store and accepting connections.
+EndpointSlice; what else every cluster has is listed in `clusterobjects`. Each start makes them right again, whatever
+happened to them; an object that is right is not written. `wanted` is pure. Called by the server between opening the
+store and accepting connections.
 
 Upstream: k8s.io/kubernetes/pkg/controlplane/controller/{kubernetesservice,systemnamespaces}.
 """
@@ -15,6 +16,7 @@ from typing import Any
 
 import orjson
 
+from controlplane.apiserver import clusterobjects
 from controlplane.apiserver.allocator import Allocator
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
@@ -76,9 +78,13 @@ def merged(stored: Object, right: Object) -> Object:
     return new
 
 
+def _everything(context: Context, address: str) -> list[tuple[Resource, Object]]:
+    return [*wanted(context.options, address), *clusterobjects.wanted(context.options, context.clock.timestamp())]
+
+
 async def keep(context: Context, address: str) -> None:
     """Make right again what someone deletes or changes while the server runs. Ends by cancellation."""
-    kept = [(resource, right["metadata"]) for resource, right in wanted(context.options, address)]
+    kept = [(resource, right["metadata"]) for resource, right in _everything(context, address)]
 
     async def follow(resource: Resource, key: str) -> None:
         while True:
@@ -103,14 +109,14 @@ async def ensure(context: Context, allocator: Allocator, address: str) -> None:
 
 
 async def _ensure_all(context: Context, address: str) -> None:
-    for resource, right in wanted(context.options, address):
+    for resource, right in _everything(context, address):
         metadata = right["metadata"]
         key = object_key(resource, metadata.get("namespace", ""), metadata["name"])
         for _ in range(ATTEMPTS):
             item = context.cache.get(key)
             if item is None:
                 metadata["uid"], metadata["creationTimestamp"] = context.clock.uid(), context.clock.timestamp()
-                if right["kind"] == "EndpointSlice":
+                if right["kind"] in ("EndpointSlice", "PriorityClass"):
                     metadata["generation"] = 1
             obj = right if item is None else merged(item.obj, right)
             try:

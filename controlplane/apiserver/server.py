@@ -34,6 +34,7 @@ from controlplane.apiserver.logfile import LogFile
 from controlplane.apiserver.pipeline import Edge, Pipeline
 from controlplane.apiserver.podmetrics import RESOURCES
 from controlplane.apiserver.response import Answer
+from controlplane.apiserver.serviceaddresses import Mirror
 from controlplane.apiserver.writes import Writes
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
@@ -126,7 +127,9 @@ class Server:
             if "RBAC" in self.options.authorization_mode:
                 await rolebootstrap.ensure(self.context)
             await flowcontrol.ensure(self.context)
-            self._chores = asyncio.create_task(self._housekeeping(address), name="housekeeping")
+            mirror = Mirror(self.context)
+            await mirror.all()
+            self._chores = asyncio.create_task(self._housekeeping(address, mirror), name="housekeeping")
             self._web = web.Server(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
                                    handler_cancellation=True, access_log=None,
                                    keepalive_timeout=IDLE_SECONDS, max_field_size=MAX_HEADER,
@@ -141,7 +144,7 @@ class Server:
         LOG.info("serving on %s:%d, storage at revision %d", self.options.bind_address, self.port,
                  self.cache.revision)
 
-    async def _housekeeping(self, address: str) -> None:
+    async def _housekeeping(self, address: str, mirror: Mirror) -> None:
         """What runs beside the requests; a fault in it is told and stops the server, which starts anew."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -150,6 +153,7 @@ class Server:
                     group.create_task(self.authenticator.oidc.run())
                 group.create_task(self.definitions.run())
                 group.create_task(bootstrap.keep(self.context, address))
+                group.create_task(mirror.run())
         except* Closed:
             pass  # the cache was closed under it: the server stops
         except* Exception as faults:

@@ -20,9 +20,10 @@ from controlplane.apiserver.deletes import Deletes
 from controlplane.apiserver.lists import object_key
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.writes import Make, Object, Prepare, Stored, Writes
-from controlplane.machinery import objects, selectors, strategy
+from controlplane.machinery import objects, podresize, selectors, strategy
 from controlplane.machinery.errors import BadRequest, Cause, Conflict, Invalid, MethodNotAllowed, NotFound, invalid
 from controlplane.machinery.resources import Resource, Subresource
+from controlplane.machinery.validate import pods
 from controlplane.store.item import Item
 
 SCALE_DEFINITION = "io.k8s.api.autoscaling.v1.Scale"
@@ -53,12 +54,14 @@ def prepare_ephemeral(new: Object, old: Object) -> None:
 
 
 def ephemeral_causes(new: Object, old: Object) -> list[Cause]:
-    """Ephemeral containers are only ever added. Pure."""
+    """Ephemeral containers are only ever added, to pods that are not files of a node. Pure."""
+    if podresize.MIRROR in (old["metadata"].get("annotations") or {}):
+        return [Cause("FieldValueForbidden", "Forbidden: static pods do not support ephemeral containers", "")]
     before = (old.get("spec") or {}).get("ephemeralContainers") or []
     after = {c.get("name"): c for c in (new.get("spec") or {}).get("ephemeralContainers") or []}
     return [Cause("FieldValueForbidden", "Forbidden: existing ephemeral containers \"" + str(c["name"]) +
                   "\" may not be " + ("removed" if c["name"] not in after else "changed"), "spec.ephemeralContainers")
-            for c in before if after.get(c["name"]) != c]
+            for c in before if after.get(c["name"]) != c] + pods.ephemeral_containers(new.get("spec") or {}, "spec")
 
 
 def scale_of(obj: Object) -> Object:
@@ -107,6 +110,8 @@ class Subresources:
             return strategy.of(resource).prepare_status
         if name == "ephemeralcontainers":
             return prepare_ephemeral
+        if name == "resize":
+            return podresize.prepare_resize
         if name == "finalize":
             return keep_all_but("spec")
         raise MethodNotAllowed()
@@ -125,13 +130,14 @@ class Subresources:
             change = await patches.change_of(request, resource, resource.definition)
             make = patches.checked(request, resource, change, resource.shape, resource.api_version,
                                    resource.kind)
-        if request.subresource != "ephemeralcontainers":
+        check = _CHECKS.get(request.subresource)
+        if check is None:
             return await self._writes.modify(request, resource, make, prepare,
                                              validate=request.subresource in ("status", "approval"))
 
         def prepare_checked(new: Object, old: Object) -> None:
             prepare(new, old)
-            if causes := ephemeral_causes(new, old):
+            if causes := check(new, old):
                 raise Invalid.of(resource.kind, request.name, causes, resource.group)
 
         return await self._writes.modify(request, resource, make, prepare_checked, validate=False)
@@ -250,6 +256,9 @@ def disrupted(pod: Object, now: str) -> Object:
     return new
 
 
+_CHECKS = {"ephemeralcontainers": ephemeral_causes, "resize": podresize.resize_causes}
+
+
 def speaks_parent(subresource: Subresource) -> bool:
     """Whether a subresource's body is the parent object itself."""
-    return subresource.name in ("status", "ephemeralcontainers", "finalize", "approval")
+    return subresource.name in ("status", "ephemeralcontainers", "resize", "finalize", "approval")

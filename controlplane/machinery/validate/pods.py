@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.machinery import names
-from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
+from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_found, not_supported, required
 from controlplane.machinery.validate import affinity, containers, metadata
 from controlplane.machinery.validate.claims import claim_spec
 from controlplane.machinery.validate.volumes import volumes
@@ -18,6 +18,8 @@ _RESTART = ("Always", "Never", "OnFailure")
 _DNS = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 MAX_NAMESERVERS = 3
+_NOT_EPHEMERAL = ("ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources",
+                  "restartPolicy", "resizePolicy")
 MAX_SECONDS = 2**31 - 1
 
 
@@ -103,15 +105,27 @@ def _containers(spec: Object, path: str, mountable: set[str]) -> list[Cause]:
         at = f"{path}.initContainers[{index}]"
         found += containers.container(each, at, mountable, seen)
         found += _init(each, at)
-    for index, each in enumerate(spec.get("ephemeralContainers") or ()):
+    return found + ephemeral_containers(spec, path)
+
+
+def ephemeral_containers(spec: Object, path: str) -> list[Cause]:
+    """What was added to a running pod to look into it: no ports, probes, hooks or resources of its own."""
+    listed = spec.get("ephemeralContainers") or ()
+    others = {c.get("name") or "" for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))}
+    mountable = {v.get("name") or "" for v in spec.get("volumes") or ()} if listed else set()
+    found: list[Cause] = []
+    seen = set(others)
+    for index, each in enumerate(listed):
         at = f"{path}.ephemeralContainers[{index}]"
         found += containers.container(each, at, mountable, seen)
         target = each.get("targetContainerName")
-        if target and target not in {c.get("name") for c in (*main, *(spec.get("initContainers") or ()))}:
-            found.append(Cause("FieldValueNotFound", f'Not found: "{target}"', f"{at}.targetContainerName"))
-        for field in ("ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle"):
-            if each.get(field):
-                found.append(forbidden(f"{at}.{field}", "cannot be set for an Ephemeral Container"))
+        if target and target not in others:
+            found.append(not_found(f"{at}.targetContainerName", target))
+        found += [forbidden(f"{at}.{field}", "cannot be set for an Ephemeral Container")
+                  for field in _NOT_EPHEMERAL if each.get(field)]
+        found += [forbidden(f"{at}.volumeMounts[{i}].{field}", "cannot be set for an Ephemeral Container")
+                  for i, mount in enumerate(each.get("volumeMounts") or ()) for field in ("subPath", "subPathExpr")
+                  if mount.get(field)]
     return found
 
 
