@@ -174,6 +174,7 @@ class Agent:
 
     async def _proxy(self, ledger: Any, network: Any) -> None:
         from agent.dns.dns import Dns
+        from agent.proxy.policies import Policies
         from agent.proxy.proxy import Proxy
         from controlplane.client import config as kubeconfig
         from controlplane.client.rest import Client
@@ -183,13 +184,16 @@ class Agent:
             async def repair() -> None:
                 await network.repair()
                 await dns.repair()
+                await policies.repair()
 
             proxy = Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger, repair=repair)
             dns = Dns(client, proxy.services, proxy.slices, options.cluster_domain,
                       (options.service_cidr, options.cluster_cidr), ledger)
+            policies = Policies(client, options.name, dns.namespaces, proxy.services, ledger)
             async with asyncio.TaskGroup() as group:
                 group.create_task(proxy.run(), name="Proxy")
                 group.create_task(dns.run(), name="Dns")
+                group.create_task(policies.run(), name="Policies")
 
 
 async def run(options: Options, paths: Paths) -> int:

@@ -83,10 +83,10 @@ class Dns:
                  ledger: Ledger | None = None, clock: Clock = SYSTEM,
                  files: tuple[str, ...] = upstreams.RESOLV_FILES) -> None:
         self._services, self._slices, self._ledger, self._clock = services, slices, ledger, clock
-        self._namespaces = Informer(client, named("namespaces"), metadata=True, clock=clock)
+        self.namespaces = Informer(client, named("namespaces"), metadata=True, clock=clock)
         self._config = Informer(client, named("configmaps"), NAMESPACE, fields=f"metadata.name={NAME}", clock=clock)
         self._upstreams = upstreams.Upstreams(clock.monotonic, lambda: self.listening, files)
-        zone = Zone(Objects(services, slices, self._namespaces), domain, networks)
+        zone = Zone(Objects(services, slices, self.namespaces), domain, networks)
         self.responder = Responder(zone, Forwarder(self._upstreams, clock), clock)
         self._wake = asyncio.Event()
         self.listening: tuple[str, ...] = ()
@@ -95,13 +95,13 @@ class Dns:
 
     async def run(self) -> None:
         """Until cancelled; the address stays, so that questions meanwhile fail at once instead of getting lost."""
-        for informer in (self._services, self._slices, self._namespaces):
+        for informer in (self._services, self._slices, self.namespaces):
             informer.subscribe(self._changed)
         self._config.subscribe(self._configured)
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._namespaces.run())
+            group.create_task(self.namespaces.run())
             group.create_task(self._config.run())
-            for informer in (self._services, self._slices, self._namespaces, self._config):
+            for informer in (self._services, self._slices, self.namespaces, self._config):
                 await informer.synced()
             await self._follow()
 

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from agent.proxy import iptables, rules
 from agent.proxy.model import service_ports
-
-from .tracer import Packet, outcomes, parse
+from agent.proxy.trace import Packet, outcomes, parse
 
 GOLDEN = Path(__file__).parent / "data/kube-proxy-1.36.rules"
 PODS, NODE = "10.128.0.0/9", "192.168.77.1"

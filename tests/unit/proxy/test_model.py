@@ -12,8 +12,7 @@ from agent.proxy import conntrack, guard, iptables, rules
 from agent.proxy.conntrack import Flow
 from agent.proxy.health import HealthServers
 from agent.proxy.model import Endpoint, ServicePort, service_ports
-
-from .tracer import Packet, outcomes, parse
+from agent.proxy.trace import Packet, outcomes, parse
 
 
 def slices(*states: tuple[str, str, dict], port: int = 8080, protocol: str = "TCP", name: str = "") -> list[dict]:
