@@ -246,7 +246,7 @@ class OpenAPI:
             content = hashlib.sha256(SCHEMAS.read_bytes())
             content.update(DESCRIPTIONS.read_bytes())
             self._data = f"{content.hexdigest()} {VERSION} {FORM}"
-        return hashlib.sha256(f"{self._data} {name} {resources!r}".encode()).hexdigest().upper()
+        return hashlib.sha256(f"{self._data} {name} {[(r, r.shape) for r in resources]!r}".encode()).hexdigest().upper()
 
 
 def _build(resources: list[Resource], v2: bool) -> bytes:

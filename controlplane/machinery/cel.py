@@ -119,6 +119,11 @@ def loops(expression: str) -> int:
     return deepest
 
 
+def without_strings(expression: str) -> str:
+    """The expression with its string literals blanked, every other character in its place. Pure."""
+    return _STRINGS.sub(lambda m: " " * len(m.group(0)), expression)
+
+
 def mentions(expression: str, variable: str) -> bool:
     """Whether an expression uses a variable. Pure."""
     return re.search(rf"(?<![\w.]){variable}\b", _STRINGS.sub("''", expression)) is not None

@@ -11,13 +11,14 @@ Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel.
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from controlplane.machinery import cel, structural, structuralformats
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
-from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, Schema, child, items_of, join
+from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, PRESERVE, Schema, child, items_of, join
 from controlplane.machinery.structuralvalues import ABSENT, former_items
 
 RULES = "x-kubernetes-validations"
@@ -53,8 +54,9 @@ def _compiled(text: str, schema: Schema, optional: bool) -> cel.Program:
     return cel.compile_(text, _variables(schema), "oldSelf" if optional and cel.mentions(text, "oldSelf") else "")
 
 
-def check(schema: Schema, path: str) -> list[Cause]:
-    """What is wrong with the rules of one node, at `path` of a definition."""
+def check(schema: Schema, path: str, root: bool = False) -> list[Cause]:
+    """What is wrong with the rules of one node, at `path` of a definition; `root` is its topmost node."""
+    whole = root or bool(schema.get(EMBEDDED))
     found: list[Cause] = []
     for index, rule in enumerate(schema[RULES]):
         at = f"{path}.{RULES}[{index}]"
@@ -66,9 +68,10 @@ def check(schema: Schema, path: str) -> list[Cause]:
         if "optionalOldSelf" in rule and not cel.mentions(text, "oldSelf"):
             found.append(invalid(f"{at}.optionalOldSelf", rule["optionalOldSelf"], "may not be set if oldSelf is not "
                                  "used in rule"))
-        found += _compile_causes(text, schema, optional, "BOOL", f"{at}.rule", "cel expression must evaluate to a bool")
+        found += _compile_causes(text, schema, (optional, whole), "BOOL", f"{at}.rule",
+                                 "cel expression must evaluate to a bool")
         if message := rule.get("messageExpression"):
-            found += _compile_causes(message, schema, optional, "STRING", f"{at}.messageExpression",
+            found += _compile_causes(message, schema, (optional, whole), "STRING", f"{at}.messageExpression",
                                      "messageExpression must evaluate to a string")
         if rule.get("reason") and rule["reason"] not in REASONS:
             found.append(not_supported(f"{at}.reason", rule["reason"], REASONS))
@@ -85,14 +88,46 @@ def check(schema: Schema, path: str) -> list[Cause]:
     return found
 
 
-def _compile_causes(text: str, schema: Schema, optional: bool, wanted: str, at: str, why: str) -> Iterator[Cause]:
+def _compile_causes(text: str, schema: Schema, what: tuple[bool, bool], wanted: str, at: str,
+                    why: str) -> Iterator[Cause]:
+    """`what`: whether oldSelf is optional, and whether self is a whole resource."""
+    optional, whole = what
     try:
         program = _compiled(text, schema, optional)
     except cel.CompileError as error:
         yield invalid(at, text, str(error))
         return
+    for place, field in undefined(text, schema, ("self",) if optional else ("self", "oldSelf"), whole):
+        line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place) - 1
+        shown = text.splitlines()[line - 1]
+        yield invalid(at, text, f"compilation failed: ERROR: <input>:{line}:{column + 1}: undefined field '{field}'\n"
+                      f" | {shown}\n | {'.' * column}^")
+        return
     if program.returns not in (wanted, "DYN"):
         yield invalid(at, text, why)
+
+
+def undefined(text: str, schema: Schema, roots: tuple[str, ...], resource: bool) -> Iterator[tuple[int, str]]:
+    """(position of the dot, name) of fields that an expression selects and the schema does not have.
+
+    Follows chains such as `self.spec.replicas` as far as types are declared; the library takes `self` for anything."""
+    plain = cel.without_strings(text)
+    for match in re.finditer(rf"(?<![\w.])(?:{'|'.join(roots)})((?:\s*\.\s*\w+(?!\w*\s*\())+)", plain):
+        node: Schema | None = schema
+        whole = resource
+        for step in re.finditer(r"\.\s*(\w+)", match.group(1)):
+            name = step.group(1)
+            if whole and name in ("apiVersion", "kind", "metadata"):
+                break
+            if not node or node.get("type") != "object" or node.get(PRESERVE):
+                break
+            fields = {escaped(key): sub for key, sub in (node.get("properties") or {}).items()}
+            more = node.get("additionalProperties")
+            if name not in fields and not more:
+                yield match.start(1) + step.start(), name
+                break
+            node = fields.get(name) or (more if isinstance(more, dict) else None)
+            whole = bool(node and node.get(EMBEDDED))
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

@@ -138,5 +138,23 @@ def established(obj: Object, names_accepted: bool) -> tuple[str, str, str] | Non
     return "True", "InitialNamesAccepted", "the initial names have been accepted"
 
 
+def protected(group: str) -> bool:
+    """Whether a group belongs to the Kubernetes project."""
+    return group in ("k8s.io", "kubernetes.io") or group.endswith((".k8s.io", ".kubernetes.io"))
+
+
+def approval(obj: Object) -> tuple[str, str, str] | None:
+    """(status, reason, message) of KubernetesAPIApprovalPolicyConformant, for protected groups."""
+    if not protected(obj["spec"].get("group") or ""):
+        return None
+    given = (obj["metadata"].get("annotations") or {}).get(APPROVED) or ""
+    if given.startswith("unapproved"):
+        return "False", "UnapprovedAnnotation", f'not approved: "{given}"'
+    if given.startswith(("https://", "http://")):
+        return "True", "ApprovedAnnotation", f"approved in {given}"
+    return "False", "MissingAnnotation", (f'protected groups must have approval annotation "{APPROVED}", see '
+                                          "https://github.com/kubernetes/enhancements/pull/1111")
+
+
 def schema_of(version: Object) -> Object:
     return (version.get("schema") or {}).get("openAPIV3Schema") or {}

@@ -52,7 +52,7 @@ class Resource:
     custom: bool = False  # made by a CustomResourceDefinition
     singular_name: str = ""  # "" = the kind in lower case
     list_kind: str = ""  # "" = the kind and "List"
-    extra: dict[str, object] = field(default_factory=dict, compare=False, hash=False)
+    extra: dict[str, object] = field(default_factory=dict, compare=False, hash=False, repr=False)
 
     @property
     def singular(self) -> str:

@@ -67,7 +67,10 @@ class Definitions:
         self._since = self._context.cache.revision
         for item in self._items():
             if facts.holds(item.obj, "Established"):
-                self._kinds[item.obj["metadata"]["name"]] = self._made(item, item.obj)
+                try:
+                    self._kinds[item.obj["metadata"]["name"]] = self._made(item, item.obj)
+                except (KeyError, TypeError) as error:
+                    LOG.error("cannot serve %s: %s: %s", item.key, type(error).__name__, error)
         self._register()
 
     async def run(self) -> None:
@@ -107,6 +110,9 @@ class Definitions:
                 return
             except Stale:
                 continue  # somebody else wrote it: look again
+            except (ApiError, KeyError, TypeError, ValueError) as error:  # one bad definition must not end all others
+                LOG.error("cannot serve %s: %s: %s", name, type(error).__name__, error)
+                return
             except Finding as finding:
                 LOG.error("the status of %s cannot be stored: %s", name, finding.fact)
                 await self._context.clock.sleep(RETRY_SECONDS)
@@ -137,6 +143,8 @@ class Definitions:
         now = self._context.clock.timestamp()
         conditions: list[Any] = status.setdefault("conditions", [])
         objects.set_condition(conditions, "NamesAccepted", *names, now)
+        if (approval := facts.approval(obj)) is not None:
+            objects.set_condition(conditions, "KubernetesAPIApprovalPolicyConformant", *approval, now)
         established = facts.established(obj, names[0] == "True")
         if established is not None:
             objects.set_condition(conditions, "Established", *established, now)

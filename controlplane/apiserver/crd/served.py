@@ -34,13 +34,14 @@ _UNCHECKED = invalid("<nil>", "null", "some validation rules were not checked be
 class Shape:
     """The schema of one version, decoded when first needed."""
 
-    def __init__(self, item: Item, version: str) -> None:
+    def __init__(self, item: Item, version: str, mark: str) -> None:
         self._item = item  # of the definition: shared bytes, decoded here only for its schema
         self._version = version
+        self._mark = mark
 
     def __repr__(self) -> str:
-        """Stands in hashes of documents made from it: changes when the definition does."""
-        return f"Shape({self._item.key}@{self._item.revision} {self._version})"
+        """Stands in hashes of documents made from it: changes when the definition does, and then only."""
+        return f"Shape({self._mark} {self._version})"
 
     @cached_property
     def schema(self) -> structural.Schema:
@@ -119,13 +120,14 @@ def entry(definition: Object, item: Item, version: Object, converter: Converter)
     spec = definition["spec"]
     names = (definition.get("status") or {}).get("acceptedNames") or spec["names"]
     group, name = spec["group"], version["name"]
-    shape = Shape(item, name)
+    metadata = definition["metadata"]
+    shape = Shape(item, name, f"{metadata['uid']}/{metadata.get('generation')}")
     selectable = tuple(f["jsonPath"] for f in version.get("selectableFields") or ())
     extra: dict[str, object] = {
         "shape": shape, "printer": Columns(version.get("additionalPrinterColumns") or []), "converter": converter,
         "scale": (version.get("subresources") or {}).get("scale"), "selectable_fields": selectable,
         # With one version and one schema ever, what is stored is just what would be read: no need to look.
-        "verbatim": len(spec["versions"]) == 1 and definition["metadata"].get("generation") == 1}
+        "verbatim": len(spec["versions"]) == 1 and metadata.get("generation") == 1}
     made = Resource(
         group, name, names["plural"], names["kind"], namespaced=spec["scope"] == "Namespaced",
         short_names=tuple(names.get("shortNames") or ()), categories=tuple(names.get("categories") or ()),

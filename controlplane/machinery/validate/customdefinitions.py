@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from controlplane.machinery import names, structural, structuralrules
-from controlplane.machinery.customdefinitions import APPROVED, holds, schema_of, storage_version
+from controlplane.machinery.customdefinitions import APPROVED, holds, protected, schema_of, storage_version
 from controlplane.machinery.errors import IMMUTABLE, Cause, invalid, not_supported, required
 
 Object = dict[str, Any]
@@ -54,7 +54,7 @@ def _group(obj: Object, group: str) -> Iterator[Cause]:
         yield invalid("spec.group", group, message)
     if "." not in group:
         yield invalid("spec.group", group, "should be a domain with at least one dot")
-    if group.endswith((".k8s.io", ".kubernetes.io")) or group in ("k8s.io", "kubernetes.io"):
+    if protected(group):
         given = ((obj.get("metadata") or {}).get("annotations") or {}).get(APPROVED)
         at = f"metadata.annotations[{APPROVED}]"
         if not given:
@@ -115,7 +115,7 @@ def _rules(schema: Object, path: str) -> list[Cause]:
     for at, node in structural.nodes(schema):
         if node.get("x-kubernetes-validations"):
             from controlplane.machinery import celrules  # heavy: 16 MB of library
-            found += celrules.check(node, structural.join(path, at))
+            found += celrules.check(node, structural.join(path, at), not at)
     return found
 
 

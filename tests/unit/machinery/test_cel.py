@@ -107,6 +107,12 @@ def test_wrong_rules_are_refused_with_the_definition():
         {"rule": ""}, {"rule": "self.a +"}, {"rule": "1"}, {"rule": "true", "messageExpression": "1"},
         {"rule": "true", "reason": "Whatever"}, {"rule": "true", "message": " "},
         {"rule": "true", "optionalOldSelf": True}), "s")}
+    inner = {"type": "object", "properties": {"a": {"type": "string"}, "free": {
+        "type": "object", "x-kubernetes-preserve-unknown-fields": True}}}
+    typo = celrules.check(schema({"rule": "self.b.a.size() > 0 && self.b.free.x && 'self.zz' != self.b.typo"},
+                                 b=inner), "s")
+    assert "<input>:1:60: undefined field 'typo'" in typo[0].message and len(typo) == 1
+    assert celrules.check(schema({"rule": "self.metadata.name != ''"}), "s", True) == []
     at = "s.x-kubernetes-validations"
     assert found[f"{at}[0].rule"] == "Required value: rule is not specified"
     assert "compilation failed: ERROR: <input>:1:9: Syntax error" in found[f"{at}[1].rule"]
