@@ -140,7 +140,7 @@ def _worded(text: str) -> str:
         return f"no such key: {found.group(1)}"
     if found := _INDEX.search(text):
         return f"index out of bounds: {found.group(1)}"
-    if text.startswith("No matching overloads"):
+    if text.startswith(("No matching overloads", "Applying SELECT to non-message type")):
         return "no such overload"
     return {"divide by zero": "division by zero", "modulus by zero": "modulus by zero"}.get(text, text)
 

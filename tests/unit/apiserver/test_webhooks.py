@@ -109,6 +109,25 @@ def test_failed_calls_close_or_open(tmp_path):
     asyncio.run(main())
 
 
+def test_conditions_choose_what_is_asked(tmp_path):
+    async def main():
+        async with hooks(tmp_path) as server, serving() as api:
+            server.answers["/mark"] = lambda r: patch({"op": "add", "path": "/data/marked", "value": "yes"})
+            await configure(api, "mutating", config(
+                "c", server.client("/mark"), matchConditions=[
+                    {"name": "named", "expression": "object.metadata.name != 'skip-me'"},
+                    {"name": "leases", "expression": "request.resource.resource == 'configmaps' && "
+                                                     "!('system:nodes' in request.userInfo.groups)"}]))
+            assert "marked" not in (await api.made(MAPS, config_map("skip-me", a="b")))["data"]
+            assert (await api.made(MAPS, config_map("m", a="b")))["data"]["marked"] == "yes"
+            await configure(api, "validating", config(
+                "f", server.client("/x"), ["DELETE"], matchConditions=[
+                    {"name": "wrong", "expression": "object.metadata.name == 'm'"}]))
+            status, error = await api.call("DELETE", MAPS + "/m")
+            assert status == 403 and "no such overload" in error["message"], error
+    asyncio.run(main())
+
+
 def test_a_service_is_called_at_an_endpoint_under_its_own_name(tmp_path):
     async def main():
         async with hooks(tmp_path) as server, serving() as api:
