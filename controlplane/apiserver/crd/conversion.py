@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from controlplane.apiserver.crd.memory import Memory
 from controlplane.apiserver.webhooks.caller import CallFailed
 from controlplane.machinery.errors import InternalError
 
@@ -28,6 +29,7 @@ class Converter:
     """The conversions of one definition."""
 
     def __init__(self, context: Context, caller: Caller, definition: Object) -> None:
+        self.memory = Memory()
         self._context = context
         self._caller = caller
         conversion = definition["spec"].get("conversion") or {}

@@ -125,6 +125,7 @@ def entry(definition: Object, item: Item, version: Object, converter: Converter)
     selectable = tuple(f["jsonPath"] for f in version.get("selectableFields") or ())
     extra: dict[str, object] = {
         "shape": shape, "printer": Columns(version.get("additionalPrinterColumns") or []), "converter": converter,
+        "memory": converter.memory,
         "scale": (version.get("subresources") or {}).get("scale"), "selectable_fields": selectable,
         # With one version and one schema ever, what is stored is just what would be read: no need to look.
         "verbatim": len(spec["versions"]) == 1 and metadata.get("generation") == 1}

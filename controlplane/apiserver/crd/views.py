@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import orjson
@@ -39,6 +40,13 @@ async def all_shown(resource: Resource, items: Sequence[Item]) -> list[Item]:
         return list(items)
     if not resource.custom:
         return [item.replaced(conversion.from_storage(resource.api_version, item.obj)) for item in items]
+    extra: Any = resource.extra
+    found: list[Item] = await extra["memory"].shown(repr(extra["shape"]), items, partial(_made, resource))
+    return found
+
+
+async def _made(resource: Resource, items: Sequence[Item]) -> list[Item]:
+    """The items converted, pruned and defaulted."""
     extra: Any = resource.extra
     made: list[Item] = []
     for start in range(0, len(items), CHUNK):

@@ -1,5 +1,6 @@
 """Versions converted by a webhook: a real TLS server in this process, reached by URL."""
 
+import asyncio
 import base64
 import contextlib
 import ssl
@@ -85,6 +86,9 @@ def test_objects_are_converted_on_every_way(tmp_path):
             assert code == 200 and obj["spec"]["port"] == "9"
             _, obj = await api.call("GET", V1 + "/a")
             assert obj["spec"] == {"address": "h:9"} and obj["metadata"]["generation"] == 2
+            hook.asked.clear()
+            answers = await asyncio.gather(*(api.call("GET", V2) for _ in range(5)))
+            assert all(a == answers[0] and a[0] == 200 for a in answers) and hook.asked in ([], [1], [2]), hook.asked
             # a list of mixed versions is one call
             for one in made["spec"]["versions"]:
                 one["storage"] = one["name"] == "v2"
@@ -97,7 +101,7 @@ def test_objects_are_converted_on_every_way(tmp_path):
             assert {i["apiVersion"] for i in listed["items"]} == {"ex.io/v2"} and hook.asked == [2]
             for fault, said in (("refuse", "no"), ("rename", "name must not change")):
                 hook.fails = fault
-                code, error = await api.call("GET", V2 + "/a")
+                code, error = await api.call("POST", V1, foo("d", address="k:4"))
                 assert code == 500 and error["message"].startswith(
                     "conversion webhook for ex.io/v1, Kind=Foo failed: ") and said in error["message"]
     session(steps)
