@@ -18,6 +18,7 @@ from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.index import Index
 from controlplane.apiserver.lists import object_key
+from controlplane.apiserver.writes import settled
 from controlplane.machinery import objects, podresources, usage
 from controlplane.machinery.errors import ApiError, Conflict
 from controlplane.machinery.podresources import Amounts, added
@@ -35,7 +36,7 @@ class Waiting:
     attributes: Attributes
     used: Amounts
     done: bool = False
-    refusal: ApiError | None = None
+    refusal: Exception | None = None
 
 
 @dataclass(eq=False)
@@ -90,7 +91,7 @@ class ResourceQuotas(Plugin):
         return {}
 
     async def _round(self, namespace: str, batch: list[Waiting]) -> None:
-        """Decide all of `batch`; none is left undecided."""
+        """Decide all of `batch`; none is left undecided, for a write is waited for even by who is cancelled."""
         left = batch
         try:
             for _ in range(RETRIES):
@@ -101,7 +102,7 @@ class ResourceQuotas(Plugin):
                 resource = one.attributes.resource
                 one.refusal = Conflict.of("resourcequotas", "", "", "the quota was changed by others too often; "
                                           f"please try to write {resource.plural} again")
-        except ApiError as error:
+        except Exception as error:  # a store that takes no writes: whoever was not reserved for must not be let in
             for one in left:
                 one.refusal = one.refusal or error
         finally:
@@ -135,7 +136,7 @@ class ResourceQuotas(Plugin):
         quota = objects.deep_copy(item.obj)
         quota["status"]["used"] = {name: str(value) for name, value in used.items()}
         try:
-            await self.context.cache.write(item.key, quota, item.revision)
+            await settled(self.context.cache.write(item.key, quota, item.revision))
         except Stale:
             return False
         return True

@@ -101,3 +101,22 @@ def test_scopes_and_sums():
     assert usage.of("pods", {**run, "status": {"phase": "Failed"}}, 0.0) == {"count/pods": usage.ONE}
     balanced = {"metadata": {}, "spec": {"type": "LoadBalancer", "ports": [{"port": 1}, {"port": 2}]}}
     assert usage.of("services", balanced, 0.0)["services.nodeports"].value() == 2
+
+
+def test_nobody_is_let_in_when_a_reservation_cannot_be_stored():
+    async def main():
+        async with serving() as api:
+            await quota(api, "q", {"hard": {"configmaps": "5"}})
+            cache, write = api.server.cache, api.server.cache.write
+
+            async def full(key, obj, expect):
+                if key.startswith("resourcequotas/"):
+                    raise OSError("no space left")
+                return await write(key, obj, expect)
+            cache.write = full
+            results = await asyncio.gather(*(api.call("POST", SPACE + "/configmaps", config_map(f"m{n}"))
+                                             for n in range(3)))
+            assert [status for status, _ in results] == [500] * 3
+            cache.write = write
+            await api.made(SPACE + "/configmaps", config_map("m"))
+    asyncio.run(main())
