@@ -8,6 +8,7 @@ headers, cookies and payload writers are passed by, which is most of what a smal
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
@@ -28,6 +29,8 @@ Headers = Sequence[tuple[str, str]]
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _heads: dict[tuple[int, str], bytes] = {}  # bounded: statuses x content types the modules use, never client input
 _date: tuple[int, bytes] = (0, b"")
+SLICE = 256 * 1024  # bytes encrypted at once: a millisecond of the event loop
+STALLED_SECONDS = 60.0  # a reader that takes nothing for so long is cut, so that its answer is not held for ever
 JOIN_BELOW = 65536  # bytes; below, head and body leave in one TLS record, above a copy costs more than a record
 
 
@@ -89,10 +92,25 @@ class Response:
         elif len(self.body) < JOIN_BELOW:
             transport.write(head + self.body)
         else:
-            transport.write(head)
-            transport.write(self.body)
+            await self._in_slices(raw, transport, head)
         if raw.protocol._paused:  # a reader slower than us: wait before taking its next request
             await raw.protocol._drain_helper()
+
+    async def _in_slices(self, raw: web.BaseRequest, transport: asyncio.Transport | asyncio.BaseTransport,
+                         head: bytes) -> None:
+        """A large body piece by piece: others are served in between, and no more than a piece waits encrypted for a
+        slow reader."""
+        body = memoryview(self.body)
+        transport.write(head)  # type: ignore[union-attr]
+        for start in range(0, len(body), SLICE):
+            if transport.is_closing():
+                raise ConnectionResetError("the client has gone")
+            transport.write(body[start:start + SLICE])  # type: ignore[union-attr]
+            if raw.protocol._paused:
+                async with asyncio.timeout(STALLED_SECONDS):
+                    await raw.protocol._drain_helper()
+            elif start + SLICE < len(body):
+                await asyncio.sleep(0)
 
     async def write_eof(self) -> None:
         """Nothing is left to write."""

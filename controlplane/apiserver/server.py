@@ -33,6 +33,7 @@ from controlplane.apiserver.handlers import Handlers
 from controlplane.apiserver.logfile import LogFile
 from controlplane.apiserver.pipeline import Edge, Pipeline
 from controlplane.apiserver.podmetrics import RESOURCES
+from controlplane.apiserver.protocol import Listener
 from controlplane.apiserver.response import Answer
 from controlplane.apiserver.serviceaddresses import Mirror
 from controlplane.apiserver.writes import Writes
@@ -130,10 +131,10 @@ class Server:
             mirror = Mirror(self.context)
             await mirror.all()
             self._chores = asyncio.create_task(self._housekeeping(address, mirror), name="housekeeping")
-            self._web = web.Server(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
-                                   handler_cancellation=True, access_log=None,
-                                   keepalive_timeout=IDLE_SECONDS, max_field_size=MAX_HEADER,
-                                   max_line_size=MAX_HEADER, lingering_time=1.0)
+            self._web = Listener(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
+                                 handler_cancellation=True, access_log=None,
+                                 keepalive_timeout=IDLE_SECONDS, max_field_size=MAX_HEADER,
+                                 max_line_size=MAX_HEADER, lingering_time=1.0)
             loop = asyncio.get_running_loop()
             self._listener = await loop.create_server(self._web, sock=listening, ssl=tls, backlog=BACKLOG)
         except BaseException:
