@@ -2,9 +2,9 @@
 
 Owns every error that may cross a component's edge. An `ApiError` *is* a `metav1.Status`: it carries the HTTP code, the
 machine-readable reason, the message clients print and the details (name, group, kind, causes with field paths). The
-apiserver raises them and serves `status()`; the client rebuilds them from a response with `from_status`, so a controller
-catches `NotFound` and never reads a number. `Finding` is for what a person must act on: the fact, why it matters and the
-command or change that mends it. Wording follows upstream wherever tools or people grep it.
+apiserver raises them and serves `status()`; the client rebuilds them from a response with `from_status`, so a
+controller catches `NotFound` and never reads a number. `Finding` is for what a person must act on: the fact, why it
+matters and the command or change that mends it. Wording follows upstream wherever tools or people grep it.
 
 Upstream: k8s.io/apimachinery/pkg/api/errors and util/validation/field.
 """
