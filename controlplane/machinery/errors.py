@@ -31,7 +31,7 @@ class Cause:
 
 
 @dataclass(eq=False)  # an exception is compared by identity; frozen would break traceback bookkeeping
-class Finding(Exception):  # noqa: N818 - it is raised where a person must act, and printed where they look
+class Finding(Exception):  # it is raised where a person must act, and printed where they look
     """Something a person must act on: `fact` (what is), `because` (why it matters), `fix` (the change or command)."""
 
     fact: str
