@@ -12,7 +12,7 @@ import sys
 
 from controlplane.machinery.errors import Finding
 
-COMMANDS = ("up", "down", "status", "kubeconfig", "image", "test", "why", "bench")
+COMMANDS = ("up", "down", "status", "kubeconfig", "image", "test", "why", "bench", "trace")
 
 
 def parser() -> argparse.ArgumentParser:
