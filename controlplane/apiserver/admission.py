@@ -41,6 +41,7 @@ class Attributes:
     round: int = 0  # 1 in the second mutating pass, which follows when a webhook or policy changed the object
     changed: bool = False  # by a webhook or policy, in this pass
     seen: dict[str, dict[str, Any]] = field(default_factory=dict)  # the object as each of them left it
+    views: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # object and old one in other versions
 
     def note(self, key: str, value: str) -> None:
         """Annotate the audit event of the request."""

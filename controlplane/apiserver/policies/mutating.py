@@ -18,10 +18,11 @@ from controlplane.apiserver.policies import authorizer, expressions
 from controlplane.apiserver.policies.bindings import Book, Case, Misconfigured
 from controlplane.apiserver.policies.expressions import Scope
 from controlplane.apiserver.policies.validating import refused
-from controlplane.apiserver.webhooks import reviews
+from controlplane.apiserver.webhooks import reviews, versions
 from controlplane.machinery import apply, celobjects
 from controlplane.machinery.cel import CompileError, EvaluationError
 from controlplane.machinery.errors import ApiError
+from controlplane.machinery.resources import Resource
 
 MANAGER = "mutating-admission-policy"  # under which a configuration is merged; it owns nothing afterwards
 Object = dict[str, Any]
@@ -42,12 +43,13 @@ class MutatingPolicies(Plugin):
                 again = case.policy.spec.get("reinvocationPolicy") == "IfNeeded"
                 if attributes.round and not (again and attributes.seen.get(key) not in (None, attributes.obj)):
                     continue
-                self._case(attributes, case)
+                await self._case(attributes, case)
                 if again:
                     attributes.remember(key)
 
-    def _case(self, attributes: Attributes, case: Case) -> None:
+    async def _case(self, attributes: Attributes, case: Case) -> None:
         policy = case.policy
+        await versions.prepare(attributes, case.resource)
         try:
             for scope in self._book.scopes(attributes, case):
                 if not expressions.holds(policy.spec.get("matchConditions") or [], scope):
@@ -55,15 +57,16 @@ class MutatingPolicies(Plugin):
                 params, budget = scope.given["params"], scope.budget
                 for mutation in policy.spec.get("mutations") or []:
                     # each sees the object as the one before left it
+                    await versions.prepare(attributes, case.resource)
                     now = expressions.Scope({**self._book.scope(attributes, case), "params": params}, budget,
                                             policy.variables)
-                    self._mutate(attributes, case, mutation, now)
+                    await self._mutate(attributes, case, mutation, now)
         except (Misconfigured, CompileError, EvaluationError, reviews.BadAnswer) as error:
             if not policy.fails_open:
                 raise refused(attributes, f"policy '{policy.name}' with binding '{case.binding.name}' denied request: "
                               f"{error}") from None
 
-    def _mutate(self, attributes: Attributes, case: Case, mutation: Object, scope: Scope) -> None:
+    async def _mutate(self, attributes: Attributes, case: Case, mutation: Object, scope: Scope) -> None:
         assert attributes.obj is not None
         view = reviews.shown(attributes, attributes.obj, case.resource)
         assert view is not None
@@ -77,8 +80,9 @@ class MutatingPolicies(Plugin):
         else:
             if not isinstance(value, dict):
                 raise EvaluationError("an apply configuration must be an Object")
-            made = merged(view, value, attributes, self.context.clock.timestamp())
-        attributes.replace(made, f"MutatingAdmissionPolicy '{case.policy.name}'")
+            made = merged(view, value, case.resource, self.context.clock.timestamp())
+        attributes.replace(await versions.back(attributes, case.resource, made),
+                           f"MutatingAdmissionPolicy '{case.policy.name}'")
 
 
 def _operation(one: Any) -> Any:
@@ -87,10 +91,10 @@ def _operation(one: Any) -> Any:
         if isinstance(one, dict) else one
 
 
-def merged(view: Object, configuration: Object, attributes: Attributes, now: str) -> Object:
+def merged(view: Object, configuration: Object, resource: Resource, now: str) -> Object:
     """The object with the configuration merged in: maps by key, lists as their type says. Raises EvaluationError.
     Pure."""
-    resource, metadata = attributes.resource, view["metadata"]
+    metadata = view["metadata"]
     for field in ("apiVersion", "kind"):
         if configuration.get(field) not in (None, view[field]):
             raise EvaluationError(f"{field} cannot be changed by an apply configuration")

@@ -19,6 +19,7 @@ from controlplane.apiserver.context import Context
 from controlplane.apiserver.policies import authorizer, expressions
 from controlplane.apiserver.policies.bindings import Book, Case, Misconfigured, Policy
 from controlplane.apiserver.policies.expressions import Scope
+from controlplane.apiserver.webhooks import versions
 from controlplane.machinery.cel import CompileError, EvaluationError
 from controlplane.machinery.errors import ApiError
 
@@ -50,6 +51,7 @@ class ValidatingPolicies(Plugin):
         published: list[Object] = []
         with authorizer.asking(self.context):
             for case in cases:
+                await versions.prepare(attributes, case.resource)
                 for failure in self._failures(attributes, case):
                     refusal = self._enforce(attributes, case, failure, published)
                     denied = denied or refusal

@@ -20,7 +20,7 @@ from controlplane.apiserver.context import Context
 from controlplane.apiserver.index import Index
 from controlplane.apiserver.lists import object_key
 from controlplane.apiserver.policies import authorizer, expressions
-from controlplane.apiserver.webhooks import reviews
+from controlplane.apiserver.webhooks import reviews, versions
 from controlplane.apiserver.webhooks.caller import Caller, CallFailed
 from controlplane.apiserver.webhooks.matching import Matcher, exempt
 from controlplane.machinery.cel import EvaluationError
@@ -149,15 +149,16 @@ class Webhooks(Plugin):
         for hook, resource in self._matching(attributes, configured):
             if second and not (hook.again and attributes.seen.get(hook.key) not in (None, attributes.obj)):
                 continue  # not asked for, or it left the object just as it is now
+            await versions.prepare(attributes, resource)
             if not self._wanted(attributes, hook, resource):
                 continue
             said = await self._ask(attributes, hook, resource, mutating=True)
             if said is not None and said.patch and attributes.operation != CONNECT:
-                self._change(attributes, hook, resource, said.patch)
+                await self._change(attributes, hook, resource, said.patch)
             if hook.again:
                 attributes.remember(hook.key)
 
-    def _change(self, attributes: Attributes, hook: Hook, resource: Resource, operations: list[Any]) -> None:
+    async def _change(self, attributes: Attributes, hook: Hook, resource: Resource, operations: list[Any]) -> None:
         assert attributes.obj is not None
         view = reviews.shown(attributes, attributes.obj, resource)
         assert view is not None
@@ -165,14 +166,17 @@ class Webhooks(Plugin):
             made = reviews.patched(view, operations)
         except reviews.BadAnswer as error:
             raise InternalError.of(f'failed calling webhook "{hook.name}": {error}') from None
-        attributes.replace(made, f'admission webhook "{hook.name}"')
+        attributes.replace(await versions.back(attributes, resource, made), f'admission webhook "{hook.name}"')
 
     async def validate(self, attributes: Attributes) -> None:
         configured = self._validating.of()
         if not configured or exempt(attributes):
             return
-        hooks = [(hook, resource) for hook, resource in self._matching(attributes, configured)
-                 if self._wanted(attributes, hook, resource)]
+        hooks = []
+        for hook, resource in self._matching(attributes, configured):
+            await versions.prepare(attributes, resource)
+            if self._wanted(attributes, hook, resource):
+                hooks.append((hook, resource))
         if len(hooks) == 1:
             await self._ask(attributes, *hooks[0], mutating=False)
         elif hooks:

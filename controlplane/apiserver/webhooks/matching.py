@@ -51,15 +51,16 @@ class Asked:
                    attributes.name, resource.namespaced)
 
 
-def matches(rule: Object, asked: Asked) -> bool:
-    """Whether a rule covers the request. Names (`resourceNames`) count where a rule has them."""
+def matches(rule: Object, asked: Asked, version: bool = True) -> bool:
+    """Whether a rule covers the request, if asked whatever its `version`. Names (`resourceNames`) count where a rule
+    has them."""
     def among(field: str, value: str) -> bool:
         given = rule.get(field) or []
         return "*" in given or value in given
 
     scope, names = rule.get("scope") or "*", rule.get("resourceNames") or []
     return among("operations", asked.operation) and among("apiGroups", asked.group) \
-        and among("apiVersions", asked.version) and (not names or asked.name in names) \
+        and (not version or among("apiVersions", asked.version)) and (not names or asked.name in names) \
         and (scope == "*" or (scope == "Namespaced") == asked.namespaced) \
         and any(_resource(pattern, asked.plural, asked.subresource) for pattern in rule.get("resources") or [])
 
@@ -70,9 +71,7 @@ def _resource(pattern: str, plural: str, subresource: str) -> bool:
 
 
 def equivalents(registry: Registry, resource: Resource) -> list[Resource]:
-    """The same custom kind in its other versions: an object is turned into one by its apiVersion alone."""
-    if not resource.custom:
-        return []
+    """The same kind in its other versions."""
     return [other for other in registry
             if (other.group, other.plural) == (resource.group, resource.plural) and other.version != resource.version]
 
@@ -100,7 +99,8 @@ class Matcher:
         `space` holds the labels of the request's namespace."""
         own = attributes.resource
         found = self._ruled(attributes, own)
-        if not found and self.equivalent and self.rules:
+        if not found and self.equivalent and any(matches(rule, Asked.of(attributes, own), False)
+                                                 for rule in self.rules):
             found = next((other for other in equivalents(registry, own) if self._ruled(attributes, other)), None)
         if found is None or not self._selected(attributes, space):
             return None

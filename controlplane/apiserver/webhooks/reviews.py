@@ -56,15 +56,17 @@ def kind_of(attributes: Attributes, resource: Resource) -> Object:
 
 
 def shown(attributes: Attributes, obj: Object | None, resource: Resource) -> Object | None:
-    """An object as it is told: the view a subresource speaks, in the version asked for."""
+    """An object as it is told: the view a subresource speaks, in the version asked for (see `versions`)."""
     if obj is None:
         return None
     if attributes.subresource == "scale":
         from controlplane.apiserver.subresources import scale_of
         return scale_of(obj)
-    if resource is not attributes.resource and obj.get("apiVersion") == attributes.resource.api_version:
-        return {**obj, "apiVersion": resource.api_version}
-    return obj
+    view = attributes.views.get(resource.api_version) if resource is not attributes.resource else None
+    if view is None:
+        return obj
+    shown_as: Object | None = view[0] if obj is attributes.obj else view[1]
+    return shown_as
 
 
 def request_of(attributes: Attributes, resource: Resource, uid: str) -> Object:

@@ -11,6 +11,27 @@ CONFIGS = "/apis/admissionregistration.k8s.io/v1"
 MERGE = "application/merge-patch+json"
 
 
+def test_a_rule_about_another_version_sees_that_version():
+    async def main():
+        async with serving() as api:
+            await api.made(f"{CONFIGS}/validatingadmissionpolicies", {"metadata": {"name": "p"}, "spec": {
+                "matchConstraints": {"resourceRules": [{"apiGroups": ["autoscaling"], "apiVersions": ["v1"],
+                                                        "operations": ["*"],
+                                                        "resources": ["horizontalpodautoscalers"]}]},
+                "validations": [{"expression": "object.apiVersion == 'autoscaling/v1' && "
+                                               "object.spec.targetCPUUtilizationPercentage <= 50"}]}})
+            await api.made(f"{CONFIGS}/validatingadmissionpolicybindings", {"metadata": {"name": "p"}, "spec": {
+                "policyName": "p", "validationActions": ["Deny"]}})
+            path = "/apis/autoscaling/v2/namespaces/default/horizontalpodautoscalers"
+            for use, expected in ((60, 422), (40, 201)):
+                status, made = await api.call("POST", path, {"metadata": {"name": f"h{use}"}, "spec": {
+                    "maxReplicas": 3, "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"},
+                    "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": {
+                        "type": "Utilization", "averageUtilization": use}}}]}})
+                assert status == expected, made
+    asyncio.run(main())
+
+
 def test_custom_objects_are_pruned_and_shown_in_the_asked_version(tmp_path):
     async def main():
         async with hooks(tmp_path) as server, serving() as api:
