@@ -5,6 +5,7 @@ Upstream: the warnings.go of k8s.io/kubernetes/pkg/api/{pod,service} and meta.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from controlplane.machinery.resources import Resource
@@ -36,7 +37,63 @@ def warnings_of(resource: Resource, obj: Object, old: Object | None) -> list[str
         found += _pod_spec(spec, "spec")
     elif resource.kind in _TEMPLATED:
         found += _pod_spec((spec.get("template") or {}).get("spec") or {}, "spec.template.spec")
+    own = _OWN.get((resource.group, resource.kind))
+    return found + own(obj, old) if own is not None else found
+
+
+def _cron_job(obj: Object, old: Object | None) -> list[str]:
+    spec, name = obj.get("spec") or {}, obj["metadata"].get("name") or ""
+    found = []
+    if old is None and "." in name:
+        found.append(f'metadata.name: "{name}" is used in Pod names and hostnames, which can result in surprising '
+                     "behavior; a DNS label is recommended")
+    if "TZ" in (spec.get("schedule") or ""):
+        found.append("cannot use TZ or CRON_TZ in schedule, use timeZone field instead")
+    template = ((spec.get("jobTemplate") or {}).get("spec") or {}).get("template") or {}
+    return found + _pod_spec(template.get("spec") or {}, "spec.jobTemplate.spec.template.spec")
+
+
+def _job(obj: Object, old: Object | None) -> list[str]:
+    spec, found = obj.get("spec") or {}, []
+    completions, parallel = spec.get("completions") or 0, spec.get("parallelism") or 0
+    if spec.get("completionMode") == "Indexed" and completions > MANY and parallel > MANY_AT_ONCE:
+        found.append("In Indexed Jobs with a number of completions higher than 10^5 and a parallelism higher than "
+                     "10^4, Kubernetes might not be able to track completedIndexes when a big number of indexes fail")
     return found
+
+
+def _ingress(obj: Object, old: Object | None) -> list[str]:
+    """The annotation that the class field replaced."""
+    if old is not None or INGRESS_CLASS not in (obj["metadata"].get("annotations") or {}):
+        return []
+    return [f'annotation "{INGRESS_CLASS}" is deprecated, please use \'spec.ingressClassName\' instead']
+
+
+def _claim(obj: Object, old: Object | None) -> list[str]:
+    asked = (((obj.get("spec") or {}).get("resources") or {}).get("requests") or {}).get("storage")
+    found = []
+    if isinstance(asked, str) and asked.endswith("m"):
+        found.append(f'spec.resources.requests[storage]: fractional byte value "{asked}" is invalid, must be an '
+                     "integer")
+    if BETA_CLASS in (obj["metadata"].get("annotations") or {}):
+        found.append(f'metadata.annotations[{BETA_CLASS}]: deprecated since v1.8; use "storageClassName" attribute '
+                     "instead")
+    return found
+
+
+def _volume(obj: Object, old: Object | None) -> list[str]:
+    spec = obj.get("spec") or {}
+    if spec.get("persistentVolumeReclaimPolicy") != "Recycle":
+        return []
+    return ["spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended "
+            "approach is to use dynamic provisioning."]
+
+
+MANY, MANY_AT_ONCE = 100_000, 10_000
+INGRESS_CLASS, BETA_CLASS = "kubernetes.io/ingress.class", "volume.beta.kubernetes.io/storage-class"
+_OWN: dict[tuple[str, str], Callable[[Object, Object | None], list[str]]] = {
+    ("batch", "CronJob"): _cron_job, ("batch", "Job"): _job, ("networking.k8s.io", "Ingress"): _ingress,
+    ("", "PersistentVolumeClaim"): _claim, ("", "PersistentVolume"): _volume}
 
 
 def _metadata(meta: Object) -> list[str]:

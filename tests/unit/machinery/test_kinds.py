@@ -243,6 +243,19 @@ def test_a_suspended_job_may_still_choose_its_nodes_and_a_bound_claim_may_grow()
     assert plan.validate_update(grown, claim) == []
 
 
+@pytest.mark.parametrize(("name", "body", "want"), [
+    ("ingresses.networking.k8s.io", {"metadata": {"annotations": {"kubernetes.io/ingress.class": "n"}}},
+     "annotation \"kubernetes.io/ingress.class\" is deprecated, please use 'spec.ingressClassName' instead"),
+    ("cronjobs.batch", {"metadata": {"name": "a.b"}}, 'metadata.name: "a.b" is used in Pod names and hostnames, which '
+     "can result in surprising behavior; a DNS label is recommended"),
+    ("persistentvolumeclaims", {"spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {
+        "storage": "100m"}}}}, 'spec.resources.requests[storage]: fractional byte value "100m" is invalid, must be an '
+     "integer")])
+def test_what_a_writer_is_warned_of(name, body, want):
+    plan = strategy.of(named(name))
+    assert plan.warnings(made(name, **body), None) == [want] and plan.warnings(made(name), None) == []
+
+
 @pytest.mark.parametrize(("text", "want"), [
     ("61 * * * *", r"end of range (61) above maximum (59): 61"), ("@often", "unrecognized descriptor: @often"),
     ("a * * * *", 'failed to parse int from a: strconv.Atoi: parsing "a": invalid syntax'),
