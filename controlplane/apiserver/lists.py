@@ -17,12 +17,12 @@ from typing import Any
 
 import orjson
 
-from controlplane.apiserver import representation
+from controlplane.apiserver import bulk, representation
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import views
 from controlplane.apiserver.representation import Form
 from controlplane.apiserver.request import Request
-from controlplane.apiserver.response import Response
+from controlplane.apiserver.response import Response, Stream
 from controlplane.machinery import selectors
 from controlplane.machinery.errors import (
     BadRequest,
@@ -218,7 +218,7 @@ class Reads:
         answer = await representation.answer(request, orjson.loads(data), resource, self._context.clock.now())
         return await representation.compressed(request, answer)
 
-    async def list_objects(self, request: Request, resource: Resource) -> Response:
+    async def list_objects(self, request: Request, resource: Resource) -> Response | Stream:
         form = representation.form_of(request)
         prefix = collection_prefix(resource, request.namespace)
         asked = window(request, prefix)
@@ -227,10 +227,15 @@ class Reads:
             await reach(self._context, asked.revision)
         indented = representation.pretty(request)
         cache = self._context.cache
-        if form.plain and not indented and not resource.converts and selection is EVERYTHING and asked == Window():
+        if form.plain and not indented and not resource.converts and selection is EVERYTHING and asked == Window() \
+                and cache.count(prefix) <= bulk.ABOVE:
             body = _envelope(resource, {"resourceVersion": str(cache.revision)}, cache.list_body(prefix))
             return await representation.compressed(request, _with_warnings(request, body))
         items, metadata = await self.page(asked, prefix, selection, resource)
+        if form.plain and not indented and len(items) > bulk.ABOVE:
+            head = _envelope(resource, metadata, b"").removesuffix(b"]}\n")
+            warnings = representation.warning_headers(request) if request.warnings else ()
+            return bulk.answer(request, head, items, not resource.custom, warnings)
         if form.plain and not indented:
             joined = b",".join([item.data if resource.custom else item.bare for item in items])
             return await representation.compressed(request, _with_warnings(request, _envelope(resource, metadata,
@@ -265,7 +270,9 @@ class Reads:
             items = [item for item in items if item.key.rpartition("/")[2] == selection.name]
         if resource.converts and (selection.match is not None or not asked.limit):
             items = await views.all_shown(resource, items)  # a selector may look at fields another version lacks
-        page, metadata = _cut(items, asked.limit, selection.match, revision)
+        if selection.match is not None:
+            items = await bulk.matching(items, selection.match, asked.limit)
+        page, metadata = _cut(items, asked.limit, selection.match is None, revision)
         if resource.converts and selection.match is None and asked.limit:
             page = await views.all_shown(resource, page)
         return page, metadata
@@ -295,20 +302,11 @@ def _envelope(resource: Resource, metadata: dict[str, Any], joined: bytes) -> by
         resource.lists.encode(), resource.api_version.encode(), orjson.dumps(metadata), joined)
 
 
-def _cut(items: Sequence[Item], limit: int, match: Match | None,
-         revision: int) -> tuple[Sequence[Item], dict[str, Any]]:
-    """The first `limit` matching items, and the metadata that leads to the next page."""
-    if match is None:
-        rest = len(items) - limit if limit else 0
-        page = items[:limit] if rest > 0 else items
-        return page, _page_metadata(revision, page, max(rest, 0), counted=True)
-    page = []
-    for item in items:
-        if match(item):
-            if limit and len(page) == limit:
-                return page, _page_metadata(revision, page, 1, counted=False)
-            page.append(item)
-    return page, _page_metadata(revision, page, 0, counted=False)
+def _cut(items: Sequence[Item], limit: int, counted: bool, revision: int) -> tuple[Sequence[Item], dict[str, Any]]:
+    """The first `limit` items, and the metadata that leads to the next page; how many are left is told if `counted`."""
+    rest = len(items) - limit if limit else 0
+    page = items[:limit] if rest > 0 else items
+    return page, _page_metadata(revision, page, max(rest, 0), counted)
 
 
 def _page_metadata(revision: int, page: Sequence[Item], rest: int, counted: bool) -> dict[str, Any]:

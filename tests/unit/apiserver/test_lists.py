@@ -2,6 +2,7 @@ import asyncio
 
 import pytest
 
+from controlplane.apiserver import bulk
 from controlplane.apiserver.lists import Token
 from controlplane.machinery.errors import BadRequest
 from tests.unit.apiserver.harness import config_map, serving
@@ -105,3 +106,22 @@ def test_tokens_survive_their_journey_and_stay_in_their_collection():
     assert Token.decode(token, "configmaps/") == Token(7, "configmaps/default/a")
     with pytest.raises(BadRequest):
         Token.decode(token, "secrets/")
+
+
+def test_a_long_list_comes_in_pieces_and_is_whole(monkeypatch):
+    async def main():
+        async with serving() as api:
+            for number in range(9):
+                await api.made(CMS, config_map(f"m{number}", {"odd": str(number % 2)}, x="y" * 100))
+            _, short = await api.call("GET", CMS)
+            monkeypatch.setattr(bulk, "ABOVE", 3)
+            monkeypatch.setattr(bulk, "BATCH", 2)
+            for headers in ({}, {"Accept-Encoding": "gzip"}, {"Accept-Encoding": "identity"}):
+                assert await api.call("GET", CMS, headers=headers) == (200, short)
+            _, odd = await api.call("GET", CMS + "?labelSelector=odd%3D1")
+            assert [i["metadata"]["name"] for i in odd["items"]] == ["m1", "m3", "m5", "m7"]
+            _, page = await api.call("GET", CMS + "?limit=5&labelSelector=odd%3D0")
+            assert len(page["items"]) == 5 and "continue" not in page["metadata"]
+            _, page = await api.call("GET", CMS + "?limit=4")
+            assert len(page["items"]) == 4 and page["metadata"]["remainingItemCount"] == 5
+    asyncio.run(main())
