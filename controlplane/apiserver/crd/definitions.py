@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +89,8 @@ class Definitions:
                     try:
                         while True:
                             batch = await watch.take()
-                            for name in dict.fromkeys(e.item.obj["metadata"]["name"] for e in batch):
+                            changed = dict.fromkeys(e.item.obj["metadata"]["name"] for e in batch)
+                            for name in [*changed, *self._waiting(changed)]:
                                 await self._settled(group, name)
                             self._since = batch[-1].revision
                     except Lagged:
@@ -99,6 +100,12 @@ class Definitions:
 
     def _items(self) -> list[Item]:
         return self._context.cache.list(prefix_of(DEFINITIONS.name))
+
+    def _waiting(self, changed: Collection[str]) -> list[str]:
+        """Definitions that wait for names which the changed ones may have let go: those of the same groups."""
+        groups = {name.partition(".")[2] for name in changed}
+        return [item.obj["metadata"]["name"] for item in self._items() if item.obj["spec"]["group"] in groups
+                and not facts.holds(item.obj, "NamesAccepted") and item.obj["metadata"]["name"] not in changed]
 
     # --- one definition ------------------------------------------------------------------------------------------
 

@@ -175,7 +175,14 @@ def test_kinds_survive_a_restart():
             await install(api, definition())
             await api.made(FOOS, foo("a"))
         async with serving(log) as api:
+            held = foo("b")
+            held["metadata"]["finalizers"] = ["ex.io/wait"]
+            await api.made(FOOS, held)
             assert (await api.call("GET", FOOS + "/a"))[0] == 200
+            assert (await api.call("DELETE", f"{CRDS}/foos.ex.io"))[0] == 200
+        async with serving(log) as api:  # what was being removed goes on being removed
+            assert (await api.call("PATCH", FOOS + "/b", {"metadata": {"finalizers": None}}, MERGE))[0] == 200
+            await gone(api, "foos.ex.io")
     asyncio.run(main())
 
 
@@ -188,6 +195,9 @@ def test_names_are_kept_by_who_came_first():
         assert told == {"NamesAccepted": ("False", "KindConflict", '"Foo" is already in use'),
                         "Established": ("False", "NotAccepted", "not all names are accepted")}
         assert (await api.call("GET", "/apis/ex.io/v1/namespaces/default/bars"))[0] == 404
+        assert (await api.call("DELETE", f"{CRDS}/foos.ex.io"))[0] == 200
+        await condition(api, "bars.ex.io")
+        assert (await api.call("GET", "/apis/ex.io/v1/namespaces/default/bars"))[0] == 200
     session(steps)
 
 
