@@ -184,6 +184,9 @@ def compile_(expression: str, variables: tuple[tuple[str, str], ...], optional: 
     if len(expression) > MAX_EXPRESSION:
         raise CompileError(f"expression code point size exceeds limit: size: {len(expression)}, limit {MAX_EXPRESSION}")
     text = expression
+    if "validate" in expression:
+        from controlplane.machinery import cellibrary
+        text = cellibrary.rewritten(expression, without_strings(expression))
     if optional:
         variables = tuple((n, "LIST" if n == optional else k) for n, k in variables)
         text = f"cel.bind({optional}, {optional}.size() == 0 ? optional.none() : optional.of({optional}[0]), {text}\n)"

@@ -1,4 +1,4 @@
-"""What Kubernetes adds to CEL: lists, sets, regex, URLs, quantities, addresses, versions.
+"""What Kubernetes adds to CEL: lists, sets, regex, URLs, quantities, addresses, versions, formats.
 
 Owns the functions as plain Python, and `declarations()`, which hands them to the library. Values CEL has no type for
 are maps with one key that names their kind, such as `{"quantity": 1500000000}`; their content is canonical, so that
@@ -17,10 +17,18 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from controlplane.machinery import celauthorizer, celobjects, quantity
+from controlplane.machinery import celauthorizer, celobjects, names, quantity, structuralformats
 
 Tagged = dict[str, Any]
 _SEMVER = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-([0-9A-Za-z.-]+))?(?:\+[0-9A-Za-z.-]+)?")
+_FORMATS: dict[str, Callable[[str], list[str]]] = {
+    "dns1123Label": names.dns_label, "dns1123Subdomain": names.dns_subdomain, "dns1035Label": names.dns_1035_label,
+    "qualifiedName": names.qualified_name, "labelValue": names.label_value,
+    "dns1123LabelPrefix": lambda text: names.dns_label(text.rstrip("-")),
+    "dns1123SubdomainPrefix": lambda text: names.dns_subdomain(text.rstrip("-")),
+    "dns1035LabelPrefix": lambda text: names.dns_1035_label(text.rstrip("-")),
+    **{name: lambda text, name=name: _typed(name, text)  # type: ignore[misc]
+       for name in ("uri", "uuid", "byte", "date", "datetime")}}
 NANO = 10**9  # of which quantities are whole numbers
 
 
@@ -171,6 +179,37 @@ def ip_of(value: Any) -> Tagged:
     return parse_ip(value) if isinstance(value, str) else {"ip": value["cidr"].partition("/")[0]}
 
 
+# --- formats ---------------------------------------------------------------------------------------------------------
+
+_VALIDATE = re.compile(r"""format\s*\.\s*(?:(\w+)\(\s*\)|named\(\s*['"](\w+)['"]\s*\)\s*\.\s*value\(\s*\))
+                           \s*\.\s*validate\s*\(""", re.VERBOSE)
+
+
+def _typed(name: str, text: str) -> list[str]:
+    return [] if structuralformats.fits(name, text) else [f"must be of type {name}"]
+
+
+def faults(name: str, text: str) -> list[str]:
+    """What is wrong with a text of a named format."""
+    if name not in _FORMATS:
+        raise ValueError(f"no such format: {name}")
+    return _FORMATS[name](text)
+
+
+def rewritten(expression: str, plain: str) -> str:
+    """The expression with `format.x().validate(y)`, an optional list, as the library can say it: its functions cannot
+    give optionals. `plain` is the expression with its strings blanked, where parentheses are counted."""
+    while match := _VALIDATE.search(expression):
+        depth, at = 1, match.end()
+        while at < len(plain) and depth:
+            depth += {"(": 1, ")": -1}.get(plain[at], 0)
+            at += 1
+        front = f"optional.ofNonZeroValue(kubernetes.faults('{match[1] or match[2]}', "
+        expression = f"{expression[:match.start()]}{front}{expression[match.end():at]}){expression[at:]}"
+        plain = f"{plain[:match.start()]}{' ' * len(front)}{plain[match.end():at]} {plain[at:]}"
+    return expression
+
+
 def declarations(cel: Any) -> list[Any]:
     """The functions as the library's declarations. Overloads differ by the number of arguments and the receiver."""
     t = cel.Type
@@ -217,6 +256,7 @@ def declarations(cel: Any) -> list[Any]:
         ("containsIP", flag, [dyn, dyn], True, lambda c, i: address(i) in network(c)),
         ("containsCIDR", flag, [dyn, dyn], True, contains_cidr),
         ("masked", dyn, [dyn], True, lambda c: {"cidr": str(network(c))}),
+        ("kubernetes.faults", t.List(text), [text, text], False, faults),
         ("prefixLength", number, [dyn], True, lambda c: network(c).prefixlen),
         *celauthorizer.rows(t), *celobjects.rows(t),
     ]

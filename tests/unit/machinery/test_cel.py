@@ -25,6 +25,10 @@ def value(text, given=None):
     "cidr('10.1.2.3/8').masked() == cidr('10.0.0.0/8') && cidr('10.0.0.0/8').prefixLength() == 8",
     "semver('1.2.3').isGreaterThan(semver('1.2.3-rc.1')) && semver('1.2.3').minor() == 2 && !isSemver('1')",
     "'%s-%d'.format(['a', 1]) == 'a-1' && 'AbC'.lowerAscii() == 'abc' && math.greatest(1, 2) == 2",
+    "!format.dns1123Label().validate('good').hasValue()",
+    "format.uuid().validate('a)').value() == ['must be of type uuid'] && format.date().validate('2024-01-01') == "
+    "optional.none()",
+    "format.named('dns1035Label').value().validate('1a').orValue([]).size() == 1",
     "{'a': 1}[?'b'].orValue(2) == 2 && size('héllo') == 5 && self == null",
 ])
 def test_functions(text):
