@@ -121,6 +121,15 @@ def legacy_entries(table: str, family: int = 4) -> int:
     return -1 if failed else struct.unpack_from("=I", info.raw, INFO_SIZE - 8)[0]
 
 
+def legacy_tables(family: int = 4) -> list[str]:
+    """The legacy tables that exist here; asking for any other would make the kernel create it."""
+    try:
+        with open(f"/proc/thread-self/net/{'ip6' if family == 6 else 'ip'}_tables_names") as file:
+            return file.read().split()
+    except OSError:
+        return []
+
+
 def removal(saved: str, prefix: str) -> str:
     """The batch that removes, from an `iptables-save` text, every chain named `prefix…` and every jump to one. Pure."""
     out: list[str] = []

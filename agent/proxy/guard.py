@@ -3,7 +3,7 @@
 Owns one netlink socket that hears of changes to nf_tables (iptables-nft included). A flush by a firewall's restart,
 or `nft flush ruleset`, is heard within milliseconds and without any polling. Only removals that touch our chains count;
 the echo of our own writes is discarded by `forget_own`, called right after each. The legacy tables tell nobody
-anything: there, and in case an event was lost, `proxy` also looks now and then.
+anything: for those there is `lockwatch`. In case an event was lost, `proxy` also looks now and then.
 
 Called by `proxy`.
 """

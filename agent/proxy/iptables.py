@@ -20,6 +20,7 @@ from netsetup import xtables
 from netsetup.ledger import Ledger
 
 CHUNK = 500  # chains of one nf_tables batch: about 250 services; larger ones cost more than they save
+POLICY_TABLE = "mangle"  # where network policies have their rules: a loss there is noticed here as well
 # What may be named by whom: a chain only leads to chains of a lower rank (branches: to a longer prefix).
 _RANKS = ("KUBE-MARK-MASQ", "KUBE-SEP-", "KUBE-SV", "KUBE-EXT-", "KUBE-FW-", "KUBE-NODEPORTS")
 _BRANCH = len(_RANKS)
@@ -119,7 +120,8 @@ class Writer:
     def _legacy_entries(self) -> list[int] | None:
         if self.backend.is_nft:
             return None
-        return [xtables.legacy_entries(table, self.backend.family) for table in rules.TABLES]
+        others = [t for t in xtables.legacy_tables(self.backend.family) if t == POLICY_TABLE]
+        return [xtables.legacy_entries(table, self.backend.family) for table in (*rules.TABLES, *others)]
 
     def intact(self) -> bool:
         """Whether every chain still has its rules and every hook is in place: what a foreign flush destroys."""

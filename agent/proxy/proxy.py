@@ -21,6 +21,7 @@ from agent.proxy import conntrack, model
 from agent.proxy.guard import Guard
 from agent.proxy.health import HealthServers
 from agent.proxy.iptables import Writer
+from agent.proxy.lockwatch import LockWatch
 from agent.proxy.model import ServiceKey, ServicePort
 from agent.proxy.peers import Peers
 from agent.proxy.rules import RuleSet
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 GATHER = 0.02  # seconds to wait for more changes: a rollout makes many at once, and 20 ms nobody notices
 RETRY_FIRST, RETRY_LIMIT = 1.0, 30.0  # seconds between full loads that fail: iptables may be busy or broken for long
 LOOK = 600.0  # seconds between looks at rules that tell of their loss themselves (nf_tables events)
-LOOK_LEGACY = 10.0  # and where nothing tells: there a look is one system call while nothing has changed
+LOOK_LEGACY = 10.0  # and where nothing tells at all: a look is one system call while nothing has changed
 HEAL_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush is many events
 
 
@@ -57,7 +58,7 @@ class Proxy:
         self._ports: dict[ServiceKey, tuple[ServicePort, ...]] = {}
         self._dirty: set[ServiceKey] = set()
         self._flows: list[conntrack.Flow] = []
-        self._look = False
+        self._look = self._writing = False
         self._writer: Writer | None = None
         self._wake = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
@@ -158,9 +159,11 @@ class Proxy:
     async def _write(self, writer: Writer, guard: Guard | None, work: Callable[[], None]) -> None:
         if guard:
             guard.writing()
+        self._writing = True
         try:
             await self._do(work)
         finally:
+            self._writing = False
             if guard:
                 guard.forget_own()
 
@@ -171,11 +174,24 @@ class Proxy:
     async def _look_now_and_then(self) -> None:
         await self.synced.wait()
         assert self._backend is not None
-        pause = LOOK if self._backend.is_nft else LOOK_LEGACY
+        if self._backend.is_nft:
+            await self._look_every(LOOK)
+        try:
+            with LockWatch(self._look_if_suspicious):
+                await self._look_every(LOOK)
+        except OSError as error:
+            log.info("the use of iptables cannot be watched, rules are looked at now and then instead: %s", error)
+            await self._look_every(LOOK_LEGACY)
+
+    async def _look_every(self, pause: float) -> None:
         while True:
             await self._clock.sleep(self._clock.jitter(pause, 0.1))
-            if self._writer is None or self._writer.suspicious():
-                self._lost()
+            self._look_if_suspicious()
+
+    def _look_if_suspicious(self) -> None:
+        """What happens while we write ourselves is our own doing, most likely: the tables' sizes are in motion."""
+        if not self._writing and (self._writer is None or self._writer.suspicious()):
+            self._lost()
 
     async def _do(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
