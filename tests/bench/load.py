@@ -1,7 +1,7 @@
 """A load generator: N keep-alive TLS connections that each send the next request when the last is answered.
 
 Runs in a process of its own, so that the server has a core. It parses no JSON: a response is over when its
-Content-Length is read. Bounded by time; every answer that is not 2xx is counted as an error.
+Content-Length is read or its last chunk has come. Bounded by time; every answer that is not 2xx counts as an error.
 """
 
 from __future__ import annotations
@@ -41,9 +41,12 @@ def request(target: Target, method: str, path: str, body: bytes = b"", kind: str
             .encode() + body)
 
 
+CHUNKED = -1  # `left` of a body whose length is not known before
+
+
 class Connection(asyncio.Protocol):
     def __init__(self, load: Load) -> None:
-        self.load, self.left, self.head = load, 0, b""
+        self.load, self.left, self.head, self.tail = load, 0, b"", b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport
@@ -51,7 +54,10 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.load.bytes += len(data)
-        if self.left:
+        if self.left == CHUNKED:
+            self.tail = (self.tail + data)[-5:]
+            self.left = 0 if self.tail == b"0\r\n\r\n" else CHUNKED
+        elif self.left:
             self.left -= len(data)
         else:
             self.head += data
@@ -59,9 +65,13 @@ class Connection(asyncio.Protocol):
             if end < 0:
                 return
             head = self.head[:end].lower()
-            length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
             self.load.errors += self.head[9:10] != b"2"
-            self.left, self.head = length - (len(self.head) - end - 4), b""
+            if b"transfer-encoding: chunked" in head:
+                self.tail = self.head[-5:]
+                self.left, self.head = 0 if self.tail == b"0\r\n\r\n" else CHUNKED, b""
+            else:
+                length = int(head.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
+                self.left, self.head = length - (len(self.head) - end - 4), b""
         if self.left == 0:
             self.load.done += 1
             if monotonic() < self.load.until:
