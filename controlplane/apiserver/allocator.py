@@ -35,9 +35,10 @@ class Pool:
         self._clock = clock
         self.used: set[int] = set()
         self.reserved: set[int] = set()  # never given out nor free, whoever holds them
+        self.more: tuple[tuple[int, int], ...] = ()  # further ranges, both ends included: given out when all else is
 
     def contains(self, value: int) -> bool:
-        return self.first <= value <= self.last
+        return self.first <= value <= self.last or any(low <= value <= high for low, high in self.more)
 
     def take(self, value: int) -> bool:
         """Claim one value; False when it is in use."""
@@ -48,7 +49,7 @@ class Pool:
 
     def next(self) -> int:
         """Claim any free value. Raises Full."""
-        for low, high in ((self._split, self.last), (self.first, self._split)):
+        for low, high in ((self._split, self.last), (self.first, self._split), *self.more):
             for _ in range(PROBES):
                 value = self._clock.random.randint(low, high)
                 if self.take(value):
@@ -124,7 +125,7 @@ class Allocator:
         lease = Lease(self)
         held = self._held(old) if old is not None else set()
         try:
-            self._assign_address(service, lease, held)
+            self._assign_address(service, lease, ((old or {}).get("spec") or {}).get("clusterIP") or "")
             self._assign_ports(service, lease, held)
         except BaseException:
             lease.release()
@@ -132,14 +133,14 @@ class Allocator:
         lease.freed = list(held - self._held(service))
         return lease
 
-    def _assign_address(self, service: dict[str, Any], lease: Lease, held: set[tuple[Pool, int]]) -> None:
+    def _assign_address(self, service: dict[str, Any], lease: Lease, kept: str) -> None:
         spec: dict[str, Any] = service.setdefault("spec", {})
         if spec.get("type") == "ExternalName":
             return
         address = spec.get("clusterIP") or next(iter(spec.get("clusterIPs") or []), "")
         if address != "None":
             if address:
-                self._claim_address(service, address, lease, held)
+                self._claim_address(service, address, lease, kept)
             else:
                 try:
                     value = self.addresses.next()
@@ -151,16 +152,16 @@ class Allocator:
         spec.setdefault("ipFamilies", ["IPv4"])
         spec.setdefault("ipFamilyPolicy", "SingleStack")
 
-    def _claim_address(self, service: dict[str, Any], address: str, lease: Lease,
-                       held: set[tuple[Pool, int]]) -> None:
+    def _claim_address(self, service: dict[str, Any], address: str, lease: Lease, kept: str) -> None:
+        """`kept` is the address the Service has had so far."""
         value = _address(address)
+        if value is not None and address == kept:
+            return  # also when its range has gone since
         if value is None or not self.addresses.contains(value):
             raise _refused(service, invalid(
                 "spec.clusterIPs", [address],
                 "failed to allocate IP " + address + ": the provided IP (" + address +
                 f") is not in the valid range. The range of valid IPs is {self.network}"))
-        if (self.addresses, value) in held:
-            return
         if not self.addresses.take(value):
             raise _refused(service, invalid("spec.clusterIPs", [address],
                                             f"failed to allocate IP {address}: provided IP is already allocated"))

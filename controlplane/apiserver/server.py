@@ -36,6 +36,7 @@ from controlplane.apiserver.podmetrics import RESOURCES
 from controlplane.apiserver.protocol import Listener
 from controlplane.apiserver.response import Answer
 from controlplane.apiserver.serviceaddresses import Mirror
+from controlplane.apiserver.serviceranges import Ranges
 from controlplane.apiserver.writes import Writes
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
@@ -124,13 +125,15 @@ class Server:
             self._assemble()
             self.definitions.load()
             address = self._advertised()
+            ranges = Ranges(self.context, self.allocator)
+            ranges.load()
             await bootstrap.ensure(self.context, self.allocator, address)
             if "RBAC" in self.options.authorization_mode:
                 await rolebootstrap.ensure(self.context)
             await flowcontrol.ensure(self.context)
             mirror = Mirror(self.context)
             await mirror.all()
-            self._chores = asyncio.create_task(self._housekeeping(address, mirror), name="housekeeping")
+            self._chores = asyncio.create_task(self._housekeeping(address, mirror, ranges), name="housekeeping")
             self._web = Listener(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
                                  handler_cancellation=True, access_log=None,
                                  keepalive_timeout=IDLE_SECONDS, max_field_size=MAX_HEADER,
@@ -145,7 +148,7 @@ class Server:
         LOG.info("serving on %s:%d, storage at revision %d", self.options.bind_address, self.port,
                  self.cache.revision)
 
-    async def _housekeeping(self, address: str, mirror: Mirror) -> None:
+    async def _housekeeping(self, address: str, mirror: Mirror, ranges: Ranges) -> None:
         """What runs beside the requests; a fault in it is told and stops the server, which starts anew."""
         try:
             async with asyncio.TaskGroup() as group:
@@ -155,6 +158,7 @@ class Server:
                 group.create_task(self.definitions.run())
                 group.create_task(bootstrap.keep(self.context, address))
                 group.create_task(mirror.run())
+                group.create_task(ranges.run())
         except* Closed:
             pass  # the cache was closed under it: the server stops
         except* Exception as faults:

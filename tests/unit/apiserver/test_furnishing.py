@@ -83,6 +83,35 @@ def test_addresses_follow_the_services_that_hold_them():
     asyncio.run(main())
 
 
+def test_a_further_range_gives_addresses_and_leaves_them_when_it_goes():
+    async def main():
+        services = "/api/v1/namespaces/default/services"
+        async with serving(service_cluster_ip_range="10.96.0.0/29") as api, asyncio.timeout(DEADLINE):
+
+            async def service(name, ip=""):
+                return await api.call("POST", services, {"metadata": {"name": name}, "spec": {
+                    "ports": [{"port": 80}], **({"clusterIP": ip} if ip else {})}})
+
+            for index in range(5):
+                assert (await service(f"s{index}"))[0] == 201
+            assert (await service("full"))[0] == 500
+            made = await api.made(f"{NETWORK}/servicecidrs", {"metadata": {"name": "more"}, "spec": {
+                "cidrs": ["10.97.0.0/24"]}})
+            status, other = await service("other")
+            assert status == 201 and other["spec"]["clusterIP"].startswith("10.97.0.")
+            assert [(await service(name, "10.97.0.77"))[0] for name in ("chosen", "twice")] == [201, 422]
+            async with api.watching(f"{NETWORK}/servicecidrs?watch=1&resourceVersion="
+                                    + made["metadata"]["resourceVersion"]) as events:
+                told = (await events.next())[1]
+            assert told["metadata"]["name"] == "more" and told["status"]["conditions"][0]["status"] == "True"
+            assert (await api.call("DELETE", f"{NETWORK}/servicecidrs/more"))[0] == 200
+            assert (await service("late", "10.97.0.78"))[0] == 422
+            status, kept = await api.call("PATCH", f"{services}/other", {"metadata": {"labels": {"a": "b"}}},
+                                          "application/merge-patch+json")
+            assert (status, kept["spec"]["clusterIP"]) == (200, other["spec"]["clusterIP"])
+    asyncio.run(main())
+
+
 def sized(cpu, limit=None):
     resources = {"requests": {"cpu": cpu}, **({"limits": {"cpu": limit}} if limit else {})}
     return {"spec": {"containers": [{"name": "c", "resources": resources}]}}
