@@ -266,3 +266,23 @@ def test_wrong_definitions_are_refused_in_upstreams_words():
         assert code == 422 and 'status.storedVersions[0]: Invalid value: "v1": must appear in spec.versions' in \
             error["message"]
     session(steps)
+
+
+def test_selectors_see_the_version_that_is_watched():
+    async def steps(api):
+        fields = [{"jsonPath": ".spec.color"}]
+        await install(api, definition(versions=[version(selectableFields=fields),
+                                                version("v2", storage=False, selectableFields=fields)]))
+        second = FOOS.replace("/v1/", "/v2/")
+        async with api.watching(second + "?watch=1&fieldSelector=spec.color%3Dblue") as events:
+            await api.made(FOOS, foo("a", color="blue"))
+            assert (await events.next())[0] == "ADDED"
+            await api.call("PATCH", FOOS + "/a", {"spec": {"color": "green"}}, MERGE)
+            kind, last = await events.next()
+            assert (kind, last["apiVersion"], last["spec"]["color"]) == ("DELETED", "ex.io/v2", "blue")
+        await api.made(FOOS, foo("b", color="blue"))
+        _, gone_ones = await api.call("DELETE", second + "?fieldSelector=spec.color%3Dblue")
+        assert [i["metadata"]["name"] for i in gone_ones["items"]] == ["b"]
+        _, left = await api.call("GET", FOOS)
+        assert [i["metadata"]["name"] for i in left["items"]] == ["a"]
+    session(steps)
