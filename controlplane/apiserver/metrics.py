@@ -13,6 +13,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable
 
+from controlplane.apiserver.fairness import Level
 from controlplane.machinery.clock import SYSTEM, Clock
 
 # Upstream's buckets of apiserver_request_duration_seconds, thinned: dashboards compute quantiles from any set.
@@ -22,6 +23,7 @@ OTHER = ("other", "", "", "", "")
 _STREAMED = ("exec", "attach", "portforward", "log", "proxy")  # how long they last says nothing about the server
 _CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+MAX_LEVELS = 32  # priority levels told; a cluster has eight
 Labels = tuple[str, str, str, str, str]  # verb, group, version, resource, subresource
 
 
@@ -34,6 +36,7 @@ class Metrics:
         self._counts: dict[tuple[Labels, int], int] = {}
         self._latency: dict[Labels, list[float]] = {}  # one count per bucket, then +Inf, then the sum of seconds
         self.in_flight: Callable[[], int] = int  # set by whoever counts them
+        self.levels: Callable[[], list[Level]] = list  # the priority levels, set by whoever seats requests
 
     def observe(self, labels: Labels, code: int, seconds: float) -> None:
         """Count one answered request."""
@@ -59,8 +62,23 @@ class Metrics:
         lag = self._clock.monotonic() - before
         lines = [*self._requests(), *self._durations(), *_process(self._started)]
         lines += _gauge("apiserver_current_inflight_requests", "Requests being served.", self.in_flight())
+        lines += self._flow_control()
         lines += _gauge("apiserver_event_loop_lag_seconds", "Time one pass of the event loop took.", lag)
         return "\n".join(lines) + "\n"
+
+    def _flow_control(self) -> list[str]:
+        """What each priority level does now, and has done."""
+        lines: list[str] = []
+        for name, kind, text, field in (
+                ("current_executing_requests", "gauge", "Requests with a seat.", "executing"),
+                ("current_inqueue_requests", "gauge", "Requests waiting for a seat.", "waiting"),
+                ("dispatched_requests_total", "counter", "Requests that got a seat.", "dispatched"),
+                ("rejected_requests_total", "counter", "Requests refused for want of a seat.", "rejected"),
+                ("nominal_limit_seats", "gauge", "Seats by right.", "seats")):
+            lines += _head(f"apiserver_flowcontrol_{name}", kind, text)
+            lines += [f'apiserver_flowcontrol_{name}{{priority_level="{level.name}"}} {getattr(level, field)}'
+                      for level in self.levels()[:MAX_LEVELS] if not level.exempt]
+        return lines
 
     def _requests(self) -> list[str]:
         lines = _head("apiserver_request_total", "counter", "Counter of apiserver requests.")

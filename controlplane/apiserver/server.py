@@ -101,6 +101,7 @@ class Server:
         self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
         self.pipeline.on_refusal = why.note
         health.metrics.in_flight = lambda: self.pipeline.in_flight
+        health.metrics.levels = self.pipeline.flows.levels
         self._keep_records()
         health.add("store", lambda: "it takes no more writes" if self.broken.is_set() else "")
 

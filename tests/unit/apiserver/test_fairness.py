@@ -143,6 +143,8 @@ def test_answers_tell_their_flow_and_their_id():
                                      ("X-Kubernetes-PF-PriorityLevel-UID", "prioritylevelconfigurations")):
                     _, found = await api.call("GET", f"/apis/{flowdefaults.API_VERSION}/{path}")
                     assert got.headers[header] in [i["metadata"]["uid"] for i in found["items"]]
+            _, metrics = await api.call("GET", "/metrics")
+            assert 'apiserver_flowcontrol_dispatched_requests_total{priority_level="global-default"} ' in metrics
             async with api.session.get(api.url + "/nonsense") as other:
                 assert len(other.headers["Audit-Id"]) == 36
     asyncio.run(main())
