@@ -66,8 +66,6 @@ class Options:
     audit_log_maxbackup: int = 0  # files; 0 = the default of 10
     audit_log_maxage: int = 0  # days; 0 = for as long as the other limits let them
     change_log_path: str = ""  # "" = none, "-" = standard output
-    proxy_client_cert_file: Path | None = None
-    proxy_client_key_file: Path | None = None
 
     @property
     def service_network(self) -> ipaddress.IPv4Network:
@@ -105,8 +103,6 @@ def _parser() -> argparse.ArgumentParser:
                        ("service-account-key-file", "public key that verifies service-account tokens"),
                        ("service-account-signing-key-file", "private key that signs them"),
                        ("audit-policy-file", "what the audit log records: a Policy of audit.k8s.io/v1 (YAML)"),
-                       ("proxy-client-cert-file", "certificate shown to servers of aggregated APIs"),
-                       ("proxy-client-key-file", "its key"),
                        ("storage-path", "the SQLite file")):
         add("--" + name, type=Path, default=None, help=text)
     add("--service-account-issuer", default="https://kubernetes.default.svc", help="the `iss` of tokens")
