@@ -66,10 +66,16 @@ def _workloads(context: Context) -> list[Controller]:
     if {"daemonsets.apps", "controllerrevisions.apps"} <= served:
         from controlplane.controllers.daemonset import DaemonSets
         made.append(DaemonSets(context))
+    if {"statefulsets.apps", "controllerrevisions.apps", "persistentvolumeclaims"} <= served:
+        from controlplane.controllers.statefulset import StatefulSets
+        made.append(StatefulSets(context))
     if "jobs.batch" in served:
         from controlplane.controllers.job import Jobs
         from controlplane.controllers.jobttl import FinishedJobs
         made += [Jobs(context), FinishedJobs(context)]
+    if {"jobs.batch", "cronjobs.batch"} <= served:
+        from controlplane.controllers.cronjob import CronJobs
+        made.append(CronJobs(context))
     return made
 
 

@@ -123,3 +123,50 @@ def test_job_deleted_in_the_middle_leaves_nothing():
                 await c.client.delete(named("jobs.batch"), "j", "default", propagation=propagation)
                 await c.until(lambda: not len(c.pods) and not c.of("jobs.batch").items())
     asyncio.run(main())
+
+
+@needs("jobs.batch", "cronjobs.batch")
+def test_cronjob_starts_jobs_on_time():
+    async def main():
+        async with cluster() as c:
+            template = job("ignored")
+            await c.client.create(named("cronjobs.batch"), {
+                "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "c", "namespace": "default"},
+                "spec": {"schedule": "@every 1s", "concurrencyPolicy": "Replace", "jobTemplate": {
+                    "spec": {"template": template["spec"]["template"], "completions": 1}}}})
+            one = await c.until(lambda: (j := c.of("cronjobs.batch").get("default", "c")) and j.get("status", {}).get(
+                "active") and j)
+            (made,) = c.of("jobs.batch").by("controller", objects.uid(one))
+            assert one["status"]["active"][0]["name"] == objects.name(made) and one["status"]["lastScheduleTime"]
+            await c.client.patch(named("cronjobs.batch"), "c", {"spec": {"suspend": True}}, "default")
+            await c.client.delete(named("cronjobs.batch"), "c", "default")
+            await c.until(lambda: not c.of("jobs.batch").items() and not len(c.pods))
+    asyncio.run(main())
+
+
+@needs("statefulsets.apps", "controllerrevisions.apps", "persistentvolumeclaims")
+def test_statefulset_keeps_names_and_claims():
+    async def main():
+        async with cluster() as c:
+            sets, claims = named("statefulsets.apps"), c.of("persistentvolumeclaims")
+            await c.client.create(sets, workload(
+                "StatefulSet", "web", serviceName="web", replicas=2,
+                persistentVolumeClaimRetentionPolicy={"whenDeleted": "Delete", "whenScaled": "Delete"},
+                volumeClaimTemplates=[{"metadata": {"name": "data"}, "spec": {
+                    "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]))
+            await c.until(seen(c, "statefulsets.apps", "web", availableReplicas=2, updatedReplicas=2))
+            assert {objects.name(p) for p in c.pods.items()} == {"web-0", "web-1"}
+            await c.until(lambda: {objects.name(one): [r["kind"] for r in one["metadata"].get("ownerReferences", ())]
+                                   for one in claims.items()} == dict.fromkeys(("data-web-0", "data-web-1"),
+                                                                               ["StatefulSet"]))
+            first = objects.get(c.of("statefulsets.apps").get("default", "web"), "status.currentRevision")
+            await c.client.patch(sets, "web", image("web:2"), "default")
+            one = await c.until(seen(c, "statefulsets.apps", "web", availableReplicas=2, updatedReplicas=2,
+                                     currentReplicas=2))
+            assert one["status"]["currentRevision"] == one["status"]["updateRevision"] != first
+            assert {p["spec"]["containers"][0]["image"] for p in c.pods.items()} == {"web:2"}
+            await c.client.patch(sets, "web", {"spec": {"replicas": 1}}, "default", "merge", "scale")
+            await c.until(lambda: len(c.pods) == 1 and [objects.name(one) for one in claims.items()] == ["data-web-0"])
+            await c.client.delete(sets, "web", "default")
+            await c.until(lambda: not len(c.pods) and not claims.items())
+    asyncio.run(main())
