@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.apiserver import admission, bodies, connects, patches, podmetrics, representation
+from controlplane.apiserver import admission, bodies, componentstatus, connects, patches, podmetrics, representation
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import views
 from controlplane.apiserver.deletes import Deletes
@@ -81,6 +81,8 @@ class Handlers:
             return await self._subresource(request, resource, sub)
         if resource.group == podmetrics.GROUP:
             return await self._metrics.handle(request, resource)
+        if resource.name == "componentstatuses":
+            return await componentstatus.handle(request, resource, self.watches.users, self._context.clock.now())
         match request.verb:
             case "get":
                 return await self.reads.get_object(request, resource)

@@ -11,6 +11,7 @@ Upstream: k8s.io/apiserver/pkg/endpoints/handlers/watch.go, storage/cacher.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,6 +184,7 @@ class Watches:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._open: set[Watch] = set()
+        self.users: Counter[str] = Counter()  # open watches by the name of who asked
 
     def close(self, prefix: str = "") -> None:
         """End every stream of what lies under `prefix`: of everything, or of a kind that is no longer what it was."""
@@ -205,9 +207,16 @@ class Watches:
             match = _named(request.name, match)
         lens = Lens(request, resource, form, match)
         prefix = collection_prefix(resource, request.namespace)
+        user = request.user.name if request.user else ""
 
         async def run(writer: Writer) -> None:
-            await self._run(writer, resource, lens, prefix, start, float(seconds))
+            self.users[user] += 1
+            try:
+                await self._run(writer, resource, lens, prefix, start, float(seconds))
+            finally:
+                self.users[user] -= 1
+                if not self.users[user]:
+                    del self.users[user]
 
         return Stream(run, headers=representation.warning_headers(request))
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.cli.settings import Settings
-from controlplane.machinery.errors import AlreadyExists, Finding, Invalid
+from controlplane.machinery.errors import AlreadyExists, Finding, Invalid, NotFound
 from controlplane.machinery.resources import Resource, named
 
 Obj = dict[str, Any]
@@ -58,13 +58,22 @@ async def ensure(client: Any, settings: Settings) -> None:
         resource = named(name)
         namespace = obj["metadata"].get("namespace", "")
         try:
-            await client.create(resource, obj, namespace)
-        except AlreadyExists:
+            # Looked for first: the address of a Service that is there is taken, by itself, and a create would say so.
+            await client.get(resource, obj["metadata"]["name"], namespace)
             await _correct(client, resource, obj)
-        except Invalid as error:
-            raise Finding(f"{obj['kind']} {obj['metadata']['name']} cannot be made", error.message,
-                          f"kubectl get services -A | grep {settings.dns_ip}; delete the one that holds the address") \
-                from error
+        except NotFound:
+            await _make(client, resource, obj, namespace, settings)
+
+
+async def _make(client: Any, resource: Resource, obj: Obj, namespace: str, settings: Settings) -> None:
+    try:
+        await client.create(resource, obj, namespace)
+    except AlreadyExists:
+        await _correct(client, resource, obj)  # another `up` was faster
+    except Invalid as error:
+        raise Finding(f"{obj['kind']} {obj['metadata']['name']} cannot be made", error.message,
+                      f"kubectl get services -A | grep {settings.dns_ip}; delete the one that holds the address"
+                      ) from error
 
 
 async def _correct(client: Any, resource: Resource, obj: Obj) -> None:

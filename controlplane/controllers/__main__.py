@@ -22,6 +22,7 @@ from pathlib import Path
 
 from controlplane.client import config
 from controlplane.client.events import Recorder
+from controlplane.client.informer import Informer
 from controlplane.client.leader import Elector, Lost
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
@@ -107,9 +108,11 @@ async def _with_scheduler(manager: Manager, client: Client) -> None:
     """The controllers and, with a client of its own but the same informers, the scheduler."""
     from controlplane.scheduler.loop import NAME, Scheduler
     recorder = Recorder(client, NAME)
-    scheduler = Scheduler(client, manager.informers.of(PODS), manager.informers.of(NODES), recorder)
+    nodes = Informer(client, NODES)  # its own, few and small: the API sees by this watch that the scheduler lives
+    scheduler = Scheduler(client, manager.informers.of(PODS), nodes, recorder)
     async with asyncio.TaskGroup() as group:
         group.create_task(manager.work(), name="controllers")
+        group.create_task(nodes.run(), name="scheduler nodes")
         group.create_task(recorder.run(), name="scheduler events")
         group.create_task(scheduler.run(), name="scheduler")
 
