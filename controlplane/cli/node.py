@@ -65,9 +65,9 @@ def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
         ledger.make_directory(folder)
     for shared in SHARED:
         ledger.record("directory", path=shared)
-    for hierarchy in (CGROUPS / "kubepods", *CGROUPS.glob("*/kubepods")):
-        if not hierarchy.exists():
-            ledger.record("cgroup", path="/kubepods")
+    known = [path for pattern in ("kubepods*", "*/kubepods*") for path in CGROUPS.glob(pattern)]
+    if not known:  # else they are another kubelet's, and not ours to remove
+        ledger.record("cgroup", path="/kubepods")
     issued = cluster.ensure(paths, settings.node_name, settings.node_ip, settings.service_range,
                             settings.cluster_domain)
     before = _read(containerd.config_path(paths))

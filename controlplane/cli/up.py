@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     preflight.check_all(paths)
     settings = decide(paths, args)
     running = control.status(paths) is not None
-    if not running:
+    if not running and not control.survivors(paths):  # survivors hold our ports; the supervisor adopts them
         preflight.check_ports()
     ledger = Ledger(paths.ledger)
     _packages(ledger)

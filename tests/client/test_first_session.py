@@ -125,7 +125,8 @@ spec:
     cluster.kubectl("expose", "deployment", "web", "--port=80", "--type=NodePort")
     port = cluster.kubectl("get", "service", "web", "-o", "jsonpath={.spec.ports[0].nodePort}")
     eventually(lambda: "web-" in cluster.run("curl", "-sS", "-m", "5", f"http://{NODE_IP}:{port}/").stdout)
-    cluster.kubectl("delete", "service/web", "-f", str(manifest))
+    cluster.kubectl("delete", "service", "web")
+    cluster.kubectl("delete", "-f", str(manifest))
     eventually(lambda: cluster.get("pods", "-l", "app=web")["items"] == [])
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,11 +122,12 @@ def test_an_occupied_port_is_named(cluster):
     other = Cluster()
     listener = None
     try:
-        listener = subprocess.Popen(other.host.enter("busybox", "nc", "-lk", "-p", "6443", "-e", "true"))
-        eventually(lambda: "6443" in other.run("ss", "-ltn").stdout)
+        listener = subprocess.Popen(other.host.enter(sys.executable, "-m", "http.server", "6443"),
+                                    stderr=subprocess.DEVNULL)
+        eventually(lambda: ":6443" in other.run("ss", "-ltn").stdout)
         done = other.pelamis("up", check=False)
         assert done.returncode == 1
-        assert "port 6443, which the API server needs, is in use by busybox" in done.stderr
+        assert "port 6443, which the API server needs, is in use by python" in done.stderr
         assert not other.host.paths.etc.exists()
     finally:
         if listener is not None:
