@@ -186,7 +186,8 @@ def _shrink(deployment: Obj, new: Obj, old: list[Obj]) -> list[Scale]:
         take = min(spare - taken, max(0, broken))
         sizes[objects.name(one)] -= take
         taken += take
-    extra = status_of([*old, new], "availableReplicas") - minimum
+    # Of a set that was told to shrink only what it may keep counts; its last report may show more.
+    extra = sum(min(replicas(one), objects.get(one, "status.availableReplicas", 0)) for one in [*old, new]) - minimum
     for one in sorted(old, key=_by_age):
         take = min(max(0, extra), sizes[objects.name(one)])
         sizes[objects.name(one)] -= take

@@ -42,6 +42,8 @@ class Cluster:
     async def run_pods(self):
         """Act as scheduler and kubelet: every pod gets an address and becomes ready, every deleted one ends."""
         done = {}
+        heard = asyncio.Event()
+        self.pods.subscribe(lambda *_: heard.set())
 
         async def serve(pod):
             name, namespace = objects.name(pod), objects.namespace(pod)
@@ -57,16 +59,14 @@ class Cluster:
             except NotFound:
                 pass
         while True:
+            heard.clear()
             work = [pod for pod in self.pods.items()
                     if done.get(objects.uid(pod)) != objects.deleting(pod)]
             for pod in work:
                 done[objects.uid(pod)] = objects.deleting(pod)
                 await serve(pod)
             if not work:
-                event = asyncio.Event()
-                self.pods._subscribers.append(lambda *_, event=event: event.set())
-                await event.wait()
-                self.pods._subscribers.pop()
+                await heard.wait()
 
 
 @asynccontextmanager

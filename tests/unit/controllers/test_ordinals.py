@@ -127,8 +127,8 @@ def test_identity_and_claims():
     one["spec"]["template"]["spec"]["volumes"] = [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
     made = statefulpods.child(one, 2, {"metadata": {"name": "web-abc"}, "data": history.data(one)})
     assert (objects.name(made), made["spec"]["hostname"], made["spec"]["subdomain"]) == ("web-2", "web-2", "web")
-    assert objects.labels(made) == {"app": "x", "controller-revision-hash": "web-abc", "apps.kubernetes.io/pod-index": "2",
-                                    "statefulset.kubernetes.io/pod-name": "web-2"}
+    assert objects.labels(made) == {"app": "x", "controller-revision-hash": "web-abc",
+                                    "apps.kubernetes.io/pod-index": "2", "statefulset.kubernetes.io/pod-name": "web-2"}
     assert [v.get("persistentVolumeClaim") for v in made["spec"]["volumes"]] == [{"claimName": "data-web-2"}, None]
     (claim,) = statefulpods.claims(one, 2)
     assert (objects.name(claim), objects.labels(claim)) == ("data-web-2", {"app": "x"})

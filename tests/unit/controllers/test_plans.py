@@ -54,6 +54,14 @@ def test_broken_pods_of_old_sets_go_first():
     assert [(objects.name(s), n) for s, n in rollout.roll(one, new, [broken, fine])] == [("d-1", 1)]
 
 
+def test_a_set_told_to_shrink_counts_as_shrunk():
+    """Its last report still shows the pod it is about to lose: taken at its word, two would go where one may."""
+    one = deployment("d", 4, strategy={"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 1}})
+    old, new = replica_set("d-1", 3, available=3, created=1), replica_set("d-2", 1, available=0, created=2)
+    old["status"].update(replicas=4, availableReplicas=4)
+    assert rollout.roll(one, new, [old]) == []
+
+
 @given(st.lists(st.integers(1, 20), min_size=2, max_size=4), st.integers(0, 60), st.integers(0, 5))
 def test_proportional_scaling_hits_the_size(sizes, wanted, surge):
     """Rounding is made up for by the largest set alone; where that cannot give enough, the rollout's next step does."""

@@ -156,9 +156,9 @@ def test_statefulset_keeps_names_and_claims():
                     "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}]))
             await c.until(seen(c, "statefulsets.apps", "web", availableReplicas=2, updatedReplicas=2))
             assert {objects.name(p) for p in c.pods.items()} == {"web-0", "web-1"}
-            await c.until(lambda: {objects.name(one): [r["kind"] for r in one["metadata"].get("ownerReferences", ())]
-                                   for one in claims.items()} == dict.fromkeys(("data-web-0", "data-web-1"),
-                                                                               ["StatefulSet"]))
+            await c.until(lambda: {(objects.name(one), ref["kind"]) for one in claims.items()
+                                   for ref in one["metadata"].get("ownerReferences", ())}
+                          == {("data-web-0", "StatefulSet"), ("data-web-1", "StatefulSet")})
             first = objects.get(c.of("statefulsets.apps").get("default", "web"), "status.currentRevision")
             await c.client.patch(sets, "web", image("web:2"), "default")
             one = await c.until(seen(c, "statefulsets.apps", "web", availableReplicas=2, updatedReplicas=2,
