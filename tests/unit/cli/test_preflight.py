@@ -1,0 +1,42 @@
+"""What must be true of a machine is looked at before anything is changed, and told with its fix."""
+
+import pytest
+
+from controlplane.cli import preflight
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+
+def test_too_little_disk_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "LEAST_DISK", 1 << 60)
+    with pytest.raises(Finding, match="MiB are free on the disk of") as told:
+        preflight.check_disk(Paths(tmp_path))
+    assert "free some space" in told.value.fix
+
+
+def test_not_root_is_named(monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    with pytest.raises(Finding, match="this needs root"):
+        preflight.check_root()
+
+
+def test_a_foreign_cni_configuration_is_named_and_not_touched(tmp_path):
+    paths = Paths(tmp_path)
+    paths.cni_conf.mkdir(parents=True)
+    foreign = paths.cni_conf / "05-other.conflist"
+    foreign.write_text("{}")
+    with pytest.raises(Finding, match=r"05-other\.conflist is a foreign CNI configuration"):
+        preflight.check_foreign_cni(paths)
+    assert foreign.read_text() == "{}"
+
+
+def test_our_own_configuration_is_no_trouble(tmp_path):
+    paths = Paths(tmp_path)
+    paths.cni_conf.mkdir(parents=True)
+    (paths.cni_conf / "10-pelamis.conflist").write_text("{}")
+    preflight.check_foreign_cni(paths)
+
+
+def test_an_address_of_another_machine_is_refused():
+    with pytest.raises(Finding, match=r"192\.0\.2\.1 is not an address of this machine"):
+        preflight.node_ip("192.0.2.1")
