@@ -61,7 +61,8 @@ def components(paths: Paths, settings: Settings) -> list[Component]:
 
 def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
     """Everything the components read; True when a running component would have to start anew to see a change."""
-    for folder in (paths.etc, paths.lib, paths.run, paths.log, paths.store.parent):
+    for folder in (paths.etc, paths.lib, paths.run, paths.log, paths.store.parent, paths.containerd, paths.cni_bin,
+                   paths.kubelet, paths.ipam, paths.lib / "images"):
         ledger.make_directory(folder)
     for shared in SHARED:
         ledger.record("directory", path=shared)
