@@ -49,7 +49,8 @@ class Ledger:
         `directory(path)` (removed with all below it), `file(path)`, `symlink(path)`, `mount(target)`, `cgroup(path)`,
         `link(name=|prefix=)`, `route(destination, table=, protocol=, device=, gateway=)`, `address(address, device)`,
         `sysctl(key)` (`net/ipv4/ip_forward`), `iptables(prefix, family=4)` (chains of that prefix in every table, the
-        jumps to them, and tables that only exist because of them), `netns(name=|prefix=)`, `package(name, manager=)`.
+        jumps to them, and tables that only exist because of them), `netns(name=|prefix=)`, `package(name, along=, known=)`
+        (the Debian packages installed in the same go, and whether its configuration was there before).
         A directory that exists already is not ours and is not recorded. Raises OSError when the ledger cannot be
         written: then the change must not be made.
         """

@@ -23,9 +23,6 @@ Entry = dict[str, Any]
 MNT_DETACH = 2
 GONE = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT)
 PACKAGE_TIMEOUT = 600  # seconds: a package manager may wait for another's lock
-REMOVE = {"apt": ["apt-get", "remove", "-y", "--"], "dnf": ["dnf", "remove", "-y", "--"],
-          "zypper": ["zypper", "--non-interactive", "remove", "--"], "pacman": ["pacman", "-R", "--noconfirm", "--"],
-          "apk": ["apk", "del", "--"]}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -174,14 +171,29 @@ def _netns(entry: Entry, _: Path) -> str:
 
 
 def _package(entry: Entry, _: Path) -> str:
-    manager = entry.get("manager") or "apt"
-    command = [*REMOVE[manager], entry["name"]]
-    if shutil.which(command[0]):
-        done = subprocess.run(command, capture_output=True, timeout=PACKAGE_TIMEOUT, check=False)
-        if done.returncode:
-            raise Finding(f"could not remove the package {entry['name']}",
-                          done.stderr.decode(errors="replace").strip()[-500:], " ".join(command))
-    return f"removed package {entry['name']}"
+    """Remove a Debian package, unless something that came later needs it: then it is no longer ours to remove.
+
+    `along` names the packages installed in the same go, which may need each other; `known` says that its configuration
+    was there before, and stays."""
+    name = entry["name"]
+    if shutil.which("apt-get") is None:
+        return f"package {name} is gone, and apt with it"
+    planned = [line.split()[1] for line in _apt("-s", "remove", name).splitlines() if line.startswith("Remv ")]
+    others = sorted(set(planned) - {name, *entry.get("along", ())})
+    if others:
+        return f"kept package {name}: {', '.join(others)} needs it now"
+    if planned:
+        _apt("remove" if entry.get("known") else "purge", "-y", name)
+    return f"removed package {name}"
+
+
+def _apt(*arguments: str) -> str:
+    command = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=120", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PACKAGE_TIMEOUT, check=False,
+                          env={**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"})
+    if done.returncode:
+        raise Finding(f"apt-get could not remove {arguments[-1]}", done.stderr.strip()[-500:], " ".join(command))
+    return done.stdout
 
 
 STEPS: dict[str, Callable[[Entry, Path], str]] = {

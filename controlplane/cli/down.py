@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from typing import TYPE_CHECKING
 
 from controlplane.cli import control, preflight
 from controlplane.cli.output import bad, say, step
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from netsetup.ledger import Ledger
+
+if TYPE_CHECKING:
+    from agent.kubelet.cgroups import Cgroups
+    from agent.kubelet.model import ObservedPod
+    from agent.kubelet.runtime import Runtime
 
 POD_SECONDS = 10.0  # what a pod gets to end by itself when the whole node stops
 GONE_SECONDS = 10.0  # for a killed process to leave
@@ -35,22 +41,21 @@ def run(args: argparse.Namespace) -> int:
     if control.status(paths) is None:
         say("nothing runs here")
     else:
-        _stop(paths)
+        _stop(paths, by_force=args.purge)
     if args.purge:
         _kill_shims(paths)
         return _undo(paths, args.keep_packages)
     return 0
 
 
-def _stop(paths: Paths) -> None:
+def _stop(paths: Paths, by_force: bool) -> None:
     with step("stopping the agent"):
         control.stop_component(paths, "agent")
     with step("stopping the pods"):
-        try:
-            asyncio.run(_stop_pods(paths))
-        except (OSError, ConnectionError, TimeoutError) as error:
-            raise Finding("the pods could not be stopped", f"containerd does not answer: {error}",
-                          "./pelamis status says why; ./pelamis down --purge ends them by force") from None
+        left = asyncio.run(_stop_pods(paths))
+    if left and not by_force:
+        raise Finding("not every pod could be stopped", "; ".join(left),
+                      "./pelamis status says whether containerd runs; ./pelamis down --purge ends them by force")
     with step("stopping the processes"):
         control.stop(paths)
     with step("removing the service rules"):
@@ -58,29 +63,33 @@ def _stop(paths: Paths) -> None:
         cleanup()
 
 
-async def _stop_pods(paths: Paths) -> None:
-    """Every container gets POD_SECONDS, all at once; then the sandboxes and their networks go."""
-    from agent.kubelet.runtime import Runtime
+async def _stop_pods(paths: Paths) -> list[str]:
+    """Stop every pod, all at once; why those that are left could not be."""
+    from agent.kubelet.cgroups import Cgroups
+    from agent.kubelet.containerd import systemd_cgroups
+    from agent.kubelet.runtime import CallError, Runtime
     from cri_proto.client import Connection
     from netsetup.cni.daemon import Daemon
     network = Daemon(paths, Ledger(paths.ledger))  # the agent is gone: containerd asks us to take networks down
-    async with Connection(paths.containerd_socket) as connection, network.serving():
-        runtime = Runtime(connection)
-        pods = await runtime.observe()
-        async with asyncio.TaskGroup() as tasks:
-            for pod in pods.values():
-                for container in pod.containers:
-                    if container.state == "running":
-                        tasks.create_task(runtime.stop_container(container.id, POD_SECONDS))
-        async with asyncio.TaskGroup() as tasks:
-            for pod in pods.values():
-                for sandbox in pod.sandboxes:
-                    tasks.create_task(_remove(runtime, sandbox.id))
+    groups = Cgroups(systemd=systemd_cgroups())
+    try:
+        async with Connection(paths.containerd_socket) as connection, network.serving():
+            runtime = Runtime(connection)
+            pods = (await runtime.observe()).values()
+            ends = await asyncio.gather(*(_stop_pod(runtime, groups, pod) for pod in pods), return_exceptions=True)
+    except (OSError, CallError) as error:
+        return [f"containerd does not answer: {error}"]
+    return [f"{pod.namespace}/{pod.name}: {end}" for pod, end in zip(pods, ends) if end is not None]
 
 
-async def _remove(runtime, sandbox: str) -> None:  # type: ignore[no-untyped-def]
-    await runtime.stop_sandbox(sandbox)
-    await runtime.remove_sandbox(sandbox)
+async def _stop_pod(runtime: Runtime, groups: Cgroups, pod: ObservedPod) -> None:
+    """Its containers get POD_SECONDS to end by themselves; then sandbox, network and control groups go."""
+    await asyncio.gather(*(runtime.stop_container(container.id, POD_SECONDS) for container in pod.containers
+                           if container.state == "running"))
+    for sandbox in pod.sandboxes:
+        await runtime.stop_sandbox(sandbox.id)
+        await runtime.remove_sandbox(sandbox.id)
+    groups.remove(pod.uid)
 
 
 def _kill_shims(paths: Paths) -> None:

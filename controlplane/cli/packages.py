@@ -27,10 +27,11 @@ def missing() -> list[str]:
     return sorted(package for tool, package in NEEDED.items() if shutil.which(tool, path=SEARCH) is None)
 
 
-def installed() -> set[str]:
+def states() -> dict[str, str]:
+    """dpkg's two letters for every package it knows: "ii" is installed, "rc" removed with its configuration kept."""
     listed = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n"], capture_output=True,
                             text=True, check=True)
-    return {line.split()[0] for line in listed.stdout.splitlines() if line.endswith("ii ")}
+    return {name: state for name, state in (line.split() for line in listed.stdout.splitlines())}
 
 
 @contextmanager
@@ -66,13 +67,14 @@ def install(packages: list[str], ledger: Ledger) -> list[str]:
     if shutil.which("apt-get") is None:
         raise Finding(f"missing: {', '.join(packages)}, and this is no Debian machine (no apt-get)",
                       fix="install containerd, runc, iptables and conntrack with your package manager")
-    before = installed()
+    before = states()
     apt("update")
     plan = subprocess.run(["apt-get", "-s", "install", "--no-install-recommends", *packages], capture_output=True,
                           text=True, env={**os.environ, "LC_ALL": "C"}, timeout=APT_SECONDS)
-    fresh = sorted({line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")} - before)
+    fresh = sorted({line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")}
+                   - {name for name, state in before.items() if state == "ii"})
     for name in fresh:
-        ledger.record("package", name=name)
+        ledger.record("package", name=name, along=fresh, known=name in before)
     with no_services():
         apt("install", "-y", "--no-install-recommends", *packages)
     return fresh

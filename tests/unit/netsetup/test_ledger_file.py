@@ -43,7 +43,7 @@ def test_a_torn_last_line_is_ignored_and_does_not_swallow_the_next(tmp_path: Pat
     ledger.record("link", prefix="pel")
     with open(ledger.path, "ab") as out:
         out.write(b'{"n":2,"kind":"file","pa')
-    ledger.record("package", name="conntrack", manager="apt")
+    ledger.record("package", name="conntrack", along=["conntrack"])
     assert [e["kind"] for e in ledger.entries()] == ["link", "package"]
     ledger.record("link", prefix="pel")
     assert len(ledger.entries()) == 2
