@@ -18,6 +18,7 @@ from controlplane.client.rest import Client
 from controlplane.controllers import furniture, replicaset
 from controlplane.controllers.certificates import CertificateRequests
 from controlplane.controllers.deployment import Deployments
+from controlplane.controllers.disruption import Disruption
 from controlplane.controllers.endpointslice import Endpoints, EndpointSlices
 from controlplane.controllers.garbage import Garbage
 from controlplane.controllers.mirror import Mirror
@@ -56,7 +57,7 @@ def build(context: Context, settings: Settings) -> list[Controller]:
     return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
             PodCollector(context), RoleAggregation(context), TokenCleaner(context),
             CertificateRequests(context, settings.signing_certificate, settings.signing_key),
-            ResourceQuotas(context), StorageProtection(context), Garbage(context)]
+            ResourceQuotas(context), StorageProtection(context), Disruption(context), Garbage(context)]
 
 
 def _workloads(context: Context) -> list[Controller]:
