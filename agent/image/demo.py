@@ -22,7 +22,7 @@ from cri_proto.client import Connection
 DEMO = "pelamis.local/demo:1"
 NGINX = "docker.io/library/nginx:1.22"
 BUSYBOX = "docker.io/library/busybox:1"
-EDITION = 2  # part of the archive's name: raise it when an image's content changes
+EDITION = 3  # part of the archive's name: raise it when an image's content changes
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _PASSWD = (b"root:x:0:0:root:/root:/bin/sh\nwww-data:x:33:33:www-data:/var/www:/usr/sbin/nologin\n"
@@ -59,13 +59,16 @@ _WELCOME = b"""\
 <html><head><title>Welcome to nginx!</title></head>
 <body><h1>Welcome to nginx!</h1></body></html>
 """
-# Every page is the pod's host name, which is its name: enough to see where a Service sends a connection.
+# Every page is the pod's host name, which is its name: enough to see where a Service sends a connection. The first
+# process of a container must handle SIGTERM itself, or it is ignored.
 _SERVE = b"""\
 #!/bin/sh
 mkdir -p /www
 hostname > /www/index.html
 echo "demo: serving $(hostname) on port ${PORT:-80}"
-exec httpd -f -v -p "${PORT:-80}" -h /www
+httpd -f -v -p "${PORT:-80}" -h /www &
+trap 'kill $!; exit' TERM INT
+wait $!
 """
 
 

@@ -18,7 +18,9 @@ from netsetup.ledger import Ledger
 # tool -> Debian package that brings it
 NEEDED = {"containerd": "containerd", "runc": "runc", "iptables-restore": "iptables", "conntrack": "conntrack"}
 POLICY = Path("/usr/sbin/policy-rc.d")  # invoke-rc.d asks it before it starts a freshly installed service
+NO_SERVICES = "#!/bin/sh\n# written by pelamis while it installs packages\nexit 101\n"
 APT_SECONDS = 900  # a slow mirror is no reason to give up early
+OPTIONS = ("-o", "DPkg::Lock::Timeout=120", "-o", "APT::Keep-Downloaded-Packages=false")
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
 
 
@@ -31,16 +33,18 @@ def states() -> dict[str, str]:
     """dpkg's two letters for every package it knows: "ii" is installed, "rc" removed with its configuration kept."""
     listed = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n"], capture_output=True,
                             text=True, check=True)
-    return {name: state for name, state in (line.split() for line in listed.stdout.splitlines())}
+    return dict(line.split()[:2] for line in listed.stdout.splitlines())
 
 
 @contextmanager
-def no_services() -> Iterator[None]:
+def no_services(ledger: Ledger | None = None) -> Iterator[None]:
     """Keep the distribution from starting its own containerd: we run an instance of our own."""
-    if POLICY.exists():
+    if POLICY.exists() and POLICY.read_text() != NO_SERVICES:  # somebody else's, and not ours to replace
         yield
         return
-    POLICY.write_text("#!/bin/sh\nexit 101\n")
+    if ledger is not None:
+        ledger.record("file", path=POLICY)
+    POLICY.write_text(NO_SERVICES)
     POLICY.chmod(0o755)
     try:
         yield
@@ -51,7 +55,7 @@ def no_services() -> Iterator[None]:
 def apt(*arguments: str) -> None:
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
     try:
-        done = subprocess.run(["apt-get", "-q", "-o", "DPkg::Lock::Timeout=120", *arguments], env=env,
+        done = subprocess.run(["apt-get", "-q", *OPTIONS, *arguments], env=env,
                               capture_output=True, text=True, timeout=APT_SECONDS)
     except subprocess.TimeoutExpired:
         raise Finding(f"apt-get {arguments[0]} took longer than {APT_SECONDS} s", "the mirror may be unreachable",
@@ -67,6 +71,12 @@ def install(packages: list[str], ledger: Ledger) -> list[str]:
     if shutil.which("apt-get") is None:
         raise Finding(f"missing: {', '.join(packages)}, and this is no Debian machine (no apt-get)",
                       fix="install containerd, runc, iptables and conntrack with your package manager")
+    with no_services(ledger):
+        return _install(packages, ledger)
+
+
+def _install(packages: list[str], ledger: Ledger) -> list[str]:
+    _finish_interrupted()
     before = states()
     apt("update")
     plan = subprocess.run(["apt-get", "-s", "install", "--no-install-recommends", *packages], capture_output=True,
@@ -75,6 +85,14 @@ def install(packages: list[str], ledger: Ledger) -> list[str]:
                    - {name for name, state in before.items() if state == "ii"})
     for name in fresh:
         ledger.record("package", name=name, along=fresh, known=name in before)
-    with no_services():
-        apt("install", "-y", "--no-install-recommends", *packages)
+    apt("install", "-y", "--no-install-recommends", *packages)
     return fresh
+
+
+def _finish_interrupted() -> None:
+    """An install that was killed half-way leaves packages unpacked: apt refuses to go on before they are set up."""
+    done = subprocess.run(["dpkg", "--configure", "-a"], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=APT_SECONDS)
+    if done.returncode:
+        raise Finding("an earlier package installation was interrupted and cannot be finished",
+                      done.stderr.strip()[-500:], "dpkg --configure -a")

@@ -148,17 +148,19 @@ class Fresh:
         thread.join()
         return made[0]
 
-    def _init_pid(self) -> str:
+    @property
+    def pid(self) -> str:
+        """Its PID 1, as seen from outside."""
         assert self.holder is not None
         return Path(f"/proc/{self.holder.pid}/task/{self.holder.pid}/children").read_text().split()[0]
 
     def enter(self, *command: str) -> list[str]:
         """`command` as run by root on this machine, in its home folder."""
         proxy = f"http://127.0.0.1:{wayout.PORT}"
-        clean = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8",
-                 "http_proxy": proxy, "https_proxy": proxy, "no_proxy": "127.0.0.1,10.0.0.0/8,192.168.0.0/16",
-                 "PIP_CERT": "/root/authorities.crt", "NO_COLOR": "1"}
-        return self._grouped("nsenter", "--target", self._init_pid(), "--all", "--", "env", "-i",
+        clean = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
+                 "LANG": "C.UTF-8", "http_proxy": proxy, "https_proxy": proxy,
+                 "no_proxy": "127.0.0.1,10.0.0.0/8,192.168.0.0/16", "PIP_CERT": "/root/authorities.crt", "NO_COLOR": "1"}
+        return self._grouped("nsenter", "--target", self.pid, "--all", "--", "env", "-i",
                              *(f"{key}={value}" for key, value in clean.items()),
                              "sh", "-c", 'cd && exec "$@"', "home", *command)
 

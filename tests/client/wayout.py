@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 PORT = 3128
 HEADER_LIMIT = 1 << 16  # bytes of a request's head
 CHUNK = 1 << 16
+HOP_BY_HOP = (b"connection:", b"proxy-")
 READY_SECONDS = 10.0
 
 
@@ -54,8 +55,9 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         else:
             path = (url.path or "/") + (f"?{url.query}" if url.query else "")
-            rest = [line for line in head.split(b"\r\n")[1:-2] if not line.lower().startswith((b"connection:", b"proxy-"))]
-            far_writer.write(b"\r\n".join([f"{method} {path} {version}".encode(), *rest, b"Connection: close", b"", b""]))
+            lines = [line for line in head.split(b"\r\n")[1:-2] if not line.lower().startswith(HOP_BY_HOP)]
+            lines = [f"{method} {path} {version}".encode(), *lines, b"Connection: close"]
+            far_writer.write(b"\r\n".join([*lines, b"", b""]))
         await asyncio.gather(_pipe(reader, far_writer), _pipe(far_reader, writer))
     except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         pass  # the client sees its connection end and says so
