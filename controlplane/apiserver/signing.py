@@ -11,6 +11,7 @@ Upstream: pkg/registry/certificates/certificates/strategy.go, plugin/pkg/admissi
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,32 +24,37 @@ GROUP = "certificates.k8s.io"
 NAME = "certificatesigningrequests.certificates.k8s.io"
 CLIENT_SIGNER = "kubernetes.io/kube-apiserver-client"
 NO_REQUEST = "PEM block type must be CERTIFICATE REQUEST"
+HIDDEN = "<certificate data>"
 Object = dict[str, Any]
 
 
 def prepare(subresource: str, now: str) -> Callable[[Object, Object], None]:
-    """What an update of `/approval` or `/status` may change: conditions, and of /status the certificate too; never the
-    decision by /status."""
+    """What an update of `/approval` or `/status` may change: metadata and conditions, of /status the certificate too;
+    the request itself never, and the decision not by /status."""
     def change(new: Object, old: Object) -> None:
         given, before = new.get("status") or {}, old.get("status") or {}
-        status: Object = dict(before if subresource == "approval" else given)
+        status: Object = dict(given)
         conditions = [dict(c) for c in given.get("conditions") or ()]
-        if subresource == "status":
-            decided = [c for c in before.get("conditions") or () if c.get("type") in DECISIONS]
-            conditions = [c for c in conditions if c.get("type") not in DECISIONS] + [dict(c) for c in decided]
-        else:  # of others' conditions none comes or goes
-            others = [dict(c) for c in before.get("conditions") or () if c.get("type") not in DECISIONS]
-            conditions = [c for c in conditions if c.get("type") in DECISIONS] + others
+        if subresource == "approval":
+            status.pop("certificate", None)
+            if before.get("certificate"):
+                status["certificate"] = before["certificate"]
+        else:
+            conditions = _undecided(conditions, before.get("conditions") or [])
         for condition in conditions:
             _stamp(condition, before.get("conditions") or [], now)
         status["conditions"] = conditions
-        for field in {*new, *old} - {"apiVersion", "kind", "status"}:
-            if field in old:
-                new[field] = dict(old[field]) if field == "metadata" else old[field]
-            else:
-                new.pop(field, None)
+        new["spec"] = old.get("spec")
         new["status"] = {k: v for k, v in status.items() if v}
     return change
+
+
+def _undecided(conditions: list[Object], before: list[Object]) -> list[Object]:
+    """The conditions with the decision as it was before: in its old place where it is told, at the end where not."""
+    decided = {c.get("type"): c for c in before if c.get("type") in DECISIONS}
+    kept = [decided.pop(c["type"]) if c.get("type") in decided else c for c in conditions
+            if c.get("type") in decided or c.get("type") not in DECISIONS]
+    return [dict(c) for c in (*kept, *decided.values())]
 
 
 def _stamp(condition: Object, before: list[Object], now: str) -> None:
@@ -72,6 +78,22 @@ def faults(spec: Object) -> list[Cause]:
     except ValueError as error:
         return [invalid("spec.request", spec.get("request") or "", str(error).splitlines()[0])]
     return []
+
+
+def certificate_fault(text: str) -> str:
+    """Why a status.certificate (base64 of PEM) is none, "" when it holds certificates and nothing else."""
+    from cryptography import x509
+    try:
+        pem = base64.b64decode(text, validate=True)
+        kinds = re.findall(rb"^-----BEGIN ([A-Z0-9 ]+)-----", pem, re.M)
+        if other := next((kind for kind in kinds if kind != b"CERTIFICATE"), b""):
+            return f'only CERTIFICATE PEM blocks are allowed, found "{other.decode()}"'
+        if not kinds:
+            return "must contain at least one CERTIFICATE PEM block"
+        x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        return str(error).splitlines()[0]
+    return ""
 
 
 class CertificateRequests(Plugin):
@@ -105,8 +127,12 @@ class CertificateRequests(Plugin):
             self._permit(attributes, "approve", spec.get("signerName") or "")
         elif attributes.operation == UPDATE and attributes.subresource == "status":
             before, after = ((o or {}).get("status") or {} for o in (attributes.old, obj))
-            if before.get("certificate") != after.get("certificate") or _failures(before) != _failures(after):
+            issued = after.get("certificate")
+            if before.get("certificate") != issued or _failures(before) != _failures(after):
                 self._permit(attributes, "sign", spec.get("signerName") or "")
+            if issued and issued != before.get("certificate") and (why := certificate_fault(issued)):
+                raise Invalid.of(attributes.resource.kind, attributes.name,
+                                 [invalid("status.certificate", HIDDEN, why)], GROUP)
 
     def _permit(self, attributes: Attributes, verb: str, signer: str) -> None:
         authorizer = self.context.authorizer

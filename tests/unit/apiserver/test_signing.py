@@ -21,6 +21,12 @@ def pem(name, *organizations):
     return request.sign(new_key(), hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+@pytest.fixture(scope="module")
+def issued(tmp_path_factory):
+    from controlplane.pki.authority import Authority
+    return base64.b64encode(Authority.create(tmp_path_factory.mktemp("ca")).pem).decode()
+
+
 def asked(name, text=None, **spec):
     request = base64.b64encode(text or pem("jane")).decode()
     return {"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSigningRequest", "metadata": {"name": name},
@@ -55,7 +61,7 @@ def play(tmp_path):
     return run
 
 
-def test_who_asks_is_written_down_and_only_approvers_decide(play):
+def test_who_asks_is_written_down_and_only_approvers_decide(play, issued):
     async def story(call):
         body = asked("r", username="root", groups=["system:masters"])
         body["status"] = {"conditions": [condition("Approved")]}
@@ -79,11 +85,11 @@ def test_who_asks_is_written_down_and_only_approvers_decide(play):
         assert (await call("ann", "PUT", f"{CSRS}/r/approval", both))[0] == 422
         _, refused = await call("ann", "PUT", f"{CSRS}/r/approval", {**done, "status": {}})
         assert 'updates may not remove a condition of type "Approved"' in refused["message"]
-        signed = {"status": {"certificate": "eA=="}}
+        signed = {"status": {"certificate": issued}}
         patch = {"content_type": "application/merge-patch+json"}
         assert (await call("ann", "PATCH", f"{CSRS}/r/status", signed, **patch))[0] == 403
         status, done = await call("root", "PATCH", f"{CSRS}/r/status", signed, **patch)
-        assert status == 200 and done["status"]["certificate"] == "eA==" and done["status"]["conditions"] == [only]
+        assert status == 200 and done["status"]["certificate"] == issued and done["status"]["conditions"] == [only]
         status, _ = await call("root", "PATCH", f"{CSRS}/r/status", {"status": {"certificate": "eQ=="}}, **patch)
         assert status == 422
         _, kept = await call("root", "PATCH", f"{CSRS}/r", {"spec": {"usages": ["any"]}}, **patch)
@@ -106,4 +112,30 @@ def test_what_is_no_request_is_refused(play):
         assert await causes(request="eA==") == ["spec.request"]
         status, refused = await call("jane", "POST", CSRS, asked("r", pem("jane", "system:masters")))
         assert status == 403 and "system:masters group is not allowed" in refused["message"]
+    play(story)
+
+
+def test_each_subresource_takes_metadata_and_conditions_of_its_own(play, issued):
+    async def story(call):
+        patch = {"content_type": "application/merge-patch+json"}
+        _, made = await call("root", "POST", CSRS, asked("r", signerName="example.com/any"))
+        _, read = await call("root", "GET", f"{CSRS}/r/approval")
+        assert read == made
+        change = {"metadata": {"annotations": {"a": "1"}}, "spec": {"usages": ["any"]},
+                  "status": {"conditions": [condition("Looked")]}}
+        status, seen = await call("root", "PATCH", f"{CSRS}/r/approval", change, **patch)
+        assert status == 200 and seen["metadata"]["annotations"] == {"a": "1"} and seen["spec"] == made["spec"]
+        seen["status"]["conditions"].append(condition("Approved"))
+        _, seen = await call("root", "PUT", f"{CSRS}/r/approval", seen)
+        assert [c["type"] for c in seen["status"]["conditions"]] == ["Looked", "Approved"]
+        for bad, why in (("eA==", "must contain at least one"), (base64.b64encode(pem("x")).decode(), "only CERT")):
+            status, told = await call("root", "PATCH", f"{CSRS}/r/status", {"status": {"certificate": bad}}, **patch)
+            assert status == 422 and why in told["message"] and bad not in told["message"]
+        change = {"metadata": {"annotations": {"b": "2"}}, "status": {"certificate": issued}}
+        _, seen = await call("root", "PATCH", f"{CSRS}/r/status", change, **patch)
+        assert seen["metadata"]["annotations"] == {"a": "1", "b": "2"} and seen["status"]["certificate"] == issued
+        seen["status"]["conditions"] = [condition("Approved", reason="Other"), condition("Updated")]
+        _, seen = await call("root", "PUT", f"{CSRS}/r/status", seen)
+        assert [(c["type"], c["reason"]) for c in seen["status"]["conditions"]] == [
+            ("Approved", "ByTest"), ("Updated", "ByTest")]
     play(story)
