@@ -21,7 +21,8 @@ TIERS = ("tidy", "unit", "golden", "kernel", "node", "client")
 NEEDS_ROOT = {"kernel", "node", "client"}
 # tool -> Debian package: what the tests use beyond what a node needs
 TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox": "busybox-static",
-         "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps"}
+         "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps",
+         "mmdebstrap": "mmdebstrap"}
 
 
 def register(commands: argparse._SubParsersAction) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -24,6 +25,7 @@ MIRROR = "http://deb.debian.org/debian"
 ADDRESS = "192.168.78.10"
 CLONE_NEWNET = 0x40000000
 COMMAND_SECONDS = 600.0  # a slow mirror
+END_SECONDS = 30.0  # for every process of a machine to be killed
 SKIPPED = (".venv", ".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__")
 GROUPS = Path("/sys/fs/cgroup")
 
@@ -106,7 +108,7 @@ class Fresh:
         (self.root / "etc/apt/apt.conf.d/00test").write_text(
             f'Acquire::http::Proxy "http://127.0.0.1:{wayout.PORT}";\nAcquire::http::Pipeline-Depth "0";\n')
         shutil.copy("/etc/ssl/certs/ca-certificates.crt", self.root / "root/authorities.crt")
-        (self.root / "etc/hostname").write_text("fresh\n")
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n")
         for line in (f"netns add {self.netns}", f"-n {self.netns} link set lo up",
                      f"-n {self.netns} link add eth0 type veth peer name wire",
                      f"-n {self.netns} address add {ADDRESS}/24 dev eth0", f"-n {self.netns} link set eth0 up",
@@ -159,7 +161,8 @@ class Fresh:
         proxy = f"http://127.0.0.1:{wayout.PORT}"
         clean = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
                  "LANG": "C.UTF-8", "http_proxy": proxy, "https_proxy": proxy,
-                 "no_proxy": "127.0.0.1,10.0.0.0/8,192.168.0.0/16", "PIP_CERT": "/root/authorities.crt", "NO_COLOR": "1"}
+                 "no_proxy": "127.0.0.1,10.0.0.0/8,192.168.0.0/16",
+                 "PIP_CERT": "/root/authorities.crt", "NO_COLOR": "1"}
         return self._grouped("nsenter", "--target", self.pid, "--all", "--", "env", "-i",
                              *(f"{key}={value}" for key, value in clean.items()),
                              "sh", "-c", 'cd && exec "$@"', "home", *command)
@@ -173,11 +176,10 @@ class Fresh:
 
     def close(self) -> None:
         if self.holder is not None:
-            self.holder.kill()
-            self.holder.wait()
-            if self.holder.stdout is not None:
-                self.holder.stdout.read()  # ends when the last process of the machine has
-                self.holder.stdout.close()
+            os.kill(int(self.pid), signal.SIGKILL)
+            self.holder.wait(END_SECONDS)  # PID 1 is not gone before every process of its machine is
+            assert self.holder.stdout is not None
+            self.holder.stdout.close()
         if self.way is not None:
             self.way.close()
         subprocess.run(["ip", "netns", "del", self.netns], stderr=subprocess.DEVNULL)

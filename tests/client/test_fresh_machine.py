@@ -37,11 +37,14 @@ def machine():
 def snapshot(machine: Fresh) -> dict[str, list[str]]:
     def lines(*command: str) -> list[str]:
         return sorted(machine.run(*command, check=False).stdout.splitlines())
+    rules = subprocess.run(["nsenter", f"--net=/run/netns/{machine.netns}", "nft", "list", "ruleset"],
+                           capture_output=True, text=True, check=True).stdout
     skipped = [word for path in OTHERS for word in ("-path", path, "-prune", "-o")]
     return {"packages": lines("dpkg-query", "-W"), "files": lines("find", "/", *skipped, "-print"),
             "links": [p.name for p in Path(f"/proc/{machine.pid}/root/sys/class/net").iterdir()],
-            "routes": lines("cat", "/proc/net/route"), "tables": lines("cat", "/proc/net/ip_tables_names"),
-            "mounts": lines("cat", "/proc/mounts"), "groups": lines("find", "/sys/fs/cgroup", "-type", "d"),
+            "routes": lines("cat", "/proc/net/route"), "rules": rules.splitlines(),
+            "tables": lines("cat", "/proc/net/ip_tables_names"), "mounts": lines("cat", "/proc/mounts"),
+            "groups": lines("find", "/sys/fs/cgroup", "-type", "d"),
             "settings": lines("cat", "/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv4/conf/all/route_localnet")}
 
 

@@ -109,7 +109,9 @@ def test_a_killed_supervisor_leaves_all_running(cluster, workload):
 
 
 def test_down_stops_and_up_brings_back(cluster, workload):
+    uids = {pod["metadata"]["uid"] for pod in cluster.get("pods")["items"]}
     cluster.pelamis("down")
+    assert not [group for group in Path("/sys/fs/cgroup").rglob("pod*") if group.name.removeprefix("pod") in uids]
     assert "nothing runs here" in cluster.pelamis("status", check=False).stdout
     assert "KUBE-SVC" not in cluster.run("iptables-save").stdout
     cluster.pelamis("up")
