@@ -24,6 +24,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     def flag(name: str, **more: Any) -> None:
         parser.add_argument("--" + name.replace("_", "-"), **more)
     flag("requestheader_client_ca_file", type=Path, default=None, help="CA of front proxies' certificates")
+    flag("proxy_client_cert_file", type=Path, default=None, help="certificate shown to aggregated API servers")
+    flag("proxy_client_key_file", type=Path, default=None, help="its key")
     for name, (default, text) in _LISTS.items():
         flag(name, default=default, help=f"{text} (comma-separated, default {default or 'none'})")
     flag("enable_bootstrap_token_auth", nargs="?", const="true", default="false", choices=("true", "false"),

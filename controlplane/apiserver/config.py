@@ -45,6 +45,8 @@ class Options:
     requestheader_uid_headers: tuple[str, ...] = ()
     requestheader_group_headers: tuple[str, ...] = ("X-Remote-Group",)
     requestheader_extra_headers_prefix: tuple[str, ...] = ("X-Remote-Extra-",)
+    proxy_client_cert_file: Path | None = None
+    proxy_client_key_file: Path | None = None
     enable_bootstrap_token_auth: bool = False
     oidc_issuer_url: str = ""
     oidc_client_id: str = ""

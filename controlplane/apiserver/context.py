@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Context:
-    """`draining` is True from the moment a stop was asked for. `authorizer` is set once it is made; `changes` is the
-    change log, when one is kept."""
+    """`draining` is True from the moment a stop was asked for. `authorizer` and `aggregator` are set once they
+    are made; `changes` is the change log, when one is kept."""
 
     options: Options
     cache: Cache
     registry: Registry = field(default_factory=lambda: BUILTIN)
     clock: Clock = SYSTEM
     authorizer: Any = None
+    aggregator: Any = None
     changes: Any = None
     draining: bool = False

@@ -1,7 +1,8 @@
 """What this server serves: the legacy and the aggregated discovery documents, made from the registry.
 
-Owns `/`, `/api`, `/api/v1`, `/apis`, `/apis/<group>` and `/apis/<group>/<version>`. Promises: groups come in the
-registry's order, which is the order kubectl resolves short names in; a document changes its ETag exactly when its
+Owns `/`, `/api`, `/api/v1`, `/apis`, `/apis/<group>` and `/apis/<group>/<version>` of what is served here; what other
+servers serve (`aggregation`) is listed among it. Promises: groups come in the registry's order, or by their
+APIServices' priorities, which is the order kubectl resolves short names in; a document changes its ETag exactly when its
 content changes; the aggregated form is served as v2 and, for older kubectl, as v2beta1 with the same body. Documents
 are kept encoded until the registry changes. It asks nobody and never touches the store. Called by the server for
 paths that are no resource paths.
@@ -16,6 +17,8 @@ from typing import Any
 
 import orjson
 
+from controlplane.apiserver.aggregation import documents
+from controlplane.apiserver.aggregation.remotes import Remotes
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import JSON, Response
@@ -25,6 +28,7 @@ from controlplane.machinery.resources import Registry, Resource, Subresource
 AGGREGATED = "application/json;g=apidiscovery.k8s.io;v={};as=APIGroupDiscoveryList"
 VERSIONS = ("v2", "v2beta1")  # of apidiscovery.k8s.io
 Body = dict[str, Any]
+Groups = dict[str, list[str]]  # in discovery's order, each with its versions
 
 
 def aggregated_version(accept: str) -> str:
@@ -69,25 +73,29 @@ def _legacy_sub(resource: Resource, sub: Subresource) -> Body:
     return entry | {"kind": sub.kind, "verbs": list(sub.verbs)}
 
 
-def api_group(registry: Registry, group: str) -> Body:
+def api_group(groups: Groups, group: str) -> Body:
     """The APIGroup of one group, without kind and apiVersion."""
-    versions = [{"groupVersion": f"{group}/{v}", "version": v} for v in registry.group_versions()[group]]
+    versions = [{"groupVersion": f"{group}/{v}", "version": v} for v in groups[group]]
     return {"name": group, "versions": versions, "preferredVersion": versions[0]}
 
 
-def aggregated(registry: Registry, core: bool, version: str) -> Body:
+def aggregated(registry: Registry, core: bool, version: str, groups: Groups, remotes: Remotes | None = None) -> Body:
     """The APIGroupDiscoveryList of `/api` (core) or `/apis`."""
     items = []
-    for group, versions in registry.group_versions().items():
+    for group, versions in groups.items():
         if bool(group) == core:
             continue
         items.append({"metadata": {"name": group} if group else {},
-                      "versions": [{"version": v, "freshness": "Current",
-                                    "resources": [_entry(r) for r in sorted(registry.in_version(group, v),
-                                                                            key=lambda r: r.plural)]}
-                                   for v in versions]})
+                      "versions": [_version(registry, group, v, remotes) for v in versions]})
     return {"kind": "APIGroupDiscoveryList", "apiVersion": f"apidiscovery.k8s.io/{version}", "metadata": {},
             "items": items}
+
+
+def _version(registry: Registry, group: str, version: str, remotes: Remotes | None) -> Body:
+    if remotes and (remote := remotes.get(group, version)) is not None:
+        return documents.version_of(remote)
+    resources = sorted(registry.in_version(group, version), key=lambda r: r.plural)
+    return {"version": version, "freshness": "Current", "resources": [_entry(r) for r in resources]}
 
 
 def _entry(resource: Resource) -> Body:
@@ -109,11 +117,11 @@ def _kind(group: str, version: str, kind: str) -> Body:
     return {"group": group, "version": version, "kind": kind}
 
 
-def paths(registry: Registry) -> list[str]:
+def paths(groups: Groups) -> list[str]:
     """What `/` lists."""
     found = {"/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2",
              "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"}
-    for group, versions in registry.group_versions().items():
+    for group, versions in groups.items():
         found |= {f"/apis/{group}/{v}" for v in versions} | {f"/apis/{group}"} if group else {
             f"/api/{v}" for v in versions}
     return sorted(found)
@@ -125,6 +133,7 @@ class Discovery:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._fingerprint = 0
+        self._groups: Groups = {}
         self._documents: dict[tuple[str, str], Response] = {}  # bounded: two forms of each path that exists
 
     async def handle(self, request: Request) -> Response | None:
@@ -132,10 +141,12 @@ class Discovery:
         path = request.path.rstrip("/") or "/"
         if path != "/" and not path.startswith("/api"):
             return None
-        fingerprint = hash(tuple(self._context.registry))
+        remotes = self._remotes()
+        fingerprint = hash((*self._context.registry, remotes.changes if remotes is not None else 0))
         if fingerprint != self._fingerprint:
             self._documents.clear()
             self._fingerprint = fingerprint
+            self._groups = documents.groups(self._context.registry, remotes)
         form = aggregated_version(request.accept) if path in ("/api", "/apis") else ""
         answer = self._documents.get((path, form))
         if answer is None:
@@ -149,29 +160,32 @@ class Discovery:
             return Response(304, b"", "", answer.headers)
         return Response(answer.status, answer.body, answer.content_type, answer.headers)
 
+    def _remotes(self) -> Remotes | None:
+        return self._context.aggregator.remotes if self._context.aggregator is not None else None
+
     def _document(self, path: str, form: str) -> Body | None:
-        registry = self._context.registry
+        registry, groups = self._context.registry, self._groups
         if path == "/":
-            return {"paths": paths(registry)}
+            return {"paths": paths(groups)}
         match path.strip("/").split("/"):
             case ["api"] if form:
-                return aggregated(registry, True, form)
+                return aggregated(registry, True, form, groups)
             case ["apis"] if form:
-                return aggregated(registry, False, form)
+                return aggregated(registry, False, form, groups, self._remotes())
             case ["api"]:
                 options = self._context.options
                 where = {"clientCIDR": "0.0.0.0/0",
                          "serverAddress": f"{options.advertise_address or '127.0.0.1'}:{options.secure_port}"}
-                return {"kind": "APIVersions", "versions": registry.group_versions()[""],
+                return {"kind": "APIVersions", "versions": groups[""],
                         "serverAddressByClientCIDRs": [where]}
             case ["apis"]:
                 return {"kind": "APIGroupList", "apiVersion": "v1",
-                        "groups": [api_group(registry, g) for g in registry.group_versions() if g]}
-            case ["apis", group] if group and group in registry.group_versions():
-                return {"kind": "APIGroup", "apiVersion": "v1", **api_group(registry, group)}
-            case ["api", version] if version in registry.group_versions()[""]:
+                        "groups": [api_group(groups, g) for g in groups if g]}
+            case ["apis", group] if group and group in groups:
+                return {"kind": "APIGroup", "apiVersion": "v1", **api_group(groups, group)}
+            case ["api", version] if version in groups[""]:
                 return api_resources(registry, "", version)
-            case ["apis", group, version] if group and version in registry.group_versions().get(group, ()):
+            case ["apis", group, version] if group and version in groups.get(group, ()):
                 return api_resources(registry, group, version)
         return None
 

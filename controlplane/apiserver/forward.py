@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from controlplane.apiserver.request import Request
-from controlplane.apiserver.response import Answer, Response, Stream, Writer
+from controlplane.apiserver.response import Answer, Headers, Response, Stream, Writer
 from controlplane.apiserver.tunnel import CONNECT_SECONDS, Backend, unreachable
 from controlplane.machinery.errors import ApiError, BadRequest, InternalError, ServiceUnavailable
 
@@ -65,16 +65,29 @@ class Forwarder:
         raise ApiError(text or "the server could not find the requested resource", code=answer.status,
                        reason="NotFound" if answer.status == 404 else "")
 
-    async def pass_on(self, request: Request, backend: Backend, target: str, root: str) -> Answer:
-        """A proxied request's answer. `root` is the URL path that stands for the backend's `/`."""
+    async def ask(self, backend: Backend, target: str, headers: list[tuple[str, str]]) -> aiohttp.ClientResponse:
+        """Whatever a backend answers to a GET, its body unread. Raises ServiceUnavailable."""
+        url = _url(backend, target)
+        try:
+            return await self._session().get(url, ssl=backend.tls or False, server_hostname=backend.name or None,
+                                             headers=CIMultiDict(headers), allow_redirects=False)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise ServiceUnavailable(unreachable(f'Get "{url}": ', backend, _cause(error)).message) from None
+
+    async def pass_on(self, request: Request, backend: Backend, target: str, root: str, told: Headers = ()) -> Answer:
+        """A proxied request's answer. `root` is the URL path that stands for the backend's `/`; `told` are headers in
+        which this server says who asks, and nobody else can."""
+        hidden = ("impersonate-", "x-remote-") if told else ("impersonate-",)
         headers = CIMultiDict((k, v) for k, v in request.headers.items()
-                              if k.lower() not in _HOP and not k.lower().startswith("impersonate-"))
+                              if k.lower() not in _HOP and not k.lower().startswith(hidden))
+        headers.extend(told)
         headers["X-Forwarded-Uri"] = root + target
         if request.remote:
             headers["X-Forwarded-For"] = request.remote
         def ask(method: str) -> Any:
             return self._session().request(method, _url(backend, target), headers=headers, data=_body(request),
-                                           allow_redirects=False, ssl=backend.tls or False)
+                                           allow_redirects=False, ssl=backend.tls or False,
+                                           server_hostname=backend.name or None)
 
         try:
             try:

@@ -15,15 +15,18 @@ import asyncio
 import gzip
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import orjson
 
+from controlplane.apiserver.aggregation import documents
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import publish
 from controlplane.apiserver.request import Request
-from controlplane.apiserver.response import JSON, Response, json_response
+from controlplane.apiserver.response import JSON, Answer, Response, json_response
 from controlplane.machinery.errors import MethodNotAllowed, NotAcceptable
 from controlplane.machinery.resources import Registry, Resource
 
@@ -180,7 +183,12 @@ class OpenAPI:
         self._building = asyncio.Lock()
         self._data = ""
 
-    async def handle(self, request: Request) -> Response | None:
+    @property
+    def _remotes(self) -> Any:
+        """Other servers of some group-versions, which are empty for most clusters."""
+        return self._context.aggregator.remotes if self._context.aggregator is not None else ()
+
+    async def handle(self, request: Request) -> Answer | None:
         path = request.path.rstrip("/")
         if path not in ("/openapi/v2", "/openapi/v3") and not path.startswith("/openapi/v3/"):
             return None
@@ -192,6 +200,9 @@ class OpenAPI:
         if path == "/openapi/v3":
             return self._root(request, versions)
         name = path.removeprefix("/openapi/v3/")
+        if (remote := self._remotes.at("/" + name) if self._remotes else None) is not None:
+            answer: Answer = await self._context.aggregator.pass_on(request, remote)
+            return answer
         resources = versions.get(name)
         if resources is None:
             return None
@@ -205,7 +216,12 @@ class OpenAPI:
 
     def _root(self, request: Request, versions: dict[str, list[Resource]]) -> Response:
         found = {name: {"serverRelativeURL": f"/openapi/v3/{name}?hash={self._hash(name, resources)}"}
-                 for name, resources in sorted(versions.items())}
+                 for name, resources in versions.items()}
+        for remote in self._remotes:
+            found.pop(remote.path[1:], None)
+            if remote.v3:
+                found[remote.path[1:]] = {"serverRelativeURL": remote.v3}
+        found = dict(sorted(found.items()))
         tag = '"' + hashlib.sha256(orjson.dumps(found)).hexdigest().upper() + '"'
         if request.headers.get("If-None-Match") == tag:
             return Response(304, b"", "", [("ETag", tag)])
@@ -215,24 +231,29 @@ class OpenAPI:
         if "openapi.spec.v2" in request.accept and "protobuf" in request.accept:
             return Response(200, EMPTY_V2, V2_PROTOBUF, [("ETag", '"2.0"'), ("Vary", "Accept")])
         resources = list(self._context.registry)
-        return await self._answer(request, self._hash("v2", resources), resources, [], v2=True)
+        tag, others = self._hash("v2", resources), []
+        if self._remotes:
+            others = await self._context.aggregator.swaggers()
+            tag = hashlib.sha256(repr([tag, *((root, hashlib.sha256(body).digest()) for root, body in others)]).encode(
+                )).hexdigest().upper()
+        return await self._answer(request, tag, resources, [], partial(_build_v2, resources, others))
 
     async def _answer(self, request: Request, tag: str, resources: list[Resource], headers: list[tuple[str, str]],
-                      v2: bool = False) -> Response:
+                      build: Callable[[], bytes] | None = None) -> Response:
         quoted = f'"{tag}"'
         headers += [("ETag", quoted), ("Vary", "Accept"), ("Vary", "Accept-Encoding")]
         if request.headers.get("If-None-Match") == quoted:
             return Response(304, b"", "", headers)
-        packed = await self._packed(tag, resources, v2)
+        packed = await self._packed(tag, build or partial(_build, resources))
         if "gzip" in request.headers.get("Accept-Encoding", ""):
             return Response(200, packed, JSON, [*headers, ("Content-Encoding", "gzip")])
         return Response(200, gzip.decompress(packed), JSON, headers)
 
-    async def _packed(self, tag: str, resources: list[Resource], v2: bool) -> bytes:
+    async def _packed(self, tag: str, build: Callable[[], bytes]) -> bytes:
         async with self._building:  # kubectl asks for several at once; each costs some megabytes while it is built
             packed = self._kept.get(tag)
             if packed is None:
-                packed = await asyncio.get_running_loop().run_in_executor(None, _build, resources, v2)
+                packed = await asyncio.get_running_loop().run_in_executor(None, build)
                 self._kept[tag] = packed
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
@@ -249,6 +270,14 @@ class OpenAPI:
         return hashlib.sha256(f"{self._data} {name} {[(r, r.shape) for r in resources]!r}".encode()).hexdigest().upper()
 
 
-def _build(resources: list[Resource], v2: bool) -> bytes:
-    made = swagger(resources) if v2 else document(resources)
+def _build(resources: list[Resource]) -> bytes:
+    return gzip.compress(orjson.dumps(document(resources)), 5, mtime=0)
+
+
+def _build_v2(resources: list[Resource], others: list[tuple[str, bytes]]) -> bytes:
+    """`others` are root path and swagger document of servers that serve more."""
+    made = swagger(resources)
+    for root, body in others:
+        with suppress(ValueError, AttributeError):  # what is no document adds nothing
+            made = documents.merged(made, root, orjson.loads(body))
     return gzip.compress(orjson.dumps(made), 5, mtime=0)

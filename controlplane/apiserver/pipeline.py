@@ -42,7 +42,7 @@ PROVED_SECONDS = 300.0  # a certificate is looked at again after this: it may ha
 class Edge(Protocol):
     """Something that answers some non-resource paths."""
 
-    async def handle(self, request: Request) -> Response | None: ...
+    async def handle(self, request: Request) -> Answer | None: ...
 
 
 def long_running(request: Request) -> bool:
@@ -144,6 +144,10 @@ class Pipeline:
         self._authorizer.authorize(authz.attributes_of(about))
 
     async def _dispatch(self, request: Request) -> Answer:
+        aggregator = self._context.aggregator
+        if aggregator is not None and (remote := aggregator.remotes.at(request.path)) is not None:
+            answer: Answer = await aggregator.pass_on(request, remote)
+            return answer
         if request.is_resource:
             group_versions = self._context.registry
             where = request.target
@@ -153,6 +157,6 @@ class Pipeline:
                 raise MethodNotAllowed()
             return await self._handlers.handle(request)
         for edge in self._edges:
-            if (answer := await edge.handle(request)) is not None:
-                return answer
+            if (made := await edge.handle(request)) is not None:
+                return made
         return text_response("404 page not found\n", 404)

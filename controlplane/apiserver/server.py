@@ -78,6 +78,7 @@ class Server:
 
     def _assemble(self) -> None:
         """Make the handlers and the edge."""
+        from controlplane.apiserver.aggregation.aggregator import Aggregator
         from controlplane.apiserver.authn import Authenticator
         from controlplane.apiserver.authz import Authorizer
         from controlplane.apiserver.crd.definitions import Definitions
@@ -96,6 +97,7 @@ class Server:
         self.streams = Streams(context)
         self.handlers = Handlers(context, writes, Reviews(context, authenticator), self.streams)
         self.definitions = Definitions(context, self.handlers.watches.close)
+        self.aggregator = context.aggregator = Aggregator(context)
         health, why = Health(context), Why(context)
         edges: list[Edge] = [Discovery(context), OpenAPI(context), health, Issuer(context, authenticator.tokens), why]
         self.pipeline = Pipeline(context, authenticator, authorizer, self.handlers, edges, health.metrics)
@@ -132,6 +134,7 @@ class Server:
             if "RBAC" in self.options.authorization_mode:
                 await rolebootstrap.ensure(self.context)
             await flowcontrol.ensure(self.context)
+            await self.aggregator.load()
             mirror = Mirror(self.context)
             await mirror.all()
             self._chores = asyncio.create_task(self._housekeeping(address, mirror, ranges), name="housekeeping")
@@ -157,6 +160,7 @@ class Server:
                 if self.authenticator.oidc is not None:
                     group.create_task(self.authenticator.oidc.run())
                 group.create_task(self.definitions.run())
+                group.create_task(self.aggregator.run())
                 group.create_task(bootstrap.keep(self.context, address))
                 group.create_task(mirror.run())
                 group.create_task(ranges.run())
@@ -235,6 +239,7 @@ class Server:
             self._web.pre_shutdown()
             await self._web.shutdown(STOP_SECONDS)
             await self.streams.close()
+            await self.aggregator.close()
             await self.chain.close()
         if self._chores is not None:
             self._chores.cancel()

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.apiserver.request import Request
-from controlplane.apiserver.response import TEXT, Answer, Hijacked, Response
+from controlplane.apiserver.response import TEXT, Answer, Headers, Hijacked, Response
 from controlplane.apiserver.webbearer import without
 from controlplane.machinery.errors import ApiError
 
@@ -33,11 +33,12 @@ _HIDDEN = ("host", "authorization", "cookie", "content-length", "transfer-encodi
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """Where to connect; `tls` None means plain TCP."""
+    """Where to connect; `tls` None means plain TCP. `name` is what its certificate must carry, "" = the host."""
 
     host: str
     port: int
     tls: ssl.SSLContext | None = None
+    name: str = ""
 
     @property
     def authority(self) -> str:
@@ -109,17 +110,20 @@ class _BackendHalf(_Half):
             self.head.set_result(b"")
 
 
-def head_of(method: str, target: str, authority: str, headers: Mapping[str, str]) -> bytes:
-    """The request head sent to a backend: the client's, without its credentials."""
+def head_of(method: str, target: str, authority: str, headers: Mapping[str, str], told: Headers = ()) -> bytes:
+    """The request head sent to a backend: the client's without its credentials, and what this server tells of it."""
+    hidden = ("impersonate-", "x-remote-") if told else ("impersonate-",)
     lines = [f"{method} {target} HTTP/1.1", f"Host: {authority}"]
     lines += [f"{name}: {without(value)}" for name, value in headers.items()
-              if name.lower() not in _HIDDEN and not name.lower().startswith("impersonate-")]
+              if name.lower() not in _HIDDEN and not name.lower().startswith(hidden)]
+    lines += [f"{name}: {value}" for name, value in told]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
-async def run(request: Request, backend: Backend, target: str) -> Answer:
+async def run(request: Request, backend: Backend, target: str, told: Headers = ()) -> Answer:
     """Send `request` on to `target` (path and query) at `backend`; returns when the tunnel has ended, or with the
-    backend's refusal. Raises ApiError 500 when it cannot be reached."""
+    backend's refusal. `told` are headers in which this server says who asks. Raises ApiError 500 when it cannot be
+    reached."""
     client = request.transport
     assert client is not None and request.raw is not None
     loop = asyncio.get_running_loop()
@@ -128,11 +132,11 @@ async def run(request: Request, backend: Backend, target: str) -> Answer:
         async with asyncio.timeout(CONNECT_SECONDS):
             transport, _ = await loop.create_connection(
                 lambda: half, backend.host, backend.port, ssl=backend.tls,
-                server_hostname=backend.host if backend.tls is not None else None)
+                server_hostname=(backend.name or backend.host) if backend.tls is not None else None)
     except (OSError, TimeoutError) as error:
         raise unreachable("error dialing backend: ", backend, error) from None
     try:
-        transport.write(head_of(request.method, target, backend.authority, request.headers))
+        transport.write(head_of(request.method, target, backend.authority, request.headers, told))
         try:
             async with asyncio.timeout(HEAD_SECONDS):
                 head = await half.head

@@ -37,6 +37,9 @@ def components(paths: Paths, settings: Settings) -> list[Component]:
         f"--client-ca-file={pki}/ca.crt", f"--kubelet-certificate-authority={pki}/ca.crt",
         f"--kubelet-client-certificate={pki}/apiserver-kubelet-client.crt",
         f"--kubelet-client-key={pki}/apiserver-kubelet-client.key",
+        f"--requestheader-client-ca-file={pki}/front-proxy/ca.crt", "--requestheader-allowed-names=front-proxy-client",
+        f"--proxy-client-cert-file={pki}/front-proxy-client.crt",
+        f"--proxy-client-key-file={pki}/front-proxy-client.key",
         "--enable-bootstrap-token-auth=true",
         f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key")
     controllers = python(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery import poddefaults, quantity
+from controlplane.machinery import apiservices, poddefaults, quantity
 from controlplane.machinery.poddefaults import absent, unset
 
 Object = dict[str, Any]
@@ -247,5 +247,6 @@ BY_KIND = {
     (_ADMISSION, "MutatingAdmissionPolicyBinding"): policy_binding,
     (_FLOW, "FlowSchema"): flow_schema, (_FLOW, "PriorityLevelConfiguration"): priority_level,
     (_DEVICES, "ResourceClaim"): resource_claim, (_DEVICES, "ResourceClaimTemplate"): resource_claim_template,
+    (apiservices.GROUP, "APIService"): apiservices.default,
     (_DEVICES, "DeviceClass"): _spec_only, (_DEVICES, "ResourceSlice"): _spec_only,
 }

@@ -331,6 +331,8 @@ def message_of(api_version: str, kind: str) -> str:
     group, _, version = api_version.rpartition("/")
     if group == "apiextensions.k8s.io":
         name = f"k8s.io.apiextensions_apiserver.pkg.apis.apiextensions.{version}.{kind}"
+    elif group == "apiregistration.k8s.io":
+        name = f"k8s.io.kube_aggregator.pkg.apis.apiregistration.{version}.{kind}"
     else:
         name = f"k8s.io.api.{group.split('.')[0] or 'core'}.{version}.{kind}"
     stable = name.replace(f".{version}.", ".v1.")

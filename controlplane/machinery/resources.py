@@ -14,7 +14,7 @@ Upstream: the REST storage registrations of k8s.io/kubernetes/pkg/registry; vers
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -84,11 +84,6 @@ class Resource:
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
     @property
-    def prefix(self) -> str:
-        """Where its objects live in the store: `/apps/deployments/`. Versions of one kind share it."""
-        return f"/{self.group or 'core'}/{self.plural}/"
-
-    @property
     def bucket(self) -> str:
         """The name its objects are stored under: its own, or that of the kind it is another form of."""
         return _STORED_AS.get((self.group, self.plural)) or self.name
@@ -97,9 +92,6 @@ class Resource:
     def converts(self) -> bool:
         """Whether what is shown may differ from what is stored."""
         return self.custom or self.version != (self.storage_version or self.version)
-
-    def key(self, namespace: str, name: str) -> str:
-        return f"{self.prefix}{namespace}/{name}" if self.namespaced else f"{self.prefix}{name}"
 
     def path(self, namespace: str = "", name: str = "", subresource: str = "") -> str:
         """The URL path of the collection, object or subresource."""
@@ -142,7 +134,7 @@ secrets Secret -
 serviceaccounts ServiceAccount sa - token:c:authentication.k8s.io/v1/TokenRequest
 services Service svc AS proxy:cdgpu:v1/ServiceProxyOptions
 """,  # noqa: E501
-    "apiregistration.k8s.io/v1": "apiservices APIService - NCXS",
+    "apiregistration.k8s.io/v1": "apiservices APIService - CXS",
     "apps/v1": """
 controllerrevisions ControllerRevision - -
 daemonsets DaemonSet ds AS
@@ -284,6 +276,7 @@ class Registry:
         self._entries: list[Resource] = []
         self._by_path: dict[tuple[str, str, str], Resource] = {}
         self._by_kind: dict[tuple[str, str], Resource] = {}
+        self.on_change: list[Callable[[], None]] = []  # called when custom kinds have come or gone
         for entry in entries:
             self.add(entry)
 
@@ -307,6 +300,8 @@ class Registry:
             if (entry.group, entry.version, entry.plural) not in self._by_path \
                     and (entry.api_version, entry.kind) not in self._by_kind:
                 self.add(entry)
+        for told in self.on_change:
+            told()
 
     def __iter__(self) -> Iterator[Resource]:
         return iter(self._entries)

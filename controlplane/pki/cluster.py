@@ -17,6 +17,7 @@ from controlplane.pki import files, kubeconfigs, leaves
 from controlplane.pki.authority import Authority, Pair, key_pem, new_key, public_pem
 
 API_PORT = 6443
+PROXIES = "front-proxy"  # folder of the authority of front proxies: whom they vouch for is believed, so it is another
 # Leaves that get a kubeconfig. The administrator's names the node's address, so that it works where it is copied to;
 # components on this host use the loopback address, which no change of network takes away.
 _KUBECONFIGS = ("admin", "controller-manager", "scheduler", "node", "kube-proxy")
@@ -37,15 +38,16 @@ def ensure(paths: Paths, node_name: str, node_ip: str, service_range: str = "10.
     folder = paths.pki
     folder.mkdir(parents=True, exist_ok=True)
     authority = Authority.load(folder, clock) or Authority.create(folder, clock)
+    proxies = Authority.load(folder / PROXIES, clock) or Authority.create(folder / PROXIES, clock, "front-proxy-ca")
     _service_account_key(folder)
     written: dict[str, str] = {}
     pairs: dict[str, Pair] = {}
     subjects: dict[str, str] = {}
     for leaf in leaves.wanted(node_name, node_ip, service_range, cluster_domain):
-        stored = _load(folder, leaf.file)
-        why = leaves.fault(leaf, stored, authority.certificate, clock.now())
+        stored, signer = _load(folder, leaf.file), proxies if leaf.proxy else authority
+        why = leaves.fault(leaf, stored, signer.certificate, clock.now())
         if why or stored is None:
-            stored = authority.issue(leaf.common_name, leaf.organizations, leaf.usages, leaf.sans)
+            stored = signer.issue(leaf.common_name, leaf.organizations, leaf.usages, leaf.sans)
             files.write(folder / f"{leaf.file}.key", stored.key)
             files.write(folder / f"{leaf.file}.crt", stored.certificate, files.PUBLIC)
             written[leaf.file] = why

@@ -31,6 +31,7 @@ class Leaf:
     organizations: tuple[str, ...] = ()
     usages: tuple[str, ...] = ("client",)
     sans: tuple[str, ...] = ()
+    proxy: bool = False  # issued by the authority of front proxies, which no client certificate comes from
 
 
 def service_address(service_range: str) -> str:
@@ -49,6 +50,7 @@ def wanted(node_name: str, node_ip: str, service_range: str, cluster_domain: str
         Leaf("controller-manager", "system:kube-controller-manager"),
         Leaf("scheduler", "system:kube-scheduler"),
         Leaf("kube-proxy", "system:kube-proxy"),
+        Leaf("front-proxy-client", "front-proxy-client", proxy=True),
         *node(node_name, node_ip),
     ]
 

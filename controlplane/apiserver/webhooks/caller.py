@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from controlplane.store.cache import key_of, prefix_of
+from controlplane.apiserver import servicebackends
+from controlplane.apiserver.servicebackends import NowhereToCall
 
 if TYPE_CHECKING:
     import aiohttp
@@ -31,7 +32,6 @@ MAX_ANSWER = 16 << 20  # bytes: a patch may carry a whole object, base64 in JSON
 CA_KEPT = 64  # TLS contexts, one per CA bundle in use; about 50 kB each
 IDLE_SECONDS = 30.0  # a connection is kept this long for the next review
 CONNECTIONS = 100  # to all webhooks together: more reviews at once wait for a free one
-SERVICE_LABEL = "kubernetes.io/service-name"
 Object = dict[str, Any]
 
 
@@ -120,38 +120,14 @@ class Caller:
         port, path = int(service.get("port") or 443), "/" + (service.get("path") or "").lstrip("/")
         host = f"{name}.{namespace}.svc:{port}"
         told = f"https://{host}{path}"
-        item = self._cache.get(key_of("services", namespace, name))
-        if item is None:
-            raise CallFailed(f'Post "{told}": service "{name}" not found')
-        spec = item.obj.get("spec") or {}
-        if spec.get("type") == "ExternalName":
-            return Place(f"https://{spec.get('externalName')}:{port}{path}", told, host)
-        declared = next((p for p in spec.get("ports") or [] if p.get("port") == port), None)
-        if declared is None:
-            raise CallFailed(f'Post "{told}": no service port {port} found for service "{name}"')
-        slices = [piece.obj for piece in self._cache.list(prefix_of("endpointslices.discovery.k8s.io", namespace))
-                  if piece.labels.get(SERVICE_LABEL) == name]
-        found = endpoints(slices, declared.get("name") or "")
-        if found:
-            self._turn += 1
-            address, number = found[self._turn % len(found)]
-        elif slices or not spec.get("clusterIP") or spec["clusterIP"] == "None":
-            raise CallFailed(f'Post "{told}": no endpoints available for service "{name}"')
-        else:
-            address, number = spec["clusterIP"], port
+        try:
+            found = servicebackends.locate(self._cache, namespace, name, port)
+        except NowhereToCall as error:
+            raise CallFailed(f'Post "{told}": {error}') from None
+        self._turn += 1
+        address, number = found[self._turn % len(found)]
         shown = f"[{address}]" if ":" in address else address
         return Place(f"https://{shown}:{number}{path}", told, host)
-
-
-def endpoints(slices: list[Object], port: str) -> list[tuple[str, int]]:
-    """Addresses and port numbers of the ready endpoints that serve the named port. Pure."""
-    found = []
-    for piece in slices:
-        number = next((p.get("port") for p in piece.get("ports") or () if (p.get("name") or "") == port), None)
-        if number:
-            found += [(one["addresses"][0], int(number)) for one in piece.get("endpoints") or ()
-                      if (one.get("conditions") or {}).get("ready", True) is not False and one.get("addresses")]
-    return found
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:

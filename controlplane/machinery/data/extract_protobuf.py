@@ -32,6 +32,20 @@ _FIELD = re.compile(r"(optional|repeated)?\s*(map<\s*\w+\s*,\s*[\w.]+\s*>|\.?[\w
 _STRUCT = re.compile(r"^type (\w+) struct \{(.*?)^\}", re.M | re.S)
 _TAGGED = re.compile(r"^\s*(?:\w+\s+)?(\S+)\s+`(.*?)`", re.M)
 
+# Debian packages no kube-aggregator: its few messages by hand.
+AGGREGATOR = "k8s.io.kube_aggregator.pkg.apis.apiregistration.v1"
+_SERVICES: dict[str, list[object]] = {
+    "APIService": [[1, "metadata", f"{META}.ObjectMeta", ""], [2, "spec", ".APIServiceSpec", ""],
+                   [3, "status", ".APIServiceStatus", ""]],
+    "APIServiceCondition": [[1, "type", "s", "k"], [2, "status", "s", "k"],
+                            [3, "lastTransitionTime", f"{META}.Time", ""], [4, "reason", "s", ""],
+                            [5, "message", "s", ""]],
+    "APIServiceSpec": [[1, "service", ".ServiceReference", "k"], [2, "group", "s", ""], [3, "version", "s", ""],
+                       [4, "insecureSkipTLSVerify", "t", ""], [5, "caBundle", "b", ""],
+                       [7, "groupPriorityMinimum", "i", "k"], [8, "versionPriority", "i", "k"]],
+    "APIServiceStatus": [[1, "conditions", ".APIServiceCondition", "r"]],
+    "ServiceReference": [[1, "namespace", "s", ""], [2, "name", "s", ""], [3, "port", "i", "k"]]}
+
 Field = list[object]
 GoField = tuple[str, str, bool]  # JSON name, flags of the tag, pointer
 
@@ -100,6 +114,8 @@ def package_of(group: str, version: str) -> str:
     """The protobuf package of an API group's version."""
     if group == "apiextensions.k8s.io":
         return f"k8s.io.apiextensions_apiserver.pkg.apis.apiextensions.{version}"
+    if group == "apiregistration.k8s.io":
+        return AGGREGATOR
     return f"k8s.io.api.{group.split('.')[0] or 'core'}.{version}"
 
 
@@ -126,6 +142,7 @@ def reachable(table: dict[str, list[object]]) -> set[str]:
 
 def main(folder: str) -> None:
     table = dict(messages(Path(folder) / SOURCES))
+    table |= {f"{AGGREGATOR}.{name}": rows for name, rows in _SERVICES.items()}
     kept = sorted(reachable(table))
     text = "".join(f"{name}\t{json.dumps(table[name], separators=(',', ':'))}\n" for name in kept)
     TARGET.write_bytes(gzip.compress(text.encode(), 9, mtime=0))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.machinery import conversion, names
+from controlplane.machinery import apiservices, conversion, names
 from controlplane.machinery.errors import Cause
 from controlplane.machinery.resources import Resource
 from controlplane.machinery.validate import (
@@ -75,6 +75,7 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
     ("", "Secret"): Validators(config.secret, config.secret_changes),
     ("apiextensions.k8s.io", "CustomResourceDefinition"): Validators(customdefinitions.definition,
                                                                      customdefinitions.changes),
+    (apiservices.GROUP, "APIService"): Validators(apiservices.validate, name=names.path_segment),
     ("apps", "Deployment"): Validators(workloads.deployment, workloads.selector_changes),
     ("apps", "ReplicaSet"): Validators(workloads.replica_set, workloads.selector_changes),
     ("", "ReplicationController"): Validators(workloads.replication_controller),

@@ -25,6 +25,7 @@ def bring_up(root: Path, ip: str = "192.0.2.7", clock=SYSTEM):
 def test_a_second_run_changes_nothing_and_secrets_are_private(tmp_path):
     first = bring_up(tmp_path)
     assert {"apiserver", "apiserver-kubelet-client", "admin", "controller-manager", "scheduler", "kube-proxy", "node",
+            "front-proxy-client",
             "kubelet"} == set(first.certificates)
     before = {p: p.read_bytes() for p in Paths(tmp_path).etc.rglob("*") if p.is_file()}
     second = bring_up(tmp_path)
@@ -51,7 +52,7 @@ def test_leaves_are_renewed_when_they_age_move_or_lose_their_key(tmp_path):
     asyncio.run(clock.advance(86400))
     assert renewal_due(Paths(tmp_path), clock) == 0
     aged = bring_up(tmp_path, "192.0.2.8", clock)
-    assert len(aged.certificates) == 8 and set(aged.certificates.values()) == {"expires soon"}
+    assert len(aged.certificates) == 9 and set(aged.certificates.values()) == {"expires soon"}
 
 
 def test_another_authority_replaces_every_leaf_and_a_lost_key_is_told(tmp_path):
