@@ -150,6 +150,7 @@ class Agent:
                        checks=Checks(runtime))
 
     def _server(self, runtime: Any, kubelet: Any, client: Any, cgroups: Any) -> Any:
+        from agent.kubelet.localvolumes import LocalVolumes
         from agent.kubelet.serve import Server, Settings
         from agent.kubelet.stats import Stats
         options = self.options
@@ -170,7 +171,7 @@ class Agent:
 
         return Server(runtime, kubelet.pods, Settings(options.certificate, options.key, options.client_ca,
                                                       port=options.port), authorize,
-                      Stats(options.name, kubelet.seen, cgroups))
+                      Stats(options.name, kubelet.seen, cgroups), volumes=LocalVolumes(self.paths.volumes))
 
     async def _proxy(self, ledger: Any, network: Any) -> None:
         from agent.dns.dns import Dns

@@ -22,6 +22,7 @@ import orjson
 from aiohttp import web
 
 from agent.kubelet import logs, streaming
+from agent.kubelet.localvolumes import LocalVolumes
 from agent.kubelet.locate import Found, Locator
 from agent.kubelet.runtime import CallError, Runtime
 from agent.kubelet.stats import Stats
@@ -73,11 +74,13 @@ def flag(request: web.BaseRequest, name: str) -> bool:
 
 
 class Server:
-    """Create, then `run()`. `pods` gives the pods bound to this node; without `stats` there are none to ask."""
+    """Create, then `run()`. `pods` gives the pods bound to this node; without `stats` there are none to ask, without
+    `volumes` no local volumes are made."""
 
     def __init__(self, runtime: Runtime, pods: Callable[[], Iterable[dict[str, Any]]], settings: Settings,
-                 authorize: Authorize | None = None, stats: Stats | None = None, clock: Clock = SYSTEM) -> None:
-        self._runtime, self._pods, self._settings = runtime, pods, settings
+                 authorize: Authorize | None = None, stats: Stats | None = None, clock: Clock = SYSTEM,
+                 volumes: LocalVolumes | None = None) -> None:
+        self._runtime, self._pods, self._settings, self._volumes = runtime, pods, settings, volumes
         self._authorize, self._stats, self._clock = authorize, stats, clock
         self._locator = Locator(runtime, pods)
         self.listening = asyncio.Event()
@@ -86,7 +89,7 @@ class Server:
             "healthz": self._healthz, "pods": self._list_pods, "runningpods": self._running_pods,
             "configz": self._configz, "containerLogs": self._logs, "exec": self._exec, "attach": self._attach,
             "portForward": self._forward, "run": self._run_command, "stats": self._summary,
-            "metrics": self._metrics}
+            "metrics": self._metrics, "localVolumes": self._local_volume}
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self._settings.client_ca))
@@ -167,6 +170,17 @@ class Server:
         if rest != ["resource"] or self._stats is None:
             raise NotFound("404 page not found")
         return web.Response(text=await self._stats.metrics(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    # --- local volumes
+    async def _local_volume(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        """PUT makes the folder of a volume, DELETE removes it; both tell its path and may be repeated."""
+        (name,) = _names(rest, 1)
+        if self._volumes is None:
+            raise NotFound("404 page not found")
+        if request.method not in ("PUT", "DELETE"):
+            raise MethodNotAllowed("the server does not allow this method on the requested resource")
+        act = self._volumes.make if request.method == "PUT" else self._volumes.remove
+        return _json({"path": await asyncio.to_thread(act, name)})
 
     # --- logs
     async def _logs(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:

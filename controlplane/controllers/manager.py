@@ -16,11 +16,14 @@ from pathlib import Path
 from controlplane.client.informer import Informers
 from controlplane.client.rest import Client
 from controlplane.controllers import furniture, replicaset
+from controlplane.controllers.attachdetach import AttachDetach
 from controlplane.controllers.certificates import CertificateRequests
 from controlplane.controllers.deployment import Deployments
 from controlplane.controllers.disruption import Disruption
 from controlplane.controllers.endpointslice import Endpoints, EndpointSlices
+from controlplane.controllers.ephemeral import EphemeralVolumes
 from controlplane.controllers.garbage import Garbage
+from controlplane.controllers.localpath import LocalPath
 from controlplane.controllers.mirror import Mirror
 from controlplane.controllers.namespace import Namespaces
 from controlplane.controllers.node import NodeLifecycle, PodCidrs, TaintEviction
@@ -31,6 +34,7 @@ from controlplane.controllers.roleaggregation import RoleAggregation
 from controlplane.controllers.runtime import Context, Controller
 from controlplane.controllers.tokencleaner import TokenCleaner
 from controlplane.controllers.tokensecrets import TokenSecrets
+from controlplane.controllers.volumebinder import VolumeBinder
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.resources import BUILTIN
 
@@ -57,7 +61,8 @@ def build(context: Context, settings: Settings) -> list[Controller]:
     return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
             PodCollector(context), RoleAggregation(context), TokenCleaner(context),
             CertificateRequests(context, settings.signing_certificate, settings.signing_key),
-            ResourceQuotas(context), StorageProtection(context), Disruption(context), Garbage(context)]
+            ResourceQuotas(context), Disruption(context), StorageProtection(context), VolumeBinder(context),
+            LocalPath(context), EphemeralVolumes(context), AttachDetach(context), Garbage(context)]
 
 
 def _workloads(context: Context) -> list[Controller]:

@@ -83,5 +83,10 @@ class Paths:
         return self.lib / "kubelet"
 
     @property
+    def volumes(self) -> Path:
+        """The data of `local-path` volumes on this node."""
+        return self.lib / "volumes"
+
+    @property
     def pod_logs(self) -> Path:
         return self.log / "pods"
