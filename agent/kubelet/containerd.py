@@ -20,6 +20,7 @@ from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
 CAP_SYS_RESOURCE = 24
+HOST_REGISTRIES = "/etc/containerd/certs.d"
 VERSION_SECONDS = 10
 READY_SECONDS = 30.0  # it reads its whole store first; a cold disk with many images takes seconds
 READY_PAUSE = 0.02
@@ -72,12 +73,18 @@ def config_path(paths: Paths) -> Path:
     return paths.etc / "containerd.toml"
 
 
+def registries(paths: Paths) -> str:
+    """Where containerd looks for mirrors and authorities of registries: in our folder, then where its own users put
+    them."""
+    return f'{paths.etc / "certs.d"}:{HOST_REGISTRIES}'
+
+
 def config(paths: Paths, known: Facts) -> str:
     """The text of config.toml."""
     disabled = ", ".join(f'"{name}"' for name in _DISABLED)
     version = 2 if known.major < 2 else 3
     head = f"""\
-# Written by Pelamis at every start; changes are lost. Registries: {paths.etc / "certs.d"}/<host>/hosts.toml
+# Written by Pelamis at every start; changes are lost. Registries: <host>/hosts.toml in {registries(paths)}
 version = {version}
 root = "{paths.containerd}"
 state = "{paths.run / "containerd/state"}"
@@ -120,7 +127,7 @@ def _version_2(paths: Paths, known: Facts) -> str:
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
   [plugins."{plugin}".registry]
-    config_path = "{paths.etc / "certs.d"}"
+    config_path = "{registries(paths)}"
 """ + _cni(plugin, paths) + _runtime(plugin, known)
 
 
@@ -133,7 +140,7 @@ def _version_3(paths: Paths, known: Facts) -> str:
 [plugins."{images}".pinned_images]
   sandbox = "{PAUSE}"
 [plugins."{images}".registry]
-  config_path = "{paths.etc / "certs.d"}"
+  config_path = "{registries(paths)}"
 [plugins."{runtime}"]
   restrict_oom_score_adj = {str(not known.may_lower_oom_score).lower()}
 """ + _cni(runtime, paths) + _runtime(runtime, known)

@@ -141,6 +141,19 @@ def test_pulling_from_a_registry_and_its_failures(host: Host, tmp_path: Path) ->
         host.run(body)
 
 
+def test_a_mirror_stands_in_for_a_registry(host: Host, tmp_path: Path) -> None:
+    mirrors = host.paths.etc / "certs.d/registry.example"
+    mirrors.mkdir(parents=True)
+    (mirrors / "hosts.toml").write_text(f'server = "https://registry.example"\n[host."http://{REGISTRY}"]\n')
+
+    async def body(runtime: Runtime, images: Images) -> None:
+        image = _small("unused:1", "mirrored")
+        await push("team/mirrored", "1", image)
+        assert await images.ensure("registry.example/team/mirrored:1", "Always") == image.config.digest
+    with registry(host, tmp_path):
+        host.run(body)
+
+
 def test_debians_nginx_serves_its_page(host: Host) -> None:
     demo.built(demo.NGINX, host.paths)  # here, since the test host has no way to Debian's archive
 
