@@ -1,8 +1,8 @@
 """What this server serves: the legacy and the aggregated discovery documents, made from the registry.
 
 Owns `/`, `/api`, `/api/v1`, `/apis`, `/apis/<group>` and `/apis/<group>/<version>` of what is served here; what other
-servers serve (`aggregation`) is listed among it. Promises: groups come in the registry's order, or by their
-APIServices' priorities, which is the order kubectl resolves short names in; a document changes its ETag exactly when its
+servers serve (`aggregation`) is listed among it. Promises: groups come in the registry's order, or by the priorities of
+their APIServices, which is the order kubectl resolves short names in; a document changes its ETag exactly when its
 content changes; the aggregated form is served as v2 and, for older kubectl, as v2beta1 with the same body. Documents
 are kept encoded until the registry changes. It asks nobody and never touches the store. Called by the server for
 paths that are no resource paths.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from controlplane.client.discovery import Kinds
+from controlplane.client.discovery import Kinds, aggregated
 from controlplane.controllers.runtime import PODS, Context, Controller
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, Conflict, MethodNotAllowed, NotFound
@@ -53,18 +53,20 @@ class Namespaces(Controller):
             return None
         pods, errors = await self._empty(name, [PODS])
         others: dict[str, list[Obj]] = {}
+        absent: list[str] = []  # groups of other API servers that do not answer
         if not pods.get(PODS.name) and not errors:
-            others, errors = await self._empty(name, contents(self.kinds.all()))
+            foreign, absent = await aggregated(self.client)
+            others, errors = await self._empty(name, contents([*self.kinds.all(), *foreign]))
         remaining = pods | others
         stamp = self.clock.timestamp()
         conditions = objects.deep_copy(objects.get(namespace, "status.conditions", []))
-        for kind, state, reason, message in report(remaining, errors):
+        for kind, state, reason, message in report(remaining, errors, absent):
             objects.set_condition(conditions, kind, state, reason, message, stamp)
         status = {**(namespace.get("status") or {}), "phase": "Terminating", "conditions": conditions}
         try:
             if status != namespace.get("status"):
                 namespace = await self.client.update(NAMESPACES, {**namespace, "status": status}, "status")
-            if not any(remaining.values()) and not errors:
+            if not any(remaining.values()) and not errors and not absent:
                 left = [f for f in namespace["spec"]["finalizers"] if f != "kubernetes"]
                 await self.client.update(NAMESPACES, {**namespace, "spec": {"finalizers": left}}, "finalize")
                 return None
@@ -111,7 +113,7 @@ def contents(custom: list[Resource]) -> list[Resource]:
     return list(seen.values())
 
 
-def report(remaining: dict[str, list[Obj]], errors: list[str]) -> list[tuple[str, str, str, str]]:
+def report(remaining: dict[str, list[Obj]], errors: list[str], absent: list[str]) -> list[tuple[str, str, str, str]]:
     """The conditions (type, status, reason, message) that tell what keeps a Namespace."""
     finalizers: Counter[str] = Counter()
     for left in remaining.values():
@@ -120,6 +122,9 @@ def report(remaining: dict[str, list[Obj]], errors: list[str]) -> list[tuple[str
     content = ", ".join(f"{name} has {len(left)} resource instances" for name, left in sorted(remaining.items()))
     held = ", ".join(f"{name} in {count} resource instances" for name, count in sorted(finalizers.items()))
     return [
+        ("NamespaceDeletionDiscoveryFailure", "True", "DiscoveryFailed",
+         f"Discovery failed for some groups, {len(absent)} failing: unable to retrieve the complete list of server "
+         "APIs: " + ", ".join(f"{gv}: stale GroupVersion discovery: {gv}" for gv in absent)) if absent else
         ("NamespaceDeletionDiscoveryFailure", "False", "ResourcesDiscovered",
          "All resources successfully discovered"),
         ("NamespaceDeletionGroupVersionParsingFailure", "False", "ParsedGroupVersions",

@@ -2,7 +2,8 @@
 
 import asyncio
 
-from controlplane.client.discovery import Kinds
+from controlplane.client.discovery import API_SERVICES, Kinds
+from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import Resource, named
 from tests.unit.apiserver.definitions import definition
@@ -67,4 +68,26 @@ def test_custom_owners_and_their_namespace():
                 await client.list(FOOS)
             except ApiError as error:
                 assert error.http_code == 404
+    asyncio.run(main())
+
+
+def test_a_namespace_waits_for_an_api_server_that_is_away():
+    """What it may still hold there, nobody can know."""
+    async def main():
+        async with cluster(kubelet=False) as c:
+            client = c.client
+            await client.create(API_SERVICES, {"metadata": {"name": "v1.far.io"}, "spec": {
+                "group": "far.io", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1,
+                "service": {"name": "away", "namespace": "default"}}})
+            await client.create(NAMESPACES, {"metadata": {"name": "n"}})
+            await client.delete(NAMESPACES, "n")
+            said = None
+            async with asyncio.timeout(SECONDS):
+                async for _, obj in client.watch(NAMESPACES, fields="metadata.name=n"):
+                    said = objects.condition(obj, "NamespaceDeletionDiscoveryFailure")
+                    if said is not None:
+                        break
+            assert (said["status"], said["reason"]) == ("True", "DiscoveryFailed") and "far.io/v1" in said["message"]
+            await client.delete(API_SERVICES, "v1.far.io")
+            await gone(client, NAMESPACES, "n")
     asyncio.run(main())
