@@ -11,13 +11,16 @@ Upstream: k8s.io/kubernetes/pkg/registry/core/service/{allocator,ipallocator,por
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.apiserver.servicefamilies import family_of, settle
 from controlplane.machinery.clock import Clock
 from controlplane.machinery.errors import Cause, InternalError, Invalid, invalid
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+ADDRESSES_MAX = 1 << 20  # of one range: a full pool is walked, and no cluster has more Services
 PROBES = 64  # random tries before a pool is walked in order: enough unless it is nearly full
 BAND_MIN, BAND_MAX, BAND_STEP = 16, 256, 16  # upstream's: the band is a sixteenth of the range, within these bounds
 
@@ -83,12 +86,13 @@ class Lease:
 class Allocator:
     """The pools of one cluster."""
 
-    def __init__(self, network: ipaddress.IPv4Network, ports: tuple[int, int], clock: Clock) -> None:
-        self.network = network
-        first = int(network.network_address) + 1
-        last = int(network.broadcast_address) - 1
-        self.addresses = Pool(first, last, clock, _band(network.num_addresses))
-        self.addresses.reserved.add(first)  # default/kubernetes
+    def __init__(self, networks: Network | Sequence[Network], ports: tuple[int, int], clock: Clock) -> None:
+        """`networks`: the services' ranges, at most one of each family; the first gives the default family."""
+        given = list(networks) if isinstance(networks, Sequence) else [networks]
+        self.networks = {f"IPv{n.version}": n for n in given}
+        self.pools = {family: _pool(network, clock) for family, network in self.networks.items()}
+        self.addresses = next(iter(self.pools.values()))
+        self.addresses.reserved.add(self.addresses.first)  # default/kubernetes
         self.ports = Pool(ports[0], ports[1], clock)
 
     def restore(self, services: Iterable[dict[str, Any]]) -> list[str]:
@@ -98,7 +102,7 @@ class Allocator:
             for pool, value in self._held(service):
                 if value not in pool.reserved and not pool.take(value):
                     where = f"{service['metadata'].get('namespace')}/{service['metadata'].get('name')}"
-                    shown = str(ipaddress.IPv4Address(value)) if pool is self.addresses else str(value)
+                    shown = str(value) if pool is self.ports else _shown(self._family(pool), value)
                     problems.append(f"Service {where} holds {shown}, which another Service holds too; recreate one")
         return problems
 
@@ -106,9 +110,9 @@ class Allocator:
         spec = service.get("spec") or {}
         held = set()
         for text in {spec.get("clusterIP"), *(spec.get("clusterIPs") or [])} - {None, "", "None"}:
-            value = _address(str(text))
-            if value is not None and self.addresses.contains(value):
-                held.add((self.addresses, value))
+            pool, value = self.pools.get(family_of(str(text))), _address(str(text))
+            if pool is not None and value is not None and pool.contains(value):
+                held.add((pool, value))
         numbers = [port.get("nodePort") for port in spec.get("ports") or []] + [spec.get("healthCheckNodePort")]
         held |= {(self.ports, n) for n in numbers if n and self.ports.contains(n)}
         return held
@@ -125,7 +129,7 @@ class Allocator:
         lease = Lease(self)
         held = self._held(old) if old is not None else set()
         try:
-            self._assign_address(service, lease, ((old or {}).get("spec") or {}).get("clusterIP") or "")
+            self._assign_addresses(service, old, lease)
             self._assign_ports(service, lease, held)
         except BaseException:
             lease.release()
@@ -133,39 +137,53 @@ class Allocator:
         lease.freed = list(held - self._held(service))
         return lease
 
-    def _assign_address(self, service: dict[str, Any], lease: Lease, kept: str) -> None:
+    def _assign_addresses(self, service: dict[str, Any], old: dict[str, Any] | None, lease: Lease) -> None:
+        """One address of each family the Service has; those it names are claimed, the others chosen."""
         spec: dict[str, Any] = service.setdefault("spec", {})
         if spec.get("type") == "ExternalName":
             return
-        address = spec.get("clusterIP") or next(iter(spec.get("clusterIPs") or []), "")
-        if address != "None":
-            if address:
-                self._claim_address(service, address, lease, kept)
-            else:
-                try:
-                    value = self.addresses.next()
-                except Full:
-                    raise InternalError.of("failed to allocate a serviceIP: range is full") from None
-                lease.taken.append((self.addresses, value))
-                address = str(ipaddress.IPv4Address(value))
-        spec["clusterIP"], spec["clusterIPs"] = address, [address]
-        spec.setdefault("ipFamilies", ["IPv4"])
-        spec.setdefault("ipFamilyPolicy", "SingleStack")
+        asked = list(spec.get("clusterIPs") or [spec.get("clusterIP") or ""])
+        spec["clusterIPs"] = [address for address in asked if address]
+        if causes := settle(service, old, tuple(self.pools)):
+            raise Invalid.of("Service", (service.get("metadata") or {}).get("name") or "", causes)
+        if asked[0] == "None":
+            spec["clusterIP"], spec["clusterIPs"] = "None", ["None"]
+            return
+        kept = ((old or {}).get("spec") or {}).get("clusterIPs") or ()
+        given = spec["clusterIPs"]
+        for index, address in enumerate(given):
+            if address not in kept:  # what it holds it keeps, also when its range has gone since
+                self._claim_address(service, index, address, lease)
+        for family in spec["ipFamilies"][len(given):]:
+            given.append(self._next_address(family, lease))
+        spec["clusterIP"] = given[0]
 
-    def _claim_address(self, service: dict[str, Any], address: str, lease: Lease, kept: str) -> None:
-        """`kept` is the address the Service has had so far."""
-        value = _address(address)
-        if value is not None and address == kept:
-            return  # also when its range has gone since
-        if value is None or not self.addresses.contains(value):
+    def _next_address(self, family: str, lease: Lease) -> str:
+        pool = self.pools.get(family)
+        if pool is None:  # a Service from when the cluster had this family
+            raise InternalError.of(f"failed to allocate a serviceIP: no range of {family}")
+        try:
+            value = pool.next()
+        except Full:
+            raise InternalError.of("failed to allocate a serviceIP: range is full") from None
+        lease.taken.append((pool, value))
+        return _shown(family, value)
+
+    def _claim_address(self, service: dict[str, Any], index: int, address: str, lease: Lease) -> None:
+        family, value = family_of(address), _address(address)
+        pool = self.pools.get(family)
+        if pool is None or value is None or not pool.contains(value):
             raise _refused(service, invalid(
-                "spec.clusterIPs", [address],
+                "spec.clusterIPs", service["spec"]["clusterIPs"][:1] if index == 0 else address,
                 "failed to allocate IP " + address + ": the provided IP (" + address +
-                f") is not in the valid range. The range of valid IPs is {self.network}"))
-        if not self.addresses.take(value):
+                f") is not in the valid range. The range of valid IPs is {self.networks.get(family, 'none')}"))
+        if not pool.take(value):
             raise _refused(service, invalid("spec.clusterIPs", [address],
                                             f"failed to allocate IP {address}: provided IP is already allocated"))
-        lease.taken.append((self.addresses, value))
+        lease.taken.append((pool, value))
+
+    def _family(self, pool: Pool) -> str:
+        return next(family for family, known in self.pools.items() if known is pool)
 
     def _assign_ports(self, service: dict[str, Any], lease: Lease, held: set[tuple[Pool, int]]) -> None:
         spec = service["spec"]
@@ -220,9 +238,21 @@ def _band(size: int) -> int:
     return min(max(BAND_MIN, size // BAND_STEP), BAND_MAX) if size > BAND_MIN else 0
 
 
+def _pool(network: Network, clock: Clock) -> Pool:
+    """The first address is the network's own; of IPv4 the last one too. Of a vast range the beginning is enough."""
+    size = min(network.num_addresses, ADDRESSES_MAX)
+    first = int(network.network_address) + 1
+    return Pool(first, first + size - (3 if network.version == 4 and size == network.num_addresses else 2), clock,
+                _band(size))
+
+
+def _shown(family: str, value: int) -> str:
+    return str(ipaddress.IPv6Address(value) if family == "IPv6" else ipaddress.IPv4Address(value))
+
+
 def _address(text: str) -> int | None:
     try:
-        return int(ipaddress.IPv4Address(text))
+        return int(ipaddress.ip_address(text))
     except ValueError:
         return None
 

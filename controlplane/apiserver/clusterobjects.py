@@ -31,7 +31,7 @@ def wanted(options: Options, now: str) -> list[tuple[Resource, Object]]:
             "value": value, "description": _USES[name], "preemptionPolicy": "PreemptLowerPriority"}))
     made.append((named("servicecidrs.networking.k8s.io"), {
         "apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "kubernetes"},
-        "spec": {"cidrs": [options.service_cluster_ip_range]},
+        "spec": {"cidrs": options.service_cluster_ip_range.split(",")},
         "status": {"conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now, "reason": "",
                                    "message": "Kubernetes Service CIDR is ready"}]}}))
     data = authentication(options)

@@ -16,6 +16,7 @@ from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
 AUTHORIZATION_MODES = ("AlwaysAllow", "AlwaysDeny", "Node", "RBAC")
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,14 @@ class Options:
     change_log_path: str = ""  # "" = none, "-" = standard output
 
     @property
-    def service_network(self) -> ipaddress.IPv4Network:
-        return ipaddress.IPv4Network(self.service_cluster_ip_range)
+    def service_networks(self) -> list[Network]:
+        """The ranges of Service addresses, one of each family; the first gives the default family."""
+        return [ipaddress.ip_network(text) for text in self.service_cluster_ip_range.split(",")]
 
     @property
     def kubernetes_service_ip(self) -> str:
         """The first address of the service range: `default/kubernetes`."""
-        return str(self.service_network.network_address + 1)
+        return str(self.service_networks[0].network_address + 1)
 
 
 def _port_range(text: str) -> tuple[int, int]:
@@ -93,7 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--secure-port", type=int, default=6443, help="TLS port (default 6443)")
     add("--bind-address", default="0.0.0.0", help="address to listen on")
     add("--advertise-address", default="", help="address other members of the cluster reach this server at")
-    add("--service-cluster-ip-range", default="10.96.0.0/16", help="IPv4 range of Service addresses")
+    add("--service-cluster-ip-range", default="10.96.0.0/16",
+        help="range of Service addresses; two, separated by a comma, for two address families")
     add("--service-node-port-range", default="30000-32767", help="ports for Services of type NodePort")
     for name, text in (("tls-cert-file", "the server's certificate (PEM)"),
                        ("tls-private-key-file", "its key"),
@@ -123,6 +126,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _check_ranges(text: str) -> None:
+    try:
+        networks = [ipaddress.ip_network(part) for part in text.split(",")]
+    except ValueError as error:
+        raise Finding(f"--service-cluster-ip-range: {error}", "", "give a network such as 10.96.0.0/16, or one of each "
+                      "family such as 10.96.0.0/16,fd00:96::/112") from None
+    if len({network.version for network in networks}) < len(networks):
+        raise Finding(f"--service-cluster-ip-range {text} has two ranges of one address family",
+                      "a Service has at most one address of each", "give one IPv4 and one IPv6 network")
+    for network in networks:
+        if not 4 <= network.max_prefixlen - network.prefixlen <= 20:
+            raise Finding(f"--service-cluster-ip-range {network} has an unusable size", "Services need between 16 and "
+                          "2^20 addresses", "use a prefix from /12 to /28, such as 10.96.0.0/16; of IPv6 from /108 to "
+                          "/124")
+
+
 def parse(arguments: list[str], paths: Paths | None = None) -> Options:
     """Options of a command line. Raises Finding for what cannot work; argparse exits on unknown flags."""
     paths = paths or Paths.from_environment()
@@ -132,13 +151,7 @@ def parse(arguments: list[str], paths: Paths | None = None) -> Options:
     except ValueError:
         raise Finding(f'--service-node-port-range {given["service_node_port_range"]!r} is no range of ports', "",
                       "give it as 30000-32767") from None
-    try:
-        network = ipaddress.IPv4Network(given["service_cluster_ip_range"])
-    except ValueError as error:
-        raise Finding(f"--service-cluster-ip-range: {error}", "", "give an IPv4 network such as 10.96.0.0/16") from None
-    if not 12 <= network.prefixlen <= 28:
-        raise Finding(f"--service-cluster-ip-range {network} has an unusable size", "Services need between 16 and 2^20 "
-                      "addresses", "use a prefix from /12 to /28, such as 10.96.0.0/16")
+    _check_ranges(given["service_cluster_ip_range"])
     modes = tuple(m for m in given["authorization_mode"].split(",") if m)
     if unknown := [m for m in modes if m not in AUTHORIZATION_MODES]:
         raise Finding(f"--authorization-mode knows no {unknown[0]}", "",

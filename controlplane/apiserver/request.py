@@ -260,7 +260,7 @@ def build(method: str, raw_path: str, headers: Mapping[str, str], registry: Regi
     watch = where.watch
     if query and not where.name and method == "GET" and "watch=" in query:
         watch = watch or request.query.get("watch") in _TRUE
-    if method == "HEAD" and where.subresource == "proxy":
+    if method in ("HEAD", "OPTIONS") and where.subresource == "proxy":
         method = "GET"  # whoever is proxied may know it; no resource does
     request.verb = verb_of(method, bool(where.name), watch)
     return request

@@ -61,7 +61,7 @@ class Server:
         self.cache = Cache(log, clock, self._on_fault)
         kinds = Registry([*registry, *RESOURCES])  # custom kinds come and go in it
         self.context = Context(options, self.cache, kinds, clock)
-        self.allocator = Allocator(options.service_network, options.service_node_port_range, clock)
+        self.allocator = Allocator(options.service_networks, options.service_node_port_range, clock)
         self.port = 0
         self.handlers: Handlers
         self.pipeline: Pipeline

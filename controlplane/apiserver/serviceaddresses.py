@@ -15,13 +15,13 @@ from typing import Any
 
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.lists import collection_prefix, object_key
+from controlplane.apiserver.servicefamilies import family_of
 from controlplane.machinery.resources import named
 from controlplane.store.log import Stale
 from controlplane.store.watch import Lagged
 
 LOG = logging.getLogger("apiserver")
 MANAGER = "ipallocator.k8s.io"
-LABELS = {"ipaddress.kubernetes.io/ip-family": "IPv4", "ipaddress.kubernetes.io/managed-by": MANAGER}
 ATTEMPTS = 5  # to write one object that somebody else writes too; the next change tries again
 Object = dict[str, Any]
 
@@ -32,13 +32,14 @@ def held(service: Object) -> set[str]:
     if spec.get("type") == "ExternalName":
         return set()
     found = {spec.get("clusterIP") or "", *(spec.get("clusterIPs") or ())}
-    return {ip for ip in found if ip and ip != "None" and ":" not in ip}
+    return {ip for ip in found if ip and ip != "None"}
 
 
 def wanted(ip: str, service: Object) -> Object:
     """The mirror of one address, without identity. Pure."""
     meta = service["metadata"]
-    return {"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress", "metadata": {"name": ip, "labels": dict(LABELS)},
+    labels = {"ipaddress.kubernetes.io/ip-family": family_of(ip), "ipaddress.kubernetes.io/managed-by": MANAGER}
+    return {"apiVersion": "networking.k8s.io/v1", "kind": "IPAddress", "metadata": {"name": ip, "labels": labels},
             "spec": {"parentRef": {"resource": "services", "namespace": meta["namespace"], "name": meta["name"]}}}
 
 

@@ -1,8 +1,8 @@
 """ServiceCIDRs: further ranges of cluster IPs, given to the allocator the moment they exist.
 
 Owns the condition `Ready` of each and the allocator's list of ranges. A range that is deleted gives out nothing more;
-Services that hold an address of it keep it. Ranges of IPv6 are told to be of no use, for Services here have IPv4
-addresses. Run by the server as a chore; idle while no ServiceCIDR changes.
+Services that hold an address of it keep it. A range of a family the cluster does not have is told to be of no use. Run
+by the server as a chore; idle while no ServiceCIDR changes.
 
 Upstream: k8s.io/kubernetes/pkg/controller/servicecidrs, pkg/registry/core/service/ipallocator/cidrallocator.go.
 """
@@ -25,12 +25,12 @@ from controlplane.store.watch import Lagged
 Object = dict[str, Any]
 
 
-def spans(ranges: list[Object]) -> tuple[tuple[int, int], ...]:
-    """First and last usable address of every IPv4 range that is not on its way out. Pure."""
+def spans(ranges: list[Object], family: str = "IPv4") -> tuple[tuple[int, int], ...]:
+    """First and last usable address of every range of a family that is not on its way out. Pure."""
     networks = [ipaddress.ip_network(text, strict=False) for obj in ranges if not obj["metadata"].get(
         "deletionTimestamp") for text in (obj.get("spec") or {}).get("cidrs") or ()]
     return tuple(sorted({(int(n.network_address) + 1, max(int(n.broadcast_address) - 1, int(n.network_address) + 1))
-                         for n in networks if n.version == 4 and n.num_addresses > 2}))
+                         for n in networks if f"IPv{n.version}" == family and n.num_addresses > 2}))
 
 
 class Ranges:
@@ -46,9 +46,9 @@ class Ranges:
         self._context.cache.observe(self._prefix, lambda _: self._hand_over())
 
     def _hand_over(self) -> None:
-        pool = self._allocator.addresses
-        found = spans([item.obj for item in self._context.cache.list(self._prefix)])
-        pool.more = tuple(span for span in found if span != (pool.first, pool.last))
+        ranges = [item.obj for item in self._context.cache.list(self._prefix)]
+        for family, pool in self._allocator.pools.items():
+            pool.more = tuple(span for span in spans(ranges, family) if span[0] != pool.first)
 
     async def run(self) -> None:
         """Tell of each range whether it is in use. Ends by cancellation, or Closed when the cache closes."""
@@ -67,10 +67,11 @@ class Ranges:
 
     async def _tell(self, item: Item) -> None:
         obj = objects.deep_copy(item.obj)
-        usable = bool(spans([obj]))
+        usable = any(spans([obj], family) for family in self._allocator.pools)
         conditions = obj.setdefault("status", {}).setdefault("conditions", [])
         state = ("True", "", "Kubernetes Service CIDR is ready") if usable else (
-            "False", "IPv4Only", "Services have IPv4 addresses only, and this has none to give")
+            "False", "NoSuchFamily", f"Services have {' and '.join(self._allocator.pools)} addresses only, and "
+            "this has none to give")
         if obj["metadata"].get("deletionTimestamp") or not objects.set_condition(
                 conditions, "Ready", *state, self._context.clock.timestamp()):
             return

@@ -67,7 +67,11 @@ def service(obj: Object) -> None:
     if spec["type"] in ("ClusterIP", "NodePort", "LoadBalancer"):
         unset(spec, "internalTrafficPolicy", "Cluster")
     status = obj["status"] = obj.get("status") or {}
-    status.setdefault("loadBalancer", {})
+    balancer = status.setdefault("loadBalancer", {})
+    if spec["type"] == "LoadBalancer":
+        for ingress in balancer.get("ingress") or ():
+            if ingress.get("ip"):
+                unset(ingress, "ipMode", "VIP")
 
 
 def endpoints(obj: Object) -> None:

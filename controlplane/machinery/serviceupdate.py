@@ -24,10 +24,6 @@ def prepare_service(new: Object, old: Object | None) -> None:
     if old is not None:
         _carry(spec, before)
         _drop(spec, before)
-    elif (spec.get("clusterIP") == "None" and not spec.get("selector") and not spec.get("ipFamilies")
-          and spec.get("ipFamilyPolicy") in (None, "RequireDualStack")):
-        # whoever writes its endpoints by hand may write addresses of either family
-        spec["ipFamilies"], spec["ipFamilyPolicy"] = ["IPv4", "IPv6"], "RequireDualStack"
 
 
 def _normalize(spec: Object, before: Object) -> None:

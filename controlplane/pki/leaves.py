@@ -35,8 +35,8 @@ class Leaf:
 
 
 def service_address(service_range: str) -> str:
-    """The first usable address of the range: the ClusterIP of default/kubernetes."""
-    return str(ipaddress.ip_network(service_range)[1])
+    """The first usable address of the first range: the ClusterIP of default/kubernetes."""
+    return str(ipaddress.ip_network(service_range.split(",")[0])[1])
 
 
 def wanted(node_name: str, node_ip: str, service_range: str, cluster_domain: str) -> list[Leaf]:

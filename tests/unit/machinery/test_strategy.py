@@ -111,18 +111,6 @@ def test_services_keep_what_was_allocated():
     assert strategy.of(services).validate_update(moved, old)[0].message.endswith("may not change once set")
 
 
-def test_a_headless_service_without_selector_takes_either_family():
-    def families(**spec):
-        obj = {"metadata": {"name": "s"}, "spec": {"clusterIP": "None", **spec}}
-        plan = strategy.of(named("services"))
-        plan.default(obj)
-        plan.prepare_create(obj)
-        return obj["spec"].get("ipFamilies"), obj["spec"].get("ipFamilyPolicy"), obj["spec"]["clusterIPs"]
-
-    assert families() == (["IPv4", "IPv6"], "RequireDualStack", ["None"])
-    assert families(selector={"a": "b"}) == (None, None, ["None"])
-
-
 def test_flags_of_kinds():
     def flags(name):
         plan = strategy.of(named(name))
