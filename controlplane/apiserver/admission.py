@@ -1,8 +1,9 @@
 """The admission chain: what may still change or refuse an object once its sender is allowed to write.
 
-Owns the attributes a plugin sees, the plugin's interface and the order of the chain. A mutating pass runs before
-validation and a validating pass after it, always in the same order and always both for a dry run; a plugin must not
-keep anything for a request, so that a refused write leaves no trace. Called by the verbs that write.
+Owns the attributes a plugin sees, its interface and how a chain of plugins is asked; `chain` says which there are.
+A mutating pass runs before validation and a validating pass after it, always in the same order and always both for a
+dry run; a plugin must not keep anything for a request: a refused write leaves no trace. Called by the verbs that
+write.
 
 Upstream: k8s.io/apiserver/pkg/admission; the order of 1.36.
 """
@@ -111,15 +112,6 @@ class Plugin:
         """Let go of connections."""
 
 
-class NodeRestriction(Plugin):
-    """A kubelet may write only what belongs to its node; the node authorizer knows the rule."""
-
-    async def mutate(self, attributes: Attributes) -> None:
-        ask = getattr(self.context.authorizer, "admit_node", None)
-        if ask is not None and attributes.request is not None:
-            ask(attributes.request, attributes.obj, attributes.old)
-
-
 class Chain:
     """All plugins in their order; each is asked only in the passes it takes part in."""
 
@@ -143,36 +135,3 @@ class Chain:
     async def close(self) -> None:
         for plugin in self.plugins:
             await plugin.close()
-
-
-def standard(context: Context) -> Chain:
-    """The chain of a running server, in upstream's order."""
-    from controlplane.apiserver.plugins.accounts import ServiceAccounts
-    from controlplane.apiserver.plugins.classes import (
-        DefaultIngressClass,
-        DefaultStorageClass,
-        PodTopologyLabels,
-        RuntimeClasses,
-        StorageObjectInUse,
-        VolumeResize,
-    )
-    from controlplane.apiserver.plugins.limitranger import LimitRanger
-    from controlplane.apiserver.plugins.namespaces import NamespaceLifecycle
-    from controlplane.apiserver.plugins.nodes import TaintNewNodes
-    from controlplane.apiserver.plugins.pods import DefaultTolerations
-    from controlplane.apiserver.plugins.podsecurity import PodSecurity
-    from controlplane.apiserver.plugins.priorities import Priority
-    from controlplane.apiserver.plugins.quota import ResourceQuotas
-    from controlplane.apiserver.plugins.roles import RoleEscalation
-    from controlplane.apiserver.policies.compilation import Expressions
-    from controlplane.apiserver.policies.mutating import MutatingPolicies
-    from controlplane.apiserver.policies.validating import ValidatingPolicies
-    from controlplane.apiserver.signing import CertificateRequests
-    from controlplane.apiserver.webhooks.dispatch import Webhooks
-    return Chain([NamespaceLifecycle(context), LimitRanger(context), ServiceAccounts(context),
-                  NodeRestriction(context), TaintNewNodes(context), Priority(context), DefaultTolerations(context),
-                  DefaultStorageClass(context), StorageObjectInUse(context), RuntimeClasses(context),
-                  DefaultIngressClass(context), PodTopologyLabels(context), PodSecurity(context), VolumeResize(context),
-                  RoleEscalation(context), CertificateRequests(context), Expressions(context),
-                  MutatingPolicies(context), ValidatingPolicies(context), Webhooks(context),
-                  ResourceQuotas(context)])

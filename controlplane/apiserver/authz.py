@@ -1,91 +1,25 @@
 """May they: one question per request, denied unless a rule allows it.
 
-Owns the order of the authorizers (the configured modes: `Node` for kubelets, `RBAC` for whoever roles are bound to)
-and upstream's wording of a refusal. Promises: an unknown verb, resource or user is denied; `system:masters` is always
-allowed; the answer is computed from the watch cache without waiting. It knows nothing of admission, except that it
-carries `admit_node` for the chain. Called by the server for every request, and by `reviews`.
+Owns the order of the authorizers (the configured modes: `Node` for kubelets, `RBAC` for whoever roles are bound to);
+`access` is the form of question and answer. Promises: an unknown verb, resource or user is denied; `system:masters` is
+always allowed; the answer is computed from the watch cache without waiting. It knows nothing of admission, except that
+it carries `admit_node` for the chain. Called by the server for every request, and by `reviews`.
 
 Upstream: k8s.io/apiserver/pkg/authorization.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from controlplane.apiserver import nodeauth
-from controlplane.apiserver.authn import User
+from controlplane.apiserver.access import Attributes, Decision, refusal
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.rbac import RoleBook
 from controlplane.apiserver.request import Request
+from controlplane.apiserver.user import MASTERS, User
 from controlplane.machinery import rbac, rbacdefaults
-from controlplane.machinery.errors import ApiError, Forbidden
 from controlplane.machinery.rbac import Rule
-from controlplane.machinery.selectors import parse_fields
-
-MASTERS = "system:masters"
-
-
-@dataclass(frozen=True, slots=True)
-class Attributes:
-    """The question. `plural` "" asks about the non-resource `path`. `fields` is the field selector of a list, watch or
-    deletecollection, as text: rules about single objects hold for a list narrowed to them."""
-
-    user: User
-    verb: str
-    group: str = ""
-    version: str = ""
-    plural: str = ""
-    subresource: str = ""
-    namespace: str = ""
-    name: str = ""
-    path: str = ""
-    fields: str = ""
-
-    @property
-    def resource(self) -> str:
-        return f"{self.plural}/{self.subresource}" if self.subresource else self.plural
-
-    def exact(self, field: str) -> str:
-        """The value a field selector pins `field` to, "" when it does not."""
-        if not self.fields:
-            return ""
-        try:
-            return parse_fields(self.fields).exact(field) or ""
-        except ApiError:
-            return ""  # the handler answers 400; until then nothing is pinned
-
-    @property
-    def object_name(self) -> str:
-        """The one object asked for: by name, or by a selector on metadata.name."""
-        return self.name or self.exact("metadata.name")
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    allowed: bool
-    reason: str = ""
-
-
-def attributes_of(request: Request) -> Attributes:
-    """The question a request asks. Its user must be set."""
-    if not request.is_resource:
-        return Attributes(request.user, request.verb, path=request.path)
-    where = request.target
-    return Attributes(request.user, request.verb, where.group, where.version, where.plural, request.subresource,
-                      request.namespace, request.name, request.path,
-                      request.query.get("fieldSelector") if not request.name and request.raw_query else "")
-
-
-def refusal(attributes: Attributes, reason: str = "") -> Forbidden:
-    """The 403, worded as upstream words it."""
-    a = attributes
-    tail = f": {reason}" if reason else ""
-    if not a.plural:
-        return Forbidden(f'forbidden: User "{a.user.name}" cannot {a.verb} path "{a.path}"{tail}', {})
-    where = f'in the namespace "{a.namespace}"' if a.namespace else "at the cluster scope"
-    return Forbidden.of(a.plural, a.name, f'User "{a.user.name}" cannot {a.verb} resource "{a.resource}" in API group '
-                        f'"{a.group}" {where}{tail}', a.group)
 
 
 class Authorizer:

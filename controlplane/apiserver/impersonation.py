@@ -32,7 +32,7 @@ def wanted(request: Request) -> bool:
 
 def assume(request: Request, asker: User, authorizer: Any) -> User:
     """The user the request is to be done as. Raises Forbidden."""
-    from controlplane.apiserver.authz import Attributes
+    from controlplane.apiserver.access import Attributes
     if authorizer is None:
         raise Forbidden("impersonation needs an authorizer")
     user = impersonated(request)

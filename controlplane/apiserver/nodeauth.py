@@ -20,9 +20,9 @@ from controlplane.machinery.errors import Forbidden
 from controlplane.store.cache import prefix_of
 
 if TYPE_CHECKING:
-    from controlplane.apiserver.authn import User
-    from controlplane.apiserver.authz import Attributes
+    from controlplane.apiserver.access import Attributes
     from controlplane.apiserver.request import Request
+    from controlplane.apiserver.user import User
 
 PREFIX = "system:node:"
 GROUP = "system:nodes"

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from controlplane.apiserver import authn, authz, why
+from controlplane.apiserver import access, authn, why
 from controlplane.apiserver.audit import Ids
 from controlplane.apiserver.changelog import ACTOR
 from controlplane.apiserver.context import Context
@@ -141,7 +141,7 @@ class Pipeline:
         if self._context.changes is not None:
             ACTOR.set(request.user.name)
         about = why.subject(request, self._context) if request.path.startswith(why.PREFIX) else request
-        self._authorizer.authorize(authz.attributes_of(about))
+        self._authorizer.authorize(access.attributes_of(about))
 
     async def _dispatch(self, request: Request) -> Answer:
         aggregator = self._context.aggregator

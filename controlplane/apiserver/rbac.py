@@ -19,8 +19,8 @@ from controlplane.machinery.rbac import Rule
 from controlplane.store.cache import Cache, key_of, prefix_of
 
 if TYPE_CHECKING:
-    from controlplane.apiserver.authn import User
-    from controlplane.apiserver.authz import Attributes
+    from controlplane.apiserver.access import Attributes
+    from controlplane.apiserver.user import User
     from controlplane.store.item import Event
 
 ROLES, CLUSTER_ROLES, BINDINGS, CLUSTER_BINDINGS = (

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.apiserver.authn import Authenticator, User
-from controlplane.apiserver.authz import Attributes, Authorizer
+from controlplane.apiserver.access import Attributes
+from controlplane.apiserver.authn import Authenticator
+from controlplane.apiserver.authz import Authorizer
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Request
+from controlplane.apiserver.user import User
 from controlplane.machinery.errors import BadRequest, Forbidden, Invalid, NotFound, invalid, required
 
 AUTHORIZATION = "authorization.k8s.io"

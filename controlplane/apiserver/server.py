@@ -18,7 +18,6 @@ from typing import Any
 from aiohttp import web
 
 from controlplane.apiserver import (
-    admission,
     bootstrap,
     changelog,
     expiry,
@@ -78,6 +77,7 @@ class Server:
 
     def _assemble(self) -> None:
         """Make the handlers and the edge."""
+        from controlplane.apiserver import chain
         from controlplane.apiserver.aggregation.aggregator import Aggregator
         from controlplane.apiserver.authn import Authenticator
         from controlplane.apiserver.authz import Authorizer
@@ -92,7 +92,7 @@ class Server:
         context = self.context
         authorizer = context.authorizer = Authorizer(context)
         authenticator = self.authenticator = Authenticator(context)
-        self.chain = admission.standard(context)
+        self.chain = chain.standard(context)
         writes = Writes(context, self.chain, self.allocator)
         self.streams = Streams(context)
         self.handlers = Handlers(context, writes, Reviews(context, authenticator), self.streams)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.apiserver import authz
+from controlplane.apiserver import access
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
 from controlplane.machinery.errors import Cause, Invalid, invalid
 from controlplane.machinery.validate.certificates import DECISIONS
@@ -139,7 +139,7 @@ class CertificateRequests(Plugin):
         if authorizer is None or attributes.user is None:
             return
         for name in (signer, signer.partition("/")[0] + "/*"):
-            asked = authz.Attributes(attributes.user, verb, GROUP, "*", "signers", "", "", name)
+            asked = access.Attributes(attributes.user, verb, GROUP, "*", "signers", "", "", name)
             if authorizer.decide(asked).allowed:
                 return
         raise attributes.forbidden(f'user not permitted to {verb} requests with signerName "{signer}"')

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from controlplane.apiserver import forward, tunnel
-from controlplane.apiserver.authz import attributes_of
+from controlplane.apiserver.access import attributes_of
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Query, Request
 from controlplane.apiserver.response import Answer, Response

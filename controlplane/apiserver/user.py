@@ -11,6 +11,7 @@ from typing import Any
 AUTHENTICATED = "system:authenticated"
 UNAUTHENTICATED = "system:unauthenticated"
 ANONYMOUS = "system:anonymous"
+MASTERS = "system:masters"  # the group that may do everything, whatever the roles say
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from controlplane.apiserver import authz, request
+from controlplane.apiserver import access, request
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.lists import collection_prefix, object_key
 from controlplane.apiserver.request import Request
@@ -79,7 +79,7 @@ class Why:
 
     def _shown(self, user: Any) -> list[Object]:
         """The refusals somebody may know of: all with the right to `/why`, else the own ones."""
-        question = authz.Attributes(user, "get", path="/why")
+        question = access.Attributes(user, "get", path="/why")
         everything = self._context.authorizer.decide(question).allowed
         return [r for r in self._refusals.values() if everything or r["user"] == user.name]
 
@@ -116,7 +116,7 @@ class View:
 
     def _may(self, resource: Resource, verb: str, namespace: str, name: str = "") -> bool:
         place = namespace if resource.namespaced else ""
-        return bool(self._context.authorizer.decide(authz.Attributes(
+        return bool(self._context.authorizer.decide(access.Attributes(
             self._user, verb, resource.group, resource.version, resource.plural, "", place, name)).allowed)
 
     def _resource(self, name: str) -> Resource | None:

@@ -1,6 +1,7 @@
-"""TaintNodesByCondition: a node starts out unready, so nothing is scheduled to it before the node controller looked.
+"""What the chain knows of nodes: a new one starts out unready, and a kubelet writes only what belongs to its own.
 
-Owns one taint at creation. Called by the admission chain.
+TaintNewNodes keeps pods away until the node controller has looked; NodeRestriction asks the node authorizer, which has
+the rule. Called by the admission chain.
 """
 
 from __future__ import annotations
@@ -21,3 +22,12 @@ class TaintNewNodes(Plugin):
         if not any(t.get("key") == NOT_READY and t.get("effect") == "NoSchedule" for t in taints):
             spec["taints"] = [*taints, {"key": NOT_READY, "effect": "NoSchedule"}]
         attributes.obj["spec"] = spec
+
+
+class NodeRestriction(Plugin):
+    """A kubelet may write only what belongs to its node; the node authorizer knows the rule."""
+
+    async def mutate(self, attributes: Attributes) -> None:
+        ask = getattr(self.context.authorizer, "admit_node", None)
+        if ask is not None and attributes.request is not None:
+            ask(attributes.request, attributes.obj, attributes.old)

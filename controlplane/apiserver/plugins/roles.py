@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.apiserver import authz
+from controlplane.apiserver import access
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
+from controlplane.apiserver.user import MASTERS
 from controlplane.machinery import rbac
 from controlplane.machinery.errors import Forbidden, NotFound
 from controlplane.machinery.rbac import Rule
@@ -27,7 +28,7 @@ class RoleEscalation(Plugin):
         if attributes.resource.group != GROUP or attributes.operation not in (CREATE, UPDATE):
             return
         authorizer = self.context.authorizer
-        if authorizer is None or attributes.obj is None or authz.MASTERS in attributes.user.groups:
+        if authorizer is None or attributes.obj is None or MASTERS in attributes.user.groups:
             return
         new, old = attributes.obj, attributes.old or {}
         if attributes.resource.plural in ("roles", "clusterroles"):
@@ -36,7 +37,7 @@ class RoleEscalation(Plugin):
             self._binding(attributes, new)
 
     def _may(self, attributes: Attributes, verb: str, plural: str, name: str) -> bool:
-        asked = authz.Attributes(attributes.user, verb, GROUP, "v1", plural, "", attributes.namespace, name)
+        asked = access.Attributes(attributes.user, verb, GROUP, "v1", plural, "", attributes.namespace, name)
         return bool(self.context.authorizer.decide(asked).allowed)
 
     def _role(self, attributes: Attributes, new: Object, old: Object) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from controlplane.apiserver import authz
-from controlplane.apiserver.authn import User
+from controlplane.apiserver import access
+from controlplane.apiserver.user import User
 from controlplane.machinery import celauthorizer
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def asking(context: Context) -> AbstractContextManager[None]:
         who = asked["user"]
         user = User(who["name"], who.get("uid", ""), tuple(who.get("groups") or ()))
         if "path" in asked:
-            question = authz.Attributes(user, asked["verb"], path=asked["path"])
+            question = access.Attributes(user, asked["verb"], path=asked["path"])
         else:
-            question = authz.Attributes(user, asked["verb"], asked.get("group", ""), "*", asked.get("resource", ""),
+            question = access.Attributes(user, asked["verb"], asked.get("group", ""), "*", asked.get("resource", ""),
                                         asked.get("subresource", ""), asked.get("namespace", ""),
                                         asked.get("name", ""), fields=asked.get("fields", ""))
         decision = context.authorizer.decide(question)

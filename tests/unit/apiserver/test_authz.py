@@ -3,8 +3,9 @@
 import pytest
 
 from controlplane.apiserver import rolebootstrap
+from controlplane.apiserver.access import attributes_of
 from controlplane.apiserver.authn import ANYBODY, Authenticator, User, from_certificate, impersonated
-from controlplane.apiserver.authz import Authorizer, attributes_of
+from controlplane.apiserver.authz import Authorizer
 from controlplane.apiserver.nodeauth import may_label, refers_to
 from controlplane.apiserver.pipeline import Pipeline
 from controlplane.apiserver.reviews import Reviews
