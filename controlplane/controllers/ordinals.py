@@ -92,10 +92,11 @@ def plan(owner: Obj, pods: list[Obj], update: str, now: float) -> Plan:
     for number in numbers:
         if not _living(owner, number, by_number.get(number), now, result) and ordered(owner):
             return result
+    sick = min((number for number, pod in by_number.items() if number >= 0 and not _healthy(pod)), default=-1)
     for pod in condemned:
+        if ordered(owner) and not available(owner, pod, now) and ordinal(owner, pod) != sick:
+            return result  # only the first sick pod may go before it is well again: users see scaling halt
         if not objects.deleting(pod):
-            if ordered(owner) and ready(pod) and not available(owner, pod, now):
-                return result  # what has just become ready is about to be available: let it, before it goes
             result.delete.append(pod)
         if ordered(owner):
             return result
@@ -122,6 +123,10 @@ def _living(owner: Obj, number: int, pod: Obj | None, now: float, result: Plan) 
         return False
     result.repair.append(pod)
     return available(owner, pod, now)
+
+
+def _healthy(pod: Obj) -> bool:
+    return ready(pod) and not objects.deleting(pod)
 
 
 def _down(owner: Obj, pod: Obj, now: float) -> bool:

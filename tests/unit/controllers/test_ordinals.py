@@ -149,3 +149,15 @@ def test_claims_belong_to_whom_the_policy_says():
     assert owners("Retain", "Delete", 1) == ["Pod"] and owners("Delete", "Delete", 1) == ["Pod"]
     claim["metadata"]["ownerReferences"] = [objects.owner_reference(pod)]
     assert owners("Retain", "Retain", 3) == [] and statefulpods.stale(one, 2, claim)
+
+
+def test_shrinking_halts_at_sick_pods_but_for_the_first():
+    w = World(statefulset())
+    w.play()
+    w.owner["spec"]["replicas"] = 0
+    for pod in w.pods:
+        pod["status"]["conditions"][0]["status"] = "False"
+    assert not ordinals.plan(w.owner, w.pods, "old", NOW).delete
+    for pod in w.pods[:2]:
+        pod["status"]["conditions"][0]["status"] = "True"
+    assert [objects.name(pod) for pod in ordinals.plan(w.owner, w.pods, "old", NOW).delete] == ["web-2"]
