@@ -21,7 +21,7 @@ from agent.kubelet import config
 from agent.kubelet.config import Options
 from controlplane.machinery import tlsbuffer
 from controlplane.machinery.clock import SYSTEM
-from controlplane.machinery.errors import ApiError, Finding
+from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
 log = logging.getLogger("agent")
@@ -150,27 +150,14 @@ class Agent:
                        checks=Checks(runtime))
 
     def _server(self, runtime: Any, kubelet: Any, client: Any, cgroups: Any) -> Any:
+        from agent.kubelet.access import Access
         from agent.kubelet.localvolumes import LocalVolumes
         from agent.kubelet.serve import Server, Settings
         from agent.kubelet.stats import Stats
         options = self.options
-
-        async def authorize(user: str, groups: list[str], verb: str, subresource: str) -> bool:
-            """Whether the API lets this caller use this node's API."""
-            from controlplane.machinery.resources import named
-            attributes = {"verb": verb, "version": "v1", "resource": "nodes", "name": options.name,
-                          "subresource": subresource}
-            try:
-                answer = await client.create(named("subjectaccessreviews.authorization.k8s.io"), {
-                    "apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "metadata": {},
-                    "spec": {"user": user, "groups": groups, "resourceAttributes": attributes}})
-            except ApiError as error:
-                log.warning("cannot ask whether %s may %s nodes/%s: %s", user, verb, subresource, error.message)
-                return False
-            return bool((answer.get("status") or {}).get("allowed"))
-
-        return Server(runtime, kubelet.pods, Settings(options.certificate, options.key, options.client_ca,
-                                                      port=options.port), authorize,
+        settings = Settings(options.certificate, options.key, options.client_ca, port=options.port,
+                            logs=self.paths.log.parent)
+        return Server(runtime, kubelet.pods, settings, Access(client, options.name),
                       Stats(options.name, kubelet.seen, cgroups), volumes=LocalVolumes(self.paths.volumes))
 
     async def _proxy(self, ledger: Any, network: Any) -> None:

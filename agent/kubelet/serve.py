@@ -1,9 +1,9 @@
 """The kubelet's HTTPS API on port 10250: logs, exec, attach, port-forward, and what runs here.
 
-Owns authentication (a client certificate of the cluster's CA, else 401), authorization (members of system:masters, or
-whom the given callback lets in, else 403) and the routes. Promises that the apiserver's own forwarding works for every
-kubectl, since streams are tunnelled raw. Never answers a request without a certificate, health included. Called by the
-apiserver as kube-apiserver-kubelet-client; started by the agent.
+Owns the routes, and that nobody passes who is unknown (401) or may not (403): who that is and what they may is
+`access`'s to say. Promises that the apiserver's own forwarding works for every kubectl, since streams are tunnelled
+raw. Never answers an anonymous request, health included. Called by the apiserver as kube-apiserver-kubelet-client and
+by whoever scrapes metrics; started by the agent.
 
 Upstream: pkg/kubelet/server.
 """
@@ -21,7 +21,8 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import web
 
-from agent.kubelet import logs, streaming
+from agent.kubelet import hostlogs, logs, streaming
+from agent.kubelet.access import ADMINS, Access, Caller, identity, subresources, verb_of
 from agent.kubelet.localvolumes import LocalVolumes
 from agent.kubelet.locate import Found, Locator
 from agent.kubelet.runtime import CallError, Runtime
@@ -32,15 +33,9 @@ from controlplane.machinery.errors import ApiError, BadRequest, MethodNotAllowed
 PORT = 10250
 BACKLOG = 128
 RUN_SECONDS = 120.0  # of a command given to /run
-ADMINS = "system:masters"
+EXPOSITION = "text/plain; version=0.0.4"
 
-Authorize = Callable[[str, list[str], str, str], Awaitable[bool]]  # user, groups, verb, subresource of nodes
 Handler = Callable[[web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]
-
-_VERBS = {"GET": "get", "HEAD": "get", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
-# The first part of a path -> the subresource of nodes asked for first; `proxy` is asked for next, and for the rest.
-_SUBRESOURCES = {"stats": "stats", "metrics": "metrics", "logs": "log", "checkpoint": "checkpoint", "pods": "pods",
-                 "runningpods": "pods", "healthz": "healthz", "configz": "configz"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +48,7 @@ class Settings:
     host: str = "0.0.0.0"
     port: int = PORT
     config: dict[str, Any] = field(default_factory=dict)  # shown at /configz
-
-
-def identity(certificate: dict[str, Any] | None) -> tuple[str, list[str]] | None:
-    """User and groups of a verified client certificate: its common name and its organizations. None without one."""
-    if not certificate:
-        return None
-    pairs = [pair for part in certificate.get("subject", ()) for pair in part]
-    names = [value for key, value in pairs if key == "commonName"]
-    return (names[0], [value for key, value in pairs if key == "organizationName"]) if names else None
-
-
-def subresources(path: str) -> list[str]:
-    first = path.strip("/").partition("/")[0]
-    return [_SUBRESOURCES[first], "proxy"] if first in _SUBRESOURCES else ["proxy"]
+    logs: Path | None = None  # shown at /logs/
 
 
 def flag(request: web.BaseRequest, name: str) -> bool:
@@ -74,14 +56,14 @@ def flag(request: web.BaseRequest, name: str) -> bool:
 
 
 class Server:
-    """Create, then `run()`. `pods` gives the pods bound to this node; without `stats` there are none to ask, without
-    `volumes` no local volumes are made."""
+    """Create, then `run()`. `pods` gives the pods bound to this node; without `access` none but administrators with a
+    certificate are let in, without `stats` there are none to ask, without `volumes` no local volumes are made."""
 
     def __init__(self, runtime: Runtime, pods: Callable[[], Iterable[dict[str, Any]]], settings: Settings,
-                 authorize: Authorize | None = None, stats: Stats | None = None, clock: Clock = SYSTEM,
+                 access: Access | None = None, stats: Stats | None = None, clock: Clock = SYSTEM,
                  volumes: LocalVolumes | None = None) -> None:
         self._runtime, self._pods, self._settings, self._volumes = runtime, pods, settings, volumes
-        self._authorize, self._stats, self._clock = authorize, stats, clock
+        self._access, self._stats, self._clock = access, stats, clock
         self._locator = Locator(runtime, pods)
         self.listening = asyncio.Event()
         self.port = settings.port
@@ -89,7 +71,7 @@ class Server:
             "healthz": self._healthz, "pods": self._list_pods, "runningpods": self._running_pods,
             "configz": self._configz, "containerLogs": self._logs, "exec": self._exec, "attach": self._attach,
             "portForward": self._forward, "run": self._run_command, "stats": self._summary,
-            "metrics": self._metrics, "localVolumes": self._local_volume}
+            "metrics": self._metrics, "logs": self._host_logs, "localVolumes": self._local_volume}
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self._settings.client_ca))
@@ -111,13 +93,12 @@ class Server:
             await server.shutdown(1.0)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        transport = request.transport
-        who = identity(transport.get_extra_info("peercert")) if transport is not None else None
-        if who is None:
+        caller = await self._caller(request)
+        if caller is None:
             return web.Response(status=401, text="Unauthorized")
-        verb, wanted = _VERBS.get(request.method, ""), subresources(request.path)
-        if not await self._allowed(*who, verb, wanted):
-            return web.Response(status=403, text=f"Forbidden (user={who[0]}, verb={verb}, resource=nodes, "
+        verb, wanted = verb_of(request.method), subresources(request.path)
+        if not await self._allowed(caller, verb, wanted):
+            return web.Response(status=403, text=f"Forbidden (user={caller.name}, verb={verb}, resource=nodes, "
                                                  f"subresource(s)=[{' '.join(wanted)}])")
         parts = [unquote(part) for part in request.rel_url.raw_path.strip("/").split("/")]
         handler = self._routes.get(parts[0])
@@ -132,15 +113,17 @@ class Server:
         except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
             return web.Response(status=502, text=f"the container runtime's streaming server failed: {error}")
 
-    async def _allowed(self, user: str, groups: list[str], verb: str, wanted: list[str]) -> bool:
-        if ADMINS in groups:
-            return True
-        if self._authorize is None:
-            return False
-        for subresource in wanted:
-            if await self._authorize(user, groups, verb, subresource):
-                return True
-        return False
+    async def _caller(self, request: web.BaseRequest) -> Caller | None:
+        transport = request.transport
+        known = identity(transport.get_extra_info("peercert")) if transport is not None else None
+        if known is None and self._access is not None and (header := request.headers.get("Authorization")):
+            known = await self._access.bearer(header)
+        return known
+
+    async def _allowed(self, caller: Caller, verb: str, wanted: list[str]) -> bool:
+        if self._access is None:
+            return ADMINS in caller.groups
+        return await self._access.allowed(caller, verb, wanted)
 
     # --- what runs here
     async def _healthz(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
@@ -167,9 +150,25 @@ class Server:
         return _json(await self._stats.summary())
 
     async def _metrics(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
-        if rest != ["resource"] or self._stats is None:
+        if self._stats is None:
             raise NotFound("404 page not found")
-        return web.Response(text=await self._stats.metrics(), headers={"Content-Type": "text/plain; version=0.0.4"})
+        match rest:
+            case []:
+                text = self._stats.kubelet()
+            case ["resource"]:
+                text = await self._stats.metrics()
+            case ["cadvisor"]:
+                text = self._stats.cadvisor()
+            case _:
+                raise NotFound("404 page not found")
+        return web.Response(text=text, headers={"Content-Type": EXPOSITION})
+
+    async def _host_logs(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        if self._settings.logs is None:
+            raise NotFound("404 page not found")
+        if request.method not in ("GET", "HEAD"):
+            raise MethodNotAllowed("the server does not allow this method on the requested resource")
+        return await asyncio.to_thread(hostlogs.answer, self._settings.logs, rest, request.path)
 
     # --- local volumes
     async def _local_volume(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:

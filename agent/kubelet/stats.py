@@ -1,15 +1,17 @@
 """How much CPU and memory the node, its pods and their containers use: read from cgroup files when somebody asks.
 
-Owns /stats/summary and /metrics/resource (what metrics-server scrapes for `kubectl top` and autoscalers). Reads cgroup
-v2 first and v1 else, never the runtime, whose own statistics cost a hundred times more. Promises no work between
-requests; what vanishes while it is read is left out. Called by `serve`.
+Owns /stats/summary, /metrics/resource (what metrics-server scrapes for `kubectl top` and autoscalers),
+/metrics/cadvisor (the names dashboards know containers by) and /metrics (the kubelet itself). Reads cgroup v2 first and
+v1 else, never the runtime, whose own statistics cost a hundred times more. Promises no work between requests; what
+vanishes while it is read is left out. Called by `serve`.
 
-Upstream: pkg/kubelet/server/stats/summary.go and pkg/kubelet/metrics/collectors/resource_metrics.go.
+Upstream: pkg/kubelet/server/stats/summary.go and pkg/kubelet/metrics/collectors/{resource,cri}_metrics.go.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,8 +140,52 @@ class Stats:
                     add("container", labels, self._container(pod, container))
                     samples["container_start_time_seconds"].append(f"{labels} {container.started_at:.3f} {stamp}")
         samples["resource_scrape_error"].append(" 0")
-        return "".join(f"# HELP {name} {text}\n# TYPE {name} {kind}\n" + "".join(f"{name}{s}\n" for s in samples[name])
-                       for name, kind, text in _METRICS if samples[name])
+        return exposition(_METRICS, samples)
+
+    def cadvisor(self) -> str:
+        """The text at /metrics/cadvisor: pods (with an empty container) and their containers, by cAdvisor's names."""
+        samples: dict[str, list[str]] = {name: [] for name, _, _ in _CADVISOR}
+
+        def add(labels: str, used: Usage | None) -> None:
+            if used is not None:
+                samples["container_cpu_usage_seconds_total"].append(f'{{cpu="total",{labels}}} {used.cpu / 1e9:.9g}')
+                for name, value in (("usage_bytes", used.memory), ("working_set_bytes", used.working_set),
+                                    ("rss", used.rss)):
+                    samples[f"container_memory_{name}"].append(f"{{{labels}}} {value}")
+
+        for pod, observed in self._pods():
+            meta = pod["metadata"]
+            place = f'namespace="{meta["namespace"]}",pod="{meta["name"]}"'
+            add(f'container="",id="/{self._cgroups.folder(pod)}",image="",name="",{place}', self._pod(pod))
+            for c in observed.containers:
+                if c.state == "running":
+                    labels = (f'container="{c.name}",id="/{self._cgroups.folder(pod, c.id)}",image="{c.image}",'
+                              f'name="{c.id}",{place}')
+                    add(labels, self._container(pod, c))
+                    samples["container_start_time_seconds"].append(f"{{{labels}}} {c.started_at:.0f}")
+        samples["machine_cpu_cores"].append(f" {os.cpu_count() or 1}")
+        samples["machine_memory_bytes"].append(f" {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')}")
+        return exposition(_CADVISOR, samples)
+
+    def kubelet(self) -> str:
+        """The text at /metrics: what runs here, and what this process uses."""
+        seen = list(self._pods())
+        states = Counter(c.state for _, observed in seen for c in observed.containers)
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        samples = {
+            "kubelet_node_name": [f'{{node="{self._node}"}} 1'],
+            "kubelet_running_pods": [f" {sum(any(c.state == 'running' for c in o.containers) for _, o in seen)}"],
+            "kubelet_running_containers": [f'{{container_state="{s}"}} {n}' for s, n in sorted(states.items())],
+            "process_cpu_seconds_total": [f" {(int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')}"],
+            "process_resident_memory_bytes": [f" {int(fields[21]) * os.sysconf('SC_PAGE_SIZE')}"],
+            "process_open_fds": [f" {len(os.listdir('/proc/self/fd'))}"]}
+        return exposition(_KUBELET, samples)
+
+
+def exposition(metrics: Iterable[tuple[str, str, str]], samples: dict[str, list[str]]) -> str:
+    """Prometheus' text of the metrics that have samples; a metric is its name, type and help."""
+    return "".join(f"# HELP {name} {text}\n# TYPE {name} {kind}\n" + "".join(f"{name}{s}\n" for s in samples[name])
+                   for name, kind, text in metrics if samples[name])
 
 
 _METRICS = (
@@ -148,3 +194,19 @@ _METRICS = (
                                ("memory_working_set_bytes", "gauge", "Working set in bytes"))),
     ("container_start_time_seconds", "gauge", "Start of the container in seconds since the epoch"),
     ("resource_scrape_error", "gauge", "1 if something could not be read"))
+
+_CADVISOR = (
+    ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds."),
+    ("container_memory_usage_bytes", "gauge", "Current memory usage in bytes, including all memory."),
+    ("container_memory_working_set_bytes", "gauge", "Current working set in bytes."),
+    ("container_memory_rss", "gauge", "Size of RSS in bytes."),
+    ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds."),
+    ("machine_cpu_cores", "gauge", "Number of logical CPU cores."),
+    ("machine_memory_bytes", "gauge", "Amount of memory installed on the machine."))
+_KUBELET = (
+    ("kubelet_node_name", "gauge", "The node's name. The count is always 1."),
+    ("kubelet_running_pods", "gauge", "Number of pods that have a running container"),
+    ("kubelet_running_containers", "gauge", "Number of containers by state"),
+    ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
+    ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
+    ("process_open_fds", "gauge", "Number of open file descriptors."))
