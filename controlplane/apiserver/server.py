@@ -32,6 +32,7 @@ from controlplane.apiserver.handlers import Handlers
 from controlplane.apiserver.logfile import LogFile
 from controlplane.apiserver.pipeline import Edge, Pipeline
 from controlplane.apiserver.podmetrics import RESOURCES
+from controlplane.apiserver.policies.typechecking import TypeChecks
 from controlplane.apiserver.protocol import Listener
 from controlplane.apiserver.response import Answer
 from controlplane.apiserver.serviceaddresses import Mirror
@@ -161,6 +162,7 @@ class Server:
                     group.create_task(self.authenticator.oidc.run())
                 group.create_task(self.definitions.run())
                 group.create_task(self.aggregator.run())
+                group.create_task(TypeChecks(self.context).run())
                 group.create_task(bootstrap.keep(self.context, address))
                 group.create_task(mirror.run())
                 group.create_task(ranges.run())

@@ -28,6 +28,11 @@ _STRINGS = re.compile(r"""[rR]?("{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\
 _NOISE = re.compile(r"^(?:[A-Z_]+: )?(.*?)(?: \[[A-Z_]+\])?$", re.DOTALL)
 _MISSING = re.compile(r'Key not found in map : "?(.*?)"?$')
 _INDEX = re.compile(r"Index error: index=(-?\d+)")
+# The messages that CEL has types of its own for.
+_WELL_KNOWN: dict[str, Any] = {
+    ".google.protobuf.Value": lambda t: t.DYN, ".google.protobuf.ListValue": lambda t: t.List(t.DYN),
+    ".google.protobuf.Struct": lambda t: t.Map(t.STRING, t.DYN), ".google.protobuf.Timestamp": lambda t: t.TIMESTAMP,
+    ".google.protobuf.Duration": lambda t: t.DURATION}
 TYPES = ("BOOL", "BYTES", "DOUBLE", "DURATION", "DYN", "INT", "STRING", "TIMESTAMP")
 
 
@@ -78,11 +83,11 @@ class Program:
         except RuntimeError as error:
             if "Iteration budget exceeded" in str(error):
                 raise OutOfBudget from None
-            raise EvaluationError(_plain(str(error))) from None
+            raise EvaluationError(plain(str(error))) from None
         if found.type().name() == "ERROR":
             if "Iteration budget exceeded" in str(found.value()):
                 raise OutOfBudget
-            raise EvaluationError(_worded(_plain(str(found.value()))))
+            raise EvaluationError(_worded(plain(str(found.value()))))
         return found.plain_value()
 
 
@@ -129,7 +134,8 @@ def mentions(expression: str, variable: str) -> bool:
     return re.search(rf"(?<![\w.]){variable}\b", _STRINGS.sub("''", expression)) is not None
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The library's text without its own noise."""
     match = _NOISE.match(text.strip())
     return match.group(1).rstrip() if match else text
 
@@ -164,15 +170,42 @@ def duration(seconds: float) -> Any:
 @lru_cache(ENVIRONMENTS)
 def _environment(variables: tuple[tuple[str, str], ...]) -> Any:
     from cel_expr_python import cel
+    types = {"LIST": cel.Type.List(cel.Type.DYN), "MAP": cel.Type.Map(cel.Type.STRING, cel.Type.DYN)}
+    return cel.NewEnv(variables={name: types.get(kind) or getattr(cel.Type, kind) for name, kind in variables},
+                      extensions=_extensions(cel))
+
+
+def _extensions(cel: Any) -> list[Any]:
     from cel_expr_python.ext import ext_bindings, ext_encoders, ext_math, ext_optional, ext_strings
 
     from controlplane.machinery import cellibrary
-    types = {"LIST": cel.Type.List(cel.Type.DYN), "MAP": cel.Type.Map(cel.Type.STRING, cel.Type.DYN)}
-    return cel.NewEnv(
-        variables={name: types.get(kind) or getattr(cel.Type, kind) for name, kind in variables},
-        extensions=[cel.CelExtension("kubernetes", cellibrary.declarations(cel)), ext_strings.ExtStrings(),
-                    ext_optional.ExtOptional(), ext_math.ExtMath(), ext_bindings.ExtBindings(),
-                    ext_encoders.ExtEncoders()])
+    return [cel.CelExtension("kubernetes", cellibrary.declarations(cel)), ext_strings.ExtStrings(),
+            ext_optional.ExtOptional(), ext_math.ExtMath(), ext_bindings.ExtBindings(), ext_encoders.ExtEncoders()]
+
+
+def typed_environment(file: Any, kinds: Mapping[str, tuple[str, str]], inner: Mapping[str, tuple[str, str]]) -> Any:
+    """The library's environment for checking expressions over the messages of `file`. `kinds` and `inner` are the
+    protobuf type and type name of each variable, and of the elements of those that are a LIST or MAP."""
+    from cel_expr_python import cel
+    from google.protobuf import descriptor_pool, duration_pb2, struct_pb2, timestamp_pb2
+    pool = descriptor_pool.DescriptorPool()
+    for known in (duration_pb2, struct_pb2, timestamp_pb2):
+        pool.AddSerializedFile(known.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(file.SerializeToString())
+
+    def type_of(kind: str, name: str) -> Any:
+        if kind == "MESSAGE":
+            return _WELL_KNOWN[name](cel.Type) if name in _WELL_KNOWN else cel.Type(name[1:])
+        return getattr(cel.Type, "INT" if kind == "INT64" else kind)
+    variables = {}
+    for name, (kind, type_name) in kinds.items():
+        if kind == "LIST":
+            variables[name] = cel.Type.List(type_of(*inner[name]))
+        elif kind == "MAP":
+            variables[name] = cel.Type.Map(cel.Type.STRING, type_of(*inner[name]))
+        else:
+            variables[name] = type_of(kind, type_name)
+    return cel.NewEnv(descriptor_pool=pool, variables=variables, extensions=_extensions(cel))
 
 
 @lru_cache(COMPILED)
@@ -193,5 +226,5 @@ def compile_(expression: str, variables: tuple[tuple[str, str], ...], optional: 
     try:
         compiled = _environment(variables).compile(text)
     except RuntimeError as error:
-        raise CompileError(f"compilation failed: {_plain(str(error))}") from None
+        raise CompileError(f"compilation failed: {plain(str(error))}") from None
     return Program(expression, compiled.return_type().name(), loops(expression), compiled)

@@ -11,22 +11,19 @@ Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel.
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from controlplane.machinery import cel, structural, structuralformats
+from controlplane.machinery import cel, celtypes, structural, structuralformats
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
-from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, PRESERVE, Schema, child, items_of, join
+from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, Schema, child, items_of, join
 from controlplane.machinery.structuralvalues import ABSENT, former_items
 
 RULES = "x-kubernetes-validations"
 REASONS = ("FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate")
 MAX_MESSAGE = 2048  # characters of a message; upstream's bound
 _TYPES = {"string": "STRING", "boolean": "BOOL", "integer": "INT", "number": "DOUBLE", "array": "LIST"}
-_RESERVED = frozenset(("true", "false", "null", "in", "as", "break", "const", "continue", "else", "for", "function",
-                       "if", "import", "let", "loop", "package", "namespace", "return", "var", "void", "while"))
 _NO_BUDGET = "validation failed due to running out of cost budget, no further validation rules will be run"
 Variables = tuple[tuple[str, str], ...]
 
@@ -93,53 +90,24 @@ def _compile_causes(text: str, schema: Schema, what: tuple[bool, bool], wanted: 
     """`what`: whether oldSelf is optional, and whether self is a whole resource."""
     optional, whole = what
     try:
-        program = _compiled(text, schema, optional)
+        _compiled(text, schema, optional)
     except cel.CompileError as error:
         yield invalid(at, text, str(error))
         return
-    for place, field in undefined(text, schema, ("self",) if optional else ("self", "oldSelf"), whole):
-        line, column = text.count("\n", 0, place) + 1, place - text.rfind("\n", 0, place) - 1
-        shown = text.splitlines()[line - 1]
-        yield invalid(at, text, f"compilation failed: ERROR: <input>:{line}:{column + 1}: undefined field '{field}'\n"
-                      f" | {shown}\n | {'.' * column}^")
+    checker = _checker(schema, optional, whole)
+    if fault := checker.fault(text):
+        yield invalid(at, text, f"compilation failed: {fault}")
         return
-    if program.returns not in (wanted, "DYN"):
+    if checker.returns(text) not in (wanted, "DYN"):
         yield invalid(at, text, why)
 
 
-def undefined(text: str, schema: Schema, roots: tuple[str, ...], resource: bool) -> Iterator[tuple[int, str]]:
-    """(position of the dot, name) of fields that an expression selects and the schema does not have.
-
-    Follows chains such as `self.spec.replicas` as far as types are declared; the library takes `self` for anything."""
-    plain = cel.without_strings(text)
-    for match in re.finditer(rf"(?<![\w.])(?:{'|'.join(roots)})((?:\s*\.\s*\w+(?!\w*\s*\())+)", plain):
-        node: Schema | None = schema
-        whole = resource
-        for step in re.finditer(r"\.\s*(\w+)", match.group(1)):
-            name = step.group(1)
-            if whole and name in ("apiVersion", "kind", "metadata"):
-                break
-            if not node or node.get("type") != "object" or node.get(PRESERVE):
-                break
-            fields = {escaped(key): sub for key, sub in (node.get("properties") or {}).items()}
-            more = node.get("additionalProperties")
-            if name not in fields and not more:
-                yield match.start(1) + step.start(), name
-                break
-            node = fields.get(name) or (more if isinstance(more, dict) else None)
-            whole = bool(node and node.get(EMBEDDED))
+def _checker(schema: Schema, optional: bool, whole: bool) -> celtypes.Checker:
+    node = celtypes.resource(schema, celtypes.NAMES) if whole else schema
+    return celtypes.Checker({"self": node, "oldSelf": None if optional else node}, lambda _: {})
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
-
-def escaped(name: str) -> str:
-    """A property's name as an identifier of CEL."""
-    if name in _RESERVED:
-        return f"__{name}__"
-    for sign, word in (("__", "__underscores__"), (".", "__dot__"), ("-", "__dash__"), ("/", "__slash__")):
-        name = name.replace(sign, word)
-    return name
-
 
 def converted(value: Any, schema: Schema, resource: bool = False) -> Any:
     """A JSON value as CEL sees it: numbers, bytes and times by their type, properties by identifiers."""
@@ -152,7 +120,7 @@ def converted(value: Any, schema: Schema, resource: bool = False) -> Any:
                     else inner
                 continue
             sub = child(schema, key)
-            name = escaped(key) if key in properties else key
+            name = celtypes.escaped(key) if key in properties else key
             made[name] = inner if sub is None else converted(inner, sub, bool(sub.get(EMBEDDED)))
         return made
     if isinstance(value, list):

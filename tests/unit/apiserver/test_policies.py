@@ -4,6 +4,7 @@ import asyncio
 from typing import ClassVar
 
 from controlplane.machinery.celobjects import as_maps
+from tests.unit.apiserver.definitions import CRDS, condition, definition
 from tests.unit.apiserver.harness import config_map, pod, serving
 
 GROUP = "/apis/admissionregistration.k8s.io/v1"
@@ -125,3 +126,41 @@ def test_constructed_objects_are_maps():
     assert as_maps("'Object{a: 1}' + string(object.Object)") == "'Object{a: 1}' + string(object.Object)"
     assert as_maps("has(object.a) ? JSONPatch{op: f(a, b), path: p} : q") == \
         'has(object.a) ? {"op": f(a, b), "path": p} : q'
+
+
+async def checked(api, name, **spec):
+    """The warnings of a new policy, once it was looked at."""
+    made = await api.made(f"{GROUP}/validatingadmissionpolicies", {"metadata": {"name": name}, "spec": spec})
+    where = f"?watch=1&fieldSelector=metadata.name%3D{name}&resourceVersion={made['metadata']['resourceVersion']}"
+    async with api.watching(f"{GROUP}/validatingadmissionpolicies{where}") as events:
+        while True:
+            status = (await events.next())[1]["status"]
+            if "typeChecking" in status:
+                assert status["observedGeneration"] == 1
+                return status["typeChecking"].get("expressionWarnings", [])
+
+
+def test_types_are_checked_in_the_status():
+    async def main():
+        async with serving() as api:
+            await api.made(CRDS, definition())
+            await condition(api, "foos.ex.io")
+            rules = {"matchConstraints": {"resourceRules": [RULE]}}
+            assert await checked(api, "right", **rules, validations=[{
+                "expression": "object.spec.replicas > 1 && object.metadata.namespace != 'x' && variables.v > request.a"}],
+                variables=[{"name": "v", "expression": "1"}]) == []
+            found = await checked(api, "wrong", **rules, validations=[{
+                "expression": "object.spec.replicas > '1'",
+                "messageExpression": "'wants replicas > 1, got ' + object.spec.replicas"}])
+            assert [w["fieldRef"] for w in found] == ["spec.validations[0].expression",
+                                                      "spec.validations[0].messageExpression"]
+            assert found[0]["warning"].startswith(
+                "apps/v1, Kind=Deployment: ERROR: <input>:1:22: found no matching overload for '_>_' applied to "
+                "'(int, string)'\n | object.spec.replicas > '1'")
+            assert "found no matching overload for '_+_' applied to '(string, int)'" in found[1]["warning"]
+            custom = {"matchConstraints": {"resourceRules": [{**RULE, "apiGroups": ["ex.io"], "resources": ["foos"]}]}}
+            [found] = await checked(api, "typo", **custom, validations=[
+                {"expression": "object.spec.replicas > 1"}, {"expression": "object.spec.copies > 1"}])
+            assert found["fieldRef"] == "spec.validations[1].expression"
+            assert "undefined field 'copies'" in found["warning"]
+    asyncio.run(main())
