@@ -1,9 +1,10 @@
 """A node and its pods: what a kubelet may read and change, and nothing beyond.
 
-Owns two questions. `NodeAuthorizer.fault` (the Node authorizer) looks at the request: secrets, config maps, service
-accounts and their tokens are open to a node only while one of its pods refers to them; leases only its own; lists of
-pods only narrowed to itself. `restrict` (NodeRestriction) looks at the object: a node changes only its own Node, only
-labels of kubelets, no taints, and only pods bound to it. The relation is read from the watch cache at the time of
+Owns two questions. `NodeAuthorizer.fault` (the Node authorizer) looks at the request: secrets, config maps, claims,
+volumes, service accounts and their tokens are open to a node only while one of its pods refers to them; its Node, its
+lease and its CSINode only by its own name; lists of pods and nodes only narrowed to itself. `restrict`
+(NodeRestriction) looks at the object: a node changes only its own Node, only labels of kubelets, no taints, only pods
+bound to it, and asks for certificates only in its own name. The relation is read from the watch cache at the time of
 asking, by names first, so that no graph is kept. Called by `authz`.
 
 Upstream: k8s.io/kubernetes/plugin/pkg/auth/authorizer/node and plugin/pkg/admission/noderestriction.
@@ -11,13 +12,14 @@ Upstream: k8s.io/kubernetes/plugin/pkg/auth/authorizer/node and plugin/pkg/admis
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from controlplane.apiserver.context import Context
 from controlplane.machinery import rbacdefaults
 from controlplane.machinery.errors import Forbidden
-from controlplane.store.cache import prefix_of
+from controlplane.store.cache import key_of, prefix_of
 
 if TYPE_CHECKING:
     from controlplane.apiserver.access import Attributes
@@ -37,7 +39,9 @@ _KUBELET_LABELS = frozenset((
     "failure-domain.beta.kubernetes.io/region", "failure-domain.beta.kubernetes.io/zone",
     "topology.kubernetes.io/region", "topology.kubernetes.io/zone"))
 _KUBELET_PREFIXES = ("kubelet.kubernetes.io", "node.kubernetes.io")
-_REACHED_BY_POD = ("secrets", "configmaps")
+_REACHED_BY_POD = ("secrets", "configmaps", "persistentvolumeclaims")
+_CERTIFICATES = ("kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving")
+_MAX_REQUEST = 64 * 1024  # bytes of a PKCS #10 text in base64; a node's is some hundred
 
 
 def node_of(user: User) -> str:
@@ -65,6 +69,19 @@ class NodeAuthorizer:
             return self._unrelated(node, a.plural, a.namespace, a.object_name)
         if a.group == "" and a.plural == "serviceaccounts":
             return self._unrelated(node, "serviceaccounts", a.namespace, a.name)
+        if a.group == "" and a.plural == "persistentvolumes":
+            return self._volume_fault(node, a.name)
+        if a.group == "resource.k8s.io" and a.plural == "resourceclaims":
+            return self._unrelated(node, "resourceclaims", a.namespace, a.name)
+        if a.group == "storage.k8s.io" and a.plural == "volumeattachments":
+            item = self._context.cache.get(key_of("volumeattachments.storage.k8s.io", "", a.name))
+            own = item is not None and (item.obj.get("spec") or {}).get("nodeName") == node
+            return "" if own else f"no relationship found between node '{node}' and this object"
+        if a.group == "storage.k8s.io" and a.plural == "csinodes":
+            own = a.verb == "create" or a.object_name == node
+            return "" if own else "can only access CSINode with the same name as the requesting node"
+        if a.group == "" and a.plural == "nodes" and a.verb in ("get", "list", "watch"):
+            return "" if a.object_name == node else f"node '{node}' cannot read '{a.name}', only its own Node object"
         if a.group == "" and a.plural == "pods" and a.verb in ("list", "watch"):
             if a.exact("spec.nodeName") != node and not (a.namespace and a.object_name):
                 return "can only list/watch pods with spec.nodeName field selector"
@@ -80,19 +97,34 @@ class NodeAuthorizer:
             return ""
         return f"no relationship found between node '{node}' and this object"
 
+    def _volume_fault(self, node: str, name: str) -> str:
+        """A volume is reached through the claim it is bound to."""
+        item = self._context.cache.get(key_of("persistentvolumes", "", name))
+        claim = ((item.obj.get("spec") or {}).get("claimRef") or {}) if item is not None else {}
+        return self._unrelated(node, "persistentvolumeclaims", claim.get("namespace", ""), claim.get("name", ""))
+
     def _pods(self, node: str, namespace: str, mentioning: str) -> Iterator[Object]:
-        """Pods of a node in a namespace whose bytes mention a name: few are decoded."""
-        needles = (f'"{mentioning}"'.encode(), f'"{node}"'.encode())
+        """Pods of a node in a namespace that may refer to a name, by their bytes: few are decoded."""
+        if not namespace or not mentioning:
+            return
+        own, named = f'"{node}"'.encode(), f'"{mentioning}"'.encode()
         for item in self._context.cache.list(prefix_of("pods", namespace)):
-            if all(n in item.data for n in needles) and (item.obj.get("spec") or {}).get("nodeName") == node:
+            near = own in item.data and (named in item.data or b'"ephemeral"' in item.data)
+            if near and (item.obj.get("spec") or {}).get("nodeName") == node:
                 yield item.obj
 
 
 def refers_to(pod: Object, plural: str) -> set[str]:
-    """Names of the secrets, config maps or service accounts a pod's spec refers to. Pure."""
+    """Names of the secrets, config maps, service accounts or claims a pod refers to. Pure."""
     spec = pod.get("spec") or {}
     if plural == "serviceaccounts":
         return {spec.get("serviceAccountName") or "default"}
+    if plural == "persistentvolumeclaims":
+        return {f"{pod['metadata']['name']}-{v['name']}" if "ephemeral" in v
+                else (v.get("persistentVolumeClaim") or {}).get("claimName", "") for v in spec.get("volumes") or ()}
+    if plural == "resourceclaims":
+        made = (pod.get("status") or {}).get("resourceClaimStatuses") or ()
+        return {c.get("resourceClaimName") or "" for c in (*(spec.get("resourceClaims") or ()), *made)}
     secrets = plural == "secrets"
     found = {r.get("name") for r in spec.get("imagePullSecrets") or ()} if secrets else set()
     word = "secret" if secrets else "configMap"
@@ -123,11 +155,34 @@ def restrict(node: str, request: Request, obj: Object | None, old: Object | None
     elif group == "coordination.k8s.io" and plural == "leases":
         name = ((obj or old or {}).get("metadata") or {}).get("name", request.name)
         why = "" if name == node else "can only access node lease with the same name as the requesting node"
+    elif group == "certificates.k8s.io" and plural == "certificatesigningrequests" and request.verb == "create":
+        why = _request_fault(node, (obj or {}).get("spec") or {})
+    elif group == "storage.k8s.io" and plural == "csinodes":
+        name = ((obj or old or {}).get("metadata") or {}).get("name", request.name)
+        why = "" if name == node else "can only access CSINode with the same name as the requesting node"
+    elif group == "resource.k8s.io" and plural == "resourceslices":
+        own = all(((o or {}).get("spec") or {}).get("nodeName") == node for o in (obj, old) if o)
+        why = "" if own else "can only access ResourceSlice with the same nodeName as the requesting node"
     else:
         return
     if why:
         name = request.name or ((obj or {}).get("metadata") or {}).get("name", "")
         raise Forbidden.of(plural, name, why, group)
+
+
+def _request_fault(node: str, spec: Object) -> str:
+    """Why a node may not ask for this certificate: it would be another node's."""
+    if spec.get("signerName") not in _CERTIFICATES:
+        return ""
+    from cryptography import x509
+    from cryptography.x509.oid import NameOID
+    try:
+        text = (spec.get("request") or "")[:_MAX_REQUEST]
+        names = x509.load_pem_x509_csr(base64.b64decode(text)).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    except ValueError as error:
+        return f"unable to parse csr: {error}"
+    foreign = any(str(n.value).startswith(PREFIX) and n.value != PREFIX + node for n in names)
+    return f"can only create a node CSR with CN={PREFIX}{node}" if foreign else ""
 
 
 def _pod_fault(node: str, verb: str, sub: str, obj: Object | None, old: Object | None) -> str:

@@ -1,5 +1,7 @@
 """Who is who, and who may what: identities, refusals, nodes and their pods, and the reviews about all of it."""
 
+import base64
+
 import pytest
 
 from controlplane.apiserver import rolebootstrap
@@ -11,6 +13,7 @@ from controlplane.apiserver.pipeline import Pipeline
 from controlplane.apiserver.reviews import Reviews
 from controlplane.machinery.errors import BadRequest, Finding, Forbidden, Unauthorized
 from tests.unit.apiserver.edge import make_context, put, request, running
+from tests.unit.apiserver.test_signing import pem
 
 ADMIN = User("kubernetes-admin", groups=("system:masters", "system:authenticated"))
 JANE = User("jane", groups=("system:authenticated",))
@@ -75,14 +78,29 @@ def test_a_node_reaches_its_own_pods_and_what_they_name():
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "ns", "uid": "u"},
            "spec": {"nodeName": "n1", "serviceAccountName": "app", "containers": [
                {"name": "c", "envFrom": [{"configMapRef": {"name": "env"}}]}],
-               "volumes": [{"name": "v", "secret": {"secretName": "tls"}}]}}
+               "volumes": [{"name": "v", "secret": {"secretName": "tls"}}, {"name": "e", "ephemeral": {}},
+                           {"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}}
+    volume = {"metadata": {"name": "pv"}, "spec": {"claimRef": {"namespace": "ns", "name": "data"}}}
+    attached = {"metadata": {"name": "va"}, "spec": {"nodeName": "n1"}}
 
     async def play():
         await put(context, "pods", pod)
-        for path in ("configmaps/env", "secrets/tls", "secrets?fieldSelector=metadata.name%3Dtls",
-                     "serviceaccounts/app"):
-            may(context, N1, f"/api/v1/namespaces/ns/{path}")
+        await put(context, "persistentvolumes", volume)
+        await put(context, "volumeattachments.storage.k8s.io", attached)
         n2 = User("system:node:n2", groups=("system:nodes",))
+        for path in ("configmaps/env", "secrets/tls", "secrets?fieldSelector=metadata.name%3Dtls",
+                     "serviceaccounts/app", "persistentvolumeclaims/data", "persistentvolumeclaims/p-e"):
+            may(context, N1, f"/api/v1/namespaces/ns/{path}")
+            refused(context, n2, f"/api/v1/namespaces/ns/{path}")
+        for path in ("/api/v1/persistentvolumes/pv", "/apis/storage.k8s.io/v1/volumeattachments/va",
+                     "/apis/storage.k8s.io/v1/csinodes/n1", "/api/v1/nodes/n1",
+                     "/api/v1/nodes?watch=1&fieldSelector=metadata.name%3Dn1"):
+            may(context, N1, path)
+            refused(context, n2, path)
+        assert refused(context, n2, "/api/v1/nodes/n1").endswith(
+            ": node 'n2' cannot read 'n1', only its own Node object")
+        refused(context, N1, "/api/v1/nodes")
+        refused(context, N1, "/api/v1/persistentvolumes/other")
         assert refused(context, n2, "/api/v1/namespaces/ns/secrets/tls").endswith(
             ": no relationship found between node 'n2' and this object")
         refused(context, N1, "/api/v1/namespaces/ns/secrets")
@@ -120,6 +138,17 @@ def test_node_restriction(context):
     master = {"metadata": {"name": "n1", "labels": {"node-role.kubernetes.io/master": ""}}}
     with pytest.raises(Forbidden, match=r"is not allowed to modify labels: node-role\.kubernetes\.io/master"):
         admit("/api/v1/nodes/n1", "PATCH", master, node)
+    csrs = "/apis/certificates.k8s.io/v1/certificatesigningrequests"
+    for name, signer, works in (("system:node:n1", "kubelet-serving", True), ("jane", "kubelet-serving", True),
+                                ("system:node:n2", "kubelet-serving", False),
+                                ("system:node:n2", "kube-apiserver-client-kubelet", False),
+                                ("system:node:n2", "kube-apiserver-client", True)):
+        spec = {"signerName": f"kubernetes.io/{signer}", "request": base64.b64encode(pem(name)).decode()}
+        if works:
+            admit(csrs, "POST", {"metadata": {}, "spec": spec})
+        else:
+            with pytest.raises(Forbidden, match="can only create a node CSR with CN=system:node:n1"):
+                admit(csrs, "POST", {"metadata": {}, "spec": spec})
     assert may_label("example.com/x") and may_label("plain") and not may_label("node-restriction.kubernetes.io/x")
 
 
