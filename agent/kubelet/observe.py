@@ -53,9 +53,14 @@ def container_from(listed: Any, status: Any | None) -> model.ObservedContainer:
     if status is None:
         return seen
     return replace(
-        seen, state=_STATES[status.state], started_at=status.started_at / 1e9, finished_at=status.finished_at / 1e9,
+        seen, state=_STATES[status.state], started_at=_since(status.started_at), finished_at=_since(status.finished_at),
         exit_code=status.exit_code, reason=status.reason, message=status.message,
         image=status.image.image or seen.image, image_id=status.image_ref or seen.image_id, log_path=status.log_path)
+
+
+def _since(nanoseconds: int) -> float:
+    """Seconds since the epoch; a container that was killed before it started is told as of the year 1."""
+    return max(0, nanoseconds) / 1e9
 
 
 def _seconds(text: str) -> float | None:
@@ -321,6 +326,6 @@ class Observer:
             status = next((s for s in message.containers_statuses if s.id == id), None)
             if message.container_event_type == cri.CONTAINER_STOPPED_EVENT and status is not None:
                 if status.state == cri.CONTAINER_EXITED:
-                    self._exits[id] = Exit(status.exit_code, status.finished_at / 1e9)
-                return model.RuntimeEvent(uid, "exited", id, status.exit_code, status.finished_at / 1e9)
+                    self._exits[id] = Exit(status.exit_code, _since(status.finished_at))
+                return model.RuntimeEvent(uid, "exited", id, status.exit_code, _since(status.finished_at))
         return model.RuntimeEvent(uid, "changed", id)
