@@ -1,9 +1,10 @@
 """Service-account tokens: signed with the cluster's key, bound to objects, checked against them at every use.
 
 Owns the form of the JWT, the TokenRequest's rules and the two OpenID discovery documents. Promises: a token is good
-only while its service account, and the pod or secret it is bound to, exist with the same uid; a token's text is never
-logged or kept (verified claims are remembered under its hash, for a bounded number of tokens, and expire with it). It
-makes no object. Called by `authn` for bearer tokens and by `reviews` for TokenRequest and TokenReview.
+only while its service account, and the pod or secret it is bound to, exist with the same uid and were not to be gone a
+minute ago; a token's text is never logged or kept (verified claims are remembered under its hash, for a bounded number
+of tokens, and expire with it). It makes no object. Called by `authn` for bearer tokens and by `reviews` for
+TokenRequest and TokenReview.
 
 Upstream: k8s.io/kubernetes/pkg/serviceaccount.
 """
@@ -12,13 +13,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
 
-from controlplane.machinery.clock import Clock, rfc3339
+from controlplane.machinery.clock import Clock, parse_rfc3339, rfc3339
 from controlplane.machinery.errors import BadRequest, Conflict, Finding, Invalid, MethodNotAllowed, NotFound, invalid
 from controlplane.store.cache import key_of
 
@@ -34,8 +36,10 @@ MAX_SECONDS = 1 << 32
 WARNED_SECONDS = 3607  # a token mounted in every pod: it lives a year, for programs that read its file but once
 EXTENDED_SECONDS = 365 * 24 * 3600
 MAX_REMEMBERED = 2048  # verified tokens, about 1 kB each: more than the pods of a lab send at once
+LEEWAY_SECONDS = 60.0  # a pod that ends goes on using its token while it winds up
 CLAIM = "kubernetes.io"
 Claims = dict[str, Any]
+_PUBLIC_KEY = re.compile(rb"-----BEGIN (?:RSA )?PUBLIC KEY-----.*?-----END (?:RSA )?PUBLIC KEY-----", re.S)
 _BINDABLE = {"Pod": "pods", "Secret": "secrets", "Node": "nodes"}
 
 
@@ -61,35 +65,55 @@ def groups_of(namespace: str) -> tuple[str, ...]:
     return "system:serviceaccounts", f"system:serviceaccounts:{namespace}"
 
 
+class Keys(NamedTuple):
+    """What signs, and by key id what verifies: public key and algorithm. The first is the signing key's own half."""
+
+    private: Any
+    identifier: str
+    public: dict[str, tuple[Any, str]]
+
+    @property
+    def algorithm(self) -> str:
+        return self.public[self.identifier][1]
+
+
+def load_keys(signing: Path, verifying: Path | None) -> Keys:
+    """The key in `signing`, and all public keys in `verifying`: an older one there keeps its tokens good while a new
+    one takes over. Raises Finding."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    try:
+        private = serialization.load_pem_private_key(signing.read_bytes(), None)
+        texts = _PUBLIC_KEY.findall(verifying.read_bytes()) if verifying is not None else []
+        found = [private.public_key(), *(serialization.load_pem_public_key(text) for text in texts)]
+    except (OSError, ValueError, TypeError) as error:
+        raise Finding(f"{signing} or {verifying} is no usable key: {error}", "no pod can get a token without it",
+                      "point --service-account-signing-key-file at an unencrypted PEM private key, and "
+                      "--service-account-key-file at PEM public keys") from None
+    public: dict[str, tuple[Any, str]] = {}
+    for key in found:
+        der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        algorithm = "ES256" if isinstance(key, ec.EllipticCurvePublicKey) else "RS256"
+        public[_base64(hashlib.sha256(der).digest())] = key, algorithm
+    return Keys(private, next(iter(public)), public)
+
+
 class Tokens:
-    """Signs with one key and verifies with its public half."""
+    """Signs with one key; verifies with its public half and with those of keys that signed before."""
 
     def __init__(self, key_file: Path, issuer: str, read: Reader, clock: Clock,
                  public_file: Path | None = None) -> None:
         self.issuer = issuer
         self._read = read
         self._clock = clock
-        self._key_file = key_file
-        self._public_file = public_file
-        self._loaded: tuple[Any, Any, str, str] | None = None
+        self._files = key_file, public_file
+        self._loaded: Keys | None = None
         self._verified: OrderedDict[bytes, Claims] = OrderedDict()
 
-    def _keys(self) -> tuple[Any, Any, str, str]:
-        """Private key, public key, algorithm and key id; read at first use, since the libraries are heavy."""
+    def _keys(self) -> Keys:
+        """The keys, read at first use, since the libraries are heavy."""
         if self._loaded is None:
-            from cryptography.hazmat.primitives import serialization
-            from cryptography.hazmat.primitives.asymmetric import ec
-            try:
-                key = serialization.load_pem_private_key(self._key_file.read_bytes(), None)
-            except (OSError, ValueError, TypeError) as error:
-                raise Finding(f"{self._key_file} is no usable key: {error}", "no pod can get a token without it",
-                              "point --service-account-signing-key-file at an unencrypted PEM private key") from None
-            public = key.public_key()
-            if self._public_file is not None and b"PUBLIC" in (pem := self._public_file.read_bytes()):
-                public = serialization.load_pem_public_key(pem)  # type: ignore[assignment]
-            der = public.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-            algorithm = "ES256" if isinstance(key, ec.EllipticCurvePrivateKey) else "RS256"
-            self._loaded = key, public, algorithm, _base64(hashlib.sha256(der).digest())
+            self._loaded = load_keys(*self._files)
         return self._loaded
 
     def sign(self, namespace: str, account: dict[str, Any], audiences: list[str], seconds: int,
@@ -97,7 +121,7 @@ class Tokens:
         """A token and the wall time it expires at. `bound` holds `pod`, `node` or `secret` -> name and uid;
         `warn_after` seconds of its use are expected, any more is told by a claim."""
         import jwt
-        key, _, algorithm, identifier = self._keys()
+        keys = self._keys()
         now = int(self._clock.now())
         subject = account["metadata"]
         claims = {"iss": self.issuer, "sub": f"{USER_PREFIX}{namespace}:{subject['name']}", "aud": audiences,
@@ -105,7 +129,8 @@ class Tokens:
                   CLAIM: {"namespace": namespace,
                           "serviceaccount": {"name": subject["name"], "uid": subject["uid"]}, **bound,
                           **({"warnafter": now + warn_after} if warn_after else {})}}
-        return jwt.encode(claims, key, algorithm, {"kid": identifier, "typ": None}), now + seconds
+        head = {"kid": keys.identifier, "typ": None}
+        return jwt.encode(claims, keys.private, keys.algorithm, head), now + seconds
 
     def verify(self, text: str, audiences: list[str]) -> Claims | None:
         """The claims of a valid token that is meant for one of `audiences` (empty: for this server), else None."""
@@ -131,13 +156,13 @@ class Tokens:
         if text.count(".") != 2:
             return None
         import jwt
-        _, public, algorithm, _ = self._keys()
         required = ["iss", "sub", "aud", "exp", "nbf"]
         try:  # times are checked by our clock at every use, audiences against what each caller asks for
+            public, algorithm = self._keys().public[jwt.get_unverified_header(text).get("kid", "")]
             claims: Claims = jwt.decode(text, public, [algorithm], issuer=self.issuer, options={
                 "require": required, "verify_aud": False, "verify_exp": False, "verify_nbf": False,
                 "verify_iat": False})
-        except jwt.PyJWTError:
+        except (jwt.PyJWTError, KeyError):
             return None
         return claims if isinstance(claims["aud"], list) and CLAIM in claims else None
 
@@ -151,6 +176,9 @@ class Tokens:
         for plural, place, reference in wanted:
             found = self._read(plural, place, reference["name"])
             if found is None or found["metadata"].get("uid") != reference["uid"]:
+                return False
+            ending = found["metadata"].get("deletionTimestamp")
+            if ending and parse_rfc3339(ending) + LEEWAY_SECONDS < self._clock.now():
                 return False
         return True
 
@@ -212,16 +240,18 @@ class Tokens:
         jwks = f"https://{host}/openid/v1/jwks" if own else f"{self.issuer.rstrip('/')}/openid/v1/jwks"
         return {"issuer": self.issuer, "jwks_uri": jwks, "response_types_supported": ["id_token"],
                 "subject_types_supported": ["public"],
-                "id_token_signing_alg_values_supported": [self._keys()[2]]}
+                "id_token_signing_alg_values_supported": sorted({a for _, a in self._keys().public.values()})}
 
     def key_set(self) -> dict[str, Any]:
         """`/openid/v1/jwks`."""
         from jwt.algorithms import ECAlgorithm, RSAAlgorithm
-        _, public, algorithm, identifier = self._keys()
-        kind = ECAlgorithm if algorithm == "ES256" else RSAAlgorithm
-        jwk: dict[str, Any] = kind.to_jwk(public, as_dict=True)  # type: ignore[attr-defined]
-        jwk.pop("key_ops", None)
-        return {"keys": [{"use": "sig", "kid": identifier, "alg": algorithm, **jwk}]}
+        shown = []
+        for identifier, (public, algorithm) in self._keys().public.items():
+            kind = ECAlgorithm if algorithm == "ES256" else RSAAlgorithm
+            jwk: dict[str, Any] = kind.to_jwk(public, as_dict=True)  # type: ignore[attr-defined]
+            jwk.pop("key_ops", None)
+            shown.append({"use": "sig", "kid": identifier, "alg": algorithm, **jwk})
+        return {"keys": shown}
 
 
 class Issuer:

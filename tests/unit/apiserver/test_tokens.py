@@ -5,6 +5,8 @@ import pytest
 from controlplane.apiserver.authn import Authenticator, User
 from controlplane.apiserver.authz import Authorizer
 from controlplane.apiserver.reviews import Reviews
+from controlplane.apiserver.tokens import Tokens, reader
+from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.errors import BadRequest, Conflict, Invalid, Unauthorized
 from controlplane.store.cache import key_of
 from tests.unit.apiserver.edge import make_context, put, request, running, signing_key
@@ -110,3 +112,46 @@ def test_a_foreign_library_verifies_with_the_published_key_set(context):
                                                                        "verify_iat": False})
     assert claims["sub"] == "system:serviceaccount:ns:app"
     assert tokens.configuration("h:1")["jwks_uri"] == "https://h:1/openid/v1/jwks"
+
+
+def test_an_older_key_keeps_its_tokens_good_while_a_new_one_signs(tmp_path):
+    from controlplane.pki.authority import key_pem, new_key, public_pem
+    old, new = new_key(), new_key()
+    for name, key in (("old", old), ("new", new)):
+        (tmp_path / f"{name}.key").write_bytes(key_pem(key))
+    (tmp_path / "both.pub").write_bytes(public_pem(new) + public_pem(old))
+
+    async def play():
+        await put(context, "serviceaccounts", ACCOUNT)
+        before = tokens_of("old").sign("ns", ACCOUNT, [context.options.service_account_issuer], 600, {})[0]
+        assert tokens_of("new").verify(before, []) is None
+        both = tokens_of("new", tmp_path / "both.pub")
+        assert both.verify(before, [])["sub"] == "system:serviceaccount:ns:app"
+        after = both.sign("ns", ACCOUNT, [context.options.service_account_issuer], 600, {})[0]
+        assert both.verify(after, []) and tokens_of("old").verify(after, []) is None
+        assert len({key["kid"] for key in both.key_set()["keys"]}) == 2
+
+    def tokens_of(name, public=None):
+        return Tokens(tmp_path / f"{name}.key", context.options.service_account_issuer, reader(context), context.clock,
+                      public)
+
+    context = make_context()
+    running(context, play)
+
+
+def test_a_pod_that_should_be_gone_lends_its_token_no_more(context):
+    tokens = Authenticator(context).tokens
+
+    async def play():
+        await put(context, "serviceaccounts", ACCOUNT)
+        now = context.clock.now()
+        ends = {**POD, "metadata": {**POD["metadata"], "deletionTimestamp": rfc3339(now + 30)}}
+        await put(context, "pods", ends)
+        bound = {"pod": {"name": "p", "uid": "u-p"}}
+        text, _ = tokens.sign("ns", ACCOUNT, [context.options.service_account_issuer], 600, bound)
+        await context.clock.advance(80)
+        assert tokens.verify(text, [])
+        await context.clock.advance(20)
+        assert tokens.verify(text, []) is None
+
+    running(context, play)
