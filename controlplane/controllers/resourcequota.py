@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from controlplane.client.discovery import Kinds
 from controlplane.client.informer import Informer
 from controlplane.controllers.runtime import Context, Controller, by_namespace, set_status
 from controlplane.machinery import objects, podresources, usage
@@ -36,7 +37,9 @@ class ResourceQuotas(Controller):
         # These are counted by what is in them; of all else the number counts, for which metadata will do.
         weighed = {resource: context.informer(resource, namespace=by_namespace) for resource in BUILTIN
                    if resource.name in WEIGHED}
-        super().__init__(context, self.quotas, *weighed.values())
+        self.kinds = Kinds(context.informers)
+        self.kinds.subscribe(self._kind_changed)
+        super().__init__(context, self.quotas, *weighed.values(), self.kinds.informer)
         for resource, informer in weighed.items():
             self._follow(resource, informer)
         self.quotas.subscribe(self._quota_changed)
@@ -44,6 +47,14 @@ class ResourceQuotas(Controller):
     def _follow(self, resource: Resource, informer: Informer) -> None:
         self.followed[resource.name] = informer
         informer.subscribe(lambda kind, old, new: self._changed(resource.name, kind, old, new))
+
+    def _kind_changed(self, resource: Resource, served: bool) -> None:
+        """A custom kind has come or gone: quotas that count it are counted anew."""
+        if not served:
+            self.followed.pop(resource.name, None)
+        for quota in self.quotas.items():
+            if self._counts(quota, resource.name):
+                self.queue.add(objects.key(quota))
 
     def _quota_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         if kind != "DELETED" and (old is None or old.get("spec") != new.get("spec")):
@@ -86,7 +97,7 @@ class ResourceQuotas(Controller):
 
     async def _count(self, quota: Obj, hard: Obj) -> podresources.Amounts:
         counted: dict[str, list[Obj]] = {}
-        for resource in {usage.resource_of(name, _served) for name in hard} - {""}:
+        for resource in {usage.resource_of(name, self._served) for name in hard} - {""}:
             counted[resource] = (await self._informer(resource)).by("namespace", objects.namespace(quota))
         return usage.total(quota, podresources.parsed(hard), counted, self.clock.now())
 
@@ -94,12 +105,16 @@ class ResourceQuotas(Controller):
         """Whoever follows a kind in full, or the collector, by metadata, follows it for us."""
         informer = self.followed.get(resource)
         if informer is None:
-            informer = self.context.informers.of(named(resource), indexes={"namespace": by_namespace}, metadata=True)
+            kind = self._kind(resource)
+            assert kind is not None  # only what is served is counted
+            informer = self.context.informers.of(kind, indexes={"namespace": by_namespace}, metadata=True)
             await informer.synced()
-            self._follow(named(resource), informer)
+            self._follow(kind, informer)
         return informer
 
+    def _kind(self, name: str) -> Resource | None:
+        return next((r for r in (*BUILTIN, *self.kinds.all()) if r.name == name and "list" in r.verbs), None)
 
-def _served(name: str) -> bool:
-    """Whether a `count/…` names a kind this cluster serves."""
-    return any(resource.name == name and "list" in resource.verbs for resource in BUILTIN)
+    def _served(self, name: str) -> bool:
+        """Whether a `count/…` names a kind this cluster serves."""
+        return self._kind(name) is not None

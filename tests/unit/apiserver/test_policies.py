@@ -147,7 +147,7 @@ def test_types_are_checked_in_the_status():
             await condition(api, "foos.ex.io")
             rules = {"matchConstraints": {"resourceRules": [RULE]}}
             assert await checked(api, "right", **rules, validations=[{
-                "expression": "object.spec.replicas > 1 && object.metadata.namespace != 'x' && variables.v > request.a"}],
+                "expression": "object.spec.replicas > 1 && object.metadata.namespace != 'x' && variables.v > 0"}],
                 variables=[{"name": "v", "expression": "1"}]) == []
             found = await checked(api, "wrong", **rules, validations=[{
                 "expression": "object.spec.replicas > '1'",

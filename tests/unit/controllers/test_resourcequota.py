@@ -6,7 +6,9 @@ import pytest
 
 from controlplane.machinery.errors import Forbidden
 from controlplane.machinery.resources import named
+from tests.unit.apiserver.definitions import definition
 from tests.unit.controllers.cluster import cluster
+from tests.unit.controllers.test_customkinds import DEFINITIONS, FOOS, foo, served
 
 PODS, QUOTAS, CONFIGS = named("pods"), named("resourcequotas"), named("configmaps")
 
@@ -39,4 +41,29 @@ def test_a_quota_is_counted_reserved_and_given_back():
             await client.create(PODS, {**pod, "metadata": {"name": "b", "namespace": "default"}})
             await client.delete(CONFIGS, "before", "default")
             await made.until(lambda: used()["count/configmaps"] == "1")
+    asyncio.run(play())
+
+
+def test_custom_kinds_are_counted_once_they_are_served():
+    async def play():
+        async with cluster(kubelet=False) as made:
+            client = made.client
+            hard = {"count/foos.ex.io": "1"}
+            await client.create(QUOTAS, {"metadata": {"name": "q", "namespace": "default"}, "spec": {"hard": hard}})
+
+            def status():
+                return (made.of("resourcequotas").get("default", "q") or {}).get("status") or {}
+
+            def used():
+                return status().get("used")
+            await made.until(lambda: status().get("hard") == hard)
+            await client.create(DEFINITIONS, definition())
+            await served(made)
+            await client.create(FOOS, foo("a"))
+            await made.until(lambda: used() == {"count/foos.ex.io": "1"})
+            with pytest.raises(Forbidden):
+                await client.create(FOOS, foo("b"))
+            await client.delete(FOOS, "a", "default")
+            await made.until(lambda: used() == {"count/foos.ex.io": "0"})
+            await client.create(FOOS, foo("b"))
     asyncio.run(play())
