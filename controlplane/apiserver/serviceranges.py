@@ -75,6 +75,8 @@ class Ranges:
         if obj["metadata"].get("deletionTimestamp") or not objects.set_condition(
                 conditions, "Ready", *state, self._context.clock.timestamp()):
             return
+        for condition in conditions:
+            condition.setdefault("reason", "")  # such a condition always carries one
         try:
             await self._context.cache.write(item.key, obj, item.revision)
         except Stale:

@@ -42,8 +42,10 @@ _VERSION_REQUIRED = frozenset((
     "VolumeAttachment", "CustomResourceDefinition", "APIService", "MutatingWebhookConfiguration",
     "ValidatingWebhookConfiguration", "MutatingAdmissionPolicy", "MutatingAdmissionPolicyBinding",
     "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding"))
-_RETURNS_DELETED = frozenset(("Pod", "Service", "ServiceAccount", "PersistentVolumeClaim", "ResourceQuota",
-                              "PodTemplate"))
+_RETURNS_DELETED = frozenset((
+    "Pod", "Service", "ServiceAccount", "PersistentVolume", "PersistentVolumeClaim", "ResourceQuota", "PodTemplate",
+    "CSIDriver", "CSINode", "StorageClass", "VolumeAttachment", "VolumeAttributesClass", "DeviceClass",
+    "ResourceClaim", "ResourceClaimTemplate", "ResourceSlice"))
 _OWN_STATUS = frozenset(("Node",))  # its creator, the kubelet, writes the status along
 
 
