@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,22 +20,11 @@ from agent.kubelet.config import Options
 from controlplane.machinery import tlsbuffer
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
+from controlplane.machinery.notify import READY, STOPPING, live, notify
 from controlplane.machinery.paths import Paths
 
 log = logging.getLogger("agent")
 RUNTIME_RETRY_SECONDS = 1.0  # while the container runtime is away
-
-
-def notify(state: str) -> None:
-    """Tell the service manager, when there is one that listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as error:
-            log.warning("cannot tell %s: %s", state, error)
 
 
 class Agent:
@@ -192,16 +179,17 @@ async def run(options: Options, paths: Paths) -> int:
         loop.add_signal_handler(number, stop.set)
     agent = Agent(options, paths)
     work = asyncio.create_task(agent.run(), name="agent")
+    watchdog = asyncio.create_task(live(), name="watchdog")
     stopped, ready = asyncio.create_task(stop.wait()), asyncio.create_task(agent.ready.wait())
     await asyncio.wait((work, stopped, ready), return_when=asyncio.FIRST_COMPLETED)
     if ready.done() and not work.done():
         log.info("ready: node %s, %s", options.name, options.node_ip)
-        notify("READY=1")
+        notify(READY)
         await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
-    notify("STOPPING=1")
-    for task in (stopped, ready, work):
+    notify(STOPPING)
+    for task in (stopped, ready, work, watchdog):
         task.cancel()
-    await asyncio.gather(stopped, ready, work, return_exceptions=True)
+    await asyncio.gather(stopped, ready, work, watchdog, return_exceptions=True)
     if work.cancelled():
         return 0
     return _explain(work.exception())

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import socket
 import sys
 
 from controlplane.apiserver import config
@@ -18,19 +16,8 @@ from controlplane.apiserver.config import Options
 from controlplane.apiserver.server import Server
 from controlplane.machinery import tlsbuffer
 from controlplane.machinery.errors import Finding
+from controlplane.machinery.notify import READY, STOPPING, live, notify
 from controlplane.store.log import Log
-
-
-def notify(state: str) -> None:
-    """Tell the service manager, when there is one that listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-        except OSError as error:
-            logging.getLogger("apiserver").warning("cannot tell %s: %s", state, error)
 
 
 def open_log(options: Options) -> Log:
@@ -51,12 +38,13 @@ async def run(options: Options) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await server.start()
-    notify("READY=1")
+    notify(READY)
+    watchdog = asyncio.ensure_future(live())
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, server.broken)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    notify("STOPPING=1")
+    for task in (*waits, watchdog):
+        task.cancel()
+    notify(STOPPING)
     await server.stop()
     return 1 if server.broken.is_set() else 0
 

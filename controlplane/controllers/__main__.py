@@ -13,9 +13,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import os
 import signal
-import socket
 import sys
 from functools import partial
 from pathlib import Path
@@ -29,6 +27,7 @@ from controlplane.controllers.manager import Manager, Settings
 from controlplane.controllers.runtime import NODES, PODS
 from controlplane.machinery import tlsbuffer
 from controlplane.machinery.errors import Finding
+from controlplane.machinery.notify import READY, STOPPING, live, notify
 from controlplane.machinery.paths import Paths
 
 log = logging.getLogger("controllers")
@@ -57,15 +56,6 @@ def _truth(text: str) -> bool:
     return text.lower() == "true"
 
 
-def notify(state: str) -> None:
-    """Tell the supervisor (systemd's protocol); nothing when nobody asked."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
-        peer.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)
-
-
 async def run(options: argparse.Namespace) -> None:
     """Run until a signal comes; raises Lost when another leads, Finding when the flags cannot be used."""
     stop = asyncio.Event()
@@ -87,7 +77,7 @@ async def run(options: argparse.Namespace) -> None:
             if main.done():
                 await main
         finally:
-            notify("STOPPING=1")
+            notify(STOPPING)
             stopping.cancel()
             main.cancel()
             await asyncio.gather(main, stopping, return_exceptions=True)
@@ -95,12 +85,13 @@ async def run(options: argparse.Namespace) -> None:
 
 async def _together(client: Client, manager: Manager, options: argparse.Namespace) -> None:
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
+        group.create_task(live(), name="watchdog")
         work = manager.work
         if options.scheduler_kubeconfig:
             other = await stack.enter_async_context(
                 Client(config.load(options.scheduler_kubeconfig), user_agent="kube-scheduler"))
             work = partial(_with_scheduler, manager, other)
-        group.create_task(manager.follow(lambda: notify("READY=1")), name="informers")
+        group.create_task(manager.follow(lambda: notify(READY)), name="informers")
         group.create_task(Elector(client, LEASE).lead(work) if options.leader_elect else work(), name="controllers")
 
 
