@@ -62,8 +62,8 @@ umount -l mnt
 cd /
 echo ready
 exec >/dev/null
-while :; do sleep infinity & wait $!; done
 """
+_WAIT = "while :; do sleep infinity & wait $!; done"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -85,6 +85,10 @@ def controllers() -> list[str]:
 
 
 class Fresh:
+    """`init` is the end of the script of PID 1: what the machine does by itself, by default nothing."""
+
+    init = _WAIT
+
     def __init__(self) -> None:
         self.id = uuid.uuid4().hex[:8]
         self.netns = f"pelamis-{self.id}"
@@ -103,23 +107,35 @@ class Fresh:
 
     def _open(self) -> None:
         self.root.mkdir()
+        self._fill()
+        self._connect()
+        self._make_groups()
+        self.way = wayout.WayOut(self._listener())
+        self.start()
+
+    def _fill(self) -> None:
+        """The file tree: Debian and the checkout, in root's home."""
         subprocess.run(["tar", "-xf", debian(), "-C", self.root], check=True)
         shutil.copytree(CHECKOUT, self.root / "root/pelamis", ignore=shutil.ignore_patterns(*SKIPPED), symlinks=True)
         (self.root / "etc/apt/apt.conf.d/00test").write_text(
             f'Acquire::http::Proxy "http://127.0.0.1:{wayout.PORT}";\nAcquire::http::Pipeline-Depth "0";\n')
         shutil.copy("/etc/ssl/certs/ca-certificates.crt", self.root / "root/authorities.crt")
         (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+
+    def _connect(self) -> None:
+        """Its network: one card, whose cable ends nowhere."""
         for line in (f"netns add {self.netns}", f"-n {self.netns} link set lo up",
                      f"-n {self.netns} link add eth0 type veth peer name wire",
                      f"-n {self.netns} address add {ADDRESS}/24 dev eth0", f"-n {self.netns} link set eth0 up",
                      f"-n {self.netns} link set wire up", f"-n {self.netns} route add default via 192.168.78.1"):
             subprocess.run(["ip", *line.split()], check=True)
-        self._make_groups()
-        self.way = wayout.WayOut(self._listener())
+
+    def start(self) -> None:
+        """Switch it on."""
         self.holder = subprocess.Popen(self._grouped(
             "nsenter", f"--net=/run/netns/{self.netns}", "unshare", "--mount", "--pid", "--cgroup", "--uts", "--ipc",
-            "--fork", "--kill-child", "--propagation", "private", "sh", "-c", _INIT, "init", str(self.root),
-            *controllers()), stdout=subprocess.PIPE)
+            "--fork", "--kill-child", "--propagation", "private", "sh", "-c", _INIT + self.init, "init",
+            str(self.root), *controllers()), stdout=subprocess.PIPE)
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == b"ready\n"
 
@@ -174,12 +190,18 @@ class Fresh:
             assert done.returncode == 0, f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def close(self) -> None:
+    def cut(self) -> None:
+        """Take its power away."""
         if self.holder is not None:
-            os.kill(int(self.pid), signal.SIGKILL)
+            if self.holder.poll() is None:
+                os.kill(int(self.pid), signal.SIGKILL)
             self.holder.wait(END_SECONDS)  # PID 1 is not gone before every process of its machine is
             assert self.holder.stdout is not None
             self.holder.stdout.close()
+            self.holder = None
+
+    def close(self) -> None:
+        self.cut()
         if self.way is not None:
             self.way.close()
         subprocess.run(["ip", "netns", "del", self.netns], stderr=subprocess.DEVNULL)

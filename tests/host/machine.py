@@ -1,0 +1,128 @@
+"""Hosts with a real systemd as PID 1, on one segment: what users have, in namespaces of this machine.
+
+`Segment()` is the cable, `Machine(segment, number)` a host on it: a Debian 12 with systemd, a file tree, processes,
+network and control groups of its own. It can be rebooted (by itself), cut off from power and switched on again. The
+kernel's settings outside of the network are read-only in it: they belong to all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+from tests.client.fresh import CHECKOUT, COMMAND_SECONDS, KEPT, MIRROR, Fresh
+
+ARCHIVE = KEPT.with_name("host-12.tar")
+TREE = Path("/var/tmp/pelamis-host-root")
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "udev", "libpam-systemd", "containerd", "runc", "iptables", "iproute2",
+            "python3", "python3-venv", "curl", "kmod", "procps", "conntrack", "ca-certificates", "nftables")
+# Services of the distribution that would do nothing but cost time here, or that touch what the machines share.
+MASKED = ("systemd-udevd.service", "systemd-udev-trigger.service", "systemd-sysctl.service", "containerd.service",
+          "systemd-modules-load.service", "console-getty.service", "getty.target", "systemd-logind.service",
+          "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer",
+          "systemd-timesyncd.service", "systemd-networkd.service", "e2scrub_reap.service",
+          "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "dev-hugepages.mount", "sys-fs-fuse-connections.mount")
+BOOT_SECONDS = 60.0
+PAUSE = 0.05
+
+
+def tree() -> Path:
+    """A Debian with systemd as a file tree, made once for all runs on this machine."""
+    if not TREE.exists():
+        if not ARCHIVE.exists():
+            ARCHIVE.parent.mkdir(parents=True, exist_ok=True)
+            fresh = ARCHIVE.with_suffix(".new.tar")
+            subprocess.run(["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet",
+                            "--include=" + ",".join(PACKAGES), "bookworm", fresh, MIRROR],
+                           check=True, timeout=COMMAND_SECONDS)
+            fresh.replace(ARCHIVE)
+        made = TREE.with_name(TREE.name + ".new")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir()
+        subprocess.run(["tar", "-xf", ARCHIVE, "-C", made], check=True)
+        made.rename(TREE)
+    return TREE
+
+
+def obstacle() -> str:
+    """Why no such machine can run here, "" when it can."""
+    if os.geteuid() != 0:
+        return "needs root: it makes machines of their own"
+    return "" if shutil.which("mmdebstrap") or TREE.exists() else "needs mmdebstrap: apt-get install mmdebstrap"
+
+
+class Segment:
+    """An Ethernet segment that the machines are plugged into, with nothing else on it."""
+
+    def __init__(self) -> None:
+        self.netns = f"pelamis-{uuid.uuid4().hex[:8]}"
+        for line in (f"netns add {self.netns}", f"-n {self.netns} link add segment type bridge",
+                     f"-n {self.netns} link set segment up", f"-n {self.netns} link set lo up"):
+            subprocess.run(["ip", *line.split()], check=True)
+
+    def plug(self, name: str, up: bool) -> None:
+        """Plug a cable in, or pull it."""
+        subprocess.run(["ip", "-n", self.netns, "link", "set", name, "up" if up else "down"], check=True)
+
+    def close(self) -> None:
+        subprocess.run(["ip", "netns", "del", self.netns], check=True)
+
+
+class Machine(Fresh):
+    """Host `number` of a segment: host1 is 192.168.79.11."""
+
+    init = """
+mount --bind /proc/sys /proc/sys
+mount --bind /proc/sys/net /proc/sys/net
+mount -o remount,bind,ro /proc/sys
+hostname "$(cat /etc/hostname)"
+exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --log-target=journal </dev/null 2>&1
+"""
+
+    def __init__(self, segment: Segment, number: int) -> None:
+        self.segment, self.name, self.address = segment, f"host{number}", f"192.168.79.{10 + number}"
+        super().__init__()
+
+    def _fill(self) -> None:
+        for entry in tree().iterdir():
+            # Programs are shared by hard links; what a machine may write to in place is its own.
+            how = "-al" if entry.name == "usr" else "-a"
+            subprocess.run(["cp", how, entry, self.root], check=True)
+        (self.root / "etc/hostname").write_text(self.name + "\n")
+        (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
+        (self.root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
+        for name in MASKED:
+            (self.root / "etc/systemd/system" / name).symlink_to("/dev/null")
+        for place in (CHECKOUT, Path(sys.executable).parents[1]):
+            (self.root / str(place)[1:]).mkdir(parents=True, exist_ok=True)
+
+    def _connect(self) -> None:
+        far = self.segment.netns
+        for line in (f"netns add {self.netns}", f"-n {self.netns} link set lo up",
+                     f"-n {self.netns} link add eth0 type veth peer name {self.name} netns {far}",
+                     f"-n {far} link set {self.name} master segment", f"-n {far} link set {self.name} up",
+                     f"-n {self.netns} address add {self.address}/24 dev eth0", f"-n {self.netns} link set eth0 up",
+                     f"-n {self.netns} route add default via 192.168.79.1"):
+            subprocess.run(["ip", *line.split()], check=True)
+
+    def start(self) -> None:
+        super().start()
+        deadline = time.monotonic() + BOOT_SECONDS
+        while True:
+            done = self.run("systemctl", "is-system-running", check=False)
+            if done.stdout.strip() in ("running", "degraded"):
+                return
+            assert time.monotonic() < deadline, f"{self.name} does not boot: {done.stdout} {done.stderr}"
+            time.sleep(PAUSE)
+
+    def reboot(self) -> None:
+        """Shut down in order and start again."""
+        assert self.holder is not None
+        self.run("systemctl", "reboot", check=False)
+        self.holder.wait(BOOT_SECONDS)
+        self.start()
