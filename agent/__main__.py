@@ -161,7 +161,8 @@ class Agent:
                 await dns.repair()
                 await policies.repair()
 
-            proxy = Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger, repair=repair)
+            proxy = Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger,
+                          options.proxy_mode, repair=repair)
             dns = Dns(client, proxy.services, proxy.slices, options.cluster_domain,
                       (options.service_cidr, options.cluster_cidr), ledger)
             policies = Policies(client, options.name, dns.namespaces, proxy.services, ledger)

@@ -31,6 +31,7 @@ IDENTITY: dict[str, tuple[str, ...]] = {
     "directory": ("path",), "file": ("path",), "symlink": ("path",), "mount": ("target",), "cgroup": ("path",),
     "link": ("name", "prefix"), "route": ("destination", "table", "protocol"), "address": ("address", "device"),
     "sysctl": ("key",), "iptables": ("family", "prefix"), "netns": ("name", "prefix"), "package": ("name",),
+    "nftables": ("table",),
 }
 BACKUP_LIMIT = 4 << 20  # bytes of one replaced file: configuration is small; more than this is not ours to replace
 
@@ -49,8 +50,9 @@ class Ledger:
         `directory(path)` (removed with all below it), `file(path)`, `symlink(path)`, `mount(target)`, `cgroup(path)`,
         `link(name=|prefix=)`, `route(destination, table=, protocol=, device=, gateway=)`, `address(address, device)`,
         `sysctl(key)` (`net/ipv4/ip_forward`), `iptables(prefix, family=4)` (chains of that prefix in every table, the
-        jumps to them, and tables that only exist because of them), `netns(name=|prefix=)`, `package(name, along=, known=)`
-        (the Debian packages installed in the same go, and whether its configuration was there before).
+        jumps to them, and tables that only exist because of them), `nftables(table)` (of both families),
+        `netns(name=|prefix=)`, `package(name, along=, known=)` (the Debian packages installed in the same go, and
+        whether its configuration was there before).
         A directory that exists already is not ours and is not recorded. Raises OSError when the ledger cannot be
         written: then the change must not be made.
         """

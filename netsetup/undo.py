@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.machinery.errors import Finding
-from netsetup import rtnetlink, xtables
+from netsetup import nftables, rtnetlink, xtables
 
 Entry = dict[str, Any]
 MNT_DETACH = 2
@@ -161,6 +161,11 @@ def _iptables(entry: Entry, _: Path) -> str:
     return f"removed {count} iptables chains {entry['prefix']}*"
 
 
+def _nftables(entry: Entry, _: Path) -> str:
+    nftables.delete(entry["table"])
+    return f"removed nf_tables table {entry['table']}"
+
+
 def _netns(entry: Entry, _: Path) -> str:
     folder = Path("/run/netns")
     paths = [folder / entry["name"]] if entry.get("name") else list(folder.glob(entry["prefix"] + "*"))
@@ -198,6 +203,6 @@ def _apt(*arguments: str) -> str:
 
 STEPS: dict[str, Callable[[Entry, Path], str]] = {
     "directory": _directory, "file": _file, "symlink": _symlink, "mount": _mount, "cgroup": _cgroup, "link": _link,
-    "route": _route, "address": _address, "sysctl": _sysctl, "iptables": _iptables, "netns": _netns,
-    "package": _package,
+    "route": _route, "address": _address, "sysctl": _sysctl, "iptables": _iptables, "nftables": _nftables,
+    "netns": _netns, "package": _package,
 }

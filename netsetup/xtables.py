@@ -130,9 +130,10 @@ def legacy_tables(family: int = 4) -> list[str]:
         return []
 
 
-def removal(saved: str, prefix: str) -> str:
+def removal(saved: str, prefix: str | tuple[str, ...]) -> str:
     """The batch that removes, from an `iptables-save` text, every chain named `prefix…` and every jump to one. Pure."""
     out: list[str] = []
+    given = "|".join(re.escape(one) for one in ([prefix] if isinstance(prefix, str) else prefix))
     for block in re.split(r"^(?=\*)", saved, flags=re.M):
         if not block.startswith("*"):
             continue
@@ -140,7 +141,7 @@ def removal(saved: str, prefix: str) -> str:
         ours = [name for name in _CHAIN.findall(block) if name.startswith(prefix)]
         if not ours:
             continue
-        jump = re.compile(rf"^-A (?!{re.escape(prefix)})(.*-[jg] {re.escape(prefix)}.*)$", re.M)
+        jump = re.compile(rf"^-A (?!{given})(.*-[jg] (?:{given}).*)$", re.M)
         out.append(table)
         out += [f":{name} - [0:0]" for name in ours]
         out += [f"-D {rule}" for rule in jump.findall(block)]
@@ -159,7 +160,7 @@ def remove_chains(prefix: str, family: int = 4) -> int:
     return removed
 
 
-def remove_from(backend: Backend, prefix: str) -> int:
+def remove_from(backend: Backend, prefix: str | tuple[str, ...]) -> int:
     """As `remove_chains`, from one backend."""
     batch = removal(backend.save(), prefix)
     if batch:

@@ -31,6 +31,7 @@ class Options:
     pod_cidr: str
     cluster_cidr: str
     service_cidr: str
+    proxy_mode: str
     cluster_dns: tuple[str, ...]
     cluster_domain: str
     port: int
@@ -57,6 +58,7 @@ def parse(arguments: list[str], paths: Paths) -> Options:
     add("--pod-cidr", default="", help="the pods' range (default: what the API gives this node)")
     add("--cluster-cidr", default="10.244.0.0/16", help="the range of all pods, which is not masqueraded")
     add("--service-cluster-ip-range", default="10.96.0.0/16", help="the services' range, whose reverse names are ours")
+    add("--proxy-mode", choices=("iptables", "nftables"), default="iptables", help="how service rules are written")
     add("--cluster-dns", default="", help="addresses of the cluster's DNS, separated by commas")
     add("--cluster-domain", default="cluster.local")
     add("--port", type=int, default=10250, help="port of the kubelet's own API")
@@ -76,6 +78,7 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         name=given.hostname_override or socket.gethostname().lower(), node_ip=given.node_ip or own_address(),
         socket=given.container_runtime_endpoint.removeprefix("unix://"), root=given.root_dir, pod_cidr=given.pod_cidr,
         cluster_cidr=given.cluster_cidr, service_cidr=given.service_cluster_ip_range,
+        proxy_mode=given.proxy_mode,
         cluster_dns=tuple(a for a in given.cluster_dns.split(",") if a),
         cluster_domain=given.cluster_domain, port=given.port, client_ca=given.client_ca_file,
         certificate=given.tls_cert_file, key=given.tls_private_key_file, cgroup_root=given.cgroup_root.strip("/"),

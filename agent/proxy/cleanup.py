@@ -1,18 +1,20 @@
 """Take the service rules away.
 
 Owns nothing; removes every chain named `KUBE-*` and the jumps to them, from both variants of iptables, whoever of us
-wrote them (the proxy, host ports). What others put into the tables stays. Running it twice is fine.
+wrote them (the proxy, host ports), and the proxy's own nf_tables table. What others put into the tables stays. Running
+it twice is fine.
 
 Called by the command line when the node goes down, and in tests.
 """
 
 from __future__ import annotations
 
-from netsetup import xtables
+from agent.proxy.nftchains import TABLE
+from netsetup import nftables, xtables
 
 PREFIX = "KUBE-"
 
 
 def cleanup(family: int = 4) -> int:
-    """How many chains went. Raises Finding when a variant refuses."""
-    return xtables.remove_chains(PREFIX, family)
+    """How many chains and tables went. Raises Finding or OSError when the kernel refuses."""
+    return xtables.remove_chains(PREFIX, family) + nftables.delete(TABLE, (family,))

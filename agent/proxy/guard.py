@@ -20,6 +20,7 @@ NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
 NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE = 0xA02, 0xA05, 0xA08
 OURS = (b"KUBE-", b"PELAMIS-")  # the chains of the proxy and of the pod network
+TABLES = (b"nat\0", b"filter\0", b"pelamis-proxy\0")  # where they are
 BUFFER = 1 << 20  # bytes of queued events: a batch of ours is larger, and overflowing it only causes one look
 
 
@@ -82,7 +83,7 @@ def removes_ours(data: bytes) -> bool:
         if length < 16:
             return False
         body = data[offset + 16:offset + length]
-        if kind == NFT_MSG_DELTABLE and (b"nat\0" in body or b"filter\0" in body):
+        if kind == NFT_MSG_DELTABLE and any(name in body for name in TABLES):
             return True
         if kind in (NFT_MSG_DELCHAIN, NFT_MSG_DELRULE) and any(prefix in body for prefix in OURS):
             return True

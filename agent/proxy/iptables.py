@@ -15,8 +15,9 @@ from collections.abc import Iterable
 
 from agent.proxy import rules
 from agent.proxy.cleanup import PREFIX
+from agent.proxy.nftchains import TABLE
 from agent.proxy.rules import Chain, Change, Rules
-from netsetup import xtables
+from netsetup import nftables, xtables
 from netsetup.ledger import Ledger
 
 CHUNK = 500  # chains of one nf_tables batch: about 250 services; larger ones cost more than they save
@@ -74,7 +75,8 @@ class Writer:
 
     def __init__(self, backend: xtables.Backend, ledger: Ledger | None = None) -> None:
         self.backend, self._ledger = backend, ledger
-        self._chunk = CHUNK if backend.is_nft else 0
+        self.tells = backend.is_nft  # a loss is heard of by `guard`
+        self._chunk = CHUNK if self.tells else 0
         self._counts: dict[Chain, int] = {}
         self._entries: list[int] | None = None
 
@@ -82,7 +84,6 @@ class Writer:
         """Make the kernel hold exactly these chains, whatever it held before. Raises xtables.RestoreError."""
         if self._ledger:
             self._ledger.record("iptables", prefix=PREFIX, family=self.backend.family)
-        self._leave_the_other_backend()
         saved = {table: self.backend.save(table) for table in rules.TABLES}
         stale = {(table, name) for table, text in saved.items() for name in re.findall(r"^:(\S+) ", text, re.M)
                  if name.startswith(rules.OWN_PREFIXES)} - everything.keys()
@@ -118,10 +119,13 @@ class Writer:
         return True
 
     def _legacy_entries(self) -> list[int] | None:
-        if self.backend.is_nft:
+        if self.tells:
             return None
         others = [t for t in xtables.legacy_tables(self.backend.family) if t == POLICY_TABLE]
         return [xtables.legacy_entries(table, self.backend.family) for table in (*rules.TABLES, *others)]
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     def intact(self) -> bool:
         """Whether every chain still has its rules and every hook is in place: what a foreign flush destroys."""
@@ -136,11 +140,12 @@ class Writer:
                 return False
         return True
 
-    def _leave_the_other_backend(self) -> None:
-        """Rules of an earlier run in the other variant would see every packet too."""
+    def leave(self) -> None:
+        """Take away rules of an earlier run in the other variant or mode: they would see every packet too."""
+        nftables.delete(TABLE, (self.backend.family,))
         for variant in xtables.BACKENDS:
             other = xtables.Backend(variant, self.backend.family)
-            same = variant == ("nft" if self.backend.is_nft else "legacy")
+            same = variant == ("nft" if self.tells else "legacy")
             # Saved without naming a table: naming one would make the kernel create it, and hook it into every packet.
             if not same and other.present and ":KUBE-SERVICES " in other.save():
                 xtables.remove_from(other, PREFIX)

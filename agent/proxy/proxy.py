@@ -17,14 +17,13 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from agent.proxy import conntrack, model
+from agent.proxy import model
 from agent.proxy.guard import Guard
 from agent.proxy.health import HealthServers
-from agent.proxy.iptables import Writer
 from agent.proxy.lockwatch import LockWatch
 from agent.proxy.model import ServiceKey, ServicePort
 from agent.proxy.peers import Peers
-from agent.proxy.rules import RuleSet
+from agent.proxy.side import Side
 from controlplane.client.informer import Informer
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
@@ -41,25 +40,23 @@ HEAL_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush 
 
 
 class Proxy:
-    """`pod_cidr`: the range whose traffic is not masqueraded, the cluster's. `repair` runs too when rules were lost.
+    """`pod_cidr`: the ranges whose traffic is not masqueraded, the cluster's, one of each family it has, by commas.
 
-    With a `ledger` it also keeps the routes to other nodes' pods."""
+    `mode` is one of `side.MODES`. `repair` runs too when rules were lost. With a `ledger` it also keeps the routes to
+    other nodes' pods."""
 
     def __init__(self, client: Any, node_name: str, node_ip: str, pod_cidr: str, ledger: Ledger | None = None,
-                 family: int = 4, clock: Clock = SYSTEM, backend: xtables.Backend | None = None,
+                 mode: str = "iptables", clock: Clock = SYSTEM, backend: xtables.Backend | None = None,
                  repair: Callable[[], Awaitable[None]] | None = None) -> None:
-        self._node, self._family, self._clock, self._backend = node_name, family, clock, backend
-        self._ledger, self._repair = ledger, repair
+        self._node, self._clock, self._mode, self._backend = node_name, clock, mode, backend
+        self._ledger, self._repair, self._pods = ledger, repair, pod_cidr.split(",")
         self.services = Informer(client, named("services"), keep=_trim, clock=clock)
         self.slices = Informer(client, named("endpointslices.discovery.k8s.io"), keep=_trim, clock=clock,
                                 indexes={"service": lambda s: [_slice_owner(s)]})
         self._peers = Peers(client, node_name, ledger, clock) if ledger else None
-        self._rules = RuleSet(pod_cidr, family)
-        self._ports: dict[ServiceKey, tuple[ServicePort, ...]] = {}
+        self.sides: list[Side] = []
         self._dirty: set[ServiceKey] = set()
-        self._flows: list[conntrack.Flow] = []
         self._look = self._writing = False
-        self._writer: Writer | None = None
         self._wake = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
         self._health = HealthServers()
@@ -83,6 +80,8 @@ class Proxy:
         finally:
             await self._health.close()
             self._worker.shutdown(wait=False, cancel_futures=True)
+            for side in self.sides:
+                side.writer.close()  # so that the next process may own what is there
 
     def _mark(self, namespace: str, name: str) -> None:
         self._dirty.add((namespace, name))
@@ -101,20 +100,20 @@ class Proxy:
     async def _follow(self) -> None:
         await self.services.synced()
         await self.slices.synced()
-        backend = self._backend or await self._do(lambda: xtables.detect(self._family))
-        self._backend = backend
-        writer, guard = Writer(backend, self._ledger), _guard(self._lost)
-        self._writer = writer
-        retry, whole = 0.0, True
+        guard = _guard(self._lost)
+        retry = 0.0
         try:
             while True:
                 try:
-                    whole = await self._sync(writer, guard, whole)
+                    if not self.sides:
+                        self.sides = await self._do(self._make_sides)
+                    await self._sync(guard)
                     retry = 0.0
                 except (xtables.RestoreError, Finding, OSError) as error:
                     retry = min(max(RETRY_FIRST, retry * 2), RETRY_LIMIT)
                     log.error("service rules could not be written, next attempt in %.0f s: %s", retry, error)
-                    whole = True
+                    for side in self.sides:
+                        side.fail()
                     await self._clock.sleep(self._clock.jitter(retry))
                     continue
                 await self._wake.wait()
@@ -123,58 +122,48 @@ class Proxy:
             if guard:
                 guard.close()
 
-    async def _sync(self, writer: Writer, guard: Guard | None, whole: bool) -> bool:
-        """One round; `whole`: load everything. Returns False: the next one may work by differences."""
+    def _make_sides(self) -> list[Side]:
+        return [Side(self._mode, pods, 6 if ":" in pods else 4, self._ledger, self._backend) for pods in self._pods]
+
+    async def _sync(self, guard: Guard | None) -> None:
+        """One round: plan what changed, look at what may be lost, write what differs."""
         self._wake.clear()
         keys, self._dirty = self._dirty, set()
         look, self._look = self._look, False
-        changed = {key: self._plan(key) for key in keys}
-        changed = {key: ports for key, ports in changed.items() if ports != self._ports.get(key, ())}
-        self._flows += [f for k, ports in changed.items() for f in conntrack.stale(self._ports.get(k, ()), ports)]
-        change = self._rules.update(changed)
-        for key, ports in changed.items():
-            if ports:
-                self._ports[key] = ports
-            else:
-                self._ports.pop(key, None)
-        if look and not whole and not await self._do(writer.intact):
+        changed = [ports for side in self.sides for ports in side.plan({k: self._plan(k, side.family) for k in keys})]
+        if look and True in [await self._do(side.lost) for side in self.sides]:
             log.warning("rules of the service proxy were removed by somebody else; loading them again")
-            whole = True
         if look and self._repair:
             await self._repair()
-        write = whole or bool(change)
-        if write:
-            await self._write(writer, guard, (lambda: writer.load(self._rules.everything())) if whole
-                              else (lambda: writer.apply(change)))
-        if self._flows:
-            flows, self._flows = self._flows, []
-            await self._do(lambda: conntrack.forget(flows, self._family))
-        if self._health.concerns(changed.values()):
-            await self._health.update(self._ports)
-        self.syncs += write
-        self.full_loads += whole
+        due = [side for side in self.sides if side.due]
+        if due:
+            self.full_loads += await self._write(due, guard)
+        for side in self.sides:
+            await self._do(side.forget_flows)
+        if self._health.concerns(changed):
+            await self._health.update(self.sides[0].ports)
+        self.syncs += bool(due)
         self.synced.set()
-        return False
 
-    async def _write(self, writer: Writer, guard: Guard | None, work: Callable[[], None]) -> None:
+    async def _write(self, sides: list[Side], guard: Guard | None) -> int:
+        """How many of the sides were loaded whole."""
         if guard:
             guard.writing()
         self._writing = True
         try:
-            await self._do(work)
+            return sum([await self._do(side.write) for side in sides])
         finally:
             self._writing = False
             if guard:
                 guard.forget_own()
 
-    def _plan(self, key: ServiceKey) -> tuple[ServicePort, ...]:
+    def _plan(self, key: ServiceKey, family: int) -> tuple[ServicePort, ...]:
         slices = self.slices.by("service", f"{key[0]}/{key[1]}")
-        return model.service_ports(self.services.get(*key), slices, self._node, self._family)
+        return model.service_ports(self.services.get(*key), slices, self._node, family)
 
     async def _look_now_and_then(self) -> None:
         await self.synced.wait()
-        assert self._backend is not None
-        if self._backend.is_nft:
+        if all(side.writer.tells for side in self.sides):
             await self._look_every(LOOK)
         try:
             with LockWatch(self._look_if_suspicious):
@@ -190,7 +179,7 @@ class Proxy:
 
     def _look_if_suspicious(self) -> None:
         """What happens while we write ourselves is our own doing, most likely: the tables' sizes are in motion."""
-        if not self._writing and (self._writer is None or self._writer.suspicious()):
+        if not self._writing and any(side.writer.suspicious() for side in self.sides):
             self._lost()
 
     async def _do(self, work: Callable[[], Any]) -> Any:

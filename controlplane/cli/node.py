@@ -52,7 +52,8 @@ def components(paths: Paths, settings: Settings) -> list[Component]:
         f"--hostname-override={settings.node_name}", f"--node-ip={settings.node_ip}",
         f"--container-runtime-endpoint=unix://{paths.containerd_socket}", f"--root-dir={paths.kubelet}",
         f"--cluster-domain={settings.cluster_domain}", f"--cluster-dns={settings.dns_ip}",
-        f"--service-cluster-ip-range={settings.service_range}", f"--client-ca-file={pki}/ca.crt",
+        f"--service-cluster-ip-range={settings.service_range}", f"--cluster-cidr={settings.cluster_range}",
+        f"--proxy-mode={settings.proxy_mode}", f"--client-ca-file={pki}/ca.crt",
         f"--tls-cert-file={pki}/kubelet.crt", f"--tls-private-key-file={pki}/kubelet.key")
     return [
         Component("containerd", tuple(containerd.command(paths))),

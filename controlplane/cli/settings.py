@@ -26,11 +26,36 @@ class Settings:
     service_range: str = "10.96.0.0/16"
     cluster_range: str = "10.244.0.0/16"
     cluster_domain: str = "cluster.local"
+    proxy_mode: str = "iptables"
 
     @property
     def dns_ip(self) -> str:
         """The cluster's DNS: the tenth address of the services' range, as everywhere."""
-        return str(ipaddress.ip_network(self.service_range)[DNS_INDEX])
+        return str(ipaddress.ip_network(self.service_range.split(",")[0])[DNS_INDEX])
+
+
+def check_ranges(settings: Settings) -> None:
+    """Raises Finding for ranges that cannot work together or with the node's own address."""
+    known: list[tuple[str, ipaddress.IPv4Network | ipaddress.IPv6Network]] = []
+    for flag, text in (("--service-cidr", settings.service_range), ("--cluster-cidr", settings.cluster_range)):
+        try:
+            networks = [ipaddress.ip_network(part) for part in text.split(",")]
+        except ValueError as error:
+            raise Finding(f"{flag} {text}: {error}", "", "give a network such as 10.96.0.0/16, or one of each family "
+                          "such as 10.96.0.0/16,fd00:96::/112") from None
+        if len({network.version for network in networks}) < len(networks):
+            raise Finding(f"{flag} {text} has two networks of one address family", "there is at most one of each",
+                          "give one IPv4 and one IPv6 network")
+        known += [(flag, network) for network in networks]
+    node = ipaddress.ip_address(settings.node_ip)
+    for index, (flag, network) in enumerate(known):
+        if node in network:
+            raise Finding(f"{flag} {network} contains this node's own address {node}",
+                          "packets to the host's network would be taken for the cluster's", "choose another range")
+        for other_flag, other in known[:index]:
+            if network.version == other.version and network.overlaps(other):
+                raise Finding(f"{flag} {network} overlaps {other_flag} {other}", "an address must mean one thing",
+                              "choose ranges apart from each other")
 
 
 def default_node_name() -> str:

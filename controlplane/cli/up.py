@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from controlplane.cli import components, control, preflight
 from controlplane.cli.output import columns, good, say, step
-from controlplane.cli.settings import Settings, default_node_name, load, save
+from controlplane.cli.settings import Settings, check_ranges, default_node_name, load, save
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
@@ -26,18 +26,33 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--demo", action="store_true", help="prove it: a Deployment, a Service, curl by cluster IP")
     parser.add_argument("--node-ip", default="", help="the address this node is known by")
     parser.add_argument("--node-name", default="", help="the node's name (default: the host name)")
+    parser.add_argument("--proxy-mode", choices=("iptables", "nftables"), help="how Services are put into the kernel "
+                        "(default: iptables)")
+    parser.add_argument("--service-cidr", default="", metavar="CIDR[,CIDR]",
+                        help="range of Service addresses (default: 10.96.0.0/16); two for IPv4 and IPv6")
+    parser.add_argument("--cluster-cidr", default="", metavar="CIDR[,CIDR]",
+                        help="range of pod addresses (default: 10.244.0.0/16); two for IPv4 and IPv6")
     parser.set_defaults(run=run)
 
 
 def decide(paths: Paths, args: argparse.Namespace) -> Settings:
     """The node's settings: those kept from the first `up`, or new ones from the machine and the flags."""
     kept = load(paths.etc / "node.json")
+    given = {"service_range": args.service_cidr, "cluster_range": args.cluster_cidr}
+    asked = {field: text for field, text in given.items() if text}
+    mode = {"proxy_mode": args.proxy_mode} if args.proxy_mode else {}
     if kept is None:
-        return Settings(args.node_name or default_node_name(), preflight.node_ip(args.node_ip))
+        made = Settings(args.node_name or default_node_name(), preflight.node_ip(args.node_ip), **asked, **mode)
+        check_ranges(made)
+        return made
     if args.node_name and args.node_name != kept.node_name:
         raise Finding(f"this node is called {kept.node_name}", "a node cannot be renamed, only made anew",
                       f"./pelamis down --purge, then ./pelamis up --node-name {args.node_name}")
-    return replace(kept, node_ip=preflight.node_ip(args.node_ip or kept.node_ip))
+    if any(getattr(kept, field) != text for field, text in asked.items()):
+        raise Finding(f"this cluster has services in {kept.service_range} and pods in {kept.cluster_range}",
+                      "Services and pods hold addresses of these ranges, so they cannot be changed",
+                      "./pelamis down --purge, then ./pelamis up with the new ranges")
+    return replace(kept, node_ip=preflight.node_ip(args.node_ip or kept.node_ip), **mode)
 
 
 def run(args: argparse.Namespace) -> int:

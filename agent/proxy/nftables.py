@@ -1,0 +1,146 @@
+"""Write maps into the kernel's nf_tables: all of them, or exactly the elements that changed.
+
+Owns the table `pelamis-proxy` of one family. Each call is one transaction, so there is no instant in which a service
+that answers before and after does not answer. The table belongs to this process' socket where the kernel knows owners;
+then nobody else can change it, and whether it is intact is one small question. It outlives the process.
+
+Called by `side`, on the proxy's worker thread.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+
+from agent.proxy.maps import Element, MapChange
+from agent.proxy.nftchains import BASE, TABLE, Chains, sets
+from netsetup import nftables, xtables
+from netsetup.ledger import Ledger
+from netsetup.nftables import Set, Table, Value
+
+NO_OWNERS = (errno.EINVAL, errno.EOPNOTSUPP)
+
+
+class Writer:
+    """The kernel's side of one family."""
+
+    tells = True  # a loss is heard of by `guard`
+
+    def __init__(self, chains: Chains, ledger: Ledger | None = None) -> None:
+        self._chains, self._ledger, self._family = chains, ledger, chains.family
+        self._table: Table | None = None
+        self._counts: dict[str, int] = {}
+        self._uses = -1
+
+    def load(self, everything: MapChange) -> None:
+        """Make the table hold exactly this, whatever it held before. Raises OSError."""
+        if self._ledger:
+            self._ledger.record("nftables", table=TABLE)
+        table = self._open()
+        try:
+            self._fill(table, everything)
+        except OSError as error:
+            if error.errno not in NO_OWNERS or not table.flags:
+                raise
+            table.flags = 0  # a kernel before 5.12 (owners) or 6.9 (tables that stay)
+            self._fill(table, everything)
+        self._counts = dict.fromkeys(sets(self._family), 0)
+        for name, _ in everything.add:
+            self._counts[name] += 1
+        self._uses = table.uses()
+
+    def _fill(self, table: Table, everything: MapChange) -> None:
+        table.create()  # adopt it, for only the owner may remove it
+        table.destroy()
+        table.create()
+        for name, spec in sets(self._family).items():
+            table.set(name, spec)
+        base = self._chains.base()
+        for name in base:
+            table.chain(name, BASE.get(name))
+        self._chains_of(table, everything)
+        for name, rules in base.items():
+            table.rules(name, rules)
+        self._add(table, everything.add)
+        table.commit()
+
+    def apply(self, change: MapChange) -> None:
+        """Only what changed. Raises OSError; then only `load` makes things right again."""
+        table = self._open()
+        for name in change.dead | change.chains.keys():
+            table.chain(name)
+            table.flush(name)
+        for name, keys in _by_set((element, None) for element in change.remove):
+            table.remove(name, (key for key, _ in keys))
+            self._counts[name] -= len(keys)
+        for name in sorted(change.dead, key=_leading):
+            table.delete_chain(name)
+        for name in change.forgotten:
+            table.delete_set(name)
+        self._chains_of(table, change)
+        self._add(table, change.add)
+        for name, _ in change.add:
+            self._counts[name] += 1
+        table.commit()
+        if change.chains or change.dead:
+            self._uses = table.uses()
+
+    def _chains_of(self, table: Table, change: MapChange) -> None:
+        address = nftables.IPV6 if self._family == 6 else nftables.IPV4
+        for name, seconds in change.remembered.items():
+            table.set(name, Set((address,), timeout=seconds))
+        for name in change.chains:
+            table.chain(name)
+        for name, rules in change.chains.items():
+            table.rules(name, rules)
+
+    def _add(self, table: Table, elements: dict[Element, Value]) -> None:
+        for name, found in _by_set(elements.items()):
+            table.add(name, found)
+
+    def suspicious(self) -> bool:
+        """Whether `intact` is worth its cost: always, it is small."""
+        return True
+
+    def intact(self) -> bool:
+        """Whether the table still holds what was written."""
+        table = self._open()
+        if table.uses() != self._uses:
+            return False
+        return bool(table.flags) or all(len(table.keys(name)) == count for name, count in self._counts.items())
+
+    def leave(self) -> None:
+        """Take away what the other writer left: its rules would see every packet too."""
+        for variant in xtables.BACKENDS:
+            backend = xtables.Backend(variant, self._family)
+            if backend.present and ":KUBE-SERVICES " in backend.save():
+                xtables.remove_from(backend, PROXY_CHAINS)
+
+    def close(self) -> None:
+        if self._table is not None:
+            self._table.close()
+            self._table = None
+
+    def _open(self) -> Table:
+        if self._table is None:
+            self._table = Table(TABLE, self._family)
+        self._table.drop()
+        return self._table
+
+
+# The chains of the iptables writer; those of host ports, which are somebody else's, also begin with KUBE-.
+PROXY_CHAINS = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-POSTROUTING", "KUBE-MARK-MASQ",
+                "KUBE-FORWARD", "KUBE-FIREWALL", "KUBE-PROXY-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-",
+                "KUBE-SEP-", "KUBE-IPS-")
+
+
+def _leading(name: str) -> tuple[bool, str]:
+    """Chains of endpoints last: the others go to them."""
+    return name.startswith("end-"), name
+
+
+def _by_set(elements: Iterable[tuple[Element, Value]]) -> Iterable[tuple[str, list[tuple[bytes, Value]]]]:
+    found: dict[str, list[tuple[bytes, Value]]] = {}
+    for (name, key), value in elements:
+        found.setdefault(name, []).append((key, value))
+    return found.items()

@@ -1,0 +1,103 @@
+"""One address family of the service proxy: what its services want now, and the writer that keeps the kernel at it.
+
+Owns the choice of planner and writer (`iptables`: `rules` and `iptables`; `nftables`: `maps` and `nftables`), and which
+service ports were planned last, from which follow the flows that became stale. Planning is pure and quick; `write`
+blocks and runs on the proxy's worker thread.
+
+Called by `proxy`, which has one per family.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from agent.proxy import conntrack, iptables, maps, nftables, rules
+from agent.proxy.model import ServiceKey, ServicePort
+from netsetup import xtables
+from netsetup.ledger import Ledger
+
+MODES = ("iptables", "nftables")
+
+
+class Planner(Protocol):
+    def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> Any: ...
+    def everything(self) -> Any: ...
+
+
+class Writer(Protocol):
+    @property
+    def tells(self) -> bool: ...
+    def load(self, everything: Any) -> None: ...
+    def apply(self, change: Any) -> None: ...
+    def suspicious(self) -> bool: ...
+    def intact(self) -> bool: ...
+    def leave(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Side:
+    """`pods`: the range of this family whose traffic is not masqueraded."""
+
+    def __init__(self, mode: str, pods: str, family: int, ledger: Ledger | None = None,
+                 backend: xtables.Backend | None = None) -> None:
+        self.family = family
+        self._planner: Planner
+        self.writer: Writer
+        if mode == "nftables":
+            planned = maps.MapSet(pods, family)
+            self._planner, self.writer = planned, nftables.Writer(planned.chains, ledger)
+        else:
+            self._planner = rules.RuleSet(pods, family)
+            self.writer = iptables.Writer(backend or xtables.detect(family), ledger)
+        self.ports: dict[ServiceKey, tuple[ServicePort, ...]] = {}
+        self._flows: list[conntrack.Flow] = []
+        self._whole = self._first = True
+        self._change: Any = None
+
+    def plan(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> list[tuple[ServicePort, ...]]:
+        """Take what some services want now; the old and new ports of those that changed."""
+        changed = {key: ports for key, ports in services.items() if ports != self.ports.get(key, ())}
+        seen = [*changed.values(), *(self.ports[key] for key in changed if key in self.ports)]
+        for key, ports in changed.items():
+            self._flows += conntrack.stale(self.ports.get(key, ()), ports)
+            if ports:
+                self.ports[key] = ports
+            else:
+                self.ports.pop(key, None)
+        self._change = self._planner.update(changed)
+        return seen
+
+    def fail(self) -> None:
+        """A write did not succeed: the next one loads everything."""
+        self._whole = True
+
+    @property
+    def due(self) -> bool:
+        return self._whole or bool(self._change)
+
+    def write(self) -> bool:
+        """Make the kernel agree; whether everything was loaded. Raises OSError, RestoreError or Finding."""
+        whole = self._whole
+        if self._first:
+            self.writer.leave()
+        if whole:
+            self.writer.load(self._planner.everything())
+        else:
+            self.writer.apply(self._change)
+        self._whole = self._first = False
+        self._change = None
+        return whole
+
+    def lost(self) -> bool:
+        """Look whether somebody removed rules; then the next write loads everything."""
+        if not self._whole and not self.writer.intact():
+            self._whole = True
+            return True
+        return False
+
+    def forget_flows(self) -> None:
+        """After the rules are in: what still goes to endpoints that are no more."""
+        if self._flows:
+            flows, self._flows = self._flows, []
+            conntrack.forget(flows, self.family)

@@ -1,0 +1,297 @@
+"""One nf_tables table of ours, written by netlink.
+
+Owns the encoding of tables, chains, sets and elements, and a socket that owns the table: the kernel lets nobody else
+change it, `nft flush ruleset` passes it by, and it stays when this process ends, for the next one to adopt. A batch is
+one transaction: all of it or nothing, and packets see either the old or the new state. Kernels that know no owners get
+a plain table. No binary is called and nothing is read back before a write, so a change of one element costs
+microseconds. Not thread safe.
+
+Called by `agent.proxy.nftables` and `undo`. Constants are named as in linux/netfilter/nf_tables.h.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from netsetup.nftexpr import number, verdict
+from netsetup.rtnetlink import attribute, attributes, nested
+
+NETLINK_NETFILTER, SUBSYSTEM = 12, 10
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, _, DELCHAIN, NEWRULE, _, DELRULE = range(9)
+NEWSET, GETSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM = range(9, 15)
+BATCH_BEGIN, BATCH_END = 0x10, 0x11
+REQUEST, ACK, CREATE, APPEND, DUMP = 1, 4, 0x400, 0x800, 0x300
+OWNER, PERSIST = 2, 4
+SET_MAP, SET_TIMEOUT, SET_EVAL = 8, 0x10, 0x20
+DATA_VERDICT = 0xFFFFFF00
+IPV4, IPV6, PROTOCOL, PORT, INDEX = 7, 8, 12, 13, 19  # data types, which only matter to who prints them
+ELEMENTS_BYTES = 60000  # of one message: an attribute's length has 16 bits
+SNDBUF, RCVBUF = 128 << 20, 8 << 20  # bytes: a batch is one send, of 60 bytes per element
+TIMEOUT = 60.0  # seconds for one batch: a hundred thousand elements take a fraction of a second
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, NETLINK_CAP_ACK, SOL_NETLINK = 32, 33, 10, 270
+
+Value = bytes | str | None  # of an element: a map's data, the chain to go to ("" to drop), None in a plain set
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """Where a base chain hooks in: `kind` `nat` or `filter`; `hook` 0 prerouting … 4 postrouting."""
+
+    kind: str
+    hook: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    """A set, or with `data` a map. `key` and `data`: the types of their parts; data () with `verdicts`: to verdicts.
+
+    `timeout` in seconds: elements are put in by packets, and forgotten."""
+
+    key: tuple[int, ...]
+    data: tuple[int, ...] = ()
+    verdicts: bool = False
+    timeout: int = 0
+
+
+def width(kinds: Iterable[int]) -> int:
+    return sum(16 if kind == IPV6 else 4 for kind in kinds)
+
+
+def _joined(kinds: Iterable[int]) -> int:
+    code = 0
+    for kind in kinds:
+        code = code << 6 | kind
+    return code
+
+
+class Table:
+    """One table of one family, and the batch being made for it. Use `commit` to send it."""
+
+    def __init__(self, name: str, family: int = 4) -> None:
+        self.name, self.family = name, family
+        self._domain = socket.AF_INET6 if family == 6 else socket.AF_INET
+        self._named = attribute(1, name)
+        self._messages: list[bytes] = []
+        self._sequence = 0
+        self._sets = 0
+        self.flags = OWNER | PERSIST
+        self.socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
+        for option, size in ((SO_SNDBUFFORCE, SNDBUF), (SO_RCVBUFFORCE, RCVBUF)):
+            try:
+                self.socket.setsockopt(socket.SOL_SOCKET, option, size)
+            except PermissionError:
+                pass  # a user namespace's root: batches are bounded by what it has
+        self.socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+        self.socket.settimeout(TIMEOUT)
+        self.socket.bind((0, 0))
+
+    def close(self) -> None:
+        self.socket.close()
+
+    # -- what a batch holds ---------------------------------------------------------------------------------------
+
+    def create(self) -> None:
+        self._add(NEWTABLE, CREATE, self._named, number(2, self.flags))
+
+    def destroy(self) -> None:
+        self._add(DELTABLE, 0, self._named)
+
+    def chain(self, name: str, hook: Hook | None = None) -> None:
+        more = [nested(4, number(1, hook.hook), attribute(2, struct.pack(">i", hook.priority))),
+                attribute(7, hook.kind)] if hook else []
+        self._add(NEWCHAIN, CREATE, self._named, attribute(3, name), *more)
+
+    def flush(self, chain: str) -> None:
+        self._add(DELRULE, 0, self._named, attribute(2, chain))
+
+    def delete_chain(self, name: str) -> None:
+        self._add(DELCHAIN, 0, self._named, attribute(3, name))
+
+    def rules(self, chain: str, rules: Iterable[bytes]) -> None:
+        for rule in rules:
+            self._add(NEWRULE, CREATE | APPEND, self._named, attribute(2, chain), nested(4, rule))
+
+    def set(self, name: str, spec: Set) -> None:
+        self._sets += 1
+        flags = (SET_MAP if spec.data or spec.verdicts else 0) | (SET_TIMEOUT | SET_EVAL if spec.timeout else 0)
+        parts = [self._named, attribute(2, name), number(3, flags), number(4, _joined(spec.key)),
+                 number(5, width(spec.key))]
+        if spec.verdicts:
+            parts += [number(6, DATA_VERDICT), number(7, 16)]
+        elif spec.data:
+            parts += [number(6, _joined(spec.data)), number(7, width(spec.data))]
+        if spec.timeout:
+            parts.append(nested(9, number(1, 65535)))
+        parts.append(number(10, self._sets))
+        if spec.timeout:
+            parts.append(attribute(11, struct.pack(">Q", spec.timeout * 1000)))
+        self._add(NEWSET, CREATE, *parts)
+
+    def delete_set(self, name: str) -> None:
+        self._add(DELSET, 0, self._named, attribute(2, name))
+
+    def add(self, name: str, elements: Iterable[tuple[bytes, Value]]) -> None:
+        self._elements(NEWSETELEM, CREATE, name, (_element(key, value) for key, value in elements))
+
+    def remove(self, name: str, keys: Iterable[bytes]) -> None:
+        self._elements(DELSETELEM, 0, name, (_element(key, None) for key in keys))
+
+    def _elements(self, kind: int, flags: int, name: str, encoded: Iterable[bytes]) -> None:
+        chunk: list[bytes] = []
+        size = 0
+        for one in encoded:
+            if size + len(one) > ELEMENTS_BYTES:
+                self._add(kind, flags, self._named, attribute(2, name), nested(3, *chunk))
+                chunk, size = [], 0
+            chunk.append(one)
+            size += len(one)
+        if chunk:
+            self._add(kind, flags, self._named, attribute(2, name), nested(3, *chunk))
+
+    def _add(self, kind: int, flags: int, *parts: bytes) -> None:
+        self._messages.append(self._message(SUBSYSTEM << 8 | kind, flags, self._domain, b"".join(parts)))
+
+    def _message(self, kind: int, flags: int, domain: int, body: bytes, resource: int = 0) -> bytes:
+        self._sequence += 1
+        return struct.pack("=IHHIIBBH", 20 + len(body), kind, REQUEST | flags, self._sequence, 0, domain, 0,
+                           resource) + body
+
+    # -- sending --------------------------------------------------------------------------------------------------
+
+    def drop(self) -> None:
+        """Forget the batch."""
+        self._messages = []
+
+    def commit(self) -> None:
+        """Send the batch. Raises OSError with the first refusal; then nothing of it was done."""
+        messages, self._messages = self._messages, []
+        if not messages:
+            return
+        resource = socket.htons(SUBSYSTEM)
+        begin = self._message(BATCH_BEGIN, 0, 0, b"", resource)
+        # Every kernel acknowledges an ordinary message; not every one the end of a batch. An empty query comes last.
+        end = self._message(BATCH_END, 0, 0, b"", resource)
+        probe = self._message(SUBSYSTEM << 8 | GETTABLE, ACK, self._domain, self._named)
+        last = self._sequence
+        self.socket.send(b"".join([begin, *messages, end]))
+        self.socket.send(probe)
+        failed = 0
+        while True:
+            done = False
+            for kind, sequence, body in _answers(self.socket.recv(1 << 18)):
+                if kind != 2:
+                    done = done or sequence == last
+                    continue
+                failed = failed or (-struct.unpack_from("=i", body)[0] if sequence != last else 0)
+                done = done or sequence == last
+            if done:
+                break
+        self._drain()
+        if failed:
+            raise OSError(failed, os.strerror(failed), f"nf_tables table {self.name}")
+
+    def _drain(self) -> None:
+        self.socket.setblocking(False)
+        try:
+            while True:
+                self.socket.recv(1 << 18)
+        except BlockingIOError:
+            pass
+        finally:
+            self.socket.settimeout(TIMEOUT)
+
+    # -- reading --------------------------------------------------------------------------------------------------
+
+    def uses(self) -> int:
+        """How many chains and sets the table holds; -1 when there is no table."""
+        self.socket.send(self._message(SUBSYSTEM << 8 | GETTABLE, 0, self._domain, self._named))
+        for kind, _, body in _answers(self.socket.recv(1 << 16)):
+            if kind == 2:
+                number_ = -struct.unpack_from("=i", body)[0]
+                if number_ != errno.ENOENT:
+                    raise OSError(number_, os.strerror(number_), f"nf_tables table {self.name}")
+                return -1
+            return int(struct.unpack(">I", attributes(body, 4)[3])[0])
+        return -1
+
+    def keys(self, name: str) -> list[bytes]:
+        """The keys of a set's elements. Raises OSError ENOENT without the set."""
+        self.socket.send(self._message(SUBSYSTEM << 8 | GETSETELEM, DUMP, self._domain,
+                                       self._named + attribute(2, name)))
+        found: list[bytes] = []
+        while True:
+            for kind, _, body in _answers(self.socket.recv(1 << 18)):
+                if kind in (2, 3):
+                    number_ = -struct.unpack_from("=i", body)[0] if kind == 2 else 0
+                    if number_:
+                        raise OSError(number_, os.strerror(number_), f"nf_tables set {name}")
+                    return found
+                for _, element in _nested(attributes(body, 4).get(3, b"")):
+                    found.append(attributes(attributes(element, 0)[1], 0)[1])
+
+
+def _answers(data: bytes) -> Iterable[tuple[int, int, bytes]]:
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, _, sequence = struct.unpack_from("=IHHI", data, offset)
+        if length < 16:
+            return
+        yield kind, sequence, data[offset + 16:offset + length]
+        offset += (length + 3) & ~3
+
+
+def _nested(data: bytes) -> Iterable[tuple[int, bytes]]:
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            return
+        yield kind & 0x7FFF, data[offset + 4:offset + length]
+        offset += (length + 3) & ~3
+
+
+_KEY = struct.Struct("=HHHHHH")
+_PLAIN = struct.Struct("=HHHH")
+
+
+def _element(key: bytes, value: Value) -> bytes:
+    """One list element; keys and data have whole words, so nothing needs padding. This runs once per endpoint."""
+    size = len(key)
+    if value is None:
+        return _KEY.pack(12 + size, 0x8001, 8 + size, 0x8001, 4 + size, 1) + key
+    if isinstance(value, bytes):
+        data = len(value)
+        return (_KEY.pack(20 + size + data, 0x8001, 8 + size, 0x8001, 4 + size, 1) + key
+                + _PLAIN.pack(8 + data, 0x8002, 4 + data, 1) + value)
+    body = nested(2, verdict(-4, value) if value else verdict(0))
+    return _KEY.pack(12 + size + len(body), 0x8001, 8 + size, 0x8001, 4 + size, 1) + key + body
+
+
+def delete(name: str, families: Sequence[int] = (4, 6)) -> int:
+    """Remove the table of each family; how many there were. Raises OSError."""
+    gone = 0
+    for family in families:
+        table = Table(name, family)
+        try:
+            if table.uses() < 0:
+                continue
+            for flags in (OWNER | PERSIST, 0):
+                table.flags = flags
+                table.create()
+                table.destroy()
+                try:
+                    table.commit()
+                    gone += 1
+                    break
+                except OSError:
+                    if not flags:
+                        raise
+        finally:
+            table.close()
+    return gone
