@@ -40,24 +40,33 @@ spec: {type: NodePort, selector: {app: web}, ports: [{port: 80, targetPort: 8080
 class Kubectl:
     """`await k("get pods")` gives stdout; a failure is an AssertionError with stderr, unless `fails`."""
 
-    def __init__(self, api, folder):
+    def __init__(self, api, folder, binary="", environment=None):
         self.api = api
+        self._binary = binary or shutil.which("kubectl")
         self._config = str(Paths(folder).admin_kubeconfig)
-        self._home = str(folder)
+        self._folder = folder
+        self._environment = {"HOME": str(folder), "PATH": "/usr/bin:/bin", **(environment or {})}
 
     async def start(self, words):
         arguments = words.split() if isinstance(words, str) else words
         return await asyncio.create_subprocess_exec(
-            shutil.which("kubectl"), "--kubeconfig", self._config, "--server", self.api.url, *arguments,
-            env={"HOME": self._home, "PATH": "/usr/bin:/bin"}, stdin=asyncio.subprocess.PIPE,
+            self._binary, "--kubeconfig", self._config, "--server", self.api.url, *arguments,
+            env=self._environment, cwd=self._folder, stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
 
-    async def __call__(self, words, stdin="", fails=False):
+    async def _run(self, words, stdin, fails):
         process = await self.start(words)
         async with asyncio.timeout(SECONDS):
             out, err = await process.communicate(stdin.encode())
         assert (process.returncode != 0) == fails, f"{words}\n{out.decode()}{err.decode()}"
-        return err.decode() if fails else out.decode()
+        return out.decode(), err.decode()
+
+    async def __call__(self, words, stdin="", fails=False):
+        return (await self._run(words, stdin, fails))[1 if fails else 0]
+
+    async def said(self, words, stdin="", fails=False):
+        """All it printed, standard output and error."""
+        return "".join(await self._run(words, stdin, fails))
 
     async def json(self, words):
         return orjson.loads(await self(words + " -o json"))
