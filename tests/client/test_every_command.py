@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.cluster import kubectls
-from tests.client.test_kubectl_api import DEPLOYMENT, Kubectl
+from tests.client.test_kubectl_api import Kubectl
 from tests.unit.apiserver.harness import serving
 from tests.unit.apiserver.test_signing import pem
 
