@@ -79,6 +79,9 @@ def _workloads(context: Context) -> list[Controller]:
         from controlplane.controllers.job import Jobs
         from controlplane.controllers.jobttl import FinishedJobs
         made += [Jobs(context), FinishedJobs(context)]
+    if "horizontalpodautoscalers.autoscaling" in served:
+        from controlplane.controllers.autoscaler import Autoscalers
+        made.append(Autoscalers(context))
     if {"jobs.batch", "cronjobs.batch"} <= served:
         from controlplane.controllers.cronjob import CronJobs
         made.append(CronJobs(context))
