@@ -21,14 +21,19 @@ from controlplane.machinery.resources import Resource
 async def merge_of(request: Request, resource: Resource, now: str) -> Callable[[Object | None], Object]:
     """A pure function from the stored object to the one after an apply patch. Raises ApiError."""
     config = await patches.applied(request, resource)
-    manager, force = bodies.manager(request), request.query.flag("force")
 
     def merged(old: Object | None) -> Object:
-        result = apply.apply(old, config, manager, force, resource.node, now, request.subresource)
+        result = owned(request, resource, old, config, now)
         bodies.check(request, resource.shape, resource.api_version, resource.kind, result)
         return result
 
     return merged
+
+
+def owned(request: Request, resource: Resource, old: Object | None, config: Object, now: str) -> Object:
+    """The object after the request's manager applied `config` through its endpoint. Raises ApiError."""
+    return apply.apply(old, config, bodies.manager(request), request.query.flag("force"), resource.node, now,
+                       request.subresource)
 
 
 async def apply_object(request: Request, resource: Resource, writes: Writes, context: Context) -> tuple[Stored, bool]:

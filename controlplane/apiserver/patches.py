@@ -12,20 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from controlplane.apiserver import bodies
 from controlplane.apiserver.request import Request
 from controlplane.machinery import patch as patches
 from controlplane.machinery import schema, strategic, wire
-from controlplane.machinery.errors import ApiError, BadRequest, Invalid, UnsupportedMediaType, required
+from controlplane.machinery.errors import ApiError, BadRequest, Invalid, UnsupportedMediaType, invalid, required
 from controlplane.machinery.resources import Resource
 
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
-YAML = "application/yaml"
+JSON, YAML = "application/json", "application/yaml"
 MAX_OPERATIONS = 10_000  # of a JSON patch; upstream's bound on the work one request can ask for
 
 Object = dict[str, Any]
@@ -43,27 +41,38 @@ def media_type(request: Request, resource: Resource) -> str:
     return given
 
 
-def _decoded(body: bytes) -> Any:
+async def _decoded(request: Request) -> Any:
+    """A patch in JSON; what it says twice is told as the request wants it."""
+    body, duplicates = await request.body(), list[str]()
     try:
-        return orjson.loads(body)
+        found = wire.decode(body, JSON, duplicates)
     except ValueError as error:
         raise BadRequest(f"error decoding patch: {error}") from None
+    if duplicates and bodies.validation_mode(request) == "Strict":
+        raise Invalid.of("", "", [invalid("patch", body.decode("utf-8", "replace"), "strict decoding error: "
+                                          + ", ".join(duplicates))])
+    bodies.report(request, "", "", duplicates)
+    return found
 
 
-def _configuration(body: bytes) -> Any:
+async def _configuration(request: Request) -> Any:
     """The body of an apply: YAML, or JSON, which is YAML too."""
+    duplicates: list[str] = []
     try:
-        return wire.decode(body, YAML)
+        found = wire.decode(await request.body(), YAML, duplicates)
     except ValueError as error:
         raise BadRequest(f"error decoding YAML: {error}") from None
+    if duplicates and bodies.validation_mode(request) == "Strict":
+        raise BadRequest("error strict decoding YAML: error converting YAML to JSON: yaml: unmarshal errors:\n"
+                         + "\n".join(f"  {text}" for text in duplicates))
+    bodies.report(request, "", "", duplicates)
+    return found
 
 
 async def change_of(request: Request, resource: Resource, definition: str) -> Change:
-    """A pure function from the stored object to the patched one. Raises ApiError.
-
-    An apply comes here only for a view such as Scale, which has no owners of its own: it is merged."""
+    """A pure function from the stored object to the patched one. Raises ApiError."""
     kind = media_type(request, resource)
-    document = (_decoded if kind != APPLY_PATCH else _configuration)(await request.body())
+    document = await _decoded(request)
     if kind == JSON_PATCH:
         if not isinstance(document, list):
             raise BadRequest("error decoding patch: json: cannot unmarshal object into Go value of type "
@@ -74,7 +83,7 @@ async def change_of(request: Request, resource: Resource, definition: str) -> Ch
         return lambda obj: _object(patches.json_patch(obj, document))
     if not isinstance(document, dict):
         raise BadRequest("error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}")
-    if kind in (MERGE_PATCH, APPLY_PATCH):
+    if kind == MERGE_PATCH:
         return lambda obj: _object(patches.merge_patch(obj, document))
     return lambda obj: _object(strategic.merge(obj, document, schema.load().definition(definition)))
 
@@ -99,11 +108,11 @@ def checked(request: Request, resource: Resource, change: Change, definition: An
     return make
 
 
-async def applied(request: Request, resource: Resource) -> Object:
-    """The configuration of a server-side apply. Raises ApiError."""
+async def applied(request: Request, resource: Resource, api_version: str = "", kind: str = "") -> Object:
+    """The configuration of a server-side apply, of the resource's type when no other is given. Raises ApiError."""
     if not request.query.get("fieldManager"):
         raise Invalid.of("PatchOptions", "", [required("fieldManager", "is required for apply patch")], "meta.k8s.io")
-    obj = _configuration(await request.body())
+    obj = await _configuration(request)
     if not isinstance(obj, dict):
         raise BadRequest("error decoding YAML: the configuration is no object")
     if (obj.get("metadata") or {}).get("managedFields"):
@@ -113,6 +122,6 @@ async def applied(request: Request, resource: Resource) -> Object:
             raise BadRequest(f"{field} must be set in an apply configuration")
     if not isinstance(obj.get("metadata"), dict):
         obj["metadata"] = {}
-    bodies.typed(obj, resource.api_version, resource.kind)
+    bodies.typed(obj, api_version or resource.api_version, kind or resource.kind)
     bodies.place(request, resource, obj, request.name)
     return obj

@@ -27,6 +27,7 @@ from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Answer, Response, error_response, text_response
 from controlplane.machinery.errors import (
     ApiError,
+    BadRequest,
     Finding,
     InternalError,
     MethodNotAllowed,
@@ -47,6 +48,15 @@ class Edge(Protocol):
 
 def long_running(request: Request) -> bool:
     return request.verb == "watch" or request.subresource in STREAMS
+
+
+def check_timeout(text: str) -> None:
+    """The time a client would wait, of which only the form matters here. Raises BadRequest."""
+    from controlplane.machinery.structuralformats import duration
+    try:
+        duration(text) if text and text != "0" else 0.0
+    except ValueError:
+        raise BadRequest("invalid timeout specified in the request URL") from None
 
 
 class Pipeline:
@@ -109,6 +119,8 @@ class Pipeline:
         request.trace += flow.trace
         if long_running(request):
             return await self._dispatch(request)
+        if "timeout=" in request.raw_query:
+            check_timeout(request.query.get("timeout"))
         if request.verb == "get":  # answered from memory, and bounded by itself where it waits for a revision
             return await self._dispatch(request)
         level = await self.flows.enter(request, flow)

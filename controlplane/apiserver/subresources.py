@@ -151,12 +151,15 @@ class Subresources:
         if request.verb == "get":
             item = self._item(request, resource)
             return show((await views.shown(resource, item)).obj)
-        if request.verb == "update":
-            body = await bodies.decode(request, "autoscaling/v1", "Scale", SCALE_DEFINITION)
-
+        applied = request.verb == "patch" and patches.media_type(request, resource) == patches.APPLY_PATCH
+        if applied or request.verb == "update":
+            body = await (patches.applied(request, resource, "autoscaling/v1", "Scale") if applied else
+                          bodies.decode(request, "autoscaling/v1", "Scale", SCALE_DEFINITION))
             change: patches.Change = lambda _: body  # noqa: E731
         else:
             change = await patches.change_of(request, resource, SCALE_DEFINITION)
+
+        now = self._context.clock.timestamp()
 
         def make(old: Object) -> Object:
             scale = change(show(old))
@@ -166,6 +169,9 @@ class Subresources:
                 raise Invalid.of("Scale", request.name, [invalid("spec.replicas", replicas, "must be greater than or "
                                                                  "equal to 0")], "autoscaling")
             given = scale.get("metadata") or {}
+            if applied:
+                wanted = {f: old[f] for f in ("apiVersion", "kind")} | {"metadata": {"name": request.name}}
+                return applies.owned(request, resource, old, scales.scaled(wanted, shape or _WORKLOAD, replicas), now)
             new = scales.scaled(old, shape or _WORKLOAD, replicas)
             new["metadata"] = dict(old["metadata"])
             if request.verb == "update" or given.get("resourceVersion"):

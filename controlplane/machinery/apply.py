@@ -10,6 +10,7 @@ Upstream: k8s.io/apimachinery/pkg/util/managedfields.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from controlplane.machinery import fieldsets
@@ -120,7 +121,8 @@ def apply(live: Object | None, patch: Object, manager: str, force: bool, definit
     elif subresource == "status":
         config = {key: config[key] for key in ("apiVersion", "kind", "metadata", "status") if key in config}
     try:
-        _fit(config, node, "")
+        if misfits := list(_misfits(config, node, "")):
+            raise Unmergeable(misfits[0] if len(misfits) == 1 else "\n".join(["errors:", *(f"  {m}" for m in misfits)]))
         wanted = _tracked(fieldsets.of(config, node), subresource)
         return _applied(deep_copy(live), config, wanted, (manager, "Apply", "", subresource), force, node, now)
     except Unmergeable as error:
@@ -188,36 +190,40 @@ def _conflict(conflicts: list[tuple[Owner, Tree]]) -> Conflict:
     return Conflict(text, {"causes": [cause.as_dict() for cause in causes]})
 
 
-def _fit(value: Any, node: Node, path: str) -> None:
-    """Check a configuration against the schema as far as merging depends on it."""
+def _misfits(value: Any, node: Node, path: str) -> Iterator[str]:
+    """What of a configuration the schema has no place for, as far as merging depends on it."""
     of = resolved(node)
     kind = of.get("type")
-    if value is None or not kind or of.get("x-kubernetes-preserve-unknown-fields"):
+    if value is None or not kind:
         return
     if kind == "object":
         if not isinstance(value, dict):
-            raise Unmergeable(f"{path}: expected map, got &{{{value}}}")
-        strict = "properties" in of and "additionalProperties" not in of
+            yield f"{path}: expected map, got &{{{value}}}"
+            return
+        strict = "properties" in of and not of.get("additionalProperties") and \
+            not of.get("x-kubernetes-preserve-unknown-fields")
         for key, inner in value.items():
             sub, declared = fieldsets.field(of, key)
             if strict and not declared:
-                raise Unmergeable(f"{path}.{key}: field not declared in schema")
-            _fit(inner, sub, f"{path}.{key}")
+                yield f"{path}.{key}: field not declared in schema"
+            else:
+                yield from _misfits(inner, sub, f"{path}.{key}")
     elif kind == "array":
         if not isinstance(value, list):
-            raise Unmergeable(f"{path}: expected list, got &{{{value}}}")
+            yield f"{path}: expected list, got &{{{value}}}"
+            return
         if not atomic(node, value):
             fieldsets.elements(node, value, path)
         for index, inner in enumerate(value):
-            _fit(inner, of.get("items") or {}, f"{path}[{index}]")
+            yield from _misfits(inner, of.get("items") or {}, f"{path}[{index}]")
     elif kind in ("integer", "number"):
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise Unmergeable(f"{path}: expected numeric (int or float), got {_go_type(value)}")
+            yield f"{path}: expected numeric (int or float), got {_go_type(value)}"
     elif kind == "boolean":
         if not isinstance(value, bool):
-            raise Unmergeable(f"{path}: expected boolean, got &{{{_go_type(value)}}}")
+            yield f"{path}: expected boolean, got &{{{_go_type(value)}}}"
     elif not isinstance(value, str) and of.get("format") not in ("quantity", "int-or-string"):
-        raise Unmergeable(f"{path}: expected string, got &{{{_go_type(value)}}}")
+        yield f"{path}: expected string, got &{{{_go_type(value)}}}"
 
 
 def _go_type(value: Any) -> str:

@@ -97,3 +97,25 @@ def test_unknown_subresources_and_verbs():
             assert (await api.call("POST", PODS + "/p/status", {}))[0] == 405
             assert (await api.call("GET", PODS + "/p/status/more"))[0] == 404
     asyncio.run(main())
+
+
+def test_scale_is_applied_by_an_owner():
+    async def main():
+        async with serving() as api:
+            await api.made(DEPLOYS + "?fieldManager=maker", {
+                "metadata": {"name": "d"}, "spec": {
+                    "replicas": 2, "selector": {"matchLabels": {"a": "b"}},
+                    "template": {"metadata": {"labels": {"a": "b"}}, "spec": pod("x")["spec"]}}})
+            scale = {"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "d"},
+                     "spec": {"replicas": 4}}
+            where, apply = DEPLOYS + "/d/scale?fieldManager=scaler", "application/apply-patch+yaml"
+            status, refused = await api.call("PATCH", where, scale, apply)
+            assert status == 409 and 'conflict with "maker"' in refused["message"]
+            assert refused["message"].endswith("using apps/v1: .spec.replicas"), refused["message"]
+            status, shown = await api.call("PATCH", where + "&force=true", scale, apply)
+            assert status == 200 and shown["spec"] == {"replicas": 4}, shown
+            _, now = await api.call("GET", DEPLOYS + "/d")
+            [mine] = [e for e in now["metadata"]["managedFields"] if e["manager"] == "scaler"]
+            assert (mine["operation"], mine["subresource"]) == ("Apply", "scale")
+            assert mine["fieldsV1"] == {"f:spec": {"f:replicas": {}}}
+    asyncio.run(main())
