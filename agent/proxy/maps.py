@@ -13,6 +13,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.proxy.model import Endpoint, ServiceKey, ServicePort
 from agent.proxy.nftchains import PORTS, REJECT, Chains, Rules
@@ -47,6 +48,10 @@ class MapChange:
 
     def __bool__(self) -> bool:
         return bool(self.add or self.remove or self.chains or self.dead)
+
+
+_ABSENT: Any = object()
+_NOTHING = Piece()
 
 
 def place(protocol: str, port: int) -> bytes:
@@ -198,33 +203,38 @@ class MapSet:
     def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> MapChange:
         """Take the new ports of some services (() for gone) and tell what that changes in the kernel."""
         change = MapChange()
-        before: dict[Element, Value] = {}
-        touched: dict[Element, None] = {}
+        before: dict[Element, Any] = {}  # of each element touched: what the kernel holds
+        held = self.held
         for key, ports in services.items():
-            old, new = self._pieces.pop(key, Piece()), piece(ports, self.chains)
+            old, new = self._pieces.pop(key, _NOTHING), piece(ports, self.chains)
             if ports:
                 self._pieces[key] = new
-            for element in old.elements:
-                if element not in new.elements or new.elements[element] != old.elements[element]:
-                    self._note(element, before, touched)
+            for element, value in old.elements.items():
+                if new.elements.get(element, _ABSENT) != value:
+                    before.setdefault(element, held[element][1])
                     self._release(element, key)
             for element, value in new.elements.items():
-                if element not in old.elements or old.elements[element] != value:
-                    self._note(element, before, touched)
-                    self._take(element, key, value)
+                if old.elements.get(element, _ABSENT) == value:
+                    continue
+                if element in held:
+                    before.setdefault(element, held[element][1])
+                    self._holders.setdefault(element, [held[element][0]]).append(key)
+                else:
+                    before.setdefault(element, _ABSENT)
+                    held[element] = key, value
             change.chains |= {n: rules for n, rules in new.chains.items() if old.chains.get(n) != rules}
             change.dead |= old.chains.keys() - new.chains.keys()
             change.remembered |= {n: t for n, t in new.remembered.items() if old.remembered.get(n) != t}
             change.forgotten |= {n for n, t in old.remembered.items() if new.remembered.get(n) != t}
-        for element in touched:
-            was, now = element in before, self.held.get(element)
-            if was and now is not None and before[element] == now[1]:
+        for element, was in before.items():
+            now = held[element][1] if element in held else _ABSENT
+            if was == now:
                 continue
-            if was:
+            if was is not _ABSENT:
                 change.remove.append(element)
-            if now is not None:
-                change.add[element] = now[1]
-                self._need(now[1], change)
+            if now is not _ABSENT:
+                change.add[element] = now
+                self._need(now, change)
         for name in change.forgotten & change.remembered.keys():  # another time-out: the chains that use it go along
             change.chains |= {n: r for p in self._pieces.values() for n, r in p.chains.items() if name in p.remembered}
         return change
@@ -238,18 +248,6 @@ class MapSet:
             change.chains |= made.chains
             change.remembered |= made.remembered
         return change
-
-    def _note(self, element: Element, before: dict[Element, Value], touched: dict[Element, None]) -> None:
-        if element not in touched:
-            touched[element] = None
-            if element in self.held:
-                before[element] = self.held[element][1]
-
-    def _take(self, element: Element, key: ServiceKey, value: Value) -> None:
-        if element in self.held:
-            self._holders.setdefault(element, [self.held[element][0]]).append(key)
-        else:
-            self.held[element] = key, value
 
     def _release(self, element: Element, key: ServiceKey) -> None:
         holders = self._holders.get(element)

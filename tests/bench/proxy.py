@@ -1,0 +1,263 @@
+"""The service proxy and the pod network in a network namespace of their own: full loads, one change, first packets.
+
+Each writer runs in a process and namespace of its own (`python -m tests.bench.proxy WRITER SERVICES`), so nothing of
+this host's rules is touched and no figure sees another's leftovers. Endpoints are listeners in a second namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any
+
+from agent.proxy import conntrack
+from agent.proxy.conntrack import Flow
+from agent.proxy.model import service_ports
+from agent.proxy.side import Side
+from controlplane.machinery.errors import Finding
+from netsetup import links, netns, rtnetlink, xtables
+
+WRITERS = ("iptables-legacy", "iptables-nft", "nftables")
+SIZES, ENDPOINTS = (100, 1000, 10_000), 5
+PODS = "10.128.0.0/9"
+SERVER, HERE = "10.0.0.2", "10.0.0.1"
+CHANGES, CONNECTS, WIRES = 20, 300, 30
+FLOWS = 40_000
+RUN_SECONDS = 300
+AIMS = {("iptables-legacy", "load"): "1,000", ("iptables-nft", "load"): "4,000", ("nftables", "load"): "500",
+        ("iptables-legacy", "change"): "300", ("iptables-nft", "change"): "60", ("nftables", "change"): "1"}
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def service(number: int) -> dict[str, Any]:
+    ip = f"10.96.{number // 250}.{number % 250 + 1}"
+    return {"metadata": {"namespace": f"ns{number % 20}", "name": f"s{number}"}, "spec": {
+        "clusterIP": ip, "type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}]}}
+
+
+def slice_of(number: int, shift: int = 0) -> dict[str, Any]:
+    """All endpoints lead to the one server there is; they differ by port, as the kernel does not mind."""
+    return {"metadata": {"namespace": f"ns{number % 20}", "name": f"s{number}-x"}, "addressType": "IPv4",
+            "ports": [{"port": 8080, "protocol": "TCP"}], "endpoints": [
+                {"addresses": [SERVER if n == 0 and not shift else f"10.{128 + n}.{number // 250}.{number % 250 + 1}"],
+                 "nodeName": "other"} for n in range(shift, shift + ENDPOINTS)]}
+
+
+def planned(number: int, shift: int = 0) -> dict[tuple[str, str], Any]:
+    one = service(number)
+    return {(one["metadata"]["namespace"], one["metadata"]["name"]): service_ports(one, [slice_of(number, shift)], "n")}
+
+
+@contextmanager
+def timed(into: list[float]) -> Iterator[None]:
+    begun = perf_counter()
+    yield
+    into.append((perf_counter() - begun) * 1000)
+
+
+def load(side: Side, count: int) -> tuple[float, float]:
+    """Milliseconds of planning and of writing everything."""
+    objects = [(service(n), slice_of(n)) for n in range(count)]
+    planning: list[float] = []
+    writing: list[float] = []
+    with timed(planning):
+        side.plan({(s["metadata"]["namespace"], s["metadata"]["name"]): service_ports(s, [e], "n") for s, e in objects})
+    with timed(writing):
+        side.write()
+    return planning[0], writing[0]
+
+
+def changes(side: Side, count: int) -> list[float]:
+    """Milliseconds of changing one endpoint, each time of another service."""
+    took: list[float] = []
+    for number in range(CHANGES):
+        wanted = planned((number * 37 + 1) % (count - 2) + 1, shift=1)
+        with timed(took):
+            side.plan(wanted)
+            side.write()
+    return took
+
+
+def connects(address: str, port: int) -> float:
+    """Median microseconds of a TCP connection."""
+    took = []
+    for _ in range(CONNECTS):
+        begun = perf_counter()
+        socket.create_connection((address, port)).close()
+        took.append((perf_counter() - begun) * 1e6)
+    return statistics.median(took)
+
+
+def listen() -> None:
+    """A pod's namespace beside this one, with a server that accepts."""
+    _libc.unshare(netns.CLONE_NEWNET)
+    with rtnetlink.RtNetlink() as link:
+        link.send([rtnetlink.set_up(links.LOOPBACK)])
+    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    ready, made = threading.Event(), []
+
+    def serve() -> None:
+        _libc.unshare(netns.CLONE_NEWNET)
+        made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+        server = socket.create_server(("0.0.0.0", 8080), backlog=512)
+        ready.set()
+        while True:
+            server.accept()[0].close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    ready.wait(10)
+    with netns.inside(here, rtnetlink.RtNetlink) as link:
+        link.send([rtnetlink.new_veth("here", b"\x02\0\0\0\0\1", "eth0", b"\x02\0\0\0\0\2", made[0], 1500)])
+        index = link.link("here")[0]
+        link.send([rtnetlink.add_address(f"{HERE}/24", index), rtnetlink.set_route("0.0.0.0/0", index, SERVER)])
+    with netns.inside(made[0], rtnetlink.RtNetlink) as link:
+        index = link.link("eth0")[0]
+        link.send([rtnetlink.add_address(f"{SERVER}/24", index), rtnetlink.set_up(index)])
+
+
+def first_packets(side: Side, count: int) -> dict[str, float]:
+    """Microseconds of a connection to the pod itself, to the first and to the last service."""
+    only = {"endpoints": [{"addresses": [SERVER], "nodeName": "other"}]}
+    found = {}
+    for name, number in (("first", 0), ("last", count - 1)):
+        one = service(number)
+        side.plan({(one["metadata"]["namespace"], one["metadata"]["name"]):
+                   service_ports(one, [{**slice_of(number), **only}], "n")})
+        side.write()
+        found[name] = connects(one["spec"]["clusterIP"], 80)
+    found["direct"] = connects(SERVER, 8080)
+    return found
+
+
+def udp_cleanup() -> float:
+    """Milliseconds to forget the flows of one service among many entries."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        for number in range(FLOWS):
+            try:
+                link.sendto(b"x", (f"10.200.{number // 20_000}.1", 1 + number % 20_000))
+            except OSError:
+                pass  # a refusal of an earlier packet: its entry is made all the same
+    took: list[float] = []
+    for number in range(5):
+        with timed(took):
+            conntrack.forget([Flow("udp", "10.200.0.1", 100 + number)])
+    return statistics.median(took)
+
+
+def one_run(writer: str, count: int) -> dict[str, Any]:
+    """All figures of one writer, in this process' own namespace."""
+    listen()
+    backend = xtables.Backend(writer.partition("-")[2]) if writer != "nftables" else None
+    side = Side("nftables" if backend is None else "iptables", PODS, 4, backend=backend)
+    plan, write = load(side, count)
+    took = changes(side, count)
+    found = {"plan": plan, "write": write, "change": statistics.median(took), "worst": max(took)}
+    found |= first_packets(side, count)
+    if count == max(SIZES):
+        found["udp"] = udp_cleanup()
+    return found
+
+
+def wiring() -> float:
+    """Milliseconds to wire one pod: the pair, addresses, routes and neighbours on both sides."""
+    _libc.unshare(netns.CLONE_NEWNET)
+    took: list[float] = []
+    with rtnetlink.RtNetlink() as host:
+        for number in range(WIRES):
+            made: list[int] = []
+
+            def namespace(made: list[int] = made) -> None:
+                _libc.unshare(netns.CLONE_NEWNET)
+                made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY))
+
+            thread = threading.Thread(target=namespace)
+            thread.start()
+            thread.join()
+            with timed(took):
+                links.wire(host, links.Wire(f"c{number}", f"/proc/self/fd/{made[0]}", f"10.244.1.{number + 2}"))
+            os.close(made[0])
+    return statistics.median(took)
+
+
+def names() -> float:
+    """Answers per second of the cluster's DNS: many services, each asked in turn, nothing finished before."""
+    import dnslib
+
+    from agent.dns.forward import Forwarder
+    from agent.dns.responder import Responder
+    from agent.dns.zone import Zone
+
+    known = {(s["metadata"]["namespace"], s["metadata"]["name"]): s for s in map(service, range(5000))}
+
+    class Source:
+        def service(self, namespace: str, name: str) -> Any:
+            return known.get((namespace, name))
+
+        def slices(self, namespace: str, name: str) -> list[Any]:
+            return []
+
+        def namespace(self, name: str) -> bool:
+            return True
+
+        services_at = slices_at = lambda self, address: []
+
+    responder = Responder(Zone(Source(), "cluster.local"), Forwarder.__new__(Forwarder))
+    asked = [bytes(dnslib.DNSRecord.question(f"{name}.{namespace}.svc.cluster.local").pack())
+             for namespace, name in known]
+    begun = perf_counter()
+    for question in asked:
+        assert responder.quick(question, False)
+    return len(asked) / (perf_counter() - begun)
+
+
+def separately(*arguments: str) -> Any:
+    done = subprocess.run([sys.executable, "-m", "tests.bench.proxy", *arguments], capture_output=True, text=True,
+                          timeout=RUN_SECONDS)
+    if done.returncode:
+        raise Finding(f"the measurement {' '.join(arguments)} failed", done.stderr.strip()[-1500:])
+    return json.loads(done.stdout)
+
+
+def measure(args: Namespace) -> list[dict[str, object]]:
+    if os.geteuid() != 0:
+        raise Finding("the proxy can only be measured by root", "it makes network namespaces",
+                      "sudo ./pelamis bench proxy")
+    rows: list[dict[str, object]] = []
+
+    def row(what: str, figure: float, unit: str, aim: str = "") -> None:
+        rows.append({"area": "proxy", "what": what, "figure": figure, "unit": unit, "aim": aim})
+
+    present = [w for w in WRITERS if w == "nftables" or shutil.which(f"{w}-restore", path=xtables.PATH)]
+    for writer in present:
+        for count in SIZES:
+            found, last = separately(writer, str(count)), count == SIZES[-1]
+            what = f"{writer}, {count:,} services"
+            row(f"{what}: everything", found["plan"] + found["write"], "ms", AIMS[writer, "load"] if last else "")
+            row(f"{what}: of which planning", found["plan"], "ms")
+            row(f"{what}: one endpoint, median", found["change"], "ms", AIMS[writer, "change"] if last else "")
+            row(f"{what}: one endpoint, worst", found["worst"], "ms")
+            row(f"{what}: connection to the first", found["first"], "µs")
+            row(f"{what}: last above first", found["last"] - found["first"], "µs", "5" if last else "")
+            row(f"{what}: connection past them", found["direct"], "µs")
+            if "udp" in found:
+                row(f"forget a UDP service, {FLOWS:,} flows", found["udp"], "ms", "20")
+    row("wire one pod", separately("wiring"), "ms", "3")
+    row("DNS answers, one core", separately("names"), "1/s", "5,000")
+    return rows
+
+
+if __name__ == "__main__":
+    TASKS: dict[str, Callable[[], Any]] = {"wiring": wiring, "names": names}
+    what = sys.argv[1]
+    print(json.dumps(TASKS[what]() if what in TASKS else one_run(what, int(sys.argv[2]))))
