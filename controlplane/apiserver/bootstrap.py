@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from controlplane.apiserver import clusterobjects
+from controlplane.apiserver import clusterobjects, objectmeta
 from controlplane.apiserver.allocator import Allocator
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
@@ -115,9 +115,9 @@ async def _ensure_all(context: Context, address: str) -> None:
         for _ in range(ATTEMPTS):
             item = context.cache.get(key)
             if item is None:
-                metadata["uid"], metadata["creationTimestamp"] = context.clock.uid(), context.clock.timestamp()
                 if right["kind"] in ("EndpointSlice", "PriorityClass"):
                     metadata["generation"] = 1
+                objectmeta.found(resource, right, context.clock.uid(), context.clock.timestamp())
             obj = right if item is None else merged(item.obj, right)
             try:
                 await context.cache.write(key, obj, 0 if item is None else item.revision)

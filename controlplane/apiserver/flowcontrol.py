@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
-from controlplane.apiserver import fairness, flowdefaults
+from controlplane.apiserver import fairness, flowdefaults, objectmeta
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.fairness import Asked, Level
 from controlplane.apiserver.request import Request
-from controlplane.machinery.errors import TooManyRequests
+from controlplane.machinery import objects
+from controlplane.machinery.errors import Finding, TooManyRequests
 from controlplane.machinery.resources import BUILTIN
 from controlplane.store.cache import key_of, prefix_of
 from controlplane.store.item import Event
+from controlplane.store.log import Stale
 
 LOG = logging.getLogger("apiserver")
 SEATS = 600  # ordinary requests at once; upstream's 400 readers and 200 writers
@@ -179,6 +182,26 @@ def _refused(level: Level, why: str) -> TooManyRequests:
     return TooManyRequests("too many requests, please try again later.", {"retryAfterSeconds": RETRY_AFTER})
 
 
+async def tell(context: Context) -> None:
+    """Say in every FlowSchema whether its level exists, for ever. Ends by cancellation, or Closed with the cache."""
+    cache, changed = context.cache, asyncio.Event()
+    for resource in (SCHEMAS, LEVELS):
+        cache.observe(prefix_of(resource), lambda _: changed.set())
+    changed.set()
+    while True:
+        await changed.wait()
+        changed.clear()
+        names = {item.obj["metadata"]["name"] for item in cache.list(prefix_of(LEVELS))}
+        for item in cache.list(prefix_of(SCHEMAS)):
+            obj = objects.deep_copy(item.obj)
+            level = (obj["spec"].get("priorityLevelConfiguration") or {}).get("name", "")
+            said = dangling(obj, context.clock.timestamp(), level in names)
+            if objects.set_condition(obj.setdefault("status", {}).setdefault("conditions", []), "Dangling",
+                                     said["status"], said["reason"], said["message"], said["lastTransitionTime"]):
+                with suppress(Stale, Finding):  # its writer's event follows; a full disk is told to the writers
+                    await cache.write(item.key, obj, item.revision)
+
+
 async def ensure(context: Context) -> None:
     """Store the default objects that are missing, and put back the mandatory ones. Raises Finding."""
     cache, now = context.cache, context.clock.timestamp()
@@ -192,7 +215,8 @@ async def ensure(context: Context) -> None:
         key = key_of(resource.name, "", right["metadata"]["name"])
         item = cache.get(key)
         if item is None:
-            right["metadata"] |= {"uid": context.clock.uid(), "creationTimestamp": now, "generation": 1}
+            right["metadata"]["generation"] = 1
+            objectmeta.found(resource, right, context.clock.uid(), now)
             writes.append(cache.write(key, right, 0))
         elif right["metadata"]["name"] in flowdefaults.MANDATORY and item.obj.get("spec") != right["spec"]:
             writes.append(cache.write(key, {**item.obj, "spec": right["spec"]}, item.revision))

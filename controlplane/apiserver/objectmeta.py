@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from controlplane.machinery import apply
 from controlplane.machinery.errors import IMMUTABLE, Cause, Conflict, Invalid, forbidden, invalid, required
 from controlplane.machinery.resources import Resource
 
 MAX_GENERATED_BASE = 58  # of a generated name before its five random characters
+SERVER = "kube-apiserver"  # who owns the fields of what the server makes
 _SERVER_OWNED = ("uid", "creationTimestamp", "selfLink", "resourceVersion", "deletionTimestamp",
                  "deletionGracePeriodSeconds", "generation")
 
@@ -25,6 +27,12 @@ def begin(metadata: dict[str, Any], uid: str, now: str) -> None:
             metadata.pop(field, None)
     metadata["uid"] = uid
     metadata["creationTimestamp"] = now
+
+
+def found(resource: Resource, obj: dict[str, Any], uid: str, now: str) -> None:
+    """Make an object of the server's own a new one, with the server as the owner of its fields."""
+    begin(obj["metadata"], uid, now)
+    obj["metadata"]["managedFields"] = apply.track_update(None, obj, SERVER, resource.node, now)
 
 
 def needs_name(kind: str, group: str, metadata: dict[str, Any]) -> None:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
+from typing import Any
 
+from controlplane.apiserver import objectmeta
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.lists import object_key
 from controlplane.machinery import rbacdefaults
 from controlplane.machinery.rbacdefaults import Object
-from controlplane.machinery.resources import BUILTIN
+from controlplane.machinery.resources import BUILTIN, Resource
+from controlplane.store.item import Item
 
 LOG = logging.getLogger("apiserver")
 
@@ -28,15 +32,15 @@ async def ensure(context: Context) -> None:
         key = object_key(resource, metadata.get("namespace", ""), metadata["name"])
         item = context.cache.get(key)
         if item is None:
-            writes.append(_write(context, key, right, 0))
+            writes.append(_made(context, resource, key, right))
             continue
         wanted = rbacdefaults.reconciled(item.obj, right)
         if wanted is None:
             LOG.warning("%s %s names another role: it is made anew", right["kind"], metadata["name"])
             await context.cache.write(key, None, item.revision)
-            writes.append(_write(context, key, right, 0))
+            writes.append(_made(context, resource, key, right))
         elif wanted != item.obj:
-            writes.append(_write(context, key, wanted, item.revision))
+            writes.append(context.cache.write(key, wanted, item.revision))
     async with asyncio.TaskGroup() as group:  # together, so that they share the disk's few round trips
         for write in writes:
             group.create_task(write)
@@ -44,8 +48,6 @@ async def ensure(context: Context) -> None:
         LOG.info("made or updated %d default roles and bindings", len(writes))
 
 
-async def _write(context: Context, key: str, obj: Object, expect: int) -> None:
-    if not expect:
-        metadata = obj["metadata"]
-        metadata["uid"], metadata["creationTimestamp"] = context.clock.uid(), context.clock.timestamp()
-    await context.cache.write(key, obj, expect)
+def _made(context: Context, resource: Resource, key: str, obj: Object) -> Coroutine[Any, Any, Item]:
+    objectmeta.found(resource, obj, context.clock.uid(), context.clock.timestamp())
+    return context.cache.write(key, obj, 0)

@@ -162,6 +162,7 @@ class Server:
                     group.create_task(self.authenticator.oidc.run())
                 group.create_task(self.definitions.run())
                 group.create_task(self.aggregator.run())
+                group.create_task(flowcontrol.tell(self.context))
                 group.create_task(TypeChecks(self.context).run())
                 group.create_task(bootstrap.keep(self.context, address))
                 group.create_task(mirror.run())

@@ -14,6 +14,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from controlplane.apiserver import objectmeta
 from controlplane.apiserver.aggregation.availability import LOCAL
 from controlplane.apiserver.aggregation.remotes import PREFIX, RESOURCE
 from controlplane.machinery import apiservices, objects
@@ -104,7 +105,7 @@ class Local:
         item = cache.get(key)
         made = settled(item.obj if item is not None else None, right, anew, clock.timestamp())
         if item is None and made is not None:
-            made["metadata"] |= {"uid": clock.uid(), "creationTimestamp": clock.timestamp()}
+            objectmeta.found(RESOURCE, made, clock.uid(), clock.timestamp())
         if item is not None and made is not None and item.obj["metadata"].get("deletionTimestamp"):
             return
         if item is not None or made is not None:

@@ -166,3 +166,36 @@ def test_ephemeral_containers_may_not_ask_for_much():
                 {"name": "e", "image": "i", "targetContainerName": "c"}]}}, strategic)
             assert status == 200 and got["spec"]["ephemeralContainers"][0]["terminationMessagePolicy"] == "File"
     asyncio.run(main())
+
+
+def test_what_the_server_makes_has_the_server_for_owner():
+    async def main():
+        async with serving(authorization_mode=("RBAC",)) as api:
+            for key in ("namespaces/kube-system", "clusterroles.rbac.authorization.k8s.io/view",
+                        "flowschemas.flowcontrol.apiserver.k8s.io/catch-all",
+                        "apiservices.apiregistration.k8s.io/v1.apps"):
+                item = api.server.cache.get(key)
+                [owner] = item.obj["metadata"]["managedFields"]
+                assert (owner["manager"], owner["operation"]) == ("kube-apiserver", "Update"), key
+    asyncio.run(main())
+
+
+def test_a_flow_schema_tells_whether_its_level_exists():
+    async def main():
+        async with serving() as api:
+            flows = "/apis/flowcontrol.apiserver.k8s.io/v1"
+            await api.made(f"{flows}/flowschemas", {"metadata": {"name": "f"}, "spec": {
+                "priorityLevelConfiguration": {"name": "later"}, "matchingPrecedence": 900}})
+            async with api.watching(f"{flows}/flowschemas?watch=1&fieldSelector=metadata.name%3Df") as events:
+                async def said(status):
+                    while True:
+                        for one in (await events.next())[1]["status"].get("conditions", []):
+                            if (one["type"], one["status"]) == ("Dangling", status):
+                                return one
+                assert (await said("True"))["message"] == (
+                    'This FlowSchema references the PriorityLevelConfiguration object named "later" but there is no '
+                    "such object")
+                await api.made(f"{flows}/prioritylevelconfigurations", {"metadata": {"name": "later"}, "spec": {
+                    "type": "Limited", "limited": {"limitResponse": {"type": "Reject"}}}})
+                assert (await said("False"))["reason"] == "Found"
+    asyncio.run(main())
