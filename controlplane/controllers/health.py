@@ -13,7 +13,7 @@ from typing import Any
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 
-GRACE_SECONDS = 40.0  # without a lease renewal until a node counts as unreachable: upstream's default
+GRACE_SECONDS = 50.0  # without a lease renewal until a node counts as unreachable: upstream's default
 NOT_READY, UNREACHABLE = "node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"
 UNSCHEDULABLE = "node.kubernetes.io/unschedulable"
 _PRESSURE = {"MemoryPressure": "node.kubernetes.io/memory-pressure", "DiskPressure": "node.kubernetes.io/disk-pressure",
@@ -47,14 +47,21 @@ def silenced(node: Obj, stamp: str) -> list[Obj] | None:
     return conditions if changed else None
 
 
-def taints(node: Obj, stamp: str) -> list[Obj] | None:
-    """All taints the node should carry, others' included; None when it carries them already."""
+def moved(node: Obj) -> bool:
+    """Whether a taint of ours drives the node's pods away already."""
+    return any(one.get("effect") == "NoExecute" and one.get("key") in (NOT_READY, UNREACHABLE)
+               for one in objects.get(node, "spec.taints", []))
+
+
+def taints(node: Obj, stamp: str, execute: bool = True) -> list[Obj] | None:
+    """All taints the node should carry, others' included; None when it carries them already. Without `execute` none of
+    them drives pods away."""
     current = objects.get(node, "spec.taints", [])
     wanted: list[tuple[str, str]] = []
     state = ready(node)
     if state != "True":
         key = UNREACHABLE if state == "Unknown" else NOT_READY
-        wanted += [(key, "NoSchedule"), (key, "NoExecute")]
+        wanted += [(key, "NoSchedule"), (key, "NoExecute")] if execute else [(key, "NoSchedule")]
     for kind, key in _PRESSURE.items():
         if (objects.condition(node, kind) or {}).get("status") == "True":
             wanted.append((key, "NoSchedule"))

@@ -26,12 +26,14 @@ from controlplane.controllers.garbage import Garbage
 from controlplane.controllers.localpath import LocalPath
 from controlplane.controllers.mirror import Mirror
 from controlplane.controllers.namespace import Namespaces
-from controlplane.controllers.node import NodeLifecycle, PodCidrs, TaintEviction
+from controlplane.controllers.node import NodeLifecycle
+from controlplane.controllers.podcidrs import PodCidrs
 from controlplane.controllers.podgc import PodCollector
 from controlplane.controllers.protection import StorageProtection
 from controlplane.controllers.resourcequota import ResourceQuotas
 from controlplane.controllers.roleaggregation import RoleAggregation
 from controlplane.controllers.runtime import Context, Controller
+from controlplane.controllers.tainteviction import TaintEviction
 from controlplane.controllers.tokencleaner import TokenCleaner
 from controlplane.controllers.tokensecrets import TokenSecrets
 from controlplane.controllers.volumebinder import VolumeBinder
@@ -41,8 +43,8 @@ from controlplane.machinery.resources import BUILTIN
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the controllers need to know of the cluster. `root_ca` is PEM text; empty means: publish none. The signing
-    files are the authority's, None: sign nothing."""
+    """What the controllers need to know of the cluster. `cluster_cidr` are the ranges of pods, by commas; `root_ca` is
+    PEM text; empty means: publish none. The signing files are the authority's, None: sign nothing."""
 
     cluster_cidr: str = "10.244.0.0/16"
     root_ca: str = ""

@@ -1,24 +1,22 @@
-"""Nodes: notice the silent ones, taint them, move their pods away, and give each its pod addresses.
+"""Nodes: notice the silent ones and taint them, no faster than their zone allows.
 
 Runs `health`'s verdicts. Promises that a node is judged by how long *we* have not heard of it, so that neither a wrong
-clock nor a restart of ours drives pods away; and that no two nodes get the same podCIDR. Costs one timer per node.
-Called by `__main__`. Upstream: pkg/controller/nodelifecycle, tainteviction and nodeipam.
+clock nor a restart of ours drives pods away, and that pods are left where they are when many nodes fall silent at once
+(`zones`). Costs one timer per node. Called by `manager`. Upstream: pkg/controller/nodelifecycle.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from typing import Any
 
-from controlplane.controllers import health
+from controlplane.controllers import health, zones
 from controlplane.controllers.runtime import NODES, PODS, Context, Controller
 from controlplane.machinery import objects
-from controlplane.machinery.errors import Conflict, NotFound
+from controlplane.machinery.errors import ApiError, Conflict, NotFound
 from controlplane.machinery.resources import named
 
 LEASES = named("leases.coordination.k8s.io")
 LEASE_NAMESPACE = "kube-node-lease"
-NODE_PREFIX = 24  # length of a node's podCIDR: 254 pods
 
 Obj = dict[str, Any]
 
@@ -42,6 +40,7 @@ class NodeLifecycle(Controller):
         self.pods = context.informer(PODS, node=by_node)
         super().__init__(context, self.nodes, self.leases, self.pods)
         self._heard: dict[str, float] = {}  # node -> our monotonic time when it last gave a sign of life
+        self._next: dict[str, float] = {}  # zone -> our monotonic time from which the next node's pods may be moved
         self.nodes.subscribe(self._node_changed)
         self.leases.subscribe(self._lease_changed)
 
@@ -53,6 +52,10 @@ class NodeLifecycle(Controller):
         if kind == "ADDED" or (health.ready(new) != "Unknown" and _heartbeat(old) != _heartbeat(new)):
             self._heard[name] = self.clock.monotonic()
         self.queue.add(name)
+        if old is not None and (health.ready(old) == "True") != (health.ready(new) == "True"):
+            for node in self.nodes.items():  # what may be done to other silent nodes depends on how many there are
+                if health.ready(node) != "True":
+                    self.queue.add(objects.name(node))
 
     def _lease_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         name = objects.name(new)
@@ -76,10 +79,35 @@ class NodeLifecycle(Controller):
             self.recorder.event(node, "Normal", "NodeNotReady", f"Node {name} status is now: NodeNotReady")
         if health.ready(node) != "True":
             await self._mark_pods(name, stamp)
-        if (taints := health.taints(node, stamp)) is not None:
-            await self.client.patch(NODES, name, {"metadata": {"resourceVersion": objects.revision(node)},
-                                                  "spec": {"taints": taints or None}}, kind="merge")
-        return left if left > 0 else None  # a silent node's next sign of life wakes its key
+        execute, wait = self._may_move(node)
+        if (taints := health.taints(node, stamp, execute)) is not None:
+            try:
+                await self.client.patch(NODES, name, {"metadata": {"resourceVersion": objects.revision(node)},
+                                                      "spec": {"taints": taints or None}}, kind="merge")
+            except ApiError:
+                self._next.pop(zones.zone_of(node), None)  # this turn was not taken after all
+                raise
+        if left > 0:
+            return min(left, wait) if wait else left
+        return wait  # without one a silent node's next sign of life wakes its key
+
+    def _may_move(self, node: Obj) -> tuple[bool, float | None]:
+        """(whether the pods of a node that is not well may be moved away now, seconds until to ask again)."""
+        if health.ready(node) == "True":
+            return True, None
+        found = zones.counts(self.nodes.items())
+        if zones.cut_off(found):
+            return False, None
+        if health.moved(node):
+            return True, None
+        zone, now = zones.zone_of(node), self.clock.monotonic()
+        rate = zones.rate(*found.get(zone, (0, 0)))
+        if not rate:
+            return False, None
+        if (due := self._next.get(zone, 0.0)) > now:
+            return False, due - now
+        self._next[zone] = now + 1 / rate
+        return True, None
 
     async def _mark_pods(self, name: str, stamp: str) -> None:
         """Take the pods of a node that is not ready out of their Services."""
@@ -97,109 +125,3 @@ def _heartbeat(node: Obj | None) -> Any:
     """What changes when the node writes its status; our own writes make it Unknown."""
     condition = objects.condition(node or {}, "Ready") or {}
     return condition.get("status"), condition.get("lastHeartbeatTime")
-
-
-class TaintEviction(Controller):
-    """Keys are (namespace, pod)."""
-
-    name = "taint-eviction-controller"
-
-    def __init__(self, context: Context) -> None:
-        self.nodes = context.informer(NODES)
-        self.pods = context.informer(PODS, node=by_node)
-        super().__init__(context, self.nodes, self.pods)
-        self.nodes.subscribe(self._node_changed)
-        self.pods.subscribe(self._pod_changed)
-
-    def _node_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        before = objects.get(old or {}, "spec.taints", [])
-        if kind != "DELETED" and objects.get(new, "spec.taints", []) != before:
-            for pod in self.pods.by("node", objects.name(new)):
-                self.queue.add(objects.key(pod))
-
-    def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        def seen(pod: Obj) -> tuple[Any, Any]:
-            return objects.get(pod, "spec.nodeName"), objects.get(pod, "spec.tolerations")
-        node = self.nodes.get("", objects.get(new, "spec.nodeName", ""))
-        if kind != "DELETED" and node is not None and objects.get(node, "spec.taints") and \
-                (old is None or seen(old) != seen(new)):
-            self.queue.add(objects.key(new))
-
-    async def reconcile(self, key: tuple[str, str]) -> float | None:
-        pod = self.pods.get(*key)
-        if pod is None or objects.deleting(pod) or objects.get(pod, "status.phase") in ("Succeeded", "Failed"):
-            return None
-        node = self.nodes.get("", objects.get(pod, "spec.nodeName", ""))
-        now = self.clock.now()
-        when = health.evict_at(pod, node, now) if node is not None else None
-        if when is None:
-            return None
-        if when > now:
-            return when - now
-        self.recorder.event(pod, "Normal", "TaintManagerEviction", f"Marking for deletion Pod {key[0]}/{key[1]}")
-        condition = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",
-                     "message": "Taint manager: deleting due to NoExecute taint",
-                     "lastTransitionTime": self.clock.timestamp()}
-        try:
-            await self.client.patch(PODS, key[1], {"metadata": {"uid": objects.uid(pod)},
-                                                   "status": {"conditions": [condition]}},
-                                    key[0], subresource="status")
-            await self.client.delete(PODS, key[1], key[0], uid=objects.uid(pod))
-        except NotFound:
-            pass
-        return None
-
-
-class PodCidrs(Controller):
-    """Gives each node a block of `cluster`, once and for all. Keys are node names; one worker, so no block twice."""
-
-    name = "cidr-allocator"
-    workers = 1
-
-    def __init__(self, context: Context, cluster: str) -> None:
-        self.nodes = context.informer(NODES)
-        super().__init__(context, self.nodes)
-        self.cluster = ipaddress.ip_network(cluster)
-        self._given: dict[str, str] = {}  # what we wrote and may not have seen yet
-        self.nodes.subscribe(self._changed)
-
-    def _changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        if kind == "DELETED":
-            self._given.pop(objects.name(new), None)
-            if old is not None:
-                for node in self.nodes.items():  # its block may be what another waits for
-                    if not objects.get(node, "spec.podCIDR"):
-                        self.queue.add(objects.name(node))
-        elif not objects.get(new, "spec.podCIDR"):
-            self.queue.add(objects.name(new))
-
-    async def reconcile(self, name: str) -> float | None:
-        node = self.nodes.get("", name)
-        if node is None or objects.deleting(node) or objects.get(node, "spec.podCIDR") or name in self._given:
-            return None
-        taken = {cidr for one in self.nodes.items() for cidr in objects.get(one, "spec.podCIDRs") or
-                 [objects.get(one, "spec.podCIDR", "")]} | set(self._given.values())
-        block = free_block(self.cluster, taken)
-        if block is None:
-            self.recorder.event(node, "Normal", "CIDRNotAvailable", f"Node {name} status is now: CIDRNotAvailable")
-            return None
-        patch = {"metadata": {"uid": objects.uid(node)}, "spec": {"podCIDR": block, "podCIDRs": [block]}}
-        self._given[name] = block  # before the write: whether an unanswered one took place is unknown
-        try:
-            await self.client.patch(NODES, name, patch)
-        except Exception:
-            del self._given[name]
-            raise
-        return None
-
-
-def free_block(cluster: Any, taken: set[str]) -> str | None:
-    """The first block of the cluster's range that overlaps none of `taken` (texts; empty ones are ignored)."""
-    used = [ipaddress.ip_network(text, strict=False) for text in taken if text]
-    length = max(cluster.prefixlen, NODE_PREFIX if cluster.version == 4 else 64)
-    exact = {network for network in used if network.prefixlen == length}
-    odd = [network for network in used if network.prefixlen != length and network.version == cluster.version]
-    for block in cluster.subnets(new_prefix=length):
-        if block not in exact and not any(block.overlaps(network) for network in odd):
-            return str(block)
-    return None

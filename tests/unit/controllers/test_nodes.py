@@ -1,10 +1,12 @@
-"""A node that falls silent: noticed after the grace, tainted, emptied after the tolerated time, and welcomed back."""
+"""A node that falls silent: noticed after the grace, tainted, emptied after the tolerated time, and welcomed back.
+
+And many that do: nobody is driven away when it is the network."""
 
 import asyncio
 
 from controlplane.client.config import ClientConfig
 from controlplane.client.rest import Client
-from controlplane.controllers import health
+from controlplane.controllers import health, zones
 from controlplane.controllers.manager import Manager, Settings
 from controlplane.machinery import objects
 from controlplane.machinery.clock import FakeClock, settle
@@ -26,6 +28,14 @@ async def later(clock, seconds):
     await clock.advance(seconds)
 
 
+async def alive(c, name):
+    """The node says once more that it is well."""
+    before = objects.revision(c.of("nodes").get("", name))
+    beat = {"type": "Ready", "status": "True", "lastHeartbeatTime": c.manager.informers.clock.timestamp()}
+    await c.client.patch(NODES, name, {"status": {"conditions": [beat]}}, subresource="status")
+    await c.until(lambda: objects.revision(c.of("nodes").get("", name)) != before)
+
+
 def taints(c):
     return {(t["key"], t["effect"]) for t in objects.get(c.of("nodes").get("", "n") or {}, "spec.taints", [])}
 
@@ -43,6 +53,7 @@ def test_silence_taint_eviction_return():
             await client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"}, "spec": {
                 "taints": [{"key": health.NOT_READY, "effect": "NoSchedule"}]}, **ready()})
             await c.until(lambda: not taints(c) and objects.get(c.of("nodes").get("", "n") or {}, "spec.podCIDR"))
+            await client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "well"}, **ready()})
             patient = {"key": health.UNREACHABLE, "operator": "Exists", "effect": "NoExecute"}
             for name, tolerations in (("brief", [{**patient, "tolerationSeconds": TOLERATED}]), ("patient", [patient])):
                 made = pod(name, nodeName="n", tolerations=tolerations)
@@ -57,12 +68,15 @@ def test_silence_taint_eviction_return():
             await c.until(lambda: c.of("leases.coordination.k8s.io").get("kube-node-lease", "n") and len(c.pods) == 2)
             await later(clock, health.GRACE_SECONDS - 1)
             assert not taints(c)
+            await alive(c, "well")
             await later(clock, 2)
             unreachable = {(health.UNREACHABLE, "NoSchedule"), (health.UNREACHABLE, "NoExecute")}
             await c.until(lambda: taints(c) == unreachable)
             assert objects.condition(c.of("nodes").get("", "n"), "Ready")["reason"] == "NodeStatusUnknown"
             await c.until(lambda: all(objects.condition(p, "Ready")["status"] == "False" for p in c.pods.items()))
-            await later(clock, TOLERATED - 2)
+            for _ in range(9):
+                await alive(c, "well")
+                await later(clock, (TOLERATED - 2) / 9)
             assert not any(map(objects.deleting, c.pods.items()))
             await later(clock, 3)
             await c.until(lambda: objects.deleting(c.pods.get("default", "brief")))
@@ -70,10 +84,23 @@ def test_silence_taint_eviction_return():
             await client.patch(NODES, "n", ready(), subresource="status")
             await c.until(lambda: not taints(c))
             await client.delete(NODES, "n")
-            await c.until(lambda: not len(c.of("nodes")))
+            await c.until(lambda: len(c.of("nodes")) == 1)
             await later(clock, 41)
             await c.until(lambda: not len(c.pods))
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     asyncio.run(main())
+
+
+def test_the_more_nodes_fall_silent_the_slower_their_pods_are_moved():
+    def node(zone, status="True"):
+        return {"metadata": {"name": "n", "labels": {"topology.kubernetes.io/zone": zone}},
+                "status": {"conditions": [{"type": "Ready", "status": status}]}}
+    found = zones.counts([node("a"), node("a", "Unknown"), node("b", "False")])
+    assert found == {"/a": (1, 1), "/b": (0, 1)} and not zones.cut_off(found)
+    assert zones.cut_off(zones.counts([node("a", "Unknown"), node("b", "Unknown")]))
+    assert zones.rate(1, 1) == zones.rate(0, 9) == zones.RATE  # few, or a whole zone while others are well
+    assert zones.rate(4, 6) == 0.0 and zones.rate(40, 60) == zones.SLOW_RATE
+    silent = node("a", "Unknown")
+    assert [t["effect"] for t in health.taints(silent, "t", False)] == ["NoSchedule"]

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controlplane.controllers import backends, health, ownership, podgc, progress, replicas, rollout, slices, subsets
-from controlplane.controllers.node import free_block
 from controlplane.controllers.ownership import Owner, Verdict
+from controlplane.controllers.podcidrs import free_block
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 from tests.unit.controllers.samples import deployment, pod, replica_set, service
