@@ -17,6 +17,7 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from controlplane.client import config
 from controlplane.client.events import Recorder
@@ -24,11 +25,14 @@ from controlplane.client.informer import Informer
 from controlplane.client.leader import Elector, Lost
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
-from controlplane.controllers.runtime import NODES, PODS
+from controlplane.controllers.runtime import NODES, PODS, keep_for
 from controlplane.machinery import tlsbuffer
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.notify import READY, STOPPING, live, notify
 from controlplane.machinery.paths import Paths
+
+if TYPE_CHECKING:
+    from controlplane.scheduler.configuration import Configuration
 
 log = logging.getLogger("controllers")
 LEASE = "kube-controller-manager"
@@ -39,6 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="controllers", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kubeconfig", type=Path, default=paths.kubeconfig("controller-manager"))
     parser.add_argument("--scheduler-kubeconfig", type=Path, help="also run the scheduler, as this identity")
+    parser.add_argument("--scheduler-config", type=Path, metavar="FILE", help="a KubeSchedulerConfiguration")
     parser.add_argument("--leader-elect", type=_truth, nargs="?", const=True, default=True, metavar="true|false")
     parser.add_argument("--cluster-cidr", default=Settings().cluster_cidr, help="the range of all pod addresses")
     parser.add_argument("--root-ca-file", type=Path, help="CA certificates to publish in every namespace")
@@ -90,17 +95,31 @@ async def _together(client: Client, manager: Manager, options: argparse.Namespac
         if options.scheduler_kubeconfig:
             other = await stack.enter_async_context(
                 Client(config.load(options.scheduler_kubeconfig), user_agent="kube-scheduler"))
-            work = partial(_with_scheduler, manager, other)
+            work = partial(_with_scheduler, manager, other, _configuration(options.scheduler_config))
         group.create_task(manager.follow(lambda: notify(READY)), name="informers")
         group.create_task(Elector(client, LEASE).lead(work) if options.leader_elect else work(), name="controllers")
 
 
-async def _with_scheduler(manager: Manager, client: Client) -> None:
+def _configuration(file: Path | None) -> Configuration:
+    """Raises Finding when the file cannot be used."""
+    from controlplane.scheduler import configuration
+    if file is None:
+        return configuration.Configuration()
+    import yaml
+    try:
+        return configuration.parse(yaml.safe_load(file.read_text()) or {})
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        raise Finding(f"cannot use the scheduler's configuration {file}", str(error)) from error
+
+
+async def _with_scheduler(manager: Manager, client: Client, configuration: Configuration) -> None:
     """The controllers and, with a client of its own but the same informers, the scheduler."""
     from controlplane.scheduler.loop import NAME, Scheduler
+    from controlplane.scheduler.world import World
     recorder = Recorder(client, NAME)
     nodes = Informer(client, NODES)  # its own, few and small: the API sees by this watch that the scheduler lives
-    scheduler = Scheduler(client, manager.informers.of(PODS), nodes, recorder)
+    scheduler = Scheduler(client, manager.informers.of(PODS), nodes, World(manager.informers, keep_for), recorder,
+                          configuration=configuration)
     async with asyncio.TaskGroup() as group:
         group.create_task(manager.work(), name="controllers")
         group.create_task(nodes.run(), name="scheduler nodes")

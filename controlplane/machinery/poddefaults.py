@@ -60,6 +60,9 @@ def pod(obj: Object) -> None:
     status = obj["status"] = obj.get("status") or {}
     unset(status, "phase", "Pending")
     unset(status, "qosClass", qos_class(spec))
+    if spec.get("schedulingGates") and not status.get("conditions"):
+        status["conditions"] = [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+                                 "message": "Scheduling is blocked due to non-empty scheduling gates"}]
 
 
 def template(obj: Object) -> None:

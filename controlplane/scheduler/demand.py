@@ -1,5 +1,8 @@
 """What a pod asks of a node: resources, host ports. Pure.
 
+`requests` is the truth that must fit; `cpu_floor` and `memory_floor` count containers that name none as a little, so
+that scoring does not pile all such pods on one node. Called by `fit` and `snapshot`.
+
 Upstream: k8s.io/component-helpers/resource (PodRequests) and the scheduler's NodeInfo.
 """
 
@@ -7,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from controlplane.machinery import quantity
@@ -14,14 +18,22 @@ from controlplane.machinery import quantity
 # The units everything is counted in: milli-cores for cpu, whole units (bytes, counts) for the rest.
 Amounts = dict[str, int]
 
+# A container that asks for nothing counts as this much when nodes are compared: upstream's schedutil defaults.
+LEAST_CPU, LEAST_MEMORY = 100, 200 * 1024 * 1024
+_LEAST = {"cpu": LEAST_CPU, "memory": LEAST_MEMORY}
+_REMEMBERED = 4096  # quantities kept as integers: the same few stand in every pod
+POD_LEVEL = ("cpu", "memory", "hugepages-")  # what pod-level resources may name
+
+
+@lru_cache(_REMEMBERED)
+def _amount(name: str, text: str) -> int:
+    parsed = quantity.parse(text)
+    return parsed.milli() if name == "cpu" else parsed.value()
+
 
 def amounts(quantities: Mapping[str, Any] | None) -> Amounts:
     """A resource list as integers: cpu in milli-cores, all else in units (bytes, counts)."""
-    found: Amounts = {}
-    for name, text in (quantities or {}).items():
-        parsed = quantity.parse(str(text))
-        found[name] = parsed.milli() if name == "cpu" else parsed.value()
-    return found
+    return {name: _amount(name, str(text)) for name, text in quantities.items()} if quantities else {}
 
 
 def add(total: Amounts, more: Mapping[str, int]) -> None:
@@ -51,31 +63,40 @@ class Demand:
 
     requests: Amounts = field(default_factory=dict)
     ports: tuple[HostPort, ...] = ()
+    cpu_floor: int = LEAST_CPU
+    memory_floor: int = LEAST_MEMORY
 
 
-def _requests(container: Mapping[str, Any]) -> Amounts:
+def _requests(container: Mapping[str, Any], granted: Mapping[str, Amounts]) -> Amounts:
     resources = container.get("resources") or {}
-    return amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
+    asked = amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
+    if granted:
+        _raise_to(asked, granted.get(container.get("name", ""), {}))
+    return asked
+
+
+def _granted(pod: Mapping[str, Any]) -> dict[str, Amounts]:
+    """What the node still grants each container while it shrinks: room is free only when it has been given back."""
+    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
+    return {s["name"]: amounts(s["allocatedResources"]) for s in statuses if s.get("allocatedResources")}
 
 
 def _ports(containers: Iterable[Mapping[str, Any]]) -> tuple[HostPort, ...]:
     return tuple(HostPort(p.get("hostIP") or "0.0.0.0", p.get("protocol") or "TCP", p["hostPort"])
-                 for c in containers for p in c.get("ports") or [] if p.get("hostPort"))
+                 for c in containers for p in c.get("ports") or () if p.get("hostPort"))
 
 
-def of(pod: Mapping[str, Any]) -> Demand:
-    """What the pod needs at its worst moment: its containers together, or an init container beside the sidecars that
-    started before it; plus the pod's overhead. Pod-level requests, where given, stand in for the sum."""
-    spec = pod.get("spec") or {}
-    containers = spec.get("containers") or []
+def _worst(spec: Mapping[str, Any], granted: Mapping[str, Amounts], least: Mapping[str, int]) -> Amounts:
+    """The most the pod needs at once: its containers together, or an init container beside the sidecars that started
+    before it; plus overhead. Pod-level requests, where given, stand in for the sum. `least`: what an absent request
+    counts as."""
     total: Amounts = {}
-    for container in containers:
-        add(total, _requests(container))
+    for container in spec.get("containers") or ():
+        add(total, {**least, **_requests(container, granted)})
     sidecars: Amounts = {}
     worst: Amounts = {}
-    inits = spec.get("initContainers") or []
-    for container in inits:
-        asked = _requests(container)
+    for container in spec.get("initContainers") or ():
+        asked = {**least, **_requests(container, granted)}
         if container.get("restartPolicy") == "Always":
             add(sidecars, asked)
             add(total, asked)
@@ -85,7 +106,20 @@ def of(pod: Mapping[str, Any]) -> Demand:
             add(moment, asked)
             _raise_to(worst, moment)
     _raise_to(total, worst)
-    total.update(amounts((spec.get("resources") or {}).get("requests")))
+    whole = amounts((spec.get("resources") or {}).get("requests"))
+    total.update({name: value for name, value in whole.items() if name.startswith(POD_LEVEL)})
     add(total, amounts(spec.get("overhead")))
-    restartable = [c for c in inits if c.get("restartPolicy") == "Always"]
-    return Demand({name: value for name, value in total.items() if value}, _ports([*containers, *restartable]))
+    return total
+
+
+def of(pod: Mapping[str, Any]) -> Demand:
+    """What the pod needs at its worst moment."""
+    spec = pod.get("spec") or {}
+    granted = _granted(pod)
+    total = _worst(spec, granted, {})
+    floors = total if "cpu" in total and "memory" in total and len(spec.get("containers") or ()) == 1 \
+        else _worst(spec, granted, _LEAST)
+    containers = [*(spec.get("containers") or ()),
+                  *(c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always")]
+    return Demand({name: value for name, value in total.items() if value}, _ports(containers),
+                  floors.get("cpu", 0), floors.get("memory", 0))

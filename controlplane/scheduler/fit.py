@@ -1,8 +1,8 @@
-"""Which nodes can take a pod, and why the others cannot. Pure.
+"""What one pod asks, and what of a node's own speaks against it. Pure.
 
-`reasons(ask, node)` lists everything that speaks against a node, in upstream's words, so that a verdict can count them.
-The order follows upstream's filter plugins; like upstream, a node failing an earlier filter is not asked the later
-ones, but one that lacks several resources names them all.
+Owns `Ask`, a pod read once, and `refusal(ask, node)`: everything a node refuses by itself, in upstream's words, so that
+a verdict can count them. Like upstream, a node failing an earlier filter is not asked the later ones, but one that
+lacks several resources names them all. What other pods in a node's domains speak against is asked of `constraints`.
 
 Upstream: pkg/scheduler/framework/plugins (nodeunschedulable, nodename, tainttoleration, nodeaffinity, nodeports,
 noderesources).
@@ -14,48 +14,97 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.scheduler import demand
+import orjson
+
+from controlplane.machinery import objects
+from controlplane.machinery.selectors import LabelSelector
+from controlplane.scheduler import demand, terms
 from controlplane.scheduler.demand import Demand
 from controlplane.scheduler.snapshot import NodeInfo
+from controlplane.scheduler.terms import Affinities, Spread
 
 UNSCHEDULABLE_TAINT = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
+HARD = ("NoSchedule", "NoExecute")
+UNSCHEDULABLE = "node(s) were unschedulable"
+OTHER_NAME = "node(s) didn't match the requested node name"
+SELECTOR = "node(s) didn't match Pod's node affinity/selector"
+PORTS = "node(s) didn't have free ports for the requested pod ports"
+TAINT = "node(s) had untolerated taint "
+EXCLUDED = "node(s) didn't satisfy plugin(s) [NodeAffinity]"
+TOO_MANY = "Too many pods"
+INSUFFICIENT = "Insufficient "
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a node does not take a pod. `final`: removing pods from it would not help."""
+
+    reasons: tuple[str, ...]
+    final: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """What a pod asks, read once from its spec."""
+    """What a pod asks, read once from its spec. `kind` is equal for pods that every node treats alike by itself."""
 
+    pod: dict[str, Any]
     demand: Demand
     node_name: str
     selector: Mapping[str, str]
     terms: list[dict[str, Any]] | None  # required node affinity; None = no such wish, [] = matches nothing
     preferred: list[dict[str, Any]]
     tolerations: list[dict[str, Any]]
-    owner: str
     images: tuple[str, ...]
+    affinities: Affinities
+    hard: tuple[Spread, ...]
+    soft: tuple[Spread, ...]
+    namespace: str
+    labels: Mapping[str, str]
+    priority: int
+    kind: bytes
 
 
-def ask(pod: dict[str, Any]) -> Ask:
+def ask(pod: dict[str, Any], family: LabelSelector | None = None) -> Ask:
+    """`family` finds the pods of the same Services and workload, which a pod without constraints is spread among."""
     spec = pod.get("spec") or {}
     affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
-    required = affinity.get("requiredDuringSchedulingIgnoredDuringExecution")
-    owner = next((r.get("uid", "") for r in pod["metadata"].get("ownerReferences") or [] if r.get("controller")), "")
-    return Ask(demand.of(pod), spec.get("nodeName") or "", spec.get("nodeSelector") or {},
+    required = affinity.get(terms.REQUIRED)
+    wanted = demand.of(pod)
+    labels = objects.labels(pod)
+    images = tuple(sorted(c.get("image", "") for field in ("containers", "initContainers")
+                          for c in spec.get(field) or ()))
+    soft = terms.spreads(pod, "ScheduleAnyway")
+    if family is not None and not spec.get("topologySpreadConstraints"):
+        soft = terms.default_spreads(family, labels)
+    kind = orjson.dumps([wanted.requests, wanted.cpu_floor, wanted.memory_floor,
+                         [[p.ip, p.protocol, p.port] for p in wanted.ports], spec.get("nodeName"),
+                         spec.get("nodeSelector"), affinity, spec.get("tolerations"), images],
+                        option=orjson.OPT_SORT_KEYS)
+    return Ask(pod, wanted, spec.get("nodeName") or "", spec.get("nodeSelector") or {},
                None if required is None else required.get("nodeSelectorTerms") or [],
-               affinity.get("preferredDuringSchedulingIgnoredDuringExecution") or [], spec.get("tolerations") or [],
-               owner, tuple(c.get("image", "") for c in spec.get("containers") or []))
+               affinity.get(terms.PREFERRED) or [], spec.get("tolerations") or [], images, terms.affinities(pod),
+               terms.spreads(pod, "DoNotSchedule"), soft, objects.namespace(pod), labels,
+               spec.get("priority") or 0, kind)
 
+
+# --- taints ------------------------------------------------------------------------------------------------------
 
 def tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
     """Whether one toleration covers one taint. An empty key with Exists covers all, an empty effect every effect."""
     if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
         return False
-    key = toleration.get("key") or ""
+    key, operator = toleration.get("key") or "", toleration.get("operator") or "Equal"
     if key and key != taint.get("key"):
         return False
-    if toleration.get("operator") == "Exists":
+    if operator == "Exists":
         return True
-    return bool(key) and (toleration.get("value") or "") == (taint.get("value") or "")
+    if operator == "Equal":
+        return bool(key) and (toleration.get("value") or "") == (taint.get("value") or "")
+    try:
+        limit, have = int(toleration.get("value") or ""), int(taint.get("value") or "")
+    except ValueError:
+        return False
+    return have > limit if operator == "Gt" else operator == "Lt" and have < limit
 
 
 def untolerated(tolerations: list[dict[str, Any]], taints: list[dict[str, Any]],
@@ -66,6 +115,12 @@ def untolerated(tolerations: list[dict[str, Any]], taints: list[dict[str, Any]],
             return taint
     return None
 
+
+def shown(taint: Mapping[str, Any]) -> str:
+    return f"{{{taint.get('key', '')}: {taint.get('value') or ''}}}"
+
+
+# --- node affinity -----------------------------------------------------------------------------------------------
 
 def _requirement(requirement: Mapping[str, Any], values: Mapping[str, str]) -> bool:
     key, operator, wanted = requirement.get("key", ""), requirement.get("operator"), requirement.get("values") or []
@@ -81,7 +136,7 @@ def _requirement(requirement: Mapping[str, Any], values: Mapping[str, str]) -> b
         have, limit = int(values[key]), int(wanted[0])
     except (KeyError, ValueError, IndexError):
         return False
-    return have > limit if operator == "Gt" else have < limit
+    return have > limit if operator == "Gt" else operator == "Lt" and have < limit
 
 
 def term_matches(term: Mapping[str, Any], node: NodeInfo) -> bool:
@@ -93,24 +148,50 @@ def term_matches(term: Mapping[str, Any], node: NodeInfo) -> bool:
     return all(_requirement(r, node.labels) for r in expressions) and all(_requirement(r, named) for r in fields)
 
 
-def _shown(taint: Mapping[str, Any]) -> str:
-    return f"{{{taint.get('key', '')}: {taint.get('value') or ''}}}"
+def selects(selector: Mapping[str, str], alternatives: list[dict[str, Any]] | None, node: NodeInfo) -> bool:
+    """Whether a pod's node selector and required node affinity take the node."""
+    return all(node.labels.get(k) == v for k, v in selector.items()) and (
+        alternatives is None or any(term_matches(t, node) for t in alternatives))
 
 
-def reasons(wants: Ask, node: NodeInfo) -> list[str]:
-    """Why the pod cannot run on the node; empty when it can."""
+def named_nodes(wants: Ask) -> set[str] | None:
+    """The only nodes the pod can be meant for, where its affinity names them; None when it does not."""
+    if not wants.terms:
+        return None
+    names: set[str] = set()
+    for term in wants.terms:
+        lists = [set(r.get("values") or ()) for r in term.get("matchFields") or ()
+                 if r.get("key") == "metadata.name" and r.get("operator") == "In"]
+        if not lists:
+            return None
+        names |= set.intersection(*lists)
+    return names
+
+
+# --- the node by itself ------------------------------------------------------------------------------------------
+
+def refusal(wants: Ask, node: NodeInfo) -> Refusal | None:
+    """Why the node by itself does not take the pod; None when it does."""
     if node.unschedulable and not any(tolerates(t, UNSCHEDULABLE_TAINT) for t in wants.tolerations):
-        return ["node(s) were unschedulable"]
+        return Refusal((UNSCHEDULABLE,), True)
     if wants.node_name and wants.node_name != node.name:
-        return ["node(s) didn't match the requested node name"]
-    taint = untolerated(wants.tolerations, node.taints, ("NoSchedule", "NoExecute"))
-    if taint is not None:
-        return [f"node(s) had untolerated taint {_shown(taint)}"]
-    if any(node.labels.get(k) != v for k, v in wants.selector.items()) or (
-            wants.terms is not None and not any(term_matches(t, node) for t in wants.terms)):
-        return ["node(s) didn't match Pod's node affinity/selector"]
-    if any(port.clashes(taken) for port in wants.demand.ports for taken in node.ports):
-        return ["node(s) didn't have free ports for the requested pod ports"]
-    lacking = ["Too many pods"] if node.pods + 1 > node.allocatable.get("pods", 0) else []
-    return lacking + [f"Insufficient {name}" for name, value in wants.demand.requests.items()
-                      if value > node.free(name)]
+        return Refusal((OTHER_NAME,), True)
+    if node.taints and (taint := untolerated(wants.tolerations, node.taints, HARD)) is not None:
+        return Refusal((TAINT + shown(taint),), True)
+    if (wants.selector or wants.terms is not None) and not selects(wants.selector, wants.terms, node):
+        return Refusal((SELECTOR,), True)
+    if wants.demand.ports and any(port.clashes(taken) for port in wants.demand.ports for taken in node.ports):
+        return Refusal((PORTS,))
+    return _short(wants.demand, node)
+
+
+def _short(wanted: Demand, node: NodeInfo) -> Refusal | None:
+    allocatable, requested = node.allocatable, node.requested
+    lacking = [TOO_MANY] if node.pods + 1 > allocatable.get("pods", 0) else []
+    final = False
+    for name, value in wanted.requests.items():
+        have = allocatable.get(name, 0)
+        if value > have - requested.get(name, 0):
+            lacking.append(INSUFFICIENT + name)
+            final = final or value > have
+    return Refusal(tuple(lacking), final) if lacking else None

@@ -1,4 +1,4 @@
-"""The scheduler's runner: takes waiting pods one by one, asks `verdict` for a node, binds.
+"""The scheduler's runner: takes waiting pods one by one, asks `decider` for a node, binds.
 
 Deciding is serial on one snapshot, binding is pipelined: a chosen pod is assumed on its node at once and bound in the
 background, so the next decision does not wait for the API. A failed binding is forgotten and the pod tried again. All
@@ -11,150 +11,205 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from typing import Any
 
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
-from controlplane.machinery import objects, resources
+from controlplane.machinery import objects
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
-from controlplane.scheduler import fit, verdict
+from controlplane.scheduler import gangs, nearest, preemption
+from controlplane.scheduler.binder import CLAIMS, Binder
+from controlplane.scheduler.configuration import NAME, Configuration, Profile
+from controlplane.scheduler.decider import Decider
+from controlplane.scheduler.extenders import Extenders
+from controlplane.scheduler.fit import Ask
+from controlplane.scheduler.herald import Herald
+from controlplane.scheduler.listening import Listening
 from controlplane.scheduler.queue import Queue, Waiting
-from controlplane.scheduler.snapshot import Snapshot, counts
+from controlplane.scheduler.verdict import Verdict
+from controlplane.scheduler.volumes import Choice
+from controlplane.scheduler.world import World
 
+__all__ = ["NAME", "Scheduler"]
 log = logging.getLogger("scheduler")
-NAME = "default-scheduler"
-PODS = resources.named("pods")
-BINDINGS = 32  # bindings under way at once: enough to hide a commit's latency, few enough to stay fair to others
-CONDITION_MESSAGE_BYTES = 1024  # what an event may hold; the condition follows it
+TASKS = 32  # bindings and explanations under way at once: enough to hide a commit's latency, few enough to stay fair
+WAITING_FOR_VOLUMES = 512  # bindings that wait for volumes: they cost no requests, and must not hold up the others
+Obj = dict[str, Any]
 
 
 class Scheduler:
-    def __init__(self, client: Client, pods: Informer, nodes: Informer, recorder: Recorder,
-                 clock: Clock = SYSTEM) -> None:
-        self._client, self._recorder, self._clock = client, recorder, clock
-        self._pods, self._nodes = pods, nodes
-        self._snapshot, self._queue = Snapshot(), Queue()
-        self._binding: dict[str, str] = {}  # uid -> node, while the API has not confirmed it
-        self._wake = asyncio.Event()
-        self._slots = asyncio.Semaphore(BINDINGS)
+    def __init__(self, client: Client, pods: Informer, nodes: Informer, world: World, recorder: Recorder,
+                 clock: Clock = SYSTEM, configuration: Configuration | None = None) -> None:
+        self._configuration = configuration or Configuration()
+        self._clock, self._pods, self._nodes, self._world = clock, pods, nodes, world
+        self._extenders = Extenders(self._configuration.extenders)
+        self.decider = Decider(world)
+        self.queue = Queue(self._configuration.backoff_first, self._configuration.backoff_most)
+        self._herald = Herald(client, pods, recorder, clock)
+        self._binder = Binder(client, world.informer(CLAIMS.name), recorder, self._extenders)
+        self._listening = Listening(self.decider, self.queue, clock, self._configuration.profiles.keys())
+        self._slots = asyncio.Semaphore(TASKS)
+        self._patient = asyncio.Semaphore(WAITING_FOR_VOLUMES)
+        self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self) -> None:
         """Schedule until cancelled."""
-        await asyncio.gather(self._pods.synced(), self._nodes.synced())
-        self._nodes.subscribe(self._on_node)
-        self._pods.subscribe(self._on_pod)
-        async with asyncio.TaskGroup() as tasks:
+        await asyncio.gather(self._pods.synced(), self._nodes.synced(), self._world.synced())
+        self._listening.start(self._pods, self._nodes, self._world)
+        wake = self._listening.wake
+        async with asyncio.TaskGroup() as self._tasks:
             while True:
-                self._wake.clear()
-                waiting = self._queue.pop(self._clock.monotonic())
+                wake.clear()
+                waiting = self.queue.pop(self._clock.monotonic())
                 if waiting is None:
-                    await self._pause()
+                    await self._pause(wake)
                 else:
-                    await self._schedule(waiting, tasks)
+                    await self._schedule(waiting)
 
-    async def _pause(self) -> None:
+    async def _pause(self, wake: asyncio.Event) -> None:
         """Sleep until an event or the next deadline."""
-        deadline = self._queue.deadline()
+        deadline = self.queue.deadline()
         if deadline is None:
-            await self._wake.wait()
+            await wake.wait()
             return
         timer = asyncio.ensure_future(self._clock.sleep(max(0.0, deadline - self._clock.monotonic())))
-        woken = asyncio.ensure_future(self._wake.wait())
+        woken = asyncio.ensure_future(wake.wait())
         try:
             await asyncio.wait({timer, woken}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             timer.cancel()
             woken.cancel()
 
-    def _on_node(self, kind: str, old: dict[str, Any] | None, new: dict[str, Any]) -> None:
-        if kind == "DELETED":
-            self._snapshot.drop_node(objects.name(new))
+    async def _start(self, work: Coroutine[Any, Any, None], slots: asyncio.Semaphore) -> None:
+        """Run `work` in the background as soon as there is a slot for it."""
+        await slots.acquire()
+        assert self._tasks is not None
+
+        async def bounded() -> None:
+            try:
+                await work
+            finally:
+                slots.release()
+        self._tasks.create_task(bounded())
+
+    # --- one pod, or one group of pods -------------------------------------------------------------------------
+
+    def _profile(self, pod: Obj) -> Profile:
+        return self._configuration.profiles[(pod.get("spec") or {}).get("schedulerName") or NAME]
+
+    async def _schedule(self, waiting: Waiting) -> None:
+        gang = gangs.of(waiting.pod)
+        if gang is not None:
+            await self._together(gang, waiting)
             return
-        before = [(n.labels, n.taints, n.unschedulable, n.allocatable) for n in self._snapshot.nodes
-                  if n.name == objects.name(new)]
-        self._snapshot.set_node(new)
-        after = [(n.labels, n.taints, n.unschedulable, n.allocatable) for n in self._snapshot.nodes
-                 if n.name == objects.name(new)]
-        if before != after:
-            self._room()
-
-    def _on_pod(self, kind: str, old: dict[str, Any] | None, new: dict[str, Any]) -> None:
-        uid, spec = objects.uid(new), new.get("spec") or {}
-        node = spec.get("nodeName") or ""
-        if kind == "DELETED" or not counts(new):
-            self._queue.drop(uid)
-            self._binding.pop(uid, None)
-            if self._snapshot.node_of(uid):
-                self._snapshot.remove(uid)
-                self._room()
-        elif node:
-            self._queue.drop(uid)
-            self._binding.pop(uid, None)
-            self._snapshot.place(new, node)
-        elif (spec.get("schedulerName") or NAME) == NAME and uid not in self._binding and (
-                not spec.get("schedulingGates") and not new["metadata"].get("deletionTimestamp")):
-            self._queue.put(new, self._clock.monotonic())
-            self._wake.set()
-
-    def _room(self) -> None:
-        self._queue.cluster_changed(self._clock.monotonic())
-        self._wake.set()
-
-    async def _schedule(self, waiting: Waiting, tasks: asyncio.TaskGroup) -> None:
-        pod, uid = waiting.pod, waiting.uid
-        found = verdict.decide(fit.ask(pod), self._snapshot.nodes)
-        if not found.node:
-            first = waiting.attempts == 0
-            self._queue.refused(uid, self._clock.monotonic())
-            self._recorder.event(pod, "Warning", "FailedScheduling", found.message)
-            if first:
-                log.info("pod %s/%s: %s", objects.namespace(pod), objects.name(pod), found.message)
-            await self._slots.acquire()
-            tasks.create_task(self._explain(pod, found.message))
+        wants = self.decider.ask(waiting.pod, self._profile(waiting.pod))
+        try:
+            found = await self._decide(wants)
+        except ApiError as error:
+            await self._refuse(waiting, wants, Verdict("", len(self.decider.snapshot.nodes), {}, error.message))
             return
-        self._snapshot.place(pod, found.node)
-        self._binding[uid] = found.node
-        await self._slots.acquire()
-        tasks.create_task(self._bind(pod, uid, found.node))
+        if waiting.uid not in self.queue:  # deleted while an extender thought about it
+            return
+        if found.node:
+            await self._place(waiting, found.node)
+        else:
+            await self._refuse(waiting, wants, found)
 
-    async def _bind(self, pod: dict[str, Any], uid: str, node: str) -> None:
-        name, namespace = objects.name(pod), objects.namespace(pod)
-        body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": name, "namespace": namespace, "uid": uid},
-                "target": {"apiVersion": "v1", "kind": "Node", "name": node}}
+    async def _decide(self, wants: Ask) -> Verdict:
+        profile = self._profile(wants.pod)
+        if not self._extenders.concerned(wants.pod):
+            return self.decider.decide(wants, profile)
+        fitting = self.decider.fitting(wants, profile)
+        if not fitting:
+            return self.decider.decide(wants, profile)
+        known = {objects.name(node): node for node in self._nodes.items()}
+        ranked, refused = await self._extenders.rank(wants.pod, fitting, known)
+        if ranked:
+            return Verdict(ranked[0], len(known))
+        counted = dict(self.decider.decide(wants, profile).refusals)
+        for reason in refused.values():
+            counted[reason] = counted.get(reason, 0) + 1
+        return Verdict("", len(known), counted, table=self.decider.tables.of(wants, profile.weights))
+
+    async def _together(self, gang: gangs.Gang, first: Waiting) -> None:
+        """Place enough of a group at once, or nobody."""
+        members = [w for pod in self._pods.items() if gangs.of(pod) == gang
+                   and (w := self.queue.get(objects.uid(pod))) is not None]
+        running = sum(gangs.of(pod) == gang and bool((pod.get("spec") or {}).get("nodeName"))
+                      for pod in self._pods.items())
+        for waiting in members:
+            self.queue.take(waiting)
+        early = gangs.incomplete(gang, running, members)
+        placed: list[tuple[Waiting, str, Choice | None]] = []
+        failed: list[tuple[Waiting, Ask, Verdict]] = []
+        for waiting in members if not early else ():
+            wants = self.decider.ask(waiting.pod, self._profile(waiting.pod))
+            found = self.decider.decide(wants, self._profile(waiting.pod))
+            if found.node:
+                placed.append((waiting, found.node, self.decider.assume(waiting.pod, found.node)))
+            else:
+                failed.append((waiting, wants, found))
+        if early or running + len(placed) < gang.least:
+            why = early or f"only {running + len(placed)} of the {gang.least} pods that pod group {gang.name} starts " \
+                           f"with fit: {failed[0][2].message}"
+            for waiting, _, choice in placed:
+                self.decider.forget(waiting.uid)
+                if choice is not None:
+                    self.decider.release(choice)
+            for waiting in members:
+                wants = self.decider.ask(waiting.pod, self._profile(waiting.pod))
+                await self._refuse(waiting, wants, Verdict("", len(self.decider.snapshot.nodes), {}, why.rstrip(".")))
+            return
+        for waiting, node, choice in placed:
+            await self._bind_later(waiting, node, choice)
+        for waiting, wants, found in failed:
+            await self._refuse(waiting, wants, found)
+
+    async def _place(self, waiting: Waiting, node: str) -> None:
+        await self._bind_later(waiting, node, self.decider.assume(waiting.pod, node))
+
+    async def _bind_later(self, waiting: Waiting, node: str, choice: Choice | None) -> None:
+        self._listening.binding[waiting.uid] = node
+        await self._start(self._bind(waiting.pod, waiting.uid, node, choice),
+                          self._slots if choice is None else self._patient)
+
+    async def _bind(self, pod: Obj, uid: str, node: str, choice: Choice | None) -> None:
         try:
-            await self._client.create(PODS, body, namespace=namespace, name=name, subresource="binding")
-            self._recorder.event(pod, "Normal", "Scheduled", f"Successfully assigned {namespace}/{name} to {node}")
-        except (NotFound, Conflict):
-            self._unplace(uid, node)  # gone, or bound by somebody else: the informer tells the truth soon
-            self._queue.refused(uid, self._clock.monotonic(), park=False)
-        except (ApiError, OSError) as error:
-            log.warning("binding %s/%s to %s failed: %s", namespace, name, node, error)
-            self._unplace(uid, node)
-            self._queue.refused(uid, self._clock.monotonic(), park=False)
-            self._wake.set()
+            await self._binder.bind(pod, node, choice)
+        except (ApiError, OSError, TimeoutError) as error:
+            if not isinstance(error, NotFound | Conflict):  # gone, or bound by somebody else: the informer will tell
+                log.warning("binding %s/%s to %s failed: %s", objects.namespace(pod), objects.name(pod), node, error)
+            self._listening.unbind(uid, node)
+            self.queue.refused(uid, self._clock.monotonic(), park=False)
         finally:
-            self._slots.release()
+            if choice is not None:
+                self.decider.release(choice)
 
-    def _unplace(self, uid: str, node: str) -> None:
-        if self._binding.pop(uid, None) == node and self._snapshot.node_of(uid) == node:
-            self._snapshot.remove(uid)
+    # --- no node -----------------------------------------------------------------------------------------------
 
-    async def _explain(self, pod: dict[str, Any], message: str) -> None:
-        """Keep the reason in the pod's PodScheduled condition, where `kubectl describe` and programs look."""
-        try:
-            text = message[:CONDITION_MESSAGE_BYTES]
-            live = self._pods.get(objects.namespace(pod), objects.name(pod)) or pod
-            condition = objects.condition(live, "PodScheduled") or {}
-            if condition.get("message") == text and condition.get("reason") == "Unschedulable":
-                return
-            fresh = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": text,
-                     "lastProbeTime": None, "lastTransitionTime": condition.get("lastTransitionTime")
-                     if condition.get("status") == "False" else self._clock.timestamp()}
-            await self._client.patch(PODS, objects.name(pod), {"status": {"conditions": [fresh]}},
-                                     namespace=objects.namespace(pod), subresource="status")
-        except (ApiError, OSError) as error:
-            log.debug("the condition of %s was not written: %s", objects.name(pod), error)
-        finally:
-            self._slots.release()
+    async def _refuse(self, waiting: Waiting, wants: Ask, found: Verdict) -> None:
+        """Park the pod and say why; let less important pods make room, when that helps."""
+        pod, message, nominated = waiting.pod, found.message, None
+        if found.nodes and not found.outright:
+            plans, why = self.decider.preempt(wants, found)
+            plan = preemption.choose(await self._extenders.spare(pod, plans))
+            held = (pod.get("status") or {}).get("nominatedNodeName") or ""
+            if plan is not None:
+                nominated = plan.node
+                lesser = self.decider.outranked(plan.node, wants.priority)
+                self.decider.nominate(pod, plan.node)
+                await self._start(self._herald.evict(plan, pod, lesser), self._slots)
+            elif why == preemption.TERMINATING:
+                nominated = held
+            elif held:
+                nominated = ""
+                self.decider.renounce(waiting.uid)
+            if plan is None:
+                message = f"{message} preemption: {why}"
+        advice = nearest.sentence(nearest.miss(found.table, wants)) if nominated in (None, "") else ""
+        self.queue.refused(waiting.uid, self._clock.monotonic(), verdict=(wants, found))
+        log.debug("pod %s/%s: %s", objects.namespace(pod), objects.name(pod), message)
+        await self._start(self._herald.explain(pod, message, advice, nominated), self._slots)

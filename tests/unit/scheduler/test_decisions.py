@@ -2,9 +2,11 @@
 
 import pytest
 
+from controlplane.machinery.selectors import from_map
 from controlplane.scheduler import demand, fit, verdict
 from controlplane.scheduler.queue import Queue
 from controlplane.scheduler.snapshot import Snapshot
+from controlplane.scheduler.table import Tables
 
 
 def node(name, cpu="2", memory="4Gi", pods="110", labels=None, taints=None, unschedulable=False):
@@ -13,11 +15,9 @@ def node(name, cpu="2", memory="4Gi", pods="110", labels=None, taints=None, unsc
             "status": {"allocatable": {"cpu": cpu, "memory": memory, "pods": pods}}}
 
 
-def pod(name, cpu=None, memory=None, owner=None, **spec):
+def pod(name, cpu=None, memory=None, **spec):
     requests = {k: v for k, v in (("cpu", cpu), ("memory", memory)) if v}
-    references = [{"uid": owner, "controller": True, "kind": "ReplicaSet", "name": "r", "apiVersion": "apps/v1"}]
-    return {"metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}",
-                         "ownerReferences": references if owner else []},
+    return {"metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}"},
             "spec": {"containers": [{"name": "c", "image": "i", "resources": {"requests": requests}}], **spec}}
 
 
@@ -32,7 +32,7 @@ def decide(wanted, *nodes, placed=()):
     made = snapshot(*nodes)
     for p, on in placed:
         made.place(p, on)
-    return verdict.decide(fit.ask(wanted), made.nodes)
+    return verdict.decide(fit.ask(wanted), made, Tables(made))
 
 
 def test_demand_is_the_worst_moment():
@@ -102,10 +102,12 @@ def test_host_ports_clash_by_address():
 
 def test_replicas_spread():
     made = snapshot(node("x"), node("y"), node("z"))
-    chosen = []
+    tables, chosen = Tables(made), []
+    family = from_map({"app": "web"})
     for i in range(6):
-        wanted = pod(f"p{i}", owner="rs")
-        found = verdict.decide(fit.ask(wanted), made.nodes)
+        wanted = pod(f"p{i}")
+        wanted["metadata"]["labels"] = {"app": "web"}
+        found = verdict.decide(fit.ask(wanted, family), made, tables)
         made.place(wanted, found.node)
         chosen.append(found.node)
     assert sorted(chosen) == ["x", "x", "y", "y", "z", "z"]
@@ -113,13 +115,13 @@ def test_replicas_spread():
 
 def test_counters_return_to_zero():
     made = snapshot(node("x"))
-    wanted = pod("a", cpu="1", owner="rs")
+    wanted = pod("a", cpu="1")
     made.place(wanted, "x")
     made.place(wanted, "x")
     assert made.nodes[0].requested["cpu"] == 1000
     made.remove("uid-a")
     made.remove("uid-a")
-    assert (made.nodes[0].requested["cpu"], made.nodes[0].pods, made.nodes[0].owners) == (0, 0, {})
+    assert (made.nodes[0].requested["cpu"], made.nodes[0].pods) == (0, 0)
     made.drop_node("x")
     assert made.nodes == []
 
@@ -134,11 +136,26 @@ def test_a_refused_pod_waits_for_change_and_back_off():
     queue.cluster_changed(5)
     assert queue.pop(5).uid == "uid-a"
     queue.refused("uid-a", 5)
-    queue.cluster_changed(5.5)
     assert queue.pop(5.5) is None, "still backing off"
+    assert queue.deadline() == 305
+    queue.cluster_changed(5.5, lambda waiting: False)
+    assert queue.deadline() == 305, "a change that does not help wakes nobody"
+    queue.cluster_changed(5.5, lambda waiting: True)
+    queue.put(pod("b"), 5.5)
+    assert queue.pop(5.5).uid == "uid-b", "others go first"
     assert queue.deadline() == 7.0
-    assert queue.pop(7.0).uid == "uid-a"
+    assert queue.pop(5.5).uid == "uid-a", "with nothing else to do, a pod whom a change helps need not wait"
     assert queue.pop(500) is None, "taken while it is being bound"
+
+
+def test_a_failed_binding_backs_off():
+    queue = Queue()
+    queue.put(pod("a"), 0)
+    queue.pop(0)
+    queue.refused("uid-a", 0, park=False)
+    assert queue.pop(0.9) is None
+    assert queue.deadline() == 1.0
+    assert queue.pop(1.0).uid == "uid-a"
 
 
 def test_parked_pods_are_tried_after_five_minutes():

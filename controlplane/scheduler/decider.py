@@ -1,0 +1,166 @@
+"""The scheduler's mind: everything a decision looks at, and the decision. Pure.
+
+Owns the snapshot, its tables, which nodes are promised to which pods (nominations) and which volumes are about to be
+bound. `decide` judges one pod, `assume` counts it as placed so that the next decision sees it, `preempt` finds who must
+go. Called by `loop` for the cluster and by `whatif` for an imagined one.
+
+Upstream: pkg/scheduler/schedule_one.go.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from controlplane.machinery import objects
+from controlplane.machinery.selectors import LabelSelector
+from controlplane.scheduler import fit, preemption, verdict, volumes
+from controlplane.scheduler.configuration import Profile
+from controlplane.scheduler.fit import Ask, Refusal
+from controlplane.scheduler.preemption import Budgets, Plan
+from controlplane.scheduler.snapshot import NodeInfo, Placed, Snapshot
+from controlplane.scheduler.table import Tables
+from controlplane.scheduler.verdict import Verdict
+from controlplane.scheduler.volumes import Choice, Needs
+
+Obj = dict[str, Any]
+
+
+class World(volumes.Shelf, Protocol):
+    """What is looked up beside pods and nodes."""
+
+    def family(self, pod: Obj) -> LabelSelector | None: ...
+    def budgets(self) -> list[Obj]: ...
+
+
+class Decider:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.snapshot = Snapshot()
+        self.tables = Tables(self.snapshot)
+        self.reserved: dict[str, tuple[str, str]] = {}  # volume -> claim it is about to be bound to
+        self._nominated: dict[str, dict[str, Placed]] = {}  # node -> pods promised to it, by uid
+
+    # --- one pod -----------------------------------------------------------------------------------------------
+
+    def ask(self, pod: Obj, profile: Profile) -> Ask:
+        if profile.affinity is not None:
+            pod = _with_affinity(pod, profile.affinity)
+        return fit.ask(pod, self.world.family(pod) if profile.family else None)
+
+    def decide(self, wants: Ask, profile: Profile) -> Verdict:
+        """A node, or why there is none."""
+        wanted = volumes.needs(wants.pod, self.world)
+        if wanted is not None and wanted.outright:
+            nodes = len(self.snapshot.nodes)
+            return Verdict("", nodes, {wanted.outright: nodes}, wanted.outright)
+        check = (lambda node: self._late(wants, wanted, node)) if wanted is not None or self._nominated else None
+        first = (wants.pod.get("status") or {}).get("nominatedNodeName") or ""
+        return verdict.decide(wants, self.snapshot, self.tables, profile.weights, check, first)
+
+    def fitting(self, wants: Ask, profile: Profile) -> list[str]:
+        """All nodes that take the pod, the best first."""
+        wanted = volumes.needs(wants.pod, self.world)
+        table = self.tables.of(wants, profile.weights)
+        return [name for name in table.best() if (node := self.snapshot.node(name)) is not None
+                and self._late(wants, wanted, node) is None]
+
+    def _late(self, wants: Ask, wanted: Needs | None, node: NodeInfo) -> Refusal | None:
+        """What is judged only of a node about to be chosen: volumes, and room promised to pods as important."""
+        if wanted is not None:
+            refused = volumes.refusal(wanted, node, self.world, self.reserved)
+            if refused is not None:
+                return refused
+        promised = self.promised(node.name, wants)
+        if promised:
+            rules = self.tables.of(wants, verdict.DEFAULT).constraints
+            if not preemption.fits(wants, rules, node, (), promised):
+                trial = node.copy()
+                for placed in promised:
+                    trial.count(objects.uid(placed.pod), placed, 1)
+                return fit.refusal(wants, trial) or Refusal(("node(s) were promised to more important pods",))
+        return None
+
+    # --- placing -----------------------------------------------------------------------------------------------
+
+    def assume(self, pod: Obj, node: str) -> Choice | None:
+        """Count the pod as placed; what must be bound for it first, None when nothing."""
+        info = self.snapshot.node(node)
+        wanted = volumes.needs(pod, self.world)
+        choice = None
+        if wanted is not None and wanted.open and info is not None:
+            choice = volumes.choose(wanted, info, self.world, self.reserved)
+            for claim, volume in choice.static if choice is not None else ():
+                self.reserved[objects.name(volume)] = objects.key(claim)
+        self.snapshot.place(pod, node)
+        self.renounce(objects.uid(pod))
+        return choice
+
+    def forget(self, uid: str) -> None:
+        """The pod did not get its node after all."""
+        self.snapshot.remove(uid)
+
+    def release(self, choice: Choice) -> None:
+        """The volumes are bound, or will not be."""
+        for _, volume in choice.static:
+            self.reserved.pop(objects.name(volume), None)
+
+    # --- nominations -------------------------------------------------------------------------------------------
+
+    def nominate(self, pod: Obj, node: str) -> None:
+        """Promise the pod room on `node`, which others of its priority or less must leave alone."""
+        self.renounce(objects.uid(pod))
+        wants = fit.ask(pod)
+        placed = Placed(node, wants.demand, self.snapshot.describe(pod), pod)
+        self._nominated.setdefault(node, {})[objects.uid(pod)] = placed
+
+    def renounce(self, uid: str) -> str:
+        """Take a promise back; the node it was for, "" when there was none."""
+        for node, pods in self._nominated.items():
+            if pods.pop(uid, None) is not None:
+                if not pods:
+                    del self._nominated[node]
+                return node
+        return ""
+
+    def promised(self, node: str, wants: Ask) -> list[Placed]:
+        own = wants.pod["metadata"].get("uid", "")
+        return [placed for uid, placed in self._nominated.get(node, {}).items()
+                if uid != own and placed.priority >= wants.priority]
+
+    def outranked(self, node: str, priority: int) -> list[Obj]:
+        """Pods promised to `node` that are less important."""
+        return [p.pod for p in self._nominated.get(node, {}).values() if p.priority < priority]
+
+    # --- preemption --------------------------------------------------------------------------------------------
+
+    def preempt(self, wants: Ask, found: Verdict) -> tuple[list[Plan], str]:
+        """(what could be done, why nothing can be in upstream's words)."""
+        if found.table is None:
+            return [], preemption_hopeless(found.nodes)
+        if why := preemption.ineligible(wants, self.snapshot):
+            return [], why
+        wanted = volumes.needs(wants.pod, self.world)
+
+        def holds(node: NodeInfo) -> bool:
+            return wanted is None or volumes.refusal(wanted, node, self.world, self.reserved) is None
+        plans = preemption.plans(wants, found.table, found.late, self.snapshot, Budgets(self.world.budgets()), holds,
+                                 lambda node: self.promised(node, wants))
+        return plans, "" if plans else preemption.told(found.table, found.nodes)
+
+
+def preemption_hopeless(nodes: int) -> str:
+    return f"0/{nodes} nodes are available: {nodes} {preemption.NOT_HELPFUL}."
+
+
+def _with_affinity(pod: Obj, required: Any) -> Obj:
+    """The pod, whose nodes must also satisfy the profile's terms: each of its alternatives with each of theirs."""
+    affinity = dict((pod.get("spec") or {}).get("affinity") or {})
+    node = dict(affinity.get("nodeAffinity") or {})
+    own = (node.get(fit.terms.REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
+    node[fit.terms.REQUIRED] = {"nodeSelectorTerms": [_both(a, b) for a in own for b in required["nodeSelectorTerms"]]}
+    return {**pod, "spec": {**pod["spec"], "affinity": {**affinity, "nodeAffinity": node}}}
+
+
+def _both(left: Obj, right: Obj) -> Obj:
+    return {field: [*(left.get(field) or ()), *(right.get(field) or ())]
+            for field in ("matchExpressions", "matchFields")}
