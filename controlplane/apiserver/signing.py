@@ -46,6 +46,8 @@ def prepare(subresource: str, now: str) -> Callable[[Object, Object], None]:
         status["conditions"] = conditions
         new["spec"] = old.get("spec")
         new["status"] = {k: v for k, v in status.items() if v}
+        if not new["status"] and "status" not in old:
+            del new["status"]
     return change
 
 
