@@ -1,20 +1,15 @@
 """The DNS server's figures, in the text format that Prometheus reads, under CoreDNS's names where both have one.
 
-Owns a small HTTP server on the DNS address: `/metrics` and `/health`, which costs nothing while nobody asks. `render`
-is pure.
+Owns the pages `/metrics`, `/health` and `/ready` on the DNS address. `render` is pure.
 
 Called by `dns`.
 """
 
 from __future__ import annotations
 
-import asyncio
-
+from agent import pages
 from agent.dns.responder import Responder
-
-REQUEST_LIMIT = 8192  # bytes of a request's head
-REQUEST_SECONDS = 5.0
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+from agent.pages import Page
 
 
 def render(responder: Responder) -> str:
@@ -39,22 +34,5 @@ def render(responder: Responder) -> str:
 
 async def serve(responder: Responder, address: str, port: int) -> None:
     """Until cancelled. Raises OSError when the port is taken."""
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            async with asyncio.timeout(REQUEST_SECONDS):
-                head = await reader.readuntil(b"\r\n\r\n")
-            path = head.split(b" ", 2)[1]
-            known = {b"/metrics": lambda: render(responder), b"/health": lambda: "OK", b"/ready": lambda: "OK"}
-            body = known[path]().encode() if path in known else b"404 page not found\n"
-            status = "200 OK" if path in known else "404 Not Found"
-            writer.write(f"HTTP/1.1 {status}\r\nContent-Type: {CONTENT_TYPE}\r\nContent-Length: {len(body)}\r\n"
-                         "Connection: close\r\n\r\n".encode() + body)
-            await writer.drain()
-        except (OSError, TimeoutError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(answer, address, port, limit=REQUEST_LIMIT)
-    async with server:
-        await server.serve_forever()
+    await pages.serve({"/metrics": lambda: Page(render(responder), kind=pages.METRICS), "/health": lambda: Page("OK"),
+                       "/ready": lambda: Page("OK")}, address, port)

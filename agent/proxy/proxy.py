@@ -23,6 +23,7 @@ from agent.proxy.health import HealthServers
 from agent.proxy.lockwatch import LockWatch
 from agent.proxy.model import ServiceKey, ServicePort
 from agent.proxy.peers import Peers
+from agent.proxy.report import Report
 from agent.proxy.side import Side
 from controlplane.client.informer import Informer
 from controlplane.machinery.clock import SYSTEM, Clock
@@ -60,6 +61,7 @@ class Proxy:
         self._wake = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
         self._health = HealthServers()
+        self.report = Report(mode, clock)
         self.synced = asyncio.Event()  # set once the kernel holds every service known at start
         self.syncs = 0
         self.full_loads = 0
@@ -75,6 +77,7 @@ class Proxy:
                 group.create_task(self.slices.run())
                 group.create_task(self._follow())
                 group.create_task(self._look_now_and_then())
+                group.create_task(self.report.run())
                 if self._peers:
                     group.create_task(self._peers.run(self._do))
         finally:
@@ -83,7 +86,8 @@ class Proxy:
             for side in self.sides:
                 side.writer.close()  # so that the next process may own what is there
 
-    def _mark(self, namespace: str, name: str) -> None:
+    def _mark(self, namespace: str, name: str, service: bool = True) -> None:
+        self.report.changed(service)
         self._dirty.add((namespace, name))
         self._wake.set()
 
@@ -91,7 +95,8 @@ class Proxy:
         for piece in (old, new):
             owner = _slice_owner(piece) if piece else ""
             if owner:
-                self._mark(*owner.split("/", 1))
+                namespace, _, name = owner.partition("/")
+                self._mark(namespace, name, False)
 
     def _lost(self) -> None:
         self._look = True
@@ -112,6 +117,7 @@ class Proxy:
                 except (xtables.RestoreError, Finding, OSError) as error:
                     retry = min(max(RETRY_FIRST, retry * 2), RETRY_LIMIT)
                     log.error("service rules could not be written, next attempt in %.0f s: %s", retry, error)
+                    self.report.failures += 1
                     for side in self.sides:
                         side.fail()
                     await self._clock.sleep(self._clock.jitter(retry))
@@ -136,8 +142,11 @@ class Proxy:
         if look and self._repair:
             await self._repair()
         due = [side for side in self.sides if side.due]
+        begun, whole = self._clock.monotonic(), 0
         if due:
-            self.full_loads += await self._write(due, guard)
+            whole = await self._write(due, guard)
+            self.full_loads += whole
+        self.report.wrote(self._clock.monotonic() - begun if due else 0.0, bool(whole))
         for side in self.sides:
             await self._do(side.forget_flows)
         if self._health.concerns(changed):

@@ -1,0 +1,151 @@
+"""Real connections by all that Services can ask for: balancers, outside addresses, policies, affinity, health."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import urllib.error
+import urllib.request
+
+import pytest
+
+from . import proxynode
+from .conftest import ask
+from .proxynode import NODE, A, B, C, Cluster, endpoints, service
+
+pytestmark = pytest.mark.kernel
+cluster = proxynode.cluster
+EXT = "192.168.77.2"
+
+
+def balanced(name: str, ip: str, vip: str, node_port: int, **spec: object) -> dict:
+    made = service(name, ip, node_port=node_port, type="LoadBalancer", **spec)
+    return {**made, "status": {"loadBalancer": {"ingress": [{"ip": vip, "ipMode": "VIP"}]}}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def outside_way(cluster: Cluster) -> None:
+    """Somebody outside finds balancer and external addresses by way of the node."""
+    cluster.ext.sh(f"ip route add 203.0.113.0/24 via {NODE}")
+
+
+def test_balancer_addresses_with_source_ranges_and_external_ips(cluster: Cluster) -> None:
+    cluster.put(balanced("lb", "10.96.3.1", "203.0.113.1", 30301), endpoints("lb", A),
+                balanced("open", "10.96.3.2", "203.0.113.2", 30302,
+                         loadBalancerSourceRanges=[f"{EXT}/32"]), endpoints("open", A),
+                balanced("shut", "10.96.3.3", "203.0.113.3", 30303,
+                         loadBalancerSourceRanges=["198.51.100.0/24", "192.0.2.1/32"]), endpoints("shut", A),
+                balanced("none", "10.96.3.4", "203.0.113.4", 30304),
+                service("xip", "10.96.3.5", externalIPs=["203.0.113.5"]), endpoints("xip", C))
+    assert cluster.ext.tcp("203.0.113.1", 80) == f"a|{cluster_side(cluster)}"
+    assert cluster.b.tcp("203.0.113.1", 80).startswith("a|")
+    assert cluster.ext.tcp("203.0.113.2", 80).startswith("a|")
+    assert cluster.ext.tcp("203.0.113.3", 80, timeout=0.4) == "TIMEOUT"
+    assert cluster.ext.tcp(NODE, 30303).startswith("a|")  # the ranges are the balancer's, not the node port's
+    assert cluster.ext.tcp("203.0.113.4", 80) == "REFUSED"
+    assert cluster.ext.tcp("203.0.113.5", 80).startswith("c|") and cluster.a.tcp("203.0.113.5", 80).startswith("c|")
+
+
+def cluster_side(cluster: Cluster) -> str:
+    """What a pod here sees of masqueraded traffic: the address the node's routes prefer."""
+    return NODE if "192.168.77.1" in cluster.node.sh(f"ip route get {A}") else "192.168.78.1"
+
+
+def test_policy_local_keeps_to_this_node_and_tells_balancers(cluster: Cluster) -> None:
+    cluster.put(balanced("loc", "10.96.3.10", "203.0.113.10", 30310, externalTrafficPolicy="Local",
+                         healthCheckNodePort=30399), endpoints("loc", A, C),
+                service("in", "10.96.3.11", internalTrafficPolicy="Local"), endpoints("in", B, C),
+                service("out", "10.96.3.12", internalTrafficPolicy="Local"), endpoints("out", C))
+    for address, port in (("203.0.113.10", 80), (NODE, 30310)):
+        assert {cluster.ext.tcp(address, port) for _ in range(12)} == {f"a|{EXT}"}
+        assert {cluster.b.tcp(address, port).split("|")[0] for _ in range(30)} == {"a", "c"}
+    assert {cluster.a.tcp("10.96.3.11", 80).split("|")[0] for _ in range(12)} == {"b"}
+    assert cluster.a.tcp("10.96.3.12", 80, timeout=0.4) == "TIMEOUT"
+    assert health(cluster) == (200, 1)
+    cluster.put(endpoints("loc", C))
+    cluster.until(lambda: health(cluster) == (503, 0))
+    assert cluster.ext.tcp("203.0.113.10", 80, timeout=0.4) == "TIMEOUT"
+
+
+def health(cluster: Cluster) -> tuple[int, int]:
+    def ask_it() -> tuple[int, int]:
+        try:
+            with urllib.request.urlopen(f"http://{NODE}:30399/", timeout=2) as answer:
+                return answer.status, json.load(answer)["localEndpoints"]
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)["localEndpoints"]
+    return cluster.node.run(ask_it)
+
+
+def test_affinity_ends_with_its_time_and_can_be_switched(cluster: Cluster) -> None:
+    def clients() -> set[str]:
+        return {cluster.ext.tcp("10.96.3.20", 80).split("|")[0] for _ in range(12)}
+
+    sticky = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 1}}}
+    cluster.put(service("aff", "10.96.3.20", **sticky), endpoints("aff", A, B, C))
+    assert len(clients()) == 1
+    met: set[str] = set()
+    cluster.until(lambda: len(met.__ior__(wait_and(clients))) > 1)
+    cluster.put(service("aff", "10.96.3.20"))
+    assert len({*clients(), *clients(), *clients()}) == 3
+    cluster.put(service("aff", "10.96.3.20", sessionAffinity="ClientIP"))
+    assert len({*clients(), *clients()}) == 1
+    cluster.put(endpoints("aff", B))
+    assert clients() == {"b"}  # the endpoint it was bound to may be gone
+
+
+def wait_and(then):
+    """The shortest affinity there is lasts a second; nothing tells of its end but the next connection."""
+    threading.Event().wait(1.2)
+    return then()
+
+
+def test_node_ports_on_loopback_and_no_martians(cluster: Cluster) -> None:
+    cluster.put(service("lo", "10.96.3.30", node_port=30330), endpoints("lo", A, C))
+    assert {cluster.node.tcp("127.0.0.1", 30330).split("|")[0] for _ in range(12)} == {"a", "c"}
+    server = cluster.node.run(lambda: socket.create_server(("127.0.0.1", 9999)))
+    cluster.ext.sh(f"ip route add 127.0.0.0/8 via {NODE} table 7; ip rule add to 127.0.0.1 lookup 7 pref 0;"
+                   "sysctl -qw net.ipv4.conf.all.route_localnet=1", check=False)
+    assert cluster.ext.tcp("127.0.0.1", 9999, timeout=0.4) != ""  # what only this node may reach stays so
+    server.close()
+
+
+def test_sctp_is_balanced_like_the_others(cluster: Cluster) -> None:
+    cluster.put(service("sctp", "10.96.3.40", 132, "SCTP"), endpoints("sctp", A, protocol="SCTP"))
+    shown = cluster.node.sh("nft list map ip pelamis-proxy endpoints") if cluster.mode == "nftables" else str(
+        cluster.rules())
+    assert ("10.96.3.40 . sctp . 132 . 0x00000000 : 10.244.1.2 . 8080" if cluster.mode == "nftables"
+            else "-p sctp") in shown
+
+
+def test_ready_endpoints_before_draining_ones_and_unready_on_request(cluster: Cluster) -> None:
+    both = endpoints("drain", A, B)
+    both["endpoints"][0]["conditions"] = {"ready": False, "serving": True, "terminating": True}
+    cluster.put(service("drain", "10.96.3.50"), both)
+    assert {cluster.node.tcp("10.96.3.50", 80).split("|")[0] for _ in range(12)} == {"b"}
+    published = endpoints("early", A)  # what the controller writes for publishNotReadyAddresses
+    published["endpoints"][0]["conditions"] = {"ready": True, "serving": False, "terminating": False}
+    cluster.put(service("early", "10.96.3.51", publishNotReadyAddresses=True), published)
+    assert cluster.node.tcp("10.96.3.51", 80).startswith("a|")
+
+
+def test_udp_to_a_node_port_follows_its_endpoints(cluster: Cluster) -> None:
+    link = cluster.ext.udp_socket()
+    cluster.put(service("unp", "10.96.3.60", 53, "UDP", node_port=30360))
+    assert ask(link, NODE, 30360) in ("REFUSED", "TIMEOUT")
+    cluster.put(endpoints("unp", A, port=8081, protocol="UDP"))
+    assert ask(link, NODE, 30360).startswith("a|")
+    cluster.put(endpoints("unp", B, port=8081, protocol="UDP"))
+    assert ask(link, NODE, 30360).startswith("b|")
+
+
+def test_the_proxy_tells_of_itself(cluster: Cluster) -> None:
+    def page(url: str) -> str:
+        return cluster.node.run(lambda: urllib.request.urlopen(url, timeout=2).read().decode())
+
+    assert json.loads(page(f"http://{NODE}:10256/healthz"))["nodeEligible"] is True
+    assert page("http://127.0.0.1:10249/proxyMode") == cluster.mode
+    figures = page("http://127.0.0.1:10249/metrics")
+    assert 'kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"}' in figures
+    assert "kubeproxy_sync_proxy_rules_service_changes_total " in figures
