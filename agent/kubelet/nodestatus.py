@@ -78,6 +78,9 @@ def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[st
     allocatable["ephemeral-storage"] = str(int(host.disk * (1 - EVICT_DISK)))
     allocatable["memory"] = f"{max(host.memory - EVICT_MEMORY, 0) // 1024}Ki"
     addresses = [{"type": "InternalIP", "address": ip} for ip in host.ips]
+    for name, amount in (old.get("capacity") or {}).items():  # extended resources that somebody else advertises
+        if name not in capacity:
+            capacity[name] = allocatable[name] = amount
     return {
         "capacity": capacity, "allocatable": allocatable, "conditions": conditions(health, now, old),
         "addresses": [*addresses, {"type": "Hostname", "address": host.name}],
