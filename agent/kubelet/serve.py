@@ -26,7 +26,7 @@ from agent.kubelet.access import ADMINS, Access, Caller, identity, subresources,
 from agent.kubelet.localvolumes import LocalVolumes
 from agent.kubelet.locate import Found, Locator
 from agent.kubelet.runtime import CallError, Runtime
-from agent.kubelet.stats import Stats
+from agent.kubelet.stats import Stats, alive
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, BadRequest, MethodNotAllowed, NotFound
 
@@ -159,6 +159,8 @@ class Server:
                 text = await self._stats.metrics()
             case ["cadvisor"]:
                 text = self._stats.cadvisor()
+            case ["slis"]:
+                text = alive()
             case _:
                 raise NotFound("404 page not found")
         return web.Response(text=text, headers={"Content-Type": EXPOSITION})

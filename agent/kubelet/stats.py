@@ -182,6 +182,11 @@ class Stats:
         return exposition(_KUBELET, samples)
 
 
+def alive() -> str:
+    """The text at /metrics/slis: that it is asked and answers is the kubelet's one check."""
+    return exposition(_ALIVE, {"kubernetes_healthcheck": ['{name="ping",type="healthz"} 1']})
+
+
 def exposition(metrics: Iterable[tuple[str, str, str]], samples: dict[str, list[str]]) -> str:
     """Prometheus' text of the metrics that have samples; a metric is its name, type and help."""
     return "".join(f"# HELP {name} {text}\n# TYPE {name} {kind}\n" + "".join(f"{name}{s}\n" for s in samples[name])
@@ -203,6 +208,7 @@ _CADVISOR = (
     ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds."),
     ("machine_cpu_cores", "gauge", "Number of logical CPU cores."),
     ("machine_memory_bytes", "gauge", "Amount of memory installed on the machine."))
+_ALIVE = (("kubernetes_healthcheck", "gauge", "This metric records the result of a single healthcheck."),)
 _KUBELET = (
     ("kubelet_node_name", "gauge", "The node's name. The count is always 1."),
     ("kubelet_running_pods", "gauge", "Number of pods that have a running container"),

@@ -119,8 +119,8 @@ def _kind(group: str, version: str, kind: str) -> Body:
 
 def paths(groups: Groups) -> list[str]:
     """What `/` lists."""
-    found = {"/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2",
-             "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"}
+    found = {"/.well-known/openid-configuration", "/api", "/apis", "/healthz", "/livez", "/metrics", "/metrics/slis",
+             "/openapi/v2", "/openapi/v3", "/openid/v1/jwks", "/readyz", "/version"}
     for group, versions in groups.items():
         found |= {f"/apis/{group}/{v}" for v in versions} | {f"/apis/{group}"} if group else {
             f"/api/{v}" for v in versions}

@@ -1,4 +1,4 @@
-"""Is the server well, and which one is it: `/healthz`, `/livez`, `/readyz`, `/version` and `/metrics`.
+"""Is the server well, and which one is it: `/healthz`, `/livez`, `/readyz`, `/version`, `/metrics`, `/metrics/slis`.
 
 Owns the named checks and the wording probes and people read. A check is a function that returns "" or the reason it
 fails; whoever owns the thing adds one with `add`. `readyz` also fails while the server drains, so that load balancers
@@ -47,6 +47,7 @@ class Health:
         self._context = context
         self.metrics = Metrics(context.clock)
         self._checks: dict[str, tuple[Check, tuple[str, ...]]] = {}
+        self._outcomes: dict[tuple[str, str, str], int] = {}  # name, endpoint, how it ended -> how often
         self.add("ping", lambda: "")
         self.add("shutdown", lambda: "the server is stopping" if context.draining else "", ("readyz",))
 
@@ -57,7 +58,7 @@ class Health:
     async def handle(self, request: Request) -> Response | None:
         path = request.path.rstrip("/")
         endpoint, _, single = path[1:].partition("/")
-        known = endpoint in ENDPOINTS or path in ("/version", "/metrics")
+        known = endpoint in ENDPOINTS or path in ("/version", "/metrics", "/metrics/slis")
         if not known:
             return None
         if request.method not in ("GET", "HEAD"):
@@ -66,16 +67,37 @@ class Health:
             return json_response(version())
         if path == "/metrics":
             return Response(200, (await self.metrics.render()).encode(), EXPOSITION)
+        if path == "/metrics/slis":
+            return Response(200, self._levels().encode(), EXPOSITION)
         if single:
             return self._single(endpoint, single)
         return self._all(endpoint, request.query.all("exclude"), "verbose" in request.query)
+
+    def _ask(self, endpoint: str, name: str, check: Check) -> str:
+        """Why a check fails, "" when it does not; counted and logged."""
+        why = check()
+        outcome = (name, endpoint, "error" if why else "success")
+        self._outcomes[outcome] = self._outcomes.get(outcome, 0) + 1
+        if why:
+            log.warning("%s check %s failed: %s", endpoint, name, why)
+        return why
+
+    def _levels(self) -> str:
+        """How each check stands now, and how it stood whenever it was asked, as Prometheus reads it."""
+        now = [f'kubernetes_healthcheck{{name="{name}",type="{endpoint}"}} {int(not self._ask(endpoint, name, check))}'
+               for name, (check, endpoints) in self._checks.items() for endpoint in endpoints]
+        counted = [f'kubernetes_healthchecks_total{{name="{name}",status="{status}",type="{endpoint}"}} {count}'
+                   for (name, endpoint, status), count in sorted(self._outcomes.items())]
+        return "\n".join(["# HELP kubernetes_healthcheck This metric records the result of a single healthcheck.",
+                          "# TYPE kubernetes_healthcheck gauge", *now,
+                          "# HELP kubernetes_healthchecks_total This metric records the results of all healthcheck.",
+                          "# TYPE kubernetes_healthchecks_total counter", *counted, ""])
 
     def _single(self, endpoint: str, name: str) -> Response | None:
         check, endpoints = self._checks.get(name, (None, ()))
         if check is None or endpoint not in endpoints:
             return None
-        if why := check():
-            log.warning("%s check %s failed: %s", endpoint, name, why)
+        if why := self._ask(endpoint, name, check):
             return _text(f"internal server error: {why}", 500)
         return _text("ok")
 
@@ -86,8 +108,7 @@ class Health:
         for name, check in mine.items():
             if name in exclude:
                 lines.append(f"[+]{name} excluded: ok")
-            elif why := check():
-                log.warning("%s check %s failed: %s", endpoint, name, why)
+            elif self._ask(endpoint, name, check):
                 lines.append(f"[-]{name} failed: reason withheld")
                 failed.append(name)
             else:

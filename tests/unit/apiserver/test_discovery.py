@@ -134,6 +134,10 @@ def test_health_endpoints_word_their_checks(context):
     excluded = ask(health, context, "/healthz?exclude=store&exclude=x&verbose").body.decode()
     assert "[+]store excluded: ok" in excluded
     assert 'warn: some health checks cannot be excluded: no matches for "x"' in excluded
+    levels = ask(health, context, "/metrics/slis").body.decode()
+    assert 'kubernetes_healthcheck{name="ping",type="livez"} 1' in levels
+    assert 'kubernetes_healthcheck{name="store",type="healthz"} 0' in levels
+    assert 'kubernetes_healthchecks_total{name="store",status="error",type="healthz"} 2' in levels
     assert ask(health, context, "/livez/ping").body == b"ok" and ask(health, context, "/livez/none") is None
     context.draining = True
     assert ask(health, context, "/readyz?exclude=store").status == 500
