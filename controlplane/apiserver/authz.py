@@ -74,7 +74,7 @@ class Authorizer:
         """NodeRestriction. Raises Forbidden when a node reaches beyond itself and its pods."""
         node = nodeauth.node_of(request.user)
         if node and "Node" in self._modes and MASTERS not in request.user.groups:
-            nodeauth.restrict(node, request, obj, old)
+            self._nodes.admit(node, request, obj, old)
 
 
 def _joined(faults: list[str]) -> str:

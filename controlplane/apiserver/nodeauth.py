@@ -97,6 +97,30 @@ class NodeAuthorizer:
             return ""
         return f"no relationship found between node '{node}' and this object"
 
+    def admit(self, node: str, request: Request, obj: Object | None, old: Object | None) -> None:
+        """Raise Forbidden when `node` writes what is not its own, or asks for a token that no pod of its mounts."""
+        restrict(node, request, obj, old)
+        tokens = request.plural == "serviceaccounts" and request.subresource == "token"
+        if tokens and (why := self._token_fault(node, request.namespace, obj or {})):
+            raise Forbidden.of("serviceaccounts", request.name, why)
+
+    def _token_fault(self, node: str, namespace: str, asked: Object) -> str:
+        """Why a node may not have this token, bound to a pod: the pod is another node's, or mounts no such token."""
+        spec = asked.get("spec") or {}
+        bound = spec.get("boundObjectRef") or {}
+        item = self._context.cache.get(key_of("pods", namespace, bound.get("name") or ""))
+        if item is None or item.obj["metadata"]["uid"] != bound.get("uid"):
+            return ""  # that there is none such is told by who makes the token
+        if (item.obj.get("spec") or {}).get("nodeName") != node:
+            return "node requested token bound to a pod scheduled on a different node"
+        audiences = spec.get("audiences") or [""]
+        if len(audiences) > 1:
+            return "node may only request 0 or 1 audiences"
+        if audiences[0] in mounted_audiences(item.obj):
+            return ""
+        return (f'audience "{audiences[0]}" not found in pod spec volume, {PREFIX}{node} is not authorized to request '
+                "tokens for this audience")
+
     def _volume_fault(self, node: str, name: str) -> str:
         """A volume is reached through the claim it is bound to."""
         item = self._context.cache.get(key_of("persistentvolumes", "", name))
@@ -138,6 +162,13 @@ def refers_to(pod: Object, plural: str) -> set[str]:
             reference = source.get(word) or {}
             found |= {reference.get("secretName"), reference.get("name")}
     return {n for n in found if n}
+
+
+def mounted_audiences(pod: Object) -> set[str]:
+    """The audiences of the tokens a pod mounts, "" for the API server's own. Pure."""
+    sources = [s for v in (pod.get("spec") or {}).get("volumes") or ()
+               for s in (v.get("projected") or {}).get("sources") or ()]
+    return {s["serviceAccountToken"].get("audience") or "" for s in sources if s.get("serviceAccountToken")}
 
 
 def restrict(node: str, request: Request, obj: Object | None, old: Object | None) -> None:

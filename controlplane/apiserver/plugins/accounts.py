@@ -2,8 +2,9 @@
 
 Owns the account a Pod gets when it names none, the account's pull secrets, and the volume `kube-api-access-…` (token,
 CA, namespace) in each container that mounts nothing there itself. Honours automountServiceAccountToken, the Pod's word
-before the account's. A server that has no key to sign tokens with mounts none: the Pod would wait for it for ever.
-The mirror of a file on a node may refer to no account and no secret. Called by the admission chain.
+before the account's, and accounts whose Pods may use no Secrets but those the account lists. A server that has no key
+to sign tokens with mounts none: the Pod would wait for it for ever. The mirror of a file on a node may refer to no
+account and no secret. Called by the admission chain.
 
 Upstream: plugin/pkg/admission/serviceaccount.
 """
@@ -22,6 +23,7 @@ VOLUME = "kube-api-access-"
 MOUNT_PATH = "/var/run/secrets/kubernetes.io/serviceaccount"
 TOKEN_SECONDS = 3607  # an hour; the odd seven seconds tell these tokens from those somebody asked for
 MODE = 0o644
+ENFORCED = "kubernetes.io/enforce-mountable-secrets"
 Object = dict[str, Any]
 
 
@@ -33,20 +35,30 @@ class ServiceAccounts(Plugin):
         spec: Object = pod.setdefault("spec", {})
         name = spec.get("serviceAccountName") or spec.get("serviceAccount") or "default"
         spec["serviceAccountName"] = spec["serviceAccount"] = name
-        item = self.context.cache.get(object_key(named("serviceaccounts"), attributes.namespace, name))
-        if item is None:
+        account = self._account(attributes.namespace, name)
+        if account is None:
             raise attributes.forbidden(f"error looking up service account {attributes.namespace}/{name}: "
                                        f'serviceaccount "{name}" not found')
-        if not spec.get("imagePullSecrets") and item.obj.get("imagePullSecrets"):
-            spec["imagePullSecrets"] = [dict(secret) for secret in item.obj["imagePullSecrets"]]
-        if self.context.options.service_account_signing_key_file is not None and automounts(spec, item.obj):
+        if not spec.get("imagePullSecrets") and account.get("imagePullSecrets"):
+            spec["imagePullSecrets"] = [dict(secret) for secret in account["imagePullSecrets"]]
+        if self.context.options.service_account_signing_key_file is not None and automounts(spec, account):
             mount(spec, self.context.clock.suffix())
+
+    def _account(self, namespace: str, name: str) -> Object | None:
+        item = self.context.cache.get(object_key(named("serviceaccounts"), namespace, name))
+        return item.obj if item is not None else None
 
     async def validate(self, attributes: Attributes) -> None:
         pod = attributes.obj
-        if pod is None or not attributes.concerns("pods", CREATE) or not _mirrors(pod):
+        if pod is None or attributes.resource.name != "pods" or not (
+                attributes.concerns("pods", CREATE) or attributes.subresource == "ephemeralcontainers"):
             return
         spec = pod.get("spec") or {}
+        if not _mirrors(pod):
+            account = self._account(attributes.namespace, spec.get("serviceAccountName") or "default") or {}
+            if why := unlisted(pod, account):
+                raise attributes.forbidden(why)
+            return
         if spec.get("serviceAccountName"):
             raise attributes.forbidden("a mirror pod may not reference service accounts")
         if refers_to(pod, "secrets"):
@@ -58,6 +70,24 @@ class ServiceAccounts(Plugin):
 
 def _mirrors(pod: Object) -> bool:
     return MIRROR in (pod["metadata"].get("annotations") or {})
+
+
+def unlisted(pod: Object, account: Object) -> str:
+    """Which Secret a Pod uses though its account, which enforces its list, lists none such; "" when all is well.
+    Pure."""
+    metadata = account.get("metadata") or {}
+    if (metadata.get("annotations") or {}).get(ENFORCED, "").lower() not in ("true", "1", "t"):
+        return ""
+    name = metadata["name"]
+    pulls = {p.get("name") for p in account.get("imagePullSecrets") or ()}
+    for index, pull in enumerate((pod.get("spec") or {}).get("imagePullSecrets") or ()):
+        if pull.get("name") not in pulls:
+            return (f'imagePullSecrets[{index}].name="{pull.get("name")}" is not allowed because service account '
+                    f"{name} does not reference that imagePullSecret")
+    without = {**pod, "spec": {k: v for k, v in (pod.get("spec") or {}).items() if k != "imagePullSecrets"}}
+    for secret in sorted(refers_to(without, "secrets") - {s.get("name") for s in account.get("secrets") or ()}):
+        return f'secret "{secret}" is not allowed because service account {name} does not reference that secret'
+    return ""
 
 
 def automounts(spec: Object, account: Object) -> bool:

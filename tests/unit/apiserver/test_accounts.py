@@ -4,7 +4,11 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver.plugins.accounts import MOUNT_PATH, automounts, mount
+from controlplane.apiserver.authz import Authorizer
+from controlplane.apiserver.plugins.accounts import MOUNT_PATH, automounts, mount, unlisted
+from controlplane.apiserver.user import User
+from controlplane.machinery.errors import Forbidden
+from tests.unit.apiserver.edge import make_context, put, request, running
 from tests.unit.apiserver.harness import pod, serving
 
 
@@ -56,3 +60,45 @@ def test_a_mounted_token_is_the_accounts_and_dies_with_its_pod(tmp_path):
             assert (await api.call("DELETE", f"{place}/pods/p?gracePeriodSeconds=0"))[0] == 200
             assert (await api.call("GET", f"{place}/pods", headers=credential))[0] == 401
     asyncio.run(play())
+
+
+def test_an_account_may_insist_on_its_own_secrets():
+    account = {"metadata": {"name": "app", "annotations": {"kubernetes.io/enforce-mountable-secrets": "true"}},
+               "secrets": [{"name": "mine"}], "imagePullSecrets": [{"name": "pull"}]}
+    fine = pod("p", volumes=[{"name": "v", "secret": {"secretName": "mine"}}], imagePullSecrets=[{"name": "pull"}])
+    assert unlisted(fine, account) == ""
+    odd = pod("p", initContainers=[{"name": "i", "envFrom": [{"secretRef": {"name": "other"}}]}])
+    assert unlisted(odd, account).startswith('secret "other" is not allowed because service account app')
+    assert unlisted(pod("p", imagePullSecrets=[{"name": "x"}]), account).startswith('imagePullSecrets[0].name="x"')
+    assert unlisted(odd, {"metadata": {"name": "app"}}) == ""
+
+
+def test_a_node_gets_tokens_for_its_own_pods_and_what_they_mount():
+    def mounts(node, *audiences):
+        sources = [{"serviceAccountToken": {"path": "t", **({"audience": a} if a else {})}} for a in audiences]
+        volumes = [{"name": "v", "projected": {"sources": sources}}]
+        return {"metadata": {"name": node, "namespace": "ns", "uid": node}, "spec": {
+            "nodeName": node, "serviceAccountName": "app", "containers": [], "volumes": volumes}}
+
+    context = make_context()
+    context.authorizer = Authorizer(context)
+    n1 = User("system:node:n1", groups=("system:nodes",))
+
+    def why(pod_name, *audiences):
+        spec = {"audiences": list(audiences), "boundObjectRef": {"kind": "Pod", "name": pod_name, "uid": pod_name}}
+        asked = request(context, "/api/v1/namespaces/ns/serviceaccounts/app/token", "POST", n1)
+        try:
+            context.authorizer.admit_node(asked, {"spec": spec}, {})
+        except Forbidden as error:
+            return error.message
+        return ""
+
+    async def play():
+        await put(context, "pods", mounts("n1", "", "vault"))
+        await put(context, "pods", mounts("n2", ""))
+        assert why("n1") == why("n1", "vault") == why("gone") == ""
+        assert 'audience "other" not found in pod spec volume' in why("n1", "other")
+        assert "may only request 0 or 1" in why("n1", "vault", "other")
+        assert "scheduled on a different node" in why("n2")
+
+    running(context, play)
