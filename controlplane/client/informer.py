@@ -3,7 +3,8 @@
 Owns a dict of shared objects per resource. Promises that every change between two synced states reaches each subscriber
 exactly once and in order per object, deletions missed while disconnected included; that it reconnects for ever; and
 that a subscriber who joins late first hears of every object that exists. Never changes an object once stored and never
-writes to the server; whoever wants to change one copies it. Called by controllers, scheduler and node agent.
+writes to the server; whoever wants to change one copies it. An object that cannot be read disturbs no other. Called by
+controllers, scheduler and node agent.
 
 Upstream: k8s.io/client-go/tools/cache (Reflector, SharedInformer).
 """
@@ -175,8 +176,7 @@ class Informer:
             old = None
         obj["apiVersion"], obj["kind"] = self.resource.api_version, self.resource.kind  # shared strings, always there
         obj["metadata"].pop("managedFields", None)  # half of an object's size, and only field managers read it
-        if self._keep is not None:
-            self._keep(obj)
+        self._trim(obj)
         if old is not None:
             self._leave(key, old)
         self._objects[key] = obj
@@ -189,17 +189,33 @@ class Informer:
         if old is None:
             return
         self._leave(key, old)
-        if last is not None and self._keep is not None:
-            self._keep(last)
+        if last is not None:
+            self._trim(last)
         self._tell("DELETED", old, last or old)
 
+    def _trim(self, obj: Obj) -> None:
+        if self._keep is None:
+            return
+        try:
+            self._keep(obj)
+        except Exception:  # an object no server should hold: it stays as it is, and nobody else suffers for it
+            log.warning("cannot read %s %s in part", self.resource.name, self._key(obj), exc_info=True)
+
+    def _values(self, index: str, obj: Obj) -> list[str]:
+        """What the object is found by; nothing when the index cannot read it."""
+        try:
+            return list(self._index_functions[index](obj))
+        except Exception:
+            log.warning("index %s cannot read %s %s", index, self.resource.name, self._key(obj), exc_info=True)
+            return []
+
     def _enter(self, index: str, key: Key, obj: Obj) -> None:
-        for value in self._index_functions[index](obj):
+        for value in self._values(index, obj):
             self._indexes[index].setdefault(value, {})[key] = obj
 
     def _leave(self, key: Key, obj: Obj) -> None:
         for name, index in self._indexes.items():
-            for value in self._index_functions[name](obj):
+            for value in self._values(name, obj):
                 bucket = index.get(value)
                 if bucket is not None:
                     bucket.pop(key, None)

@@ -13,7 +13,7 @@ from controlplane.controllers import daemons, eligibility, replicas
 from controlplane.controllers.history import HASH_LABEL
 from controlplane.controllers.podowner import Key, PodOwner
 from controlplane.controllers.revisions import Revisions
-from controlplane.controllers.runtime import NODES, STALE_SECONDS, Context, set_status
+from controlplane.controllers.runtime import NODES, STALE_SECONDS, Context, picked, set_status
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import named
@@ -46,9 +46,9 @@ class DaemonSets(PodOwner):
                     objects.get(node, "spec.unschedulable", False))
         if kind == "MODIFIED" and old is not None and seen(old) == seen(new):
             return
-        for owner in self.owners.items():
-            if kind != "MODIFIED" or eligibility.judge(owner, new) != eligibility.judge(owner, old or new):
-                self.queue.add(objects.key(owner))
+        for owner in picked(self.owners.items(), lambda one: kind != "MODIFIED" or eligibility.judge(
+                one, new) != eligibility.judge(one, old or new)):
+            self.queue.add(objects.key(owner))
 
     async def reconcile(self, key: Key) -> float | None:
         owner = self.owners.get(*key)

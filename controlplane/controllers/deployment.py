@@ -18,6 +18,7 @@ from controlplane.controllers.runtime import (
     by_controller,
     by_namespace,
     delete_quietly,
+    picked,
     set_status,
 )
 from controlplane.machinery import objects, selectors
@@ -48,9 +49,14 @@ class Deployments(Controller):
                 if owner.get("kind") == "Deployment":
                     self.queue.add((objects.namespace(one), owner["name"]))
             elif kind != "DELETED":
-                for deployment in self.deployments.by("namespace", objects.namespace(one)):
-                    if self._selector(deployment).matches(objects.labels(one)):
-                        self.queue.add(objects.key(deployment))
+                self._offer(one)
+
+    def _offer(self, one: Obj) -> None:
+        """Tell whoever may adopt a ReplicaSet of nobody."""
+        labels = objects.labels(one)
+        for deployment in picked(self.deployments.by("namespace", objects.namespace(one)),
+                                 lambda candidate: bool(self._selector(candidate).matches(labels))):
+            self.queue.add(objects.key(deployment))
 
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         """A Recreate rollout waits for the last old pod to be gone."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.client.discovery import Kinds
 from controlplane.controllers import budgets
-from controlplane.controllers.runtime import PODS, Context, Controller, by_namespace, set_status
+from controlplane.controllers.runtime import PODS, Context, Controller, by_namespace, picked, set_status
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
 from controlplane.machinery.resources import BUILTIN, Resource, named
@@ -50,9 +50,9 @@ class Disruption(Controller):
             self.queue.add_after((TARGET, *objects.key(new)), left)
         if kind == "MODIFIED" and old is not None and not budgets.matters(old, new):
             return
-        for budget in self.budgets.by("namespace", objects.namespace(new)):
-            if any(pod is not None and budgets.covers(budget, pod) for pod in (old, new)):
-                self.queue.add(objects.key(budget))
+        for budget in picked(self.budgets.by("namespace", objects.namespace(new)),
+                             lambda one: any(pod is not None and budgets.covers(one, pod) for pod in (old, new))):
+            self.queue.add(objects.key(budget))
 
     async def reconcile(self, key: Any) -> float | None:
         if key[0] == TARGET and len(key) == 3:

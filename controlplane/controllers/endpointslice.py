@@ -20,6 +20,7 @@ from controlplane.controllers.runtime import (
     by_namespace,
     create_named,
     delete_quietly,
+    picked,
 )
 from controlplane.machinery import objects
 from controlplane.machinery.errors import AlreadyExists, NotFound
@@ -43,12 +44,12 @@ class ServiceController(Controller):
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         if kind == "MODIFIED" and old is not None and not backends.matters(old, new):
             return
-        for service in self.services.by("namespace", objects.namespace(new)):
-            if not backends.selects(service):
-                continue
-            wanted = service["spec"]["selector"].items()
-            if any(pod is not None and wanted <= objects.labels(pod).items() for pod in (old, new)):
-                self.queue.add(objects.key(service))
+        def chosen(service: Obj) -> bool:
+            wanted = objects.get(service, "spec.selector", {}).items()
+            return backends.selects(service) and any(
+                pod is not None and wanted <= objects.labels(pod).items() for pod in (old, new))
+        for service in picked(self.services.by("namespace", objects.namespace(new)), chosen):
+            self.queue.add(objects.key(service))
 
     def backends(self, service: Obj) -> list[backends.Backend]:
         found = backends.backends(service, self.pods.by("namespace", objects.namespace(service)))

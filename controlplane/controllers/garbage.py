@@ -188,10 +188,13 @@ class Garbage(Controller):
 
     async def _judge(self, resource: Resource, obj: Obj) -> None:
         states = {ref["uid"]: await self._state(obj, ref) for ref in ownership.owners(obj) if ref.get("uid")}
-        verdict = ownership.decide(obj, states, bool(self.dependents(objects.uid(obj))))
+        dependents = [one for _, one in self.dependents(objects.uid(obj))]
+        verdict = ownership.decide(obj, states, bool(dependents))
         if verdict.drop:
             await self._patch(resource, obj, ownership.without(obj, verdict.drop))
         elif verdict.delete:
+            if verdict.delete == "Foreground" and any(map(ownership.waiting, dependents)):
+                await self._patch(resource, obj, ownership.unblocked(obj))  # a circle: somebody must be the first
             log.debug("deleting %s %s/%s", resource.name, *objects.key(obj))
             await delete_quietly(self.client, resource, obj, propagation=verdict.delete)
 
@@ -210,9 +213,7 @@ class Garbage(Controller):
         """Let the owner go when no dependent blocks it; else see to those that are not being deleted yet."""
         uid = objects.uid(owner)
         dependents = self.dependents(uid)
-        blocking = [(kind, one) for kind, one in dependents if ownership.blocks(one, uid)]
-        circular = all(objects.uid(one) in by_owner(owner) and ownership.waiting(one) for _, one in blocking)
-        if not blocking or circular:
+        if not any(ownership.blocks(one, uid) and objects.uid(one) != uid for _, one in dependents):
             await self._patch(resource, owner, ownership.finalized(owner, ownership.FOREGROUND))
         for kind, dependent in dependents:
             if not objects.deleting(dependent):

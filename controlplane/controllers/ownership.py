@@ -75,6 +75,13 @@ def without(obj: Obj, uids: tuple[str, ...]) -> Obj:
                          "resourceVersion": meta["resourceVersion"]}}
 
 
+def unblocked(obj: Obj) -> Obj:
+    """The merge patch by which the object holds up none of its owners; fails with Conflict when it changed."""
+    meta = obj["metadata"]
+    return {"metadata": {"ownerReferences": [{**ref, "blockOwnerDeletion": False} for ref in owners(obj)],
+                         "uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}}
+
+
 def finalized(obj: Obj, finalizer: str) -> Obj:
     """The merge patch that removes one finalizer; fails with Conflict when the object changed."""
     meta = obj["metadata"]

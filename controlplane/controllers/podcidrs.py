@@ -18,9 +18,16 @@ PREFIXES = {4: 24, 6: 64}  # length of a node's block: 254 pods of IPv4, one lin
 Obj = dict[str, Any]
 
 
+def _network(text: str) -> Any:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None  # the node that says so has no addresses to lose
+
+
 def free_block(cluster: Any, taken: set[str]) -> str | None:
     """The first block of the cluster's range that overlaps none of `taken` (texts; empty ones are ignored)."""
-    used = [ipaddress.ip_network(text, strict=False) for text in taken if text]
+    used = [network for text in taken if (network := _network(text)) is not None]
     length = max(cluster.prefixlen, PREFIXES[cluster.version])
     exact = {network for network in used if network.prefixlen == length}
     odd = [network for network in used if network.prefixlen != length and network.version == cluster.version]

@@ -23,6 +23,7 @@ from controlplane.controllers.runtime import (
     by_namespace,
     create_named,
     in_batches,
+    picked,
 )
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.errors import AlreadyExists, ApiError, NotFound
@@ -56,9 +57,14 @@ class PodOwner(Controller):
                 if (owner.get("apiVersion"), owner.get("kind")) == (self.resource.api_version, self.resource.kind):
                     self.queue.add((objects.namespace(pod), owner["name"]))
             elif kind != "DELETED" and objects.labels(pod):
-                for candidate in self.owners.by("namespace", objects.namespace(pod)):
-                    if self.selector(candidate).matches(objects.labels(pod)):
-                        self.queue.add(objects.key(candidate))
+                self._offer(pod)
+
+    def _offer(self, pod: Obj) -> None:
+        """Tell whoever may adopt a pod of nobody."""
+        labels = objects.labels(pod)
+        for owner in picked(self.owners.by("namespace", objects.namespace(pod)),
+                            lambda one: bool(self.selector(one).matches(labels))):
+            self.queue.add(objects.key(owner))
 
     def selector(self, owner: Obj) -> Any:
         return selectors.from_label_selector(objects.get(owner, "spec.selector") or {})

@@ -10,7 +10,8 @@ Upstream: k8s.io/kubernetes/pkg/controller (ControllerExpectations, PodControl).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+import logging
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,8 @@ from controlplane.machinery import objects
 from controlplane.machinery.clock import Clock
 from controlplane.machinery.errors import AlreadyExists, ApiError, NotFound
 from controlplane.machinery.resources import Resource, named
+
+log = logging.getLogger(__name__)
 
 STALE_SECONDS = 5.0  # how soon to look again when the event of our own write does not come
 NAME_TRIES = 8  # names to try for one child: 27^5 are possible, so a second collision is a fault elsewhere
@@ -192,6 +195,18 @@ async def delete_quietly(client: Client, resource: Resource, obj: Obj, **options
     except NotFound:
         return False
     return True
+
+
+def picked(candidates: Iterable[Obj], test: Callable[[Obj], bool]) -> list[Obj]:
+    """Those that pass the test. One that cannot be read is passed over: its own key will say what is wrong with it."""
+    found = []
+    for one in candidates:
+        try:
+            if test(one):
+                found.append(one)
+        except Exception as error:
+            log.debug("cannot judge %s/%s: %s", *objects.key(one), error)
+    return found
 
 
 def by_namespace(obj: Obj) -> list[str]:

@@ -30,7 +30,11 @@ Obj = dict[str, Any]
 
 @lru_cache(SIZES)
 def _bytes(text: str) -> int:
-    return quantity.parse(text).value()
+    """Nothing for what is no quantity: such a volume fits no claim."""
+    try:
+        return quantity.parse(text).value()
+    except ValueError:
+        return 0
 
 
 def class_of(obj: Obj) -> str:

@@ -9,7 +9,7 @@ from controlplane.client.config import ClientConfig
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
 from controlplane.machinery import objects
-from controlplane.machinery.errors import NotFound
+from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import named
 from tests.unit.apiserver.harness import serving
 
@@ -56,7 +56,7 @@ class Cluster:
                 status = {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
                           "conditions": [{"type": "Ready", "status": "True", "lastTransitionTime": now}]}
                 await self.client.patch(PODS, name, {"status": status}, namespace, "merge", "status")
-            except NotFound:
+            except ApiError:  # it is gone, or nothing one could run
                 pass
         while True:
             heard.clear()
