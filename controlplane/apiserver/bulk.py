@@ -17,7 +17,8 @@ from controlplane.apiserver.response import JSON, STALLED_SECONDS, Headers, Stre
 from controlplane.store.item import Item
 
 ABOVE = 2000  # items; a shorter list is joined at once in a few milliseconds
-BATCH = 100  # items of one piece: some 300 kB, a millisecond or two of the event loop
+BATCH = 100  # items of one piece: some 300 kB, a millisecond or two of the event loop, five as rows of a table
+Join = Callable[[Sequence[Item]], bytes]
 
 
 async def matching(items: Sequence[Item], match: Callable[[Item], bool], limit: int) -> list[Item]:
@@ -32,8 +33,13 @@ async def matching(items: Sequence[Item], match: Callable[[Item], bool], limit: 
     return found
 
 
-def answer(request: Request, head: bytes, items: Sequence[Item], bare: bool, headers: Headers) -> Stream:
-    """`head`, the items joined by commas, and the end of the list."""
+def joined(bare: bool) -> Join:
+    """Items as they are stored, with or without their type."""
+    return lambda batch: b",".join([item.bare if bare else item.data for item in batch])
+
+
+def answer(request: Request, head: bytes, items: Sequence[Item], join: Join, headers: Headers) -> Stream:
+    """`head`, the items as `join` gives each batch of them, and the end of the list."""
     gzipped = "gzip" in request.headers.get("Accept-Encoding", "")
 
     async def run(writer: Writer) -> None:
@@ -41,7 +47,7 @@ def answer(request: Request, head: bytes, items: Sequence[Item], bare: bool, hea
         packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, 16 + zlib.MAX_WBITS) if gzipped else None
         for start in range(0, len(items), BATCH):
             batch = items[start:start + BATCH]
-            piece = (head if not start else b",") + b",".join([i.bare if bare else i.data for i in batch])
+            piece = (head if not start else b",") + join(batch)
             if packer is not None:
                 piece = await loop.run_in_executor(None, packer.compress, piece)
             async with asyncio.timeout(STALLED_SECONDS):

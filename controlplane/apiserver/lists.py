@@ -22,7 +22,7 @@ from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import views
 from controlplane.apiserver.representation import Form
 from controlplane.apiserver.request import Request
-from controlplane.apiserver.response import Response, Stream
+from controlplane.apiserver.response import JSON, Headers, Response, Stream
 from controlplane.machinery import selectors
 from controlplane.machinery.errors import (
     BadRequest,
@@ -48,6 +48,7 @@ TOKEN_TOO_OLD = ("The provided continue parameter is too old to display a consis
                  "objects that were created, modified, or deleted between the time the first chunk was returned and "
                  "now may show up in the list.")
 THREAD_ABOVE = 2000  # objects; shaping more than this would hold the loop for tens of milliseconds
+LISTED = ("Table", "PartialObjectMetadataList")  # what can be written row by row
 
 Match = Callable[[Item], bool]
 
@@ -229,17 +230,21 @@ class Reads:
         cache = self._context.cache
         if form.plain and not indented and not resource.converts and selection is EVERYTHING and asked == Window() \
                 and cache.count(prefix) <= bulk.ABOVE:
-            body = _envelope(resource, {"resourceVersion": str(cache.revision)}, cache.list_body(prefix))
-            return await representation.compressed(request, _with_warnings(request, body))
+            metadata: dict[str, Any] = {"resourceVersion": str(cache.revision)}
+            return await representation.compressed(request, _listed(request, resource, metadata,
+                                                                    cache.list_body(prefix)))
         items, metadata = await self.page(asked, prefix, selection, resource)
         if form.plain and not indented and len(items) > bulk.ABOVE:
-            head = _envelope(resource, metadata, b"").removesuffix(b"]}\n")
-            warnings = representation.warning_headers(request) if request.warnings else ()
-            return bulk.answer(request, head, items, not resource.custom, warnings)
+            return bulk.answer(request, _opening(resource, metadata), items, bulk.joined(not resource.custom),
+                               _warnings(request))
         if form.plain and not indented:
             joined = b",".join([item.data if resource.custom else item.bare for item in items])
-            return await representation.compressed(request, _with_warnings(request, _envelope(resource, metadata,
-                                                                                            joined)))
+            return await representation.compressed(request, _listed(request, resource, metadata, joined))
+        if form.shape in LISTED and form.media == JSON and not indented and len(items) > bulk.BATCH:
+            entry = representation.entries(request, resource, form, self._context.clock.now())
+            head = orjson.dumps(representation.opening(resource, metadata, form)).removesuffix(b"]}")
+            return bulk.answer(request, head, items, lambda batch: b",".join(
+                [orjson.dumps(entry(orjson.loads(item.data))) for item in batch]), _warnings(request))
         made = await self._shaped(request, resource, items, metadata, form, indented)
         return await representation.compressed(request, made)
 
@@ -293,13 +298,18 @@ class Reads:
         return Response(200, body, form.media, representation.warning_headers(request))
 
 
-def _with_warnings(request: Request, body: bytes) -> Response:
-    return Response(200, body, headers=representation.warning_headers(request) if request.warnings else ())
+def _warnings(request: Request) -> Headers:
+    return representation.warning_headers(request) if request.warnings else ()
 
 
-def _envelope(resource: Resource, metadata: dict[str, Any], joined: bytes) -> bytes:
-    return b'{"kind":"%b","apiVersion":"%b","metadata":%b,"items":[%b]}\n' % (
-        resource.lists.encode(), resource.api_version.encode(), orjson.dumps(metadata), joined)
+def _listed(request: Request, resource: Resource, metadata: dict[str, Any], joined: bytes) -> Response:
+    """A list of items that are joined already, and never copied."""
+    return Response(200, joined, headers=_warnings(request), around=(_opening(resource, metadata), b"]}\n"))
+
+
+def _opening(resource: Resource, metadata: dict[str, Any]) -> bytes:
+    return b'{"kind":"%b","apiVersion":"%b","metadata":%b,"items":[' % (
+        resource.lists.encode(), resource.api_version.encode(), orjson.dumps(metadata))
 
 
 def _cut(items: Sequence[Item], limit: int, counted: bool, revision: int) -> tuple[Sequence[Item], dict[str, Any]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -92,18 +92,34 @@ def partial(obj: dict[str, Any], version: str = META) -> dict[str, Any]:
     return {"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": obj.get("metadata") or {}}
 
 
+def entries(request: Request, resource: Resource, form: Form, now: float) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """How one object stands in a Table, with what `includeObject` asks for, or in a list of metadata."""
+    if form.shape == "PartialObjectMetadataList":
+        return lambda obj: partial(obj, form.version)
+    from controlplane.machinery import tables
+    include = request.query.get("includeObject") or "Metadata"
+
+    def row(obj: dict[str, Any]) -> dict[str, Any]:
+        made: dict[str, Any] = tables.row(resource, obj, now)
+        if include != "None":
+            made["object"] = obj if include == "Object" else partial(obj, form.version)
+        return made
+    return row
+
+
+def opening(resource: Resource, metadata: dict[str, Any], form: Form) -> dict[str, Any]:
+    """A Table or a list of metadata, but for its rows or items, which come last."""
+    if form.shape == "PartialObjectMetadataList":
+        return {"kind": form.shape, "apiVersion": form.version, "metadata": metadata, "items": []}
+    from controlplane.machinery import tables
+    return {"kind": "Table", "apiVersion": form.version, "metadata": metadata,
+            "columnDefinitions": tables.columns(resource), "rows": []}
+
+
 def table(request: Request, resource: Resource, objects: Sequence[dict[str, Any]], now: float, form: Form,
           metadata: dict[str, Any]) -> dict[str, Any]:
-    """A Table of the objects; each row carries what `includeObject` asks for."""
-    from controlplane.machinery import tables
-    made: dict[str, Any] = tables.table(resource, list(objects), now)
-    include = request.query.get("includeObject") or "Metadata"
-    for row, obj in zip(made["rows"], objects, strict=True):
-        if include == "None":
-            row.pop("object", None)
-        else:
-            row["object"] = obj if include == "Object" else partial(obj, form.version)
-    return {**made, "kind": "Table", "apiVersion": form.version, "metadata": metadata}
+    """A Table of the objects."""
+    return {**opening(resource, metadata, form), "rows": list(map(entries(request, resource, form, now), objects))}
 
 
 def shaped_object(request: Request, resource: Resource, obj: dict[str, Any], form: Form, now: float) -> dict[str, Any]:
@@ -160,7 +176,7 @@ async def answer(request: Request, obj: dict[str, Any], resource: Resource | Non
 
 async def compressed(request: Request, response: Response) -> Response:
     """The same answer, gzipped when that was asked for and pays."""
-    if len(response.body) <= GZIP_ABOVE or "gzip" not in request.headers.get("Accept-Encoding", ""):
+    if response.size <= GZIP_ABOVE or "gzip" not in request.headers.get("Accept-Encoding", ""):
         return response
     body = await asyncio.get_running_loop().run_in_executor(None, _gzip, response.body)
     return Response(response.status, body, response.content_type, [*response.headers, ("Content-Encoding", "gzip"),

@@ -60,26 +60,32 @@ def _lines(headers: Headers) -> bytes:
 
 
 class Response:
-    """A whole answer. `headers` are extra lines, `Content-Length` and the like are added here; `trace` are the lines
-    the pipeline adds to every answer, ready for the wire."""
+    """A whole answer. `headers` are extra lines, `Content-Length` and the like are added here; `around` stands before
+    and after a body that is shared and large; `trace` are the lines the pipeline adds to every answer, ready for the
+    wire."""
 
-    __slots__ = ("body", "content_type", "headers", "keep_alive", "status", "trace")
+    __slots__ = ("content_type", "headers", "keep_alive", "pieces", "size", "status", "trace")
 
     def __init__(self, status: int = 200, body: bytes = b"", content_type: str = JSON,
-                 headers: Headers = ()) -> None:
+                 headers: Headers = (), around: tuple[bytes, bytes] | None = None) -> None:
         self.status = status
-        self.body = body
+        self.pieces = (body,) if around is None else (around[0], body, around[1])
+        self.size = len(body) if around is None else sum(map(len, self.pieces))
         self.content_type = content_type
         self.headers = headers
         self.keep_alive = True
         self.trace = b""
+
+    @property
+    def body(self) -> bytes:
+        return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
 
     def head(self, keep_alive: bool = True) -> bytes:
         """Status line and headers up to the empty line."""
         extra = _lines(self.headers) if self.headers else b""
         close = b"" if keep_alive else b"Connection: close\r\n"
         return b"%b%b%b%b%bContent-Length: %d\r\n\r\n" % (
-            _head(self.status, self.content_type), _date_line(), self.trace, extra, close, len(self.body))
+            _head(self.status, self.content_type), _date_line(), self.trace, extra, close, self.size)
 
     async def prepare(self, raw: web.BaseRequest) -> None:
         self.keep_alive = bool(raw.keep_alive)
@@ -87,9 +93,9 @@ class Response:
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has gone")
         head = self.head(self.keep_alive)
-        if raw.method == "HEAD" or not self.body:
+        if raw.method == "HEAD" or not self.size:
             transport.write(head)
-        elif len(self.body) < JOIN_BELOW:
+        elif self.size < JOIN_BELOW:
             transport.write(head + self.body)
         else:
             await self._in_slices(raw, transport, head)
@@ -100,17 +106,18 @@ class Response:
                          head: bytes) -> None:
         """A large body piece by piece: others are served in between, and no more than a piece waits encrypted for a
         slow reader."""
-        body = memoryview(self.body)
         transport.write(head)  # type: ignore[union-attr]
-        for start in range(0, len(body), SLICE):
-            if transport.is_closing():
-                raise ConnectionResetError("the client has gone")
-            transport.write(body[start:start + SLICE])  # type: ignore[union-attr]
-            if raw.protocol._paused:
-                async with asyncio.timeout(STALLED_SECONDS):
-                    await raw.protocol._drain_helper()
-            elif start + SLICE < len(body):
-                await asyncio.sleep(0)
+        for piece in self.pieces:
+            body = memoryview(piece)
+            for start in range(0, len(body), SLICE):
+                if transport.is_closing():
+                    raise ConnectionResetError("the client has gone")
+                transport.write(body[start:start + SLICE])  # type: ignore[union-attr]
+                if raw.protocol._paused:
+                    async with asyncio.timeout(STALLED_SECONDS):
+                        await raw.protocol._drain_helper()
+                elif start + SLICE < len(body):
+                    await asyncio.sleep(0)
 
     async def write_eof(self) -> None:
         """Nothing is left to write."""

@@ -125,3 +125,27 @@ def test_a_long_list_comes_in_pieces_and_is_whole(monkeypatch):
             _, page = await api.call("GET", CMS + "?limit=4")
             assert len(page["items"]) == 4 and page["metadata"]["remainingItemCount"] == 5
     asyncio.run(main())
+
+
+def test_long_tables_and_metadata_lists_are_streamed_whole():
+    async def main():
+        async with serving() as api:
+            count = bulk.BATCH * 2 + 1
+            await asyncio.gather(*(api.made(CMS, config_map(f"m{n:04}", a="b")) for n in range(count)))
+            revision = str(api.server.cache.revision)
+            table = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+            status, made = await api.call("GET", CMS, headers=table)
+            assert (status, made["kind"], made["metadata"]) == (200, "Table", {"resourceVersion": revision})
+            assert [c["name"] for c in made["columnDefinitions"]] == ["Name", "Data", "Age"]
+            assert [r["cells"][0] for r in made["rows"]] == [f"m{n:04}" for n in range(count)]
+            assert made["rows"][-1]["object"]["kind"] == "PartialObjectMetadata"
+            _, page = await api.call("GET", f"{CMS}?limit=150&includeObject=None", headers=table)
+            assert len(page["rows"]) == 150 and "object" not in page["rows"][0]
+            assert page["metadata"]["remainingItemCount"] == count - 150
+            _, rest = await api.call("GET", f"{CMS}?limit=500&continue={page['metadata']['continue']}", headers=table)
+            assert rest["rows"][0]["cells"][0] == "m0150"
+            _, listed = await api.call("GET", CMS, headers={
+                "Accept": "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"})
+            assert (listed["kind"], len(listed["items"])) == ("PartialObjectMetadataList", count)
+            assert set(listed["items"][0]) == {"kind", "apiVersion", "metadata"}
+    asyncio.run(main())
