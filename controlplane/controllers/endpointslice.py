@@ -12,6 +12,7 @@ from typing import Any
 
 from controlplane.controllers import backends, slices, subsets
 from controlplane.controllers.runtime import (
+    NODES,
     PODS,
     SERVICES,
     STALE_SECONDS,
@@ -27,6 +28,7 @@ from controlplane.machinery.errors import AlreadyExists, NotFound
 from controlplane.machinery.resources import named
 
 SLICES, ENDPOINTS = named("endpointslices.discovery.k8s.io"), named("endpoints")
+ZONE = "topology.kubernetes.io/zone"
 Obj = dict[str, Any]
 Key = tuple[str, str]
 
@@ -34,10 +36,10 @@ Key = tuple[str, str]
 class ServiceController(Controller):
     """Queues each Service that changed or whose pods changed."""
 
-    def __init__(self, context: Context, output: Any) -> None:
+    def __init__(self, context: Context, *output: Any) -> None:
         self.services = context.informer(SERVICES, namespace=by_namespace)
         self.pods = context.informer(PODS, namespace=by_namespace)
-        super().__init__(context, self.services, self.pods, output)
+        super().__init__(context, self.services, self.pods, *output)
         self.services.subscribe(lambda kind, old, new: self.queue.add(objects.key(new)))
         self.pods.subscribe(self._pod_changed)
 
@@ -65,8 +67,19 @@ class EndpointSlices(ServiceController):
 
     def __init__(self, context: Context) -> None:
         self.slices = context.informer(SLICES, service=_by_service)
-        super().__init__(context, self.slices)
+        self.nodes = context.informer(NODES)
+        super().__init__(context, self.slices, self.nodes)
         self.slices.subscribe(self._slice_changed)
+        self.nodes.subscribe(self._node_changed)
+
+    def _node_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
+        """A node's zone is in every endpoint on it."""
+        if (objects.labels(old).get(ZONE) if old is not None else None) != objects.labels(new).get(ZONE):
+            for service in self.services.items():
+                self.queue.add(objects.key(service))
+
+    def _zone(self, node: str) -> str:
+        return objects.labels(self.nodes.get("", node) or {"metadata": {}}).get(ZONE, "")
 
     def _slice_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         if objects.labels(new).get(slices.MANAGED_BY) == slices.MANAGER:
@@ -82,7 +95,7 @@ class EndpointSlices(ServiceController):
         mine = [one for one in self.slices.by("service", f"{key[0]}/{key[1]}")
                 if objects.labels(one).get(slices.MANAGED_BY) == slices.MANAGER and not objects.deleting(one)
                 and (objects.controller_of(one) or {}).get("uid") in (None, objects.uid(service))]
-        plan = slices.plan(service, self.backends(service), mine)
+        plan = slices.plan(service, self.backends(service), mine, self._zone)
         for one in plan.create:
             self.pending.wrote(key, await create_named(self.client, SLICES, one, objects.name(service) + "-"))
         for one in plan.update:

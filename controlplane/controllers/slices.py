@@ -8,6 +8,7 @@ Upstream: k8s.io/endpointslice/reconciler.go.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,7 @@ SERVICE_NAME = "kubernetes.io/service-name"
 MANAGED_BY = "endpointslice.kubernetes.io/managed-by"
 MANAGER = "endpointslice-controller.k8s.io"
 HEADLESS = "service.kubernetes.io/headless"
+NEAR = {"PreferClose", "PreferSameZone", "PreferSameNode"}  # trafficDistribution that keeps traffic in its zone
 _OWN_LABELS = {SERVICE_NAME, MANAGED_BY, HEADLESS}
 
 Obj = dict[str, Any]
@@ -34,15 +36,15 @@ class Plan:
     delete: list[Obj] = field(default_factory=list)
 
 
-def plan(service: Obj, found: list[Backend], slices: list[Obj]) -> Plan:
-    """What turns `slices` (ours, of this Service) into those for `found`."""
+def plan(service: Obj, found: list[Backend], slices: list[Obj], zone_of: Callable[[str], str]) -> Plan:
+    """What turns `slices` (ours, of this Service) into those for `found`; `zone_of` a node's name, "" for none."""
     result = Plan()
     for family in objects.get(service, "spec.ipFamilies") or ["IPv4"]:
         groups: dict[tuple[Port, ...], dict[tuple[str, ...], Obj]] = {}
         for backend in found:
             if addresses := backend.addresses(family):
                 key = (objects.uid(backend.pod), *addresses)
-                groups.setdefault(backend.ports, {})[key] = endpoint(service, backend, addresses)
+                groups.setdefault(backend.ports, {})[key] = endpoint(service, backend, addresses, zone_of)
         mine = [one for one in slices if one.get("addressType") == family]
         _family(service, family, groups or {(): {}}, mine, result)
     families = objects.get(service, "spec.ipFamilies") or ["IPv4"]
@@ -50,15 +52,28 @@ def plan(service: Obj, found: list[Backend], slices: list[Obj]) -> Plan:
     return result
 
 
-def endpoint(service: Obj, backend: Backend, addresses: list[str]) -> Obj:
+def endpoint(service: Obj, backend: Backend, addresses: list[str], zone_of: Callable[[str], str]) -> Obj:
     made: Obj = {"addresses": addresses, "conditions": {"ready": backend.ready, "serving": backend.serving,
                                                         "terminating": backend.terminating}}
     if name := backends.hostname(service, backend.pod):
         made["hostname"] = name
-    if node := objects.get(backend.pod, "spec.nodeName"):
-        made["nodeName"] = node
+    node = objects.get(backend.pod, "spec.nodeName", "")
+    zone = zone_of(node) if node else ""
+    made |= {key: value for key, value in (("nodeName", node), ("zone", zone)) if value}
     made["targetRef"] = backends.target(backend.pod)
+    if backend.ready and (hints := _hints(objects.get(service, "spec.trafficDistribution", ""), node, zone)):
+        made["hints"] = hints
     return made
+
+
+def _hints(distribution: str, node: str, zone: str) -> Obj:
+    """Whom the endpoint is for, by the Service's `trafficDistribution`; proxies may take others when these are few."""
+    result: Obj = {}
+    if zone and distribution in NEAR:
+        result["forZones"] = [{"name": zone}]
+    if node and distribution == "PreferSameNode":
+        result["forNodes"] = [{"name": node}]
+    return result
 
 
 def _key(entry: Obj) -> tuple[str, ...]:

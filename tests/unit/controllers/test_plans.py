@@ -13,6 +13,10 @@ from controlplane.machinery.clock import parse_rfc3339
 from tests.unit.controllers.samples import deployment, pod, replica_set, service
 
 NUMBERS = itertools.count()
+
+
+def zone_of(node):
+    return f"zone-of-{node}"
 NOW = parse_rfc3339("2026-01-01T01:00:00Z")
 
 
@@ -160,20 +164,20 @@ def test_slices_follow_the_pods_and_settle(counts):
     current = []
     for count in counts:
         pods = [pod(f"p{n}", ip=f"10.0.{n // 200}.{n % 200 + 1}", ready=NOW) for n in range(count)]
-        plan = slices.plan(service("s"), backends.backends(service("s"), pods), current)
+        plan = slices.plan(service("s"), backends.backends(service("s"), pods), current, zone_of)
         current = apply(plan, current)
         addresses = [e["addresses"][0] for one in current for e in one["endpoints"]]
         assert sorted(addresses) == sorted(objects.get(p, "status.podIP") for p in pods)
         assert all(len(one["endpoints"]) <= slices.LIMIT for one in current) and current
-        again = slices.plan(service("s"), backends.backends(service("s"), pods), current)
+        again = slices.plan(service("s"), backends.backends(service("s"), pods), current, zone_of)
         assert not (again.create or again.update or again.delete)
 
 
 def test_one_changed_pod_rewrites_one_slice():
     pods = [pod(f"p{n}", ip=f"10.0.{n // 200}.{n % 200 + 1}", ready=NOW) for n in range(250)]
-    current = apply(slices.plan(service("s"), backends.backends(service("s"), pods), []), [])
+    current = apply(slices.plan(service("s"), backends.backends(service("s"), pods), [], zone_of), [])
     pods[120]["status"]["conditions"] = []
-    plan = slices.plan(service("s"), backends.backends(service("s"), pods), current)
+    plan = slices.plan(service("s"), backends.backends(service("s"), pods), current, zone_of)
     assert (len(plan.create), len(plan.update), len(plan.delete)) == (0, 1, 0)
 
 
@@ -186,7 +190,7 @@ def test_states_and_named_ports_of_backends():
     svc = service("s", targetPort="http")
     found = {objects.name(b.pod): (b.ready, b.serving, b.terminating) for b in backends.backends(svc, pods)}
     assert found == {"up": (True, True, False), "down": (False, False, False), "going": (False, True, True)}
-    made = slices.plan(svc, backends.backends(svc, pods), []).create
+    made = slices.plan(svc, backends.backends(svc, pods), [], zone_of).create
     assert sorted(one["ports"][0]["port"] for one in made) == [8080, 9090]
     wanted = subsets.desired(svc, backends.backends(svc, pods), None)
     assert [(len(s.get("addresses", [])), len(s.get("notReadyAddresses", []))) for s in wanted["subsets"]] == \
@@ -256,3 +260,16 @@ def test_an_object_lives_as_long_as_one_owner_does():
     one["metadata"]["finalizers"] = ["orphan"]
     assert ownership.decide(one, dict.fromkeys("ab", Owner.ABSENT), False) == Verdict(delete="Orphan")
     assert ownership.decide({"metadata": {}}, {}, True) == Verdict()
+
+
+def test_endpoints_know_their_zone_and_whom_they_are_for():
+    near = {**service("s"), "spec": {**service("s")["spec"], "trafficDistribution": "PreferSameNode"}}
+    one = pod("p", node="n", ready=1, ip="10.0.0.1")
+    (made,) = slices.plan(near, backends.backends(near, [one]), [], zone_of).create
+    (found,) = made["endpoints"]
+    assert (found["zone"], found["hints"]) == ("zone-of-n", {"forZones": [{"name": "zone-of-n"}],
+                                                            "forNodes": [{"name": "n"}]})
+    near["spec"]["trafficDistribution"] = "PreferClose"
+    assert slices.endpoint(near, backends.backends(near, [one])[0], ["10.0.0.1"], str)["hints"] == {
+        "forZones": [{"name": "n"}]}
+    assert "hints" not in slices.endpoint(service("s"), backends.backends(near, [one])[0], ["10.0.0.1"], zone_of)
