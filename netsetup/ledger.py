@@ -17,7 +17,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Collection, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ IDENTITY: dict[str, tuple[str, ...]] = {
     "directory": ("path",), "file": ("path",), "symlink": ("path",), "mount": ("target",), "cgroup": ("path",),
     "link": ("name", "prefix"), "route": ("destination", "table", "protocol"), "address": ("address", "device"),
     "sysctl": ("key",), "iptables": ("family", "prefix"), "netns": ("name", "prefix"), "package": ("name",),
+    "user": ("name",),
     "nftables": ("table",),
 }
 BACKUP_LIMIT = 4 << 20  # bytes of one replaced file: configuration is small; more than this is not ours to replace
@@ -52,7 +53,7 @@ class Ledger:
         `sysctl(key)` (`net/ipv4/ip_forward`), `iptables(prefix, family=4)` (chains of that prefix in every table, the
         jumps to them, and tables that only exist because of them), `nftables(table)` (of both families),
         `netns(name=|prefix=)`, `package(name, along=, known=)` (the Debian packages installed in the same go, and
-        whether its configuration was there before).
+        whether its configuration was there before), `user(name)`.
         A directory that exists already is not ours and is not recorded. Raises OSError when the ledger cannot be
         written: then the change must not be made.
         """
@@ -74,10 +75,12 @@ class Ledger:
         """The changes not yet undone, oldest first."""
         return list(_live(self._lines())[0].values())
 
-    def undo(self, keep: Container[str] = (), say: Callable[[str], None] | None = None) -> list[str]:
+    def undo(self, keep: Container[str] = (), say: Callable[[str], None] | None = None,
+             spare: Collection[Path] = ()) -> list[str]:
         """Undo every entry, newest first, and return a line for each one undone (also handed to `say` at once).
 
-        An entry whose kind, path or name is in `keep` stays. What failed stays too and is in `findings` afterwards.
+        An entry whose kind, path or name is in `keep` stays, and of a folder what lies below a path in `spare`. What
+        failed stays too and is in `findings` afterwards.
         When nothing is left the ledger and its backups go as well."""
         from netsetup import undo as steps
         self.findings, done = [], []
@@ -88,7 +91,7 @@ class Ledger:
             if self._holds_me(entry) and len(self.entries()) > 1:
                 continue  # the folder of the ledger goes last, and only when nothing needs the ledger any more
             try:
-                line = steps.undo(entry, self.backups)
+                line = steps.undo({**entry, "spare": spare}, self.backups)
             except Finding as finding:
                 self.findings.append(finding)
                 continue

@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ Entry = dict[str, Any]
 MNT_DETACH = 2
 GONE = (errno.ENODEV, errno.ESRCH, errno.EADDRNOTAVAIL, errno.ENOENT)
 PACKAGE_TIMEOUT = 600  # seconds: a package manager may wait for another's lock
+NO_SUCH_NAME = 6  # exit code of userdel and groupdel
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -61,8 +62,22 @@ def _directory(entry: Entry, _: Path) -> str:
         raise ValueError(f"refusing to remove {path}")
     if os.path.isdir(path):
         unmount_below(path)  # or removing the tree would empty whatever is still mounted in it
-        shutil.rmtree(path)
+        _remove_tree(Path(path), [p for p in entry.get("spare", ()) if p.exists() and p.is_relative_to(path)])
     return f"removed {path}"
+
+
+def _remove_tree(path: Path, spare: Sequence[Path]) -> None:
+    """Remove a folder, but for what is to be spared in it, and the way there."""
+    if not spare:
+        shutil.rmtree(path)
+        return
+    for child in path.iterdir():
+        if child in spare:
+            continue
+        if child.is_dir() and not child.is_symlink():
+            _remove_tree(child, [p for p in spare if p.is_relative_to(child)])
+        else:
+            child.unlink()
 
 
 def _file(entry: Entry, backups: Path) -> str:
@@ -192,6 +207,15 @@ def _package(entry: Entry, _: Path) -> str:
     return f"removed package {name}"
 
 
+def _user(entry: Entry, _: Path) -> str:
+    """Remove a system user, and its group where that is left over."""
+    for command in (["userdel", entry["name"]], ["groupdel", entry["name"]]):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PACKAGE_TIMEOUT, check=False)
+        if done.returncode not in (0, NO_SUCH_NAME):
+            raise Finding(f"{command[0]} could not remove {entry['name']}", done.stderr.strip(), " ".join(command))
+    return f"removed user {entry['name']}"
+
+
 def _apt(*arguments: str) -> str:
     command = ["apt-get", "-q", "-o", "DPkg::Lock::Timeout=120", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PACKAGE_TIMEOUT, check=False,
@@ -204,5 +228,5 @@ def _apt(*arguments: str) -> str:
 STEPS: dict[str, Callable[[Entry, Path], str]] = {
     "directory": _directory, "file": _file, "symlink": _symlink, "mount": _mount, "cgroup": _cgroup, "link": _link,
     "route": _route, "address": _address, "sysctl": _sysctl, "iptables": _iptables, "nftables": _nftables,
-    "netns": _netns, "package": _package,
+    "netns": _netns, "package": _package, "user": _user,
 }

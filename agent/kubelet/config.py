@@ -42,11 +42,12 @@ class Options:
     systemd: bool | None
     manifests: Path | None
     sysctls: tuple[str, ...]
+    rotate: bool
     verbose: bool
 
 
-def parse(arguments: list[str], paths: Paths) -> Options:
-    """Flags to Options. Exits with a usage message on a wrong flag; raises Finding when no address is to be had."""
+def parser(paths: Paths) -> argparse.ArgumentParser:
+    """Every flag, for the command line and for the file that explains them."""
     flags = argparse.ArgumentParser("agent", description="The node agent: kubelet, pod network and service proxy.")
     add = flags.add_argument
     add("--kubeconfig", type=Path, default=paths.kubeconfig("node"), help="how to reach the API server as this node")
@@ -70,8 +71,15 @@ def parse(arguments: list[str], paths: Paths) -> Options:
     add("--pod-manifest-path", type=Path, help="folder of static pods, which run without the API server")
     add("--allowed-unsafe-sysctls", default="", help="kernel parameters pods may set beyond the safe ones: names or "
         "prefixes ending in *, separated by commas")
+    add("--rotate-certificates", action="store_true", help="ask the API server for new certificates long before "
+        "those of this node expire")
     add("-v", "--verbose", action="store_true")
-    given = flags.parse_args(arguments)
+    return flags
+
+
+def parse(arguments: list[str], paths: Paths) -> Options:
+    """Flags to Options. Exits with a usage message on a wrong flag; raises Finding when no address is to be had."""
+    given = parser(paths).parse_args(arguments)
     driver = given.cgroup_driver
     return Options(
         kubeconfig=given.kubeconfig, proxy_kubeconfig=given.proxy_kubeconfig,
@@ -83,7 +91,8 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         cluster_domain=given.cluster_domain, port=given.port, client_ca=given.client_ca_file,
         certificate=given.tls_cert_file, key=given.tls_private_key_file, cgroup_root=given.cgroup_root.strip("/"),
         systemd=None if driver is None else driver == "systemd", manifests=given.pod_manifest_path,
-        sysctls=tuple(s for s in given.allowed_unsafe_sysctls.split(",") if s), verbose=given.verbose)
+        sysctls=tuple(s for s in given.allowed_unsafe_sysctls.split(",") if s),
+        rotate=given.rotate_certificates, verbose=given.verbose)
 
 
 def own_address() -> str:

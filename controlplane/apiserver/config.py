@@ -89,9 +89,10 @@ def _port_range(text: str) -> tuple[int, int]:
     return first, last
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="pelamis apiserver", description="Serve the Kubernetes API.")
-    add = parser.add_argument
+def parser() -> argparse.ArgumentParser:
+    """Every flag, for the command line and for the file that explains them."""
+    made = argparse.ArgumentParser(prog="pelamis apiserver", description="Serve the Kubernetes API.")
+    add = made.add_argument
     add("--secure-port", type=int, default=6443, help="TLS port (default 6443)")
     add("--bind-address", default="0.0.0.0", help="address to listen on")
     add("--advertise-address", default="", help="address other members of the cluster reach this server at")
@@ -122,8 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--audit-log-path", default="", help='where audit events go, "-" for standard output')
     add("--change-log-path", default="", help="where one plain sentence per change goes")
     add("--anonymous-auth", default="true", choices=("true", "false"), help="let requests without credentials in")
-    authflags.add(parser)
-    return parser
+    authflags.add(made)
+    return made
 
 
 def _check_ranges(text: str) -> None:
@@ -145,7 +146,7 @@ def _check_ranges(text: str) -> None:
 def parse(arguments: list[str], paths: Paths | None = None) -> Options:
     """Options of a command line. Raises Finding for what cannot work; argparse exits on unknown flags."""
     paths = paths or Paths.from_environment()
-    given = vars(_parser().parse_args(arguments))
+    given = vars(parser().parse_args(arguments))
     try:
         given["service_node_port_range"] = _port_range(given["service_node_port_range"])
     except ValueError:

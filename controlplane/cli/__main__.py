@@ -12,7 +12,8 @@ import sys
 
 from controlplane.machinery.errors import Finding
 
-COMMANDS = ("up", "down", "status", "kubeconfig", "image", "test", "why", "bench", "trace")
+COMMANDS = ("up", "down", "install", "token", "reset", "prepare", "status", "kubeconfig", "image", "test", "why",
+            "bench", "trace")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _stop(paths, by_force=args.purge)
     if args.purge:
-        _kill_shims(paths)
+        kill_shims(paths)
         return _undo(paths, args.keep_packages)
     return 0
 
@@ -52,7 +52,7 @@ def _stop(paths: Paths, by_force: bool) -> None:
     with step("stopping the agent"):
         control.stop_component(paths, "agent")
     with step("stopping the pods"):
-        left = asyncio.run(_stop_pods(paths))
+        left = asyncio.run(stop_pods(paths))
     if left and not by_force:
         raise Finding("not every pod could be stopped", "; ".join(left),
                       "./pelamis status says whether containerd runs; ./pelamis down --purge ends them by force")
@@ -63,7 +63,7 @@ def _stop(paths: Paths, by_force: bool) -> None:
         cleanup()
 
 
-async def _stop_pods(paths: Paths) -> list[str]:
+async def stop_pods(paths: Paths) -> list[str]:
     """Stop every pod, all at once; why those that are left could not be."""
     from agent.kubelet.cgroups import Cgroups
     from agent.kubelet.containerd import systemd_cgroups
@@ -92,7 +92,7 @@ async def _stop_pod(runtime: Runtime, groups: Cgroups, pod: ObservedPod) -> None
     groups.remove(pod.uid)
 
 
-def _kill_shims(paths: Paths) -> None:
+def kill_shims(paths: Paths) -> None:
     """End what a containerd that died left behind: shims of our own socket, and the processes below them."""
     import psutil
     ours: list[psutil.Process] = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from agent.kubelet import containerd
 from controlplane.cli.components import Component
@@ -24,14 +25,27 @@ CGROUPS = Path("/sys/fs/cgroup")
 AGENT_STOP_SECONDS = 15.0  # it finishes what it is writing; containers run on
 
 
-def components(paths: Paths, settings: Settings) -> list[Component]:
-    """containerd, apiserver, controllers (with the scheduler), agent: in the order they start."""
-    pki, env = paths.pki, {**environment(), "PELAMIS_ROOT": str(paths.root)}
+def components(paths: Paths, settings: Settings, interpreter: str = sys.executable,
+               env: dict[str, str] | None = None) -> list[Component]:
+    """The processes of this node in the order they start: containerd unless there is another runtime, apiserver and
+    controllers (with the scheduler) unless the node joined another's cluster, agent."""
+    env = {**(environment() if env is None else env), "PELAMIS_ROOT": str(paths.root)}
 
-    def python(module: str, *flags: str) -> tuple[str, ...]:
-        return (sys.executable, "-m", module, *flags)
-    apiserver = python(
-        "controlplane.apiserver", f"--advertise-address={settings.node_ip}",
+    def python(name: str, module: str, flags: list[str], **more: Any) -> Component:
+        return Component(name, (interpreter, "-m", module, *flags), env, **more)
+    found = [] if settings.runtime else [Component("containerd", tuple(containerd.command(paths)))]
+    if not settings.server:
+        found += [python("apiserver", "controlplane.apiserver", _apiserver(paths, settings)),
+                  python("controllers", "controlplane.controllers", _controllers(paths, settings),
+                         after=("apiserver",))]
+    before = tuple(c.name for c in found if c.name != "controllers")[::-1]
+    return [*found, python("agent", "agent", _agent(paths, settings), after=before, stop_seconds=AGENT_STOP_SECONDS)]
+
+
+def _apiserver(paths: Paths, settings: Settings) -> list[str]:
+    pki = paths.pki
+    return [
+        f"--advertise-address={settings.node_ip}",
         f"--service-cluster-ip-range={settings.service_range}", f"--storage-path={paths.store}",
         f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key",
         f"--client-ca-file={pki}/ca.crt", f"--kubelet-certificate-authority={pki}/ca.crt",
@@ -41,26 +55,30 @@ def components(paths: Paths, settings: Settings) -> list[Component]:
         f"--proxy-client-cert-file={pki}/front-proxy-client.crt",
         f"--proxy-client-key-file={pki}/front-proxy-client.key",
         "--enable-bootstrap-token-auth=true",
-        f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key")
-    controllers = python(
-        "controlplane.controllers", f"--kubeconfig={paths.kubeconfig('controller-manager')}",
+        f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key"]
+
+
+def _controllers(paths: Paths, settings: Settings) -> list[str]:
+    pki = paths.pki
+    return [
+        f"--kubeconfig={paths.kubeconfig('controller-manager')}",
         f"--scheduler-kubeconfig={paths.kubeconfig('scheduler')}", f"--cluster-cidr={settings.cluster_range}",
         f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key",
-        f"--root-ca-file={pki}/ca.crt", f"--service-account-private-key-file={pki}/sa.key", "--leader-elect=false")
-    agent = python(
-        "agent", f"--kubeconfig={paths.kubeconfig('node')}", f"--proxy-kubeconfig={paths.kubeconfig('kube-proxy')}",
-        f"--hostname-override={settings.node_name}", f"--node-ip={settings.node_ip}",
-        f"--container-runtime-endpoint=unix://{paths.containerd_socket}", f"--root-dir={paths.kubelet}",
-        f"--cluster-domain={settings.cluster_domain}", f"--cluster-dns={settings.dns_ip}",
-        f"--service-cluster-ip-range={settings.service_range}", f"--cluster-cidr={settings.cluster_range}",
-        f"--proxy-mode={settings.proxy_mode}", f"--client-ca-file={pki}/ca.crt",
-        f"--tls-cert-file={pki}/kubelet.crt", f"--tls-private-key-file={pki}/kubelet.key")
+        f"--root-ca-file={pki}/ca.crt", f"--service-account-private-key-file={pki}/sa.key", "--leader-elect=false"]
+
+
+def _agent(paths: Paths, settings: Settings) -> list[str]:
+    pki = paths.pki
+    rotate = ["--rotate-certificates"] if settings.server else []  # else the authority is on this host: `prepare` does
     return [
-        Component("containerd", tuple(containerd.command(paths))),
-        Component("apiserver", apiserver, env),
-        Component("controllers", controllers, env, after=("apiserver",)),
-        Component("agent", agent, env, after=("apiserver", "containerd"), stop_seconds=AGENT_STOP_SECONDS),
-    ]
+        f"--kubeconfig={paths.kubeconfig('node')}", f"--proxy-kubeconfig={paths.kubeconfig('kube-proxy')}",
+        f"--hostname-override={settings.node_name}", f"--node-ip={settings.node_ip}",
+        f"--container-runtime-endpoint=unix://{settings.runtime or paths.containerd_socket}",
+        f"--root-dir={paths.kubelet}", f"--cluster-domain={settings.cluster_domain}",
+        f"--cluster-dns={settings.dns_ip}", f"--service-cluster-ip-range={settings.service_range}",
+        f"--cluster-cidr={settings.cluster_range}", f"--proxy-mode={settings.proxy_mode}",
+        f"--client-ca-file={pki}/ca.crt", f"--tls-cert-file={pki}/kubelet.crt",
+        f"--tls-private-key-file={pki}/kubelet.key", *rotate]
 
 
 def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
@@ -73,12 +91,13 @@ def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
     known = [path for pattern in ("kubepods*", "*/kubepods*") for path in CGROUPS.glob(pattern)]
     if not known:  # else they are another kubelet's, and not ours to remove
         ledger.record("cgroup", path="/kubepods")
-    issued = cluster.ensure(paths, settings.node_name, settings.node_ip, settings.service_range,
-                            settings.cluster_domain)
+    issued = settings.server == "" and cluster.ensure(paths, settings.node_name, settings.node_ip,
+                                                      settings.service_range, settings.cluster_domain).certificates
     before = _read(containerd.config_path(paths))
-    containerd.prepare(paths)
+    if not settings.runtime:
+        containerd.prepare(paths)
     cni.install(paths, ledger)
-    return bool(issued.certificates) or before != _read(containerd.config_path(paths))
+    return bool(issued) or before != _read(containerd.config_path(paths))
 
 
 def _read(file: Path) -> bytes:

@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import socket
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from controlplane.machinery.errors import Finding
@@ -13,6 +14,7 @@ from controlplane.machinery.paths import Paths
 
 LEAST_DISK = 1 << 30  # bytes: images, the store's growth and logs of a small cluster
 PORTS = {6443: "the API server", 10250: "the kubelet"}
+VIRTUALBOX_NAT = "10.0.2."  # the network behind which VirtualBox hides each machine, all with one address
 LEAST_KERNEL = (4, 19)  # overlayfs in a shape containerd uses, and what Debian 10 had
 
 
@@ -52,9 +54,11 @@ def check_disk(paths: Paths) -> None:
                       f"free some space, or mount a larger disk on {paths.lib}")
 
 
-def check_ports() -> None:
-    """The ports we listen on must be free (called only while we do not run)."""
+def check_ports(wanted: Collection[int] | None = None) -> None:
+    """The ports we listen on, or the wanted ones of them, must be free (called only while we do not run)."""
     for port, use in PORTS.items():
+        if wanted is not None and port not in wanted:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -83,12 +87,17 @@ def check_foreign_cni(paths: Paths) -> None:
                       "containerd takes the first file by name", f"remove it: rm {paths.cni_conf / found[0]}")
 
 
+def addresses() -> list[str]:
+    """The IPv4 addresses of this machine that others may know it by."""
+    import psutil
+    return [a.address for name, found in psutil.net_if_addrs().items() if name != "lo" and not name.startswith("pel")
+            for a in found if a.family == socket.AF_INET and not a.address.startswith(("127.", "169.254."))]
+
+
 def node_ip(wanted: str = "") -> str:
     """The address this node is known by: the wanted one, else the source of the default route, else the first global
     one. Raises Finding when there is none, or the wanted one is not on this machine."""
-    import psutil
-    own = [a.address for name, addresses in psutil.net_if_addrs().items() if name != "lo"
-           for a in addresses if a.family == socket.AF_INET and not a.address.startswith(("127.", "169.254."))]
+    own = addresses()
     if wanted:
         if wanted not in own:
             raise Finding(f"{wanted} is not an address of this machine",
@@ -97,7 +106,7 @@ def node_ip(wanted: str = "") -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # a documentation address: nothing is sent by connecting
-            return probe.getsockname()[0]
+            return beyond_nat(probe.getsockname()[0], own)
         except OSError:
             pass
     if not own:
@@ -105,6 +114,12 @@ def node_ip(wanted: str = "") -> str:
                       "pods and the API server need one that others can reach",
                       "ip addr add 192.168.50.10/24 dev eth0")
     return own[0]
+
+
+def beyond_nat(chosen: str, own: Sequence[str]) -> str:
+    """Another address instead of the one every VirtualBox machine has on its first card, when there is one. Pure."""
+    others = [a for a in own if not a.startswith(VIRTUALBOX_NAT)]
+    return others[0] if chosen.startswith(VIRTUALBOX_NAT) and others else chosen
 
 
 def check_all(paths: Paths) -> None:

@@ -27,6 +27,8 @@ class Settings:
     cluster_range: str = "10.244.0.0/16"
     cluster_domain: str = "cluster.local"
     proxy_mode: str = "iptables"
+    server: str = ""  # URL of the API server of a node that joined; "" = this node runs the control plane
+    runtime: str = ""  # socket of a container runtime that was there before us; "" = our own containerd
 
     @property
     def dns_ip(self) -> str:

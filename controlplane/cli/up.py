@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 from controlplane.cli import components, control, preflight
 from controlplane.cli.output import columns, good, say, step
@@ -119,7 +120,7 @@ async def _finish(paths: Paths, settings: Settings, demo: bool) -> None:
     from controlplane.client.rest import Client
     async with Client(kubeconfig(paths.admin_kubeconfig), user_agent="pelamis-up") as client:
         with step(f"waiting for node {settings.node_name} to be ready"):
-            await _node_ready(client, settings.node_name)
+            await node_ready(client, settings.node_name)
         with step("making what belongs to every cluster: DNS"):
             await addons.ensure(client, settings)
         address = ""
@@ -142,7 +143,8 @@ async def _finish(paths: Paths, settings: Settings, demo: bool) -> None:
     say("  ./pelamis status; ./pelamis down")
 
 
-async def _node_ready(client, name: str) -> None:  # type: ignore[no-untyped-def]
+async def node_ready(client: Any, name: str) -> None:
+    """Wait until a node is ready and takes pods. Raises Finding."""
     from controlplane.machinery import objects, resources
     from controlplane.machinery.errors import ApiError
     deadline, last = SYSTEM.monotonic() + READY_SECONDS, ""

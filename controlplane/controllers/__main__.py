@@ -38,8 +38,8 @@ log = logging.getLogger("controllers")
 LEASE = "kube-controller-manager"
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    paths = Paths.from_environment()
+def parser(paths: Paths) -> argparse.ArgumentParser:
+    """Every flag, for the command line and for the file that explains them."""
     parser = argparse.ArgumentParser(prog="controllers", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kubeconfig", type=Path, default=paths.kubeconfig("controller-manager"))
     parser.add_argument("--scheduler-kubeconfig", type=Path, help="also run the scheduler, as this identity")
@@ -52,7 +52,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--service-account-private-key-file", type=Path,
                         help="taken for upstream's sake: tokens are asked of the API server, which alone needs the key")
     parser.add_argument("-v", "--verbosity", type=int, default=0, help="5 and more: debug")
-    return parser.parse_args(arguments)
+    return parser
 
 
 def _truth(text: str) -> bool:
@@ -129,7 +129,7 @@ async def _with_scheduler(manager: Manager, client: Client, configuration: Confi
 
 def main() -> int:
     tlsbuffer.shrink()
-    options = parse()
+    options = parser(Paths.from_environment()).parse_args()
     logging.basicConfig(level=logging.DEBUG if options.verbosity >= 5 else logging.INFO, stream=sys.stderr,
                         format="%(asctime)s %(levelname).1s %(name)s %(message)s")
     try:

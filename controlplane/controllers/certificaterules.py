@@ -9,6 +9,7 @@ Upstream: pkg/controller/certificates/{approver,signer,cleaner} and pkg/apis/cer
 from __future__ import annotations
 
 import base64
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ KUBELET_SERVING = "kubernetes.io/kubelet-serving"
 LEGACY = "kubernetes.io/legacy-unknown"
 SIGNERS = (CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY)
 NODES, NODE_PREFIX = "system:nodes", "system:node:"
+PROXY = "system:kube-proxy"
+SELF_APPROVING = (KUBELET_CLIENT, KUBELET_SERVING, CLIENT)  # where nodes ask for what is theirs
 HOUR = 3600.0
 DECIDED_SECONDS = HOUR  # denied, failed or issued: what it says has been read by then
 PENDING_SECONDS = 24 * HOUR  # nobody decided
@@ -105,16 +108,27 @@ def _told(usages: set[str]) -> str:
     return "[" + " ".join(sorted(usages)) + "]"
 
 
-def approvals(csr: Obj, request: Request) -> list[tuple[str, str]]:
+def approvals(csr: Obj, request: Request, taken: Collection[str] = ()) -> list[tuple[str, str]]:
     """The permissions any of which approves the request by itself: a subresource to be allowed to create, and the
-    message of the approval. Empty for a request that people have to decide."""
+    message of the approval. Empty for a request that people have to decide. `taken` are addresses of others, which no
+    node may answer for."""
     spec = csr["spec"]
-    if spec["signerName"] != KUBELET_CLIENT or fault(request, KUBELET_CLIENT, spec.get("usages") or []):
+    signer, user = spec["signerName"], spec.get("username", "")
+    if fault(request, signer, spec.get("usages") or []):
         return []
-    found = [("nodeclient", "Auto approving kubelet client certificate after SubjectAccessReview.")]
-    if request.name == spec.get("username"):
-        found.insert(0, ("selfnodeclient", "Auto approving self kubelet client certificate after SubjectAccessReview."))
-    return found
+    if signer == KUBELET_CLIENT:
+        found = [("nodeclient", "Auto approving kubelet client certificate after SubjectAccessReview.")]
+        if request.name == user:
+            found.insert(0, ("selfnodeclient",
+                             "Auto approving self kubelet client certificate after SubjectAccessReview."))
+        return found
+    if signer == KUBELET_SERVING and request.name == user and not set(request.ips) & set(taken) and (
+            set(request.dns) <= {user.removeprefix(NODE_PREFIX)}):
+        return [("selfnodeserver", "Auto approving self kubelet server certificate after SubjectAccessReview.")]
+    alone = not (request.organizations or request.dns or request.ips or request.emails or request.uris)
+    if signer == CLIENT and request.name == PROXY and alone and user.startswith(NODE_PREFIX):
+        return [("nodeproxyclient", "Auto approving the service proxy of a node after SubjectAccessReview.")]
+    return []
 
 
 def lifetime(csr: Obj) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.controllers import certificaterules as rules
-from controlplane.controllers.runtime import Context, Controller, delete_quietly
+from controlplane.controllers.runtime import NODES, Context, Controller, delete_quietly
 from controlplane.machinery import objects
 from controlplane.machinery.errors import Conflict, NotFound
 from controlplane.machinery.resources import named
@@ -35,8 +35,9 @@ class CertificateRequests(Controller):
 
     def __init__(self, context: Context, certificate: Path | None = None, key: Path | None = None) -> None:
         self.requests = context.informer(REQUESTS)
+        self._nodes = context.informer(NODES)
         self._files = (certificate, key) if certificate is not None and key is not None else None
-        super().__init__(context, self.requests)
+        super().__init__(context, self.requests, self._nodes)
         self.requests.subscribe(lambda kind, old, new: self.queue.add(objects.name(new)))
 
     async def reconcile(self, name: str) -> float | None:
@@ -62,10 +63,10 @@ class CertificateRequests(Controller):
 
     async def _approve(self, csr: Obj) -> float | None:
         """Approve what may approve itself; seconds after which to ask again when it may not yet."""
-        if csr["spec"]["signerName"] != rules.KUBELET_CLIENT:
+        if csr["spec"]["signerName"] not in rules.SELF_APPROVING:
             return None
         try:
-            wanted = rules.approvals(csr, rules.read(csr))
+            wanted = rules.approvals(csr, rules.read(csr), self._addresses_of_others(csr["spec"].get("username", "")))
         except ValueError:
             return None
         for subresource, message in wanted:
@@ -73,6 +74,11 @@ class CertificateRequests(Controller):
                 await self._decide(csr, "approval", {"type": "Approved", "reason": "AutoApproved", "message": message})
                 return None
         return ASK_AGAIN_SECONDS if wanted else None
+
+    def _addresses_of_others(self, user: str) -> set[str]:
+        return {address["address"] for node in self._nodes.items()
+                if rules.NODE_PREFIX + objects.name(node) != user
+                for address in (node.get("status") or {}).get("addresses") or ()}
 
     async def _may(self, spec: Obj, subresource: str) -> bool:
         attributes = {"group": REQUESTS.group, "resource": REQUESTS.plural, "verb": "create", "version": "*",

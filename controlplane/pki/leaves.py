@@ -93,6 +93,11 @@ def renewal_time(pem: bytes) -> float:
     return _renewal(x509.load_pem_x509_certificate(pem))
 
 
+def names(pem: bytes) -> set[str]:
+    """The alternative names of a certificate as text."""
+    return {str(name.value) for name in _names(x509.load_pem_x509_certificate(pem))}
+
+
 def _renewal(certificate: x509.Certificate) -> float:
     """When two thirds of its life are over: months before anybody would notice."""
     start, end = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()

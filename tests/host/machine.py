@@ -7,6 +7,7 @@ kernel's settings outside of the network are read-only in it: they belong to all
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ import time
 import uuid
 from pathlib import Path
 
-from tests.client.fresh import CHECKOUT, COMMAND_SECONDS, KEPT, MIRROR, Fresh
+from tests.client.fresh import CHECKOUT, COMMAND_SECONDS, KEPT, MIRROR, SKIPPED, Fresh
 
 ARCHIVE = KEPT.with_name("host-12.tar")
 TREE = Path("/var/tmp/pelamis-host-root")
@@ -80,6 +81,7 @@ class Machine(Fresh):
 mount --bind /proc/sys /proc/sys
 mount --bind /proc/sys/net /proc/sys/net
 mount -o remount,bind,ro /proc/sys
+mount --make-rshared /
 hostname "$(cat /etc/hostname)"
 exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --log-target=journal </dev/null 2>&1
 """
@@ -98,8 +100,17 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/system
         (self.root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
         for name in MASKED:
             (self.root / "etc/systemd/system" / name).symlink_to("/dev/null")
-        for place in (CHECKOUT, Path(sys.executable).parents[1]):
-            (self.root / str(place)[1:]).mkdir(parents=True, exist_ok=True)
+        shutil.copytree(CHECKOUT, self.root / "root/pelamis", ignore=shutil.ignore_patterns(*SKIPPED), symlinks=True)
+        self._libraries(self.root / "root/venv")
+
+    def _libraries(self, venv: Path) -> None:
+        """The Python environment of these tests, as if the checkout's first command had made it."""
+        subprocess.run(["cp", "-al", Path(sys.executable).parents[1], venv], check=True)
+        project = self.root / "root/pelamis/pyproject.toml"
+        for stamp in venv.glob(".installed-*"):
+            stamp.unlink()
+        (venv / ".installed-base").write_text(
+            hashlib.sha256(project.read_bytes()).hexdigest() + "  /root/pelamis/pyproject.toml")
 
     def _connect(self) -> None:
         far = self.segment.netns
@@ -119,6 +130,10 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/system
                 return
             assert time.monotonic() < deadline, f"{self.name} does not boot: {done.stdout} {done.stderr}"
             time.sleep(PAUSE)
+
+    def pelamis(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """The checkout's own command."""
+        return self.run("env", "PELAMIS_VENV=/root/venv", "/root/pelamis/pelamis", *arguments, check=check)
 
     def reboot(self) -> None:
         """Shut down in order and start again."""

@@ -1,0 +1,82 @@
+"""`pelamis install server|agent`: a node run by systemd, with everything on the host written to the ledger first."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from controlplane.cli.output import good, say, step
+
+if TYPE_CHECKING:
+    from controlplane.cli.settings import Settings
+    from controlplane.hosts.layout import Layout
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    from controlplane.hosts import commands as flags
+    parser = commands.add_parser("install", help="make this host a server or an agent of a cluster, run by systemd")
+    roles = parser.add_subparsers(dest="role", metavar="server|agent", required=True)
+    server = roles.add_parser("server", help="a cluster of its own, which others can join")
+    flags.node_flags(server)
+    flags.server_flags(server)
+    server.set_defaults(run=run_server)
+    agent = roles.add_parser("agent", help="a node of a cluster that is there")
+    flags.node_flags(agent)
+    flags.join_flags(agent)
+    agent.set_defaults(run=run_agent)
+
+
+def run_server(args: argparse.Namespace) -> int:
+    from controlplane.hosts import commands, install
+    from controlplane.hosts.services import Services, required
+    required()
+    layout, services = commands.fresh_layout(), Services()
+    wanted = replace(commands.node_settings(args), service_range=args.service_cidr, cluster_range=args.cluster_cidr,
+                     cluster_domain=args.cluster_domain)
+    kept = install.look(layout.paths, wanted)
+    install.put(layout, kept or wanted, services, step)
+    now = install.start(layout, services, step, say)
+    asyncio.run(_finish(layout, now))
+    say()
+    say(good("This server is ready.") + " Go on with:")
+    say(f"  export KUBECONFIG={layout.paths.admin_kubeconfig}")
+    say("  pelamis token create        prints the command that lets another host join")
+    say("  pelamis doctor; pelamis status")
+    return 0
+
+
+async def _finish(layout: Layout, now: Settings) -> None:
+    from controlplane.cli import addons
+    from controlplane.cli.up import node_ready
+    from controlplane.client.config import load
+    from controlplane.client.rest import Client
+    from controlplane.hosts import membership
+    async with Client(load(layout.paths.admin_kubeconfig), user_agent="pelamis-install") as client:
+        with step(f"waiting for node {now.node_name} to be ready"):
+            await node_ready(client, now.node_name)
+        with step("making what belongs to every cluster: DNS, and how others join"):
+            await addons.ensure(client, now)
+            await membership.welcome(client, layout.paths, now, layout.version)
+
+
+def run_agent(args: argparse.Namespace) -> int:
+    from controlplane.hosts import commands, install, joining
+    from controlplane.hosts.services import Services, required
+    required()
+    layout, services = commands.fresh_layout(), Services()
+    kept = install.look(layout.paths, joining.asked(args))
+    if kept is None:
+        with step(f"asking {args.server} to be a node"):
+            joined = asyncio.run(joining.join(args))
+        kept = joined.settings
+        install.note(layout)
+        joining.keep(layout.paths, joined)
+    install.put(layout, kept, services, step)
+    now = install.start(layout, services, step, say)
+    with step(f"waiting for node {now.node_name} to be ready"):
+        asyncio.run(joining.ready(layout.paths, now))
+    say()
+    say(good(f"{now.node_name} is a node of {now.server}."))
+    return 0

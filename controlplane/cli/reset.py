@@ -1,0 +1,46 @@
+"""`pelamis reset`: stops everything, undoes every change `install` made to this host, and proves it."""
+
+from __future__ import annotations
+
+import argparse
+
+from controlplane.cli.output import bad, good, say, step
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("reset", help="undo `install`: leave this host as it was, but for volumes' data")
+    parser.add_argument("--keep-packages", action="store_true", help="leave Debian packages installed")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from controlplane.cli.preflight import check_root
+    from controlplane.hosts import census, commands, reset
+    from controlplane.hosts.services import Services
+    check_root()
+    layout, services = commands.layout(), Services()
+    before = reset.first(layout)
+    reset.prepare_to_vanish()
+    if before is None and not layout.paths.ledger.exists():
+        say("nothing of ours is on this host")
+        return 0
+    reset.stop(layout, services, step)
+    findings = reset.undo_all(layout, services, lambda line: say(f"  {line}"),
+                              ("package",) if args.keep_packages else ())
+    for finding in findings:
+        say(f"  {bad('not undone')}: {finding}")
+    if findings:
+        say("run the same command again when that is mended")
+        return 1
+    kept = reset.volumes(layout)
+    for folder, size in kept:
+        say(f"kept: {folder} ({size} bytes), the data of a persistent volume; remove it yourself when it is of no use")
+    if before is None:
+        return 0
+    lines, same = reset.proof(before, census.take(layout.paths.root), kept)
+    say()
+    say("This host before the install and now:")
+    for line in lines:
+        say(f"  {line}")
+    say(good("This host is as it was.") if same else bad("This host is not as it was: see above."))
+    return 0 if same else 1

@@ -1,0 +1,142 @@
+"""A node of a cluster on this host, run by systemd: from nothing to started services, through the ledger.
+
+Owns the order: look before anything is changed, then note what the host is like, packages, program, users, files,
+units, last the start. Every step may be interrupted and done again; each changes nothing when it is done already.
+`server` makes a cluster of one node, `agent` a node of a cluster that is there: it gets its credentials first, so that
+a wrong token leaves nothing behind. Called by the commands `install` and `upgrade`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+
+from controlplane.cli import control, node, preflight, settings
+from controlplane.cli.components import Component
+from controlplane.cli.settings import Settings
+from controlplane.hosts import census, options, prepare, product, units
+from controlplane.hosts.layout import TARGET, USERS, Layout, unit
+from controlplane.hosts.services import Services
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+from netsetup.ledger import Ledger
+
+Step = Callable[[str], AbstractContextManager[None]]
+COMPILED = {"PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def look(paths: Paths, wanted: Settings | None) -> Settings | None:
+    """Raise Finding for whatever stands in the way; the settings of a node that is installed already."""
+    preflight.check_all(paths)
+    if control.status(paths) is not None or control.survivors(paths):
+        raise Finding("a cluster started by `pelamis up` runs here", "it would hold the same ports and files",
+                      "./pelamis down, then run the command again")
+    layout = Layout(paths)
+    kept = settings.load(layout.settings)
+    if kept is None and not layout.installed:
+        preflight.check_ports(None if wanted is None or not wanted.server else (10250,))
+    if kept is not None and wanted is not None and kept.server != wanted.server:
+        raise Finding(f"this host is {'a node of ' + kept.server if kept.server else 'a server'} already",
+                      "one host belongs to one cluster", "pelamis reset, then run the command again")
+    return kept
+
+
+def put(layout: Layout, wanted: Settings, services: Services, step: Step, source: Path = product.SOURCE) -> None:
+    """Everything on the disk, nothing started. `layout.version` is the program's in `source`."""
+    ledger = Ledger(layout.paths.ledger)
+    note(layout)
+    if layout.paths.root == Path("/"):
+        _packages(ledger, wanted, step)
+    with step(f"installing version {layout.version}"):
+        product.install(layout, ledger, source)
+        product.use(layout, ledger)
+    with step("making users, configuration and certificates"):
+        _users(ledger, wanted, services)
+        node.prepare(layout.paths, wanted, ledger)
+        settings.save(layout.settings, wanted)
+        _own(layout, wanted, services)
+        options.write(layout, components(layout, wanted))
+    with step("writing systemd units"):
+        write_units(layout, wanted, ledger)
+        services.reload()
+
+
+def components(layout: Layout, wanted: Settings) -> list[Component]:
+    """The node's processes as their units run them."""
+    env = {"PYTHONPATH": str(layout.folder), **COMPILED}
+    return node.components(layout.paths, replace(wanted, node_ip="${NODE_IP}"), str(layout.python), env)
+
+
+def write_units(layout: Layout, wanted: Settings, ledger: Ledger) -> None:
+    """Unit files, the links that enable them, and the runtime folder's entry."""
+    files = units.render(layout, wanted, components(layout, wanted))
+    ledger.make_directory(layout.units)
+    for name, text in files.items():
+        _file(layout.units / name, text, ledger)
+    ledger.make_directory(layout.tmpfiles.parent)
+    _file(layout.tmpfiles, units.tmpfiles(), ledger)
+    for folder, name in units.wants(list(files)):
+        ledger.make_directory(layout.units / folder)
+        product.link(layout.units / folder / name, layout.units / name, ledger)
+
+
+def start(layout: Layout, services: Services, step: Step, say: prepare.Say) -> Settings:
+    """Start, or start anew what runs in another version. Returns the settings as they are now."""
+    now = prepare.prepare(layout, services, say)
+    with step("starting the services"):
+        services.start(TARGET, *units.TIMERS[:1 if now.server else 2])
+        wait(layout, now, services)
+    return now
+
+
+def wait(layout: Layout, now: Settings, services: Services) -> None:
+    """Every service must be active. Raises Finding with the last words of one that is not."""
+    for component in components(layout, now):
+        state = services.state(unit(component.name))
+        if state.active != "active":
+            raise Finding(f"{state.unit} does not start", f"it is {state.active} ({state.detail}), {state.result}",
+                          f"journalctl -b -n 30 -u {state.unit}")
+
+
+def note(layout: Layout) -> None:
+    """Keep what the host is like before anything is done to it, for the proof at the end."""
+    if layout.before.exists():
+        return
+    found = census.take(layout.paths.root)
+    ledger = Ledger(layout.paths.ledger)
+    ledger.make_directory(layout.before.parent)
+    ledger.record("file", path=layout.before)
+    fresh = layout.before.with_suffix(".new")
+    fresh.write_text(json.dumps(found))
+    os.replace(fresh, layout.before)
+
+
+def _packages(ledger: Ledger, wanted: Settings, step: Step) -> None:
+    from controlplane.cli import packages
+    lacking = [p for p in packages.missing() if not wanted.runtime or p not in ("containerd", "runc")]
+    if lacking:
+        with step(f"installing {', '.join(lacking)} from Debian"):
+            packages.install(lacking, ledger)
+
+
+def _users(ledger: Ledger, wanted: Settings, services: Services) -> None:
+    for user in () if wanted.server else USERS.values():
+        if not services.has_user(user):
+            ledger.record("user", name=user)
+            services.add_user(user)
+
+
+def _own(layout: Layout, wanted: Settings, services: Services) -> None:
+    """The store is the API server's alone."""
+    if not wanted.server:
+        os.chmod(layout.paths.store.parent, 0o700)
+        services.own(layout.paths.store.parent, USERS["apiserver"])
+
+
+def _file(path: Path, text: str, ledger: Ledger) -> None:
+    if not path.exists() or path.read_text() != text:
+        ledger.write_file(path, text.encode())

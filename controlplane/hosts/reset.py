@@ -1,0 +1,93 @@
+"""A host as it was before the install: everything stopped, every change undone, and the proof printed.
+
+Owns the order: agent, pods, services, then the ledger newest first. Promises that data of persistent volumes is kept
+and named, that it may be interrupted and run again, and that the proof is a comparison with what the host was like
+before the first change. Called by the command `reset`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from controlplane.cli import down
+from controlplane.hosts import census
+from controlplane.hosts.census import Census
+from controlplane.hosts.layout import TARGET, Layout, unit
+from controlplane.hosts.services import Services
+from controlplane.hosts.units import TIMERS
+from controlplane.machinery.errors import Finding
+from netsetup import undo
+from netsetup.ledger import Ledger
+
+Say = Callable[[str], None]
+Step = Callable[[str], AbstractContextManager[None]]
+SLICE = "kubepods.slice"  # where systemd keeps the pods' groups, when it does
+AUTHORS = ("controllers", "apiserver", "prepare", "snapshot")
+
+
+def stop(layout: Layout, services: Services, step: Step) -> None:
+    """Stop the agent, the pods it would start again, and the rest."""
+    with step("stopping the agent"):
+        services.stop(*TIMERS, unit("agent"))
+    if services.state(unit("containerd")).active == "active":
+        with step("stopping the pods"):
+            asyncio.run(down.stop_pods(layout.paths))
+    with step("stopping the services"):
+        services.stop(TARGET, *map(unit, AUTHORS), unit("containerd"))
+        down.kill_shims(layout.paths)
+        services.stop(SLICE)
+    from agent.proxy.cleanup import cleanup
+    cleanup()
+
+
+def first(layout: Layout) -> Census | None:
+    """What the host was like before; None when nobody noted it."""
+    try:
+        return json.loads(layout.before.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return None  # torn: the install was cut off while it wrote this, before it changed anything else
+
+
+def undo_all(layout: Layout, services: Services, say: Say, keep: tuple[str, ...] = ()) -> list[Finding]:
+    """Undo the ledger; what could not be undone. The data of volumes stays where it is."""
+    ledger = Ledger(layout.paths.ledger)
+    ledger.undo(keep=keep, say=say, spare=[layout.paths.volumes] if volumes(layout) else [])
+    services.control("daemon-reload", check=False)
+    services.control("reset-failed", check=False)
+    return ledger.findings
+
+
+def volumes(layout: Layout) -> list[tuple[Path, int]]:
+    """The folders of persistent volumes that are kept, and the bytes in each."""
+    if not layout.paths.volumes.is_dir():
+        return []
+    return [(folder, sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file()))
+            for folder in sorted(layout.paths.volumes.iterdir())]
+
+
+def proof(before: Census, after: Census, kept: list[tuple[Path, int]]) -> tuple[list[str], bool]:
+    """Lines that show the host before and after, and whether they are the same but for kept volumes. Pure."""
+    found = census.differences(before, after)
+    if kept and found.get("folders") == ["+ var/lib/pelamis"]:
+        del found["folders"]
+    lines = []
+    for section in before:
+        lines.append(f"{section}: {len(before[section])} before, {len(after.get(section, []))} after, "
+                     + ("different" if section in found else "the same"))
+        lines += [f"  {line}" for line in found.get(section, ())]
+    return lines, not found
+
+
+def prepare_to_vanish() -> None:
+    """Load what is needed after the program itself is gone: this process may run from the folder it removes."""
+    import netsetup.nftables
+    import netsetup.routes
+    import netsetup.xtables  # noqa: F401
+    assert undo.STEPS and shutil.rmtree

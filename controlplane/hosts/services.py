@@ -1,0 +1,94 @@
+"""systemd as we use it: a few of systemctl's verbs, and system users.
+
+Owns no state. Promises that a failure is a Finding with what systemd said. A test hands in something else with the same
+methods. Called by `install`, `reset`, `upgrade` and `prepare`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from controlplane.machinery.errors import Finding
+
+COMMAND_SECONDS = 180  # starting a target waits for its services, each of which may take tens of seconds
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What systemd says of a unit: `active` is such as "active" or "failed", `since` the wall time of that."""
+
+    unit: str
+    active: str
+    detail: str
+    pid: int
+    restarts: int
+    result: str
+
+
+class Services:
+    """The service manager of this host."""
+
+    def control(self, *arguments: str, check: bool = True) -> str:
+        """systemctl's standard output. Raises Finding when it fails and `check` is set."""
+        try:
+            done = subprocess.run(["systemctl", "--no-ask-password", *arguments], capture_output=True, text=True,
+                                  timeout=COMMAND_SECONDS)
+        except subprocess.TimeoutExpired:
+            raise Finding(f"systemctl {' '.join(arguments)} took longer than {COMMAND_SECONDS} s", "",
+                          "systemctl list-jobs shows what waits") from None
+        if check and done.returncode:
+            raise Finding(f"systemctl {' '.join(arguments)} failed", (done.stderr or done.stdout).strip()[-500:],
+                          f"journalctl -b -n 50 -u {arguments[-1]}")
+        return done.stdout
+
+    def reload(self) -> None:
+        self.control("daemon-reload")
+
+    def start(self, *units: str) -> None:
+        self.control("start", *units)
+
+    def restart(self, *units: str) -> None:
+        self.control("restart", *units)
+
+    def stop(self, *units: str) -> None:
+        """Stop units; those systemd does not know are stopped already."""
+        known = [unit for unit in units if self.state(unit).active not in ("inactive", "")]
+        if known:
+            self.control("stop", *known)
+
+    def state(self, unit: str) -> State:
+        text = self.control("show", unit, "-p", "ActiveState,SubState,MainPID,NRestarts,Result", check=False)
+        values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        return State(unit, values.get("ActiveState", ""), values.get("SubState", ""), int(values.get("MainPID") or 0),
+                     int(values.get("NRestarts") or 0), values.get("Result", ""))
+
+    def has_user(self, name: str) -> bool:
+        import pwd
+        try:
+            pwd.getpwnam(name)
+        except KeyError:
+            return False
+        return True
+
+    def add_user(self, name: str) -> None:
+        """A system user with a group of its own, without a home, whom nobody can log in as."""
+        done = subprocess.run(["useradd", "--system", "--user-group", "--no-create-home", "--home-dir", "/nonexistent",
+                               "--shell", "/usr/sbin/nologin", "--comment", "Pelamis", name],
+                              capture_output=True, text=True, timeout=COMMAND_SECONDS)
+        if done.returncode:
+            raise Finding(f"the user {name} cannot be made", done.stderr.strip(), f"useradd --system {name}")
+
+    def own(self, folder: Path, user: str) -> None:
+        """Give a folder with all in it to a user."""
+        for path in (folder, *folder.rglob("*")):
+            shutil.chown(path, user, user)
+
+
+def required() -> None:
+    """Raises Finding unless systemd manages this host."""
+    if not Path("/run/systemd/system").is_dir():
+        raise Finding("this host is not managed by systemd", "`install` makes systemd units",
+                      "use ./pelamis up, which brings a small supervisor of its own")
