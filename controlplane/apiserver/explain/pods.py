@@ -176,6 +176,24 @@ def unscheduled(obj: Object, world: World) -> Iterator[Finding]:
         yield Finding(f"{called(obj)} fits on no node",
                       f"{count} of {len(nodes) or '?'} nodes: {reason}" if count else reason,
                       _scheduling_fix(obj, reason, nodes, world))
+    if nodes:
+        yield from nearest(obj, world)
+
+
+def nearest(obj: Object, world: World) -> Iterator[Finding]:
+    """The node that comes nearest, and the smallest change that would make it do: the scheduler's own judgement."""
+    from controlplane.scheduler import imagined  # only who asks why a pod waits needs the scheduler here
+    found = imagined.outcome(obj, {name: world.list(name, "") for name in imagined.RESOURCES})
+    if found.node and not found.leaving:
+        yield Finding(f"{called(obj)} would fit on node {found.node} now", "the cluster has changed since it was tried",
+                      "the scheduler tries it again by itself")
+    elif found.node:
+        yield Finding(f"{called(obj)} fits on node {found.node} when others leave", ", ".join(found.leaving),
+                      "they are less important and are being preempted")
+    elif found.nearest is not None:
+        node, reasons_ = found.nearest["node"], found.nearest["reasons"]
+        yield Finding(f"node {node} comes nearest to taking {called(obj)}", ", ".join(reasons_),
+                      f"node {node} {found.nearest['advice']}")
 
 
 def reasons(message: str) -> list[tuple[int, str]]:
