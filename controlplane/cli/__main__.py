@@ -12,7 +12,7 @@ import sys
 
 from controlplane.machinery.errors import Finding
 
-COMMANDS = ("up", "down", "install", "token", "reset", "prepare", "status", "kubeconfig", "image", "test", "why",
+COMMANDS = ("up", "down", "install", "token", "reset", "prepare", "status", "kubeconfig", "image", "test", "why", "whatif",
             "bench", "trace")
 
 
