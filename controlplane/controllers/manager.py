@@ -84,6 +84,12 @@ def _workloads(context: Context) -> list[Controller]:
     if "horizontalpodautoscalers.autoscaling" in served:
         from controlplane.controllers.autoscaler import Autoscalers
         made.append(Autoscalers(context))
+    if {"resourceclaims.resource.k8s.io", "resourceclaimtemplates.resource.k8s.io"} <= served:
+        from controlplane.controllers.resourceclaims import ResourceClaims
+        made.append(ResourceClaims(context))
+    if {"servicecidrs.networking.k8s.io", "ipaddresses.networking.k8s.io"} <= served:
+        from controlplane.controllers.servicecidrs import ServiceCidrs
+        made.append(ServiceCidrs(context))
     if {"jobs.batch", "cronjobs.batch"} <= served:
         from controlplane.controllers.cronjob import CronJobs
         made.append(CronJobs(context))
