@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.kubelet import resources
+from agent.kubelet.specs import dotted
 from controlplane.machinery import quantity
 
 # Sysctls whose effect stays inside the pod: upstream's safe set.
@@ -39,19 +40,21 @@ class Place:
     labels: dict[str, str] = field(default_factory=dict)
     allocatable: dict[str, str] = field(default_factory=dict)
     sysctls: tuple[str, ...] = ()  # allowed beyond the safe ones; `net.core.*` allows a family
+    apparmor: bool = False  # whether the kernel enforces it
+    strict_groups: bool = False  # whether the runtime can keep the image's own groups away
 
 
 def judge(pod: dict[str, Any], others: Iterable[dict[str, Any]], place: Place) -> tuple[str, str] | None:
     """None when `pod` may run beside `others`, else (reason, message) of its failure."""
     others = list(others)
-    return (_sysctls(pod, place) or _unsupported(pod) or _fit(pod, others, place) or _ports(pod, others)
-            or _affinity(pod, place))
+    return (_system(pod) or _sysctls(pod, place) or _unsupported(pod, place) or _fit(pod, others, place)
+            or _ports(pod, others) or _affinity(pod, place))
 
 
 def _sysctls(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
     spec = pod["spec"]
     for entry in (spec.get("securityContext") or {}).get("sysctls") or ():
-        name = entry["name"].replace("/", ".")
+        name = dotted(entry["name"])
         if not any(re.fullmatch(re.escape(p).replace(r"\*", ".*"), name) for p in (*SAFE_SYSCTLS, *place.sysctls)):
             return "SysctlForbidden", f'forbidden sysctl: "{name}" not allowlisted'
         shared = (spec.get("hostNetwork") and name.startswith("net.") and "host network") or (
@@ -62,9 +65,23 @@ def _sysctls(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
     return None
 
 
-def _unsupported(pod: dict[str, Any]) -> tuple[str, str] | None:
+def _system(pod: dict[str, Any]) -> tuple[str, str] | None:
+    if (pod["spec"].get("os") or {}).get("name") not in (None, "", "linux"):
+        return "PodOSNotSupported", "Failed to admit pod as the OS field doesn't match node OS"
+    label = (pod["spec"].get("nodeSelector") or {}).get("kubernetes.io/os")
+    if label not in (None, "linux"):
+        return "PodOSSelectorNodeLabelDoesNotMatch", \
+            "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label"
+    return None
+
+
+def _unsupported(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
     context = pod["spec"].get("securityContext") or {}
-    if context.get("supplementalGroupsPolicy") == "Strict":
+    contexts = [context, *(c.get("securityContext") or {} for c in _containers(pod))]
+    if not place.apparmor and any((c.get("appArmorProfile") or {}).get("type", "Unconfined") != "Unconfined"
+                                  for c in contexts):
+        return "AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"
+    if context.get("supplementalGroupsPolicy") == "Strict" and not place.strict_groups:
         return ("SupplementalGroupsPolicyNotSupported",
                 "SupplementalGroupsPolicy=Strict is not supported in this node")
     return None

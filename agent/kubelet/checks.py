@@ -13,7 +13,9 @@ from agent.kubelet.runtime import CallError, Runtime, TimedOut
 from controlplane.machinery.clock import SYSTEM, Clock
 
 BODY_LIMIT = 10 * 1024  # bytes of an answer that are read: upstream's limit
-USER_AGENT = "kube-probe/1.36"
+REDIRECTS = (301, 302, 303, 307, 308)
+MAX_REDIRECTS = 10  # upstream's limit
+PROBE_AGENT, HOOK_AGENT = "kube-probe/1.36", "kube-lifecycle/1.36"
 
 
 class Failed(Exception):  # noqa: N818 - reads as what happened
@@ -30,12 +32,12 @@ class Checks:
             await self._session.close()
 
     async def run(self, handler: dict[str, Any], container: dict[str, Any], container_id: str, ip: str,
-                  timeout: float) -> None:
-        """Perform `handler` once. Raises Failed."""
+                  timeout: float, *, hook: bool = False) -> str:
+        """Perform `handler` once, for a probe or a `hook`; a warning about it, mostly "". Raises Failed."""
         if handler.get("exec") is not None:
             await self._exec(handler["exec"].get("command") or [], container_id, timeout)
         elif handler.get("httpGet") is not None:
-            await self._http(handler["httpGet"], container, ip, timeout)
+            return await self._http(handler["httpGet"], container, ip, timeout, hook)
         elif handler.get("tcpSocket") is not None:
             where = handler["tcpSocket"]
             await self._tcp(where.get("host") or ip, port_of(where["port"], container), timeout)
@@ -43,6 +45,7 @@ class Checks:
             await self._grpc(handler["grpc"], ip, timeout)
         elif handler.get("sleep") is not None:
             await self._clock.sleep(float(handler["sleep"].get("seconds") or 0))
+        return ""
 
     async def _exec(self, command: list[str], container_id: str, timeout: float) -> None:
         try:
@@ -54,7 +57,8 @@ class Checks:
         if code:
             raise Failed((out + err)[:BODY_LIMIT].decode(errors="replace"))
 
-    async def _http(self, get: dict[str, Any], container: dict[str, Any], ip: str, timeout: float) -> None:
+    async def _http(self, get: dict[str, Any], container: dict[str, Any], ip: str, timeout: float, hook: bool) -> str:
+        """A hook has done its work when it was answered, whatever the answer."""
         import aiohttp
         if self._session is None:
             self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True, limit=0))
@@ -62,20 +66,35 @@ class Checks:
         path = get.get("path") or "/"
         url = f"{(get.get('scheme') or 'HTTP').lower()}://{f'[{host}]' if ':' in host else host}:{port}" \
               f"{path if path.startswith('/') else '/' + path}"
-        headers = {"User-Agent": USER_AGENT, "Accept": "*/*"}
+        headers = {"User-Agent": HOOK_AGENT if hook else PROBE_AGENT, "Accept": "*/*"}
         headers |= {h["name"]: h.get("value", "") for h in get.get("httpHeaders") or ()}
         try:
-            import yarl
-            async with asyncio.timeout(timeout), self._session.get(
-                    yarl.URL(url, encoded=True), headers=headers, ssl=False, allow_redirects=True) as answer:
-                await answer.content.read(BODY_LIMIT)
-                if not 200 <= answer.status < 400:
-                    raise Failed(f"HTTP probe failed with statuscode: {answer.status}")
+            async with asyncio.timeout(timeout):
+                status, body = await self._follow(url, headers)
         except TimeoutError as error:
             raise Failed(f'Get "{url}": context deadline exceeded (Client.Timeout exceeded while awaiting '
                          "headers)") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Failed(f'Get "{url}": {_go(error, host, port)}') from error
+        if hook or 200 <= status < 300:
+            return ""
+        if not 300 <= status < 400:
+            raise Failed(f"HTTP probe failed with statuscode: {status}")
+        return f"Probe terminated redirects, Response body: {body}"
+
+    async def _follow(self, url: str, headers: dict[str, str]) -> tuple[int, str]:
+        """Status and body of the answer, redirects followed on the same host only: no pod leads the node elsewhere."""
+        import yarl
+        first = here = yarl.URL(url, encoded=True)
+        for _ in range(MAX_REDIRECTS):
+            async with self._session.get(here, headers=headers, ssl=False, allow_redirects=False) as answer:
+                body = (await answer.content.read(BODY_LIMIT)).decode(errors="replace")
+                place = answer.headers.get("Location", "") if answer.status in REDIRECTS else ""
+                following = here.join(yarl.URL(place, encoded=True))
+                if not place or following.host != first.host:
+                    return answer.status, body
+                here = following
+        raise Failed(f'Get "{here}": stopped after {MAX_REDIRECTS} redirects')
 
     async def _tcp(self, host: str, port: int, timeout: float) -> None:
         try:

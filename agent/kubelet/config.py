@@ -106,6 +106,15 @@ def own_address() -> str:
                           "give the address with --node-ip") from error
 
 
+def apparmor() -> bool:
+    """Whether the kernel enforces AppArmor and the runtime could load profiles."""
+    try:
+        enabled = Path("/sys/module/apparmor/parameters/enabled").read_text().startswith("Y")
+    except OSError:
+        return False
+    return enabled and Path("/sys/kernel/security/apparmor").exists() and Path("/sbin/apparmor_parser").exists()
+
+
 def resolvers() -> DNS:
     """The node's resolvers as pods may use them."""
     for path in RESOLV_FILES:

@@ -34,6 +34,7 @@ class Report:
     actual: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources it runs with
     marks: tuple[tuple[str, str, str, str], ...] = ()  # further conditions, such as DisruptionTarget
     start_time: float = 0.0  # when this node first saw the pod
+    runtime: str = "containerd"  # whose ids they are
 
 
 def container_status(spec: dict[str, Any], seen: ObservedPod, old: dict[str, Any] | None, report: Report,
@@ -62,7 +63,10 @@ def container_status(spec: dict[str, Any], seen: ObservedPod, old: dict[str, Any
 def _present(entry: dict[str, Any], spec: dict[str, Any], newest: ObservedContainer,
              older: list[ObservedContainer], report: Report) -> None:
     entry.update(image=newest.image or entry["image"], imageID=newest.image_id, restartCount=newest.restart_count,
-                 containerID=f"containerd://{newest.id}")
+                 containerID=f"{report.runtime}://{newest.id}")
+    if newest.user is not None:
+        uid, gid, groups = newest.user
+        entry["user"] = {"linux": {"uid": uid, "gid": gid} | ({"supplementalGroups": list(groups)} if groups else {})}
     ended = next((c for c in older if c.state == "exited"), None)
     if ended:
         entry["lastState"] = {"terminated": terminated(ended, report)}
@@ -102,7 +106,7 @@ def terminated(container: ObservedContainer, report: Report) -> dict[str, Any]:
     reason = container.reason or ("Completed" if container.exit_code == 0 else "Error")
     state: dict[str, Any] = {"exitCode": container.exit_code, "reason": reason,
                              "startedAt": rfc3339(container.started_at), "finishedAt": rfc3339(container.finished_at),
-                             "containerID": f"containerd://{container.id}"}
+                             "containerID": f"{report.runtime}://{container.id}"}
     message = report.messages.get(container.id) or container.message
     if message:
         state["message"] = message
@@ -116,12 +120,12 @@ def _waiting(reason: str, message: str) -> dict[str, Any]:
 def _resources(entry: dict[str, Any], spec: dict[str, Any], report: Report) -> None:
     resources = spec.get("resources") or {}
     granted = report.allocated.get(spec["name"], resources)
-    resources = report.actual.get(spec["name"], resources)
+    if "running" in entry["state"]:
+        resources = report.actual.get(spec["name"], resources)
     if granted.get("requests"):
         entry["allocatedResources"] = dict(granted["requests"])
-    kept = {k: dict(resources[k]) for k in ("limits", "requests") if resources.get(k)}
-    if kept and "running" in entry["state"]:
-        entry["resources"] = kept
+    if entry.get("containerID"):  # once there is a container they are told, also when they are none
+        entry["resources"] = {k: dict(resources[k]) for k in ("limits", "requests") if resources.get(k)}
     mounts = [{k: m[k] for k in ("name", "mountPath", "readOnly") if m.get(k)} | (
         {"recursiveReadOnly": "Disabled"} if m.get("readOnly") else {}) for m in spec.get("volumeMounts") or ()]
     if mounts:

@@ -18,7 +18,7 @@ from controlplane.machinery import quantity
 
 _KEYED = re.compile(r"^metadata\.(labels|annotations)\['(.*)'\]$")
 _SYNTAX = re.compile(r"\$(?:\$|\(([^()]*)\))")
-ENV_NAME = re.compile(r"^[-._a-zA-Z][-._a-zA-Z0-9]*$")
+ENV_NAME = re.compile(r"[ -<>-~]+")  # printable ASCII but "="; what the API accepts
 
 
 class ConfigError(Exception):
@@ -92,7 +92,7 @@ def _from(pod: dict[str, Any], source: dict[str, Any], sources: Sources) -> dict
             raise ConfigError(f'{kind[:-1]} "{ref.get("name", "")}" not found')
         prefix = source.get("prefix") or ""
         return {prefix + k: v.decode(errors="replace") for k, v in sorted(data_of(kind, obj).items())
-                if ENV_NAME.match(prefix + k)}
+                if ENV_NAME.fullmatch(prefix + k)}
     return {}
 
 

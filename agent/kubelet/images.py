@@ -117,7 +117,7 @@ class Images:
     """The node's images over one `Connection`, which the caller opens and closes."""
 
     def __init__(self, connection: Connection, clock: Clock = SYSTEM, parallel: int = PARALLEL_PULLS) -> None:
-        self._connection = connection
+        self.connection = connection
         self._calls = connection.image
         self._clock = clock
         self._slots = asyncio.Semaphore(parallel)
@@ -180,7 +180,7 @@ class Images:
     async def import_archive(self, path: Path | str) -> list[str]:
         """Take over the images of an OCI or docker archive (a tar file); their normalised names."""
         from agent.image.importer import import_archive
-        return await import_archive(self._connection, Path(path), self._clock)
+        return await import_archive(self.connection, Path(path), self._clock)
 
     async def list(self) -> list[Image]:
         """Every image of this node."""

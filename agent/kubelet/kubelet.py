@@ -103,6 +103,7 @@ class Kubelet:
             group.create_task(self._safety_net(), name="relist")
             await self._informer.synced()
             self._adopt_orphans()
+            await self._sweep_views()
             await self.mirrors.run()
 
     # --- static pods
@@ -238,6 +239,15 @@ class Kubelet:
                          "spec": {"containers": [{"name": name} for name in names],
                                   "terminationGracePeriodSeconds": grace}}, gone=True)
         self._sweep()
+
+    async def _sweep_views(self) -> None:
+        """Views of images whose pods ended while this kubelet was away."""
+        if self.context.volumes.images is not None:
+            try:
+                await self.context.volumes.images.sweep({*self._workers, *(p["metadata"]["uid"]
+                                                                           for p in self._informer.items())})
+            except OSError as error:
+                log.warning("%s", error)
 
     def _sweep(self) -> None:
         """Folders and cgroups of pods that neither the API nor the runtime knows, left by a crash."""

@@ -53,6 +53,16 @@ class Security:
     drop_capabilities: tuple[str, ...] = ()
     seccomp: str = "Unconfined"  # RuntimeDefault | Unconfined | Localhost:<path>
     unmasked_proc: bool = False
+    apparmor: str = ""  # as seccomp; "" leaves it to the runtime
+    strict_groups: bool = False  # no groups from the image's /etc/group
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a runtime says it can do."""
+
+    strict_groups: bool = False  # SupplementalGroupsPolicy Strict
+    handlers: frozenset[str] = frozenset()  # what a RuntimeClass may name; empty where the runtime does not tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +150,7 @@ class ObservedContainer:
     restart_count: int = 0
     log_path: str = ""  # absolute
     grace: float | None = None  # seconds, as recorded when it was made
+    user: tuple[int, int, tuple[int, ...]] | None = None  # uid, gid and groups of its first process, where told
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,7 +55,14 @@ def container_from(listed: Any, status: Any | None) -> model.ObservedContainer:
     return replace(
         seen, state=_STATES[status.state], started_at=_since(status.started_at), finished_at=_since(status.finished_at),
         exit_code=status.exit_code, reason=status.reason, message=status.message,
-        image=status.image.image or seen.image, image_id=status.image_ref or seen.image_id, log_path=status.log_path)
+        image=status.image.image or seen.image, image_id=status.image_ref or seen.image_id, log_path=status.log_path,
+        user=_user(status.user))
+
+
+def _user(told: Any) -> tuple[int, int, tuple[int, ...]] | None:
+    if not told.HasField("linux"):
+        return None
+    return told.linux.uid, told.linux.gid, tuple(told.linux.supplemental_groups)
 
 
 def _since(nanoseconds: int) -> float:

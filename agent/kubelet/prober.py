@@ -81,14 +81,16 @@ class Prober:
             await self._started[container.id].wait()
         await self._clock.sleep(max(0.0, container.started_at + timing.delay - self._clock.now()))
         while True:
-            problem = ""
+            problem = warning = ""
             async with self._bound:
                 try:
-                    await self._checks.run(probe, spec, container.id, ip, timing.timeout)
+                    warning = await self._checks.run(probe, spec, container.id, ip, timing.timeout)
                 except Failed as error:
                     problem = str(error) or "failed"
             before = verdict.good
             verdict, pause, counts = judge(verdict, timing, not problem, kind)
+            if warning:
+                self._tell(spec["name"], "Warning", "ProbeWarning", f"{kind.capitalize()} probe warning: {warning}")
             if counts:
                 self._tell(spec["name"], "Warning", "Unhealthy", f"{kind.capitalize()} probe failed: {problem}")
             if verdict.good != before and self._apply(kind, probe, container.id, bool(verdict.good)):
@@ -116,6 +118,6 @@ def _told(pod: dict[str, Any], id: str) -> dict[str, Any]:
     status = pod.get("status") or {}
     for group in ("containerStatuses", "initContainerStatuses"):
         for entry in status.get(group) or ():
-            if entry.get("containerID") == f"containerd://{id}":
+            if (entry.get("containerID") or "").endswith(f"://{id}"):
                 return dict(entry)
     return {}

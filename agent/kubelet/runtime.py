@@ -100,6 +100,12 @@ class Runtime:
         answer = await self._call("Status", cri.StatusRequest())
         return {c.type: (c.status, c.reason, c.message) for c in answer.status.conditions}
 
+    async def features(self) -> model.Features:
+        """What this runtime can do beyond what all can; releases that do not say so can nothing of it."""
+        answer = await self._call("Status", cri.StatusRequest())
+        return model.Features(strict_groups=answer.features.supplemental_groups_policy,
+                              handlers=frozenset(h.name for h in answer.runtime_handlers))
+
     # --- sandboxes
     async def run_sandbox(self, spec: model.SandboxSpec) -> str:
         """Make and start the sandbox, its network included; its id."""

@@ -42,6 +42,8 @@ class Node:
     memory: int = 0  # bytes
     apparmor: bool = False
     user_namespaces: bool = False
+    strict_groups: bool = False  # the runtime can leave out the groups of the image's /etc/group
+    runtime: str = "containerd"  # what the ids of containers are told to be of
 
     def pod_folder(self, uid: str) -> Path:
         return self.root / "pods" / uid
@@ -62,18 +64,10 @@ def refuse(pod: dict[str, Any], node: Node) -> None:
     spec = pod["spec"]
     if spec.get("hostUsers") is False and not node.user_namespaces:
         raise ConfigError("user namespaces (hostUsers: false) are not supported by this node's container runtime")
-    contexts = [spec.get("securityContext") or {}, *((c.get("securityContext") or {}) for c in spec["containers"]),
-                *((c.get("securityContext") or {}) for c in spec.get("initContainers") or ())]
-    for context in contexts:
-        profile = (context.get("appArmorProfile") or {}).get("type", "Unconfined")
-        if profile != "Unconfined" and not node.apparmor:
-            raise ConfigError("Cannot enforce AppArmor: AppArmor is not enabled on the host")
-    if (spec.get("os") or {}).get("name") not in (None, "", "linux"):
-        raise ConfigError(f"this node runs linux, the pod asks for {spec['os']['name']}")
 
 
-def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str) -> SandboxSpec:
-    """The sandbox of `pod`. Raises ConfigError."""
+def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, handler: str = "") -> SandboxSpec:
+    """The sandbox of `pod`, run by the runtime's `handler`. Raises ConfigError."""
     refuse(pod, node)
     meta, spec = pod["metadata"], pod["spec"]
     context = spec.get("securityContext") or {}
@@ -90,11 +84,13 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str) -
         host_network=host_network, host_pid=bool(spec.get("hostPID")), host_ipc=bool(spec.get("hostIPC")),
         share_processes=bool(spec.get("shareProcessNamespace")),
         privileged=any((c.get("securityContext") or {}).get("privileged") for c in everyone),
-        sysctls=tuple((s["name"], s["value"]) for s in context.get("sysctls") or ()),
+        sysctls=tuple((dotted(s["name"]), s["value"]) for s in context.get("sysctls") or ()),
         security=Security(run_as_user=context.get("runAsUser"),
                           run_as_group=context.get("runAsGroup") if context.get("runAsUser") is not None else None,
                           supplemental_groups=_groups(context),
+                          strict_groups=context.get("supplementalGroupsPolicy") == "Strict",
                           seccomp=_seccomp(context.get("seccompProfile"), node) or "RuntimeDefault"),
+        runtime_handler=handler,
         labels=tuple(sorted((meta.get("labels") or {}).items())),
         annotations=tuple(sorted((meta.get("annotations") or {}).items())))
 
@@ -138,6 +134,24 @@ def _groups(context: dict[str, Any]) -> tuple[int, ...]:
     return tuple(dict.fromkeys(groups))
 
 
+def dotted(sysctl: str) -> str:
+    """A sysctl's name with dots: written as a path, its dots and slashes change places."""
+    first = next((c for c in sysctl if c in "./"), ".")
+    return sysctl if first == "." else sysctl.translate(str.maketrans("./", "/."))
+
+
+def _apparmor(pod: dict[str, Any], spec: dict[str, Any], node: Node) -> str:
+    """`RuntimeDefault`, `Unconfined` or `Localhost:<name>`; "" leaves it to the runtime, which has its own default."""
+    base, own = pod["spec"].get("securityContext") or {}, spec.get("securityContext") or {}
+    profile = own.get("appArmorProfile") or base.get("appArmorProfile")
+    if not node.apparmor:
+        return ""
+    if profile is None:
+        return ""
+    kind = str(profile.get("type", ""))
+    return f"Localhost:{profile.get('localhostProfile', '')}" if kind == "Localhost" else kind
+
+
 def _seccomp(profile: dict[str, Any] | None, node: Node) -> str:
     kind = (profile or {}).get("type", "")
     if kind == "Localhost":
@@ -167,4 +181,5 @@ def security(pod: dict[str, Any], spec: dict[str, Any], node: Node) -> Security:
         add_capabilities=tuple(c.removeprefix("CAP_") for c in capabilities.get("add") or ()),
         drop_capabilities=tuple(c.removeprefix("CAP_") for c in capabilities.get("drop") or ()),
         seccomp="Unconfined" if privileged else _seccomp(pick("seccompProfile"), node) or "Unconfined",
-        unmasked_proc=own.get("procMount") == "Unmasked")
+        unmasked_proc=own.get("procMount") == "Unmasked", apparmor=_apparmor(pod, spec, node),
+        strict_groups=base.get("supplementalGroupsPolicy") == "Strict")

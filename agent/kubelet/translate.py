@@ -1,8 +1,8 @@
 """From the kubelet's specs to CRI messages: what a SandboxSpec and a ContainerSpec mean to the runtime.
 
 Owns every default that the runtime would otherwise choose less safely: masked and read-only paths, an explicit seccomp
-profile, namespaces. Pure: builds messages and does nothing with them. Never sets AppArmor or user namespaces, which
-runtimes of different age treat differently. Called by `runtime` only.
+profile, namespaces. Pure: builds messages and does nothing with them. Sets AppArmor only where the pod asks for a
+profile, since a runtime without it refuses the field. Called by `runtime` only.
 
 Upstream: pkg/kubelet/kuberuntime/kuberuntime_sandbox.go and kuberuntime_container_linux.go.
 """
@@ -40,7 +40,8 @@ def signal_number(name: str) -> int:
 
 
 def seccomp(profile: str) -> Any:
-    """`RuntimeDefault`, `Unconfined` or `Localhost:<path>` as a message. Never left out: absent means unconfined."""
+    """`RuntimeDefault`, `Unconfined` or `Localhost:<path>` as a message, which AppArmor's profiles share. Seccomp's is
+    never left out: absent means unconfined."""
     kinds = cri.SecurityProfile
     if profile.startswith("Localhost:"):
         return kinds(profile_type=kinds.Localhost, localhost_ref=profile.removeprefix("Localhost:"))
@@ -61,6 +62,8 @@ def _identity(target: Any, security: model.Security) -> None:
     if security.run_as_group is not None and security.run_as_user is not None:
         target.run_as_group.value = security.run_as_group
     target.supplemental_groups.extend(security.supplemental_groups)
+    if security.strict_groups:
+        target.supplemental_groups_policy = cri.Strict
     target.readonly_rootfs = security.readonly_rootfs
 
 
@@ -133,6 +136,8 @@ def _secure(context: Any, sandbox: model.SandboxSpec, security: model.Security) 
     context.capabilities.add_capabilities.extend(c.upper().removeprefix("CAP_") for c in security.add_capabilities)
     context.capabilities.drop_capabilities.extend(c.upper().removeprefix("CAP_") for c in security.drop_capabilities)
     _identity(context, security)
+    if security.apparmor:
+        context.apparmor.CopyFrom(seccomp(security.apparmor))
     if not (security.privileged or security.unmasked_proc):
         context.masked_paths.extend(MASKED_PATHS)
         context.readonly_paths.extend(READONLY_PATHS)

@@ -16,7 +16,9 @@ from agent.kubelet.images import Images
 from agent.kubelet.kubelet import Kubelet
 from agent.kubelet.runtime import Runtime
 from agent.kubelet.specs import Node
+from agent.kubelet.volumes.imagevolumes import ImageVolumes
 from agent.kubelet.volumes.manager import Volumes
+from agent.kubelet.volumes.mounts import Mounts
 from agent.kubelet.volumes.objects import Objects
 from agent.kubelet.volumes.tokens import Tokens
 from controlplane.client.events import Recorder
@@ -44,9 +46,11 @@ class Rig:
         pods, services = Informer(api, PODS), Informer(api, named("services"))
         recorder = Recorder(api, "kubelet", "n1")
         kubelet: Kubelet
+        mounts = Mounts()
         objects = Objects(api, lambda uids: kubelet.changed(uids))
         context = Context(node, self.runtime, self.images, api, recorder, SYSTEM,
-                          Volumes(node.root, objects, Tokens(api, SYSTEM)),
+                          Volumes(node.root, objects, Tokens(api, SYSTEM), mounts, ImageVolumes(
+                              self.images.connection, mounts)),
                           Cgroups(f"pelamis-test-{self.host.id}/kubepods"), services, Checks(self.runtime))
         context.place = lambda: self.place
         kubelet = Kubelet(context, pods, self.manifests)

@@ -83,7 +83,8 @@ def test_https_tcp_and_grpc_probes_see_the_pod(host: Host, tmp_path: Path) -> No
                 sh(STAY, name="rpc", readinessProbe={**often, "grpc": {"port": peer.grpc, "service": "me"}},
                    startupProbe={**often, "exec": {"command": ["test", "-e", "/tmp/up"]}, "failureThreshold": 60}),
                 hostNetwork=True)
-            await rig.pod("many", lambda p: all(state(p, n).get("ready") for n in ("https", "tcp")))
+            await rig.pod("many", lambda p: all(state(p, n).get("ready") for n in ("https", "tcp"))
+                          and "running" in state(p, "rpc")["state"])
             assert not state(rig.api.objects["pods", "default", "many"], "rpc")["started"] and not peer.services
             await rig.inside("many", "touch /tmp/up", "rpc")
             await rig.pod("many", ready)

@@ -74,7 +74,8 @@ PLUGINS: dict[str, Plugin] = {"emptyDir": empty_dir, "hostPath": host_path}
 PAYLOADS = ("configMap", "secret", "downwardAPI", "projected")
 FOLDERS = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap",
            "secret": "kubernetes.io~secret", "downwardAPI": "kubernetes.io~downward-api",
-           "projected": "kubernetes.io~projected", "hostPath": "kubernetes.io~host-path"}
+           "projected": "kubernetes.io~projected", "hostPath": "kubernetes.io~host-path",
+           "image": "kubernetes.io~image"}
 
 
 def kind_of(volume: dict[str, Any]) -> str:

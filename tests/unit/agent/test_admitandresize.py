@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from agent.kubelet import admit, plan, resize
@@ -40,6 +42,11 @@ def test_a_pod_is_refused_for_what_the_node_lacks_and_for_nothing_else():
     tuned = asking("1", securityContext={"sysctls": [{"name": "net.core.somaxconn", "value": "1"}]})
     assert admit.judge(tuned, [], allowed) is None
     assert admit.judge(tuned, [], admit.Place("n1"))[0] == "SysctlForbidden"
+    foreign, armoured = pod(), pod({"name": "c", "securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}})
+    foreign["spec"]["os"] = {"name": "windows"}
+    assert admit.judge(foreign, [], PLACE)[0] == "PodOSNotSupported"
+    assert admit.judge(armoured, [], PLACE)[0] == "AppArmor"
+    assert admit.judge(armoured, [], replace(PLACE, apparmor=True)) is None
 
 
 def test_host_ports_clash_by_address_and_protocol():

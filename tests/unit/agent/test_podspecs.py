@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,15 +93,27 @@ def test_a_container_spec_says_all_the_runtime_needs():
 
 
 def test_what_the_runtime_would_ignore_is_refused():
-    for change, why in (({"hostUsers": False}, "user namespaces"),
-                        ({"securityContext": {"appArmorProfile": {"type": "RuntimeDefault"}}}, "AppArmor")):
-        the_pod = pod()
-        the_pod["spec"].update(change)
-        with pytest.raises(ConfigError, match=why):
-            specs.sandbox(the_pod, NODE, 0, "/kubepods")
+    the_pod = pod()
+    the_pod["spec"]["hostUsers"] = False
+    with pytest.raises(ConfigError, match="user namespaces"):
+        specs.sandbox(the_pod, NODE, 0, "/kubepods")
     rootless = {"name": "c", "securityContext": {"runAsNonRoot": True, "runAsUser": 0}}
     with pytest.raises(ConfigError, match="breaks non-root policy"):
         specs.security(pod(rootless), rootless, NODE)
+
+
+def test_profiles_and_kernel_parameters_reach_the_runtime_in_its_own_spelling():
+    assert [specs.dotted(n) for n in ("kernel.shm_rmid_forced", "kernel/shm_rmid_forced", "net/ipv4/conf/eth0.100/x",
+                                      "net.ipv4.conf.eth0/100.x")] == [
+        "kernel.shm_rmid_forced", "kernel.shm_rmid_forced", "net.ipv4.conf.eth0/100.x", "net.ipv4.conf.eth0/100.x"]
+    armed = replace(NODE, apparmor=True)
+    asked = {"name": "c", "securityContext": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "mine"}}}
+    the_pod = pod(asked, "d")
+    the_pod["spec"]["securityContext"] = {"appArmorProfile": {"type": "RuntimeDefault"},
+                                          "supplementalGroupsPolicy": "Strict"}
+    first, second = (specs.security(the_pod, c, armed) for c in the_pod["spec"]["containers"])
+    assert (first.apparmor, second.apparmor, first.strict_groups) == ("Localhost:mine", "RuntimeDefault", True)
+    assert specs.security(the_pod, asked, NODE).apparmor == ""  # the field alone makes an old runtime refuse
 
 
 def sized(requests=None, limits=None):
