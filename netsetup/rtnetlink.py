@@ -26,7 +26,7 @@ IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 18
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
-NDA_DST, NDA_LLADDR, NUD_PERMANENT = 1, 2, 0x80
+NDA_DST, NDA_LLADDR, NUD_PERMANENT, NTF_PROXY = 1, 2, 0x80, 8
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC = 254, 2, 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RTN_UNICAST, RTNH_F_ONLINK = 0, 253, 254, 1, 4
 SOL_NETLINK, NETLINK_EXT_ACK = 270, 11
@@ -144,6 +144,20 @@ def permanent_neighbour(address: str, mac: bytes, index: int) -> Message:
     body = struct.pack("=BxHiHBB", _family(address), 0, index, NUD_PERMANENT, 0, 0)
     return Message(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE,
                    body + attribute(NDA_DST, packed(address)) + attribute(NDA_LLADDR, mac))
+
+
+def _proxy(kind: int, flags: int, address: str, index: int) -> Message:
+    body = struct.pack("=BxHiHBB", _family(address), 0, index, 0, NTF_PROXY, 0)
+    return Message(kind, flags, body + attribute(NDA_DST, packed(address)))
+
+
+def set_proxy(address: str, index: int) -> Message:
+    """Let the kernel answer on a link for an address that is not this host's."""
+    return _proxy(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, address, index)
+
+
+def delete_proxy(address: str, index: int) -> Message:
+    return _proxy(RTM_DELNEIGH, 0, address, index)
 
 
 def attributes(body: bytes, offset: int) -> dict[int, bytes]:

@@ -24,7 +24,7 @@ from netsetup.ledger import Ledger
 log = logging.getLogger(__name__)
 GATHER = 0.1  # seconds: nodes report their status often, and routes seldom follow from it
 RETRY = 10.0  # seconds until routes that failed are tried again: a segment comes up by itself or not at all
-KEPT = ("addresses",)  # of a node's status; its images alone are larger than everything else we keep
+KEPT = ("addresses", "conditions")  # of a node's status; its images alone are larger than everything else we keep
 
 
 class Peers:
@@ -32,25 +32,25 @@ class Peers:
 
     def __init__(self, client: Any, node_name: str, ledger: Ledger, clock: Clock = SYSTEM) -> None:
         self._node, self._clock, self._routes = node_name, clock, routes.Routes(ledger)
-        self._nodes = Informer(client, named("nodes"), keep=_trim, clock=clock)
+        self.nodes = Informer(client, named("nodes"), keep=_trim, clock=clock)
         self._wake = asyncio.Event()
         self._moved = False
         self._told: set[str] = set()
 
     async def run(self, do: Callable[[Callable[[], Any]], Any]) -> None:
         """`do`: runs blocking work on a worker thread."""
-        self._nodes.subscribe(lambda *_: self._wake.set())
+        self.nodes.subscribe(lambda *_: self._wake.set())
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._nodes.run())
+            group.create_task(self.nodes.run())
             group.create_task(self._follow(do))
             group.create_task(self._watch_host())
 
     async def _follow(self, do: Callable[[Callable[[], Any]], Any]) -> None:
-        await self._nodes.synced()
+        await self.nodes.synced()
         have: tuple[set[routes.Route], routes.Route | None] | None = None
         while True:
             self._wake.clear()
-            nodes = self._nodes.items()
+            nodes = self.nodes.items()
             wanted = routes.plan(nodes, self._node), routes.own_end(nodes, self._node)
             if wanted != have or self._moved:
                 self._moved = False

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from agent.proxy import model
+from agent.proxy.announce import Announcer, keep
 from agent.proxy.guard import Guard
 from agent.proxy.health import HealthServers
 from agent.proxy.lockwatch import LockWatch
@@ -78,8 +79,10 @@ class Proxy:
                 group.create_task(self._follow())
                 group.create_task(self._look_now_and_then())
                 group.create_task(self.report.run())
-                if self._peers:
+                if self._peers and self._ledger:
                     group.create_task(self._peers.run(self._do))
+                    group.create_task(Announcer(self._node, self.services, self._peers.nodes, self.slices, self._ledger,
+                                                self._clock).run())
         finally:
             await self._health.close()
             self._worker.shutdown(wait=False, cancel_futures=True)
@@ -215,5 +218,8 @@ def _trim(obj: model.Obj) -> None:
     """Before an object is kept: what rules never need."""
     meta = obj["metadata"]
     meta.pop("managedFields", None)
-    meta.pop("annotations", None)
+    if kept := keep(obj):
+        meta["annotations"] = kept
+    else:
+        meta.pop("annotations", None)
     meta.pop("ownerReferences", None)

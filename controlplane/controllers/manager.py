@@ -17,6 +17,7 @@ from controlplane.client.informer import Informers
 from controlplane.client.rest import Client
 from controlplane.controllers import furniture, replicaset
 from controlplane.controllers.attachdetach import AttachDetach
+from controlplane.controllers.balancers import Balancers
 from controlplane.controllers.certificates import CertificateRequests
 from controlplane.controllers.deployment import Deployments
 from controlplane.controllers.disruption import Disruption
@@ -64,7 +65,8 @@ def build(context: Context, settings: Settings) -> list[Controller]:
             PodCollector(context), RoleAggregation(context), TokenCleaner(context),
             CertificateRequests(context, settings.signing_certificate, settings.signing_key),
             ResourceQuotas(context), Disruption(context), StorageProtection(context), VolumeBinder(context),
-            LocalPath(context), EphemeralVolumes(context), AttachDetach(context), Garbage(context)]
+            LocalPath(context), EphemeralVolumes(context), AttachDetach(context),
+            Balancers(context, settings.cluster_cidr), Garbage(context)]
 
 
 def _workloads(context: Context) -> list[Controller]:
