@@ -12,7 +12,6 @@ import gc
 import logging
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +53,7 @@ class Agent:
         from agent.kubelet.logrotate import Rotator
         from agent.kubelet.node import NodeAgent, describe_host
         from agent.kubelet.runtime import Runtime
+        from agent.kubelet.volumes.build import build
         from agent.kubelet.volumes.objects import Objects
         from controlplane.client.events import Recorder
         from controlplane.client.informer import Informer
@@ -63,7 +63,6 @@ class Agent:
         options, clock = self.options, SYSTEM
         runtime, images = Runtime(connection), Images(connection)
         version = await self._runtime_version(runtime)
-        self._features = await runtime.features()
         await install(connection, self.paths, (PAUSE,))
         host = describe_host(options.name, (options.node_ip,), options.root, version, options.port)
         pods = Informer(client, named("pods"), fields=f"spec.nodeName={options.name}")
@@ -74,7 +73,9 @@ class Agent:
         network = Daemon(self.paths, ledger)
         kubelet: Kubelet
         objects = Objects(client, lambda uids: kubelet.changed(uids))
-        context = self._context(connection, runtime, images, client, recorder, services, objects, host)
+        volumes, drivers = build(options.root, options.name, client, clock, objects, lambda: node.place,
+                                 lambda: node.owner)
+        context = self._context(runtime, images, client, recorder, services, volumes, host.memory, host.cpus)
         kubelet = Kubelet(context, pods, options.manifests, lambda: node.owner)
 
         node: NodeAgent
@@ -86,15 +87,14 @@ class Agent:
             await network.collect({s.id for pod in (await runtime.observe()).values() for s in pod.sandboxes})
             kubelet.retry()
 
-        context.place = lambda: replace(node.place, apparmor=context.node.apparmor,
-                                        strict_groups=context.node.strict_groups)
+        context.place = lambda: node.place
         node = NodeAgent(host, options.root, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
         server = self._server(runtime, kubelet, client, context.cgroups)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
             async with asyncio.TaskGroup() as group:
-                for part in (pods, services, nodes, recorder, objects, network, node, server, rotator):
+                for part in (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers):
                     group.create_task(part.run(), name=type(part).__name__)
                 group.create_task(kubelet.run(), name="Kubelet")
                 if options.proxy_kubeconfig is not None:
@@ -120,28 +120,20 @@ class Agent:
                 told = True
                 await SYSTEM.sleep(RUNTIME_RETRY_SECONDS)
 
-    def _context(self, connection: Any, runtime: Any, images: Any, client: Any, recorder: Any, services: Any,
-                 objects: Any, host: Any) -> Any:
+    def _context(self, runtime: Any, images: Any, client: Any, recorder: Any, services: Any, volumes: Any,
+                 memory: int, cpus: int) -> Any:
         from agent.kubelet.cgroups import Cgroups
         from agent.kubelet.checks import Checks
         from agent.kubelet.containerd import systemd_cgroups
         from agent.kubelet.context import Context
         from agent.kubelet.specs import Node
-        from agent.kubelet.volumes.imagevolumes import ImageVolumes
-        from agent.kubelet.volumes.manager import Volumes
-        from agent.kubelet.volumes.mounts import Mounts
-        from agent.kubelet.volumes.tokens import Tokens
         options = self.options
         systemd = systemd_cgroups() if options.systemd is None else options.systemd
         node = Node(name=options.name, ips=(options.node_ip,), root=options.root, logs=self.paths.pod_logs,
                     cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
-                    cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
-                    strict_groups=self._features.strict_groups, runtime=host.runtime_version.partition("://")[0])
-        mounts = Mounts()
-        views = ImageVolumes(connection, mounts) if node.runtime == "containerd" else None
+                    cpu=cpus * 1000, memory=memory)
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
-                       volumes=Volumes(options.root, objects, Tokens(client, SYSTEM), mounts, views),
-                       cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
+                       volumes=volumes, cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
                        checks=Checks(runtime))
 
     def _server(self, runtime: Any, kubelet: Any, client: Any, cgroups: Any) -> Any:

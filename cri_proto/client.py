@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 from google.protobuf import message_factory
 
-from cri_proto.messages import containerd, cri
+from cri_proto.messages import containerd, cri, csi, registration
 
 MAX_MESSAGE = 32 << 20  # a listing of some thousand containers with their labels is a few megabytes
 RECONNECT_FIRST_MS, RECONNECT_MAX_MS = 50, 500  # the peer is on this host: its socket is back within a second
@@ -77,6 +77,22 @@ class Connection:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+class Plugin:
+    """A channel to the socket of a storage driver or of its registrar, for a call or a few."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._channel = grpc.aio.insecure_channel(f"unix://{path}", options=_OPTIONS)
+        self.node = Service(self._channel, csi.service("Node"), "csi.v1.Node")
+        self.registration = Service(self._channel, registration.service("Registration"),
+                                    "pluginregistration.Registration")
+
+    async def __aenter__(self) -> Plugin:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._channel.close()
 
 
 def metadata(lease: str = "") -> tuple[tuple[str, str], ...]:

@@ -1,4 +1,4 @@
-"""The message classes of CRI and of containerd's own API, made from `descriptors.binpb` when first asked for.
+"""The message classes of CRI, CSI and containerd's own API, made from `descriptors.binpb` when first asked for.
 
 `cri.RunPodSandboxRequest(...)`, `cri.POD` (an enum value), `containerd.TaskExit.FromString(...)`. Owns the loading of
 the descriptors; promises that a name exists or raises AttributeError at once; never talks to anyone. The service
@@ -14,7 +14,7 @@ from google.protobuf import any_pb2, descriptor_pb2, descriptor_pool, message_fa
 
 
 def _load() -> dict[str, Any]:
-    """The two files by package. Any and Timestamp must be known to the pool before: hence their imports."""
+    """The files by package. Any and Timestamp must be known to the pool before: hence their imports."""
     pool = descriptor_pool.Default()
     described = descriptor_pb2.FileDescriptorSet.FromString((Path(__file__).parent / "descriptors.binpb").read_bytes())
     files = {}
@@ -51,3 +51,5 @@ class Package:
 _FILES = _load()
 cri = Package(_FILES["runtime.v1"])
 containerd = Package(_FILES["pelamis.containerd"])
+csi = Package(_FILES["csi.v1"])
+registration = Package(_FILES["pluginregistration"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2
 
 HERE = Path(__file__).parent
-SOURCES = ("cri.proto", "containerd.proto")
+SOURCES = ("cri.proto", "containerd.proto", "csi.proto", "registration.proto")
 
 
 def compile_protos(target: Path) -> None:

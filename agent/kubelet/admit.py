@@ -173,12 +173,15 @@ def _affinity(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
     fits = all(place.labels.get(k) == v for k, v in (spec.get("nodeSelector") or {}).items())
     required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
         "requiredDuringSchedulingIgnoredDuringExecution")
-    if required is not None:
-        fits = fits and any(_term(term, place) for term in required.get("nodeSelectorTerms") or ())
-    if fits:
+    if fits and (required is None or matches(required, place)):
         return None
     return "NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node " \
                            "affinity/selector"
+
+
+def matches(selector: dict[str, Any], place: Place) -> bool:
+    """Whether a NodeSelector chooses this node."""
+    return any(_term(term, place) for term in selector.get("nodeSelectorTerms") or ())
 
 
 def _term(term: dict[str, Any], place: Place) -> bool:

@@ -117,6 +117,7 @@ class ContainerSpec:
     working_dir: str = ""
     env: tuple[tuple[str, str], ...] = ()
     mounts: tuple[Mount, ...] = ()
+    devices: tuple[tuple[str, str], ...] = ()  # (path on the node, path inside)
     resources: LinuxResources = field(default_factory=LinuxResources)
     security: Security = field(default_factory=Security)
     log_path: str = ""  # relative to the sandbox's log_directory: `<container>/<attempt>.log`

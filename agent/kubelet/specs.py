@@ -23,6 +23,7 @@ from agent.kubelet.model import (
     Security,
 )
 from agent.kubelet.plan import DEFAULT_GRACE, container_hash
+from agent.kubelet.volumes.plugins import read_only
 
 TERMINATION_PATH = "/dev/termination-log"
 
@@ -97,7 +98,7 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, h
 
 def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: Sources, *, image: str, attempt: int,
               volumes: Mapping[str, str], target: str = "") -> ContainerSpec:
-    """One container. `volumes` maps each mountPath of the container to the host path that goes there; `target` is the
+    """One container. `volumes` maps each mountPath and devicePath of the container to the host's path; `target` is the
     id of the container whose processes it shares."""
     variables = env.build(pod, spec, sources)
     kind = spec.get("terminationMessagePath") or TERMINATION_PATH
@@ -106,6 +107,7 @@ def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: So
         command=env.expand_all(spec.get("command"), variables), args=env.expand_all(spec.get("args"), variables),
         working_dir=spec.get("workingDir") or "", env=tuple(variables.items()),
         mounts=_mounts(pod, spec, node, volumes, kind, attempt),
+        devices=tuple((volumes[d["devicePath"]], d["devicePath"]) for d in spec.get("volumeDevices") or ()),
         resources=resources.linux_resources(pod, spec, node.memory), security=security(pod, spec, node),
         log_path=f"{spec['name']}/{attempt}.log", stdin=bool(spec.get("stdin")), stdin_once=bool(spec.get("stdinOnce")),
         tty=bool(spec.get("tty")), stop_signal=((spec.get("lifecycle") or {}).get("stopSignal") or ""),
@@ -117,8 +119,9 @@ def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: So
 def _mounts(pod: dict[str, Any], spec: dict[str, Any], node: Node, volumes: Mapping[str, str], termination: str,
             attempt: int) -> tuple[Mount, ...]:
     uid = pod["metadata"]["uid"]
-    made = [Mount(volumes[m["mountPath"]], m["mountPath"], bool(m.get("readOnly")), m.get("mountPropagation") or "None")
-            for m in spec.get("volumeMounts") or ()]
+    fixed = {v["name"] for v in pod["spec"].get("volumes") or () if read_only(v)}
+    made = [Mount(volumes[m["mountPath"]], m["mountPath"], bool(m.get("readOnly")) or m["name"] in fixed,
+                  m.get("mountPropagation") or "None") for m in spec.get("volumeMounts") or ()]
     taken = {m.container_path for m in made}
     if "/etc/hosts" not in taken:
         made.append(Mount(str(node.hosts_file(uid)), "/etc/hosts"))

@@ -28,7 +28,6 @@ from controlplane.machinery.errors import ApiError
 log = logging.getLogger(__name__)
 MIN_GRACE = 2.0  # seconds a container gets after its preStop hook used up the grace period; upstream's
 PULL_SECRETS = ".dockerconfigjson"
-RUNTIME_CLASSES = "runtimeclasses.node.k8s.io"
 
 
 class StepFailed(Exception):  # noqa: N818 - reads as what happened
@@ -85,10 +84,7 @@ class Steps:
         if not self.pod["spec"].get("volumes"):
             return {}
         try:
-            images = {v["name"]: await self._image({"name": "", "image": v["image"].get("reference", ""),
-                                                    "imagePullPolicy": v["image"].get("pullPolicy")})
-                      for v in self.context.volumes.unpulled(self.pod)}
-            paths, self.renew_at = await self.context.volumes.set_up(self.pod, self._sources(), images)
+            paths, self.renew_at = await self.context.volumes.set_up(self.pod, self._sources())
             return paths
         except (ConfigError, ApiError, OSError) as error:
             self._tell("Warning", "FailedMount", str(error))
@@ -157,19 +153,9 @@ class Steps:
 
     # --- sandboxes
 
-    async def _sandbox(self, attempt: int) -> SandboxSpec:
+    def _sandbox(self, attempt: int) -> SandboxSpec:
         parent = self.context.cgroups.parent(self.pod)
-        return specs.sandbox(self.pod, self.context.node, attempt, parent, await self._handler())
-
-    async def _handler(self) -> str:
-        """What the pod's RuntimeClass calls the runtime's handler. Raises ConfigError or ApiError."""
-        name = self.pod["spec"].get("runtimeClassName")
-        if not name:
-            return ""
-        found = await self.context.volumes.objects.get(RUNTIME_CLASSES, "", name, self.pod["metadata"]["uid"])
-        if found is None:
-            raise ConfigError(f'failed to get sandbox runtime: RuntimeClass "{name}" not found')
-        return str(found.get("handler") or "")
+        return specs.sandbox(self.pod, self.context.node, attempt, parent)
 
     async def run_sandbox(self, action: plan.RunSandbox) -> None:
         """Make the sandbox and its folders. Raises StepFailed."""
@@ -179,9 +165,12 @@ class Steps:
         try:
             node.pod_folder(uid).mkdir(parents=True, exist_ok=True, mode=0o750)
             self.context.cgroups.make(self.pod)
-            self._sandbox_spec = await self._sandbox(action.attempt)
+            self._sandbox_spec = self._sandbox(action.attempt)
             await self.context.runtime.run_sandbox(self._sandbox_spec)
-        except (ConfigError, CallError, ApiError, OSError) as error:
+        except ConfigError as error:
+            self._tell("Warning", "Failed", f"Error: {error}")
+            raise StepFailed("CreateContainerConfigError", str(error)) from error
+        except (CallError, OSError) as error:
             self._tell("Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: {error}")
             raise StepFailed("", str(error)) from error
 
@@ -198,14 +187,15 @@ class Steps:
         paths = await self._taken("/volumes", self.set_up_volumes())
         made = await self._resolved(spec, image, action.attempt, paths)
         runtime = self.context.runtime
+        box = self._sandbox_spec or self._sandbox(sandbox.attempt)
+        self._sandbox_spec = box
         try:
-            box = self._sandbox_spec = self._sandbox_spec or await self._sandbox(sandbox.attempt)
             self._write_files(spec, action.attempt)
             id = await runtime.create_container(sandbox.id, box, made)
-        except (CallError, ConfigError, ApiError, OSError) as error:
+        except (CallError, OSError) as error:
             message = getattr(error, "details", "") or str(error)
             self._tell("Warning", "Failed", f"Error: {message}", name)
-            raise StepFailed("CreateContainerError", str(message)) from error
+            raise StepFailed("CreateContainerError", message) from error
         self.made(name)
         self._tell("Normal", "Created", f"Created container: {name}", name)
         try:
@@ -285,8 +275,7 @@ class Steps:
         if not hook:
             return
         try:
-            await self.context.checks.run(hook, spec, id, self._pod_ip(), plan.grace_of(self.pod) + MIN_GRACE,
-                                          hook=True)
+            await self.context.checks.run(hook, spec, id, self._pod_ip(), plan.grace_of(self.pod) + MIN_GRACE)
         except Failed as error:
             self._tell("Warning", "FailedPostStartHook", f"PostStartHook failed: {error}", spec["name"])
             await self.context.runtime.stop_container(id, plan.grace_of(self.pod))
@@ -301,7 +290,7 @@ class Steps:
         if hook and grace > 0:
             try:
                 async with asyncio.timeout(grace):
-                    await self.context.checks.run(hook, spec, action.id, self._pod_ip(), grace, hook=True)
+                    await self.context.checks.run(hook, spec, action.id, self._pod_ip(), grace)
             except TimeoutError:
                 self._tell("Warning", "FailedPreStopHook", "PreStopHook did not end within the grace period",
                            action.name)
@@ -331,9 +320,11 @@ class Steps:
             if not self.seen.sandboxes:
                 await context.runtime.remove_container(container.id)
         context.volumes.release(uid)
-        await asyncio.to_thread(context.volumes.take_down, uid)
-        if context.volumes.images and any(v.get("image") for v in self.pod["spec"].get("volumes") or ()):
-            await context.volumes.images.release(uid)
+        try:
+            await context.volumes.tear_down(uid)
+        except (ConfigError, OSError) as error:
+            self._tell("Warning", "FailedUnMount", str(error))
+            raise StepFailed("", str(error)) from error
         context.cgroups.remove(uid)
         shutil.rmtree(context.node.log_folder(self.pod), ignore_errors=True)
 

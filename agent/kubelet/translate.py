@@ -111,6 +111,8 @@ def container_config(sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> A
     for mount in spec.mounts:
         config.mounts.add(host_path=mount.host_path, container_path=mount.container_path, readonly=mount.readonly,
                           propagation=getattr(cri, _PROPAGATION[mount.propagation]))
+    for on_node, inside in spec.devices:
+        config.devices.add(host_path=on_node, container_path=inside, permissions="mrw")
     if spec.grace is not None:
         config.annotations[model.TERMINATION_GRACE] = f"{spec.grace:g}"
     config.linux.resources.CopyFrom(resources(spec.resources))

@@ -7,11 +7,13 @@ a removal never reaches into a foreign file system. Called by `volumes`; tests h
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from pathlib import Path
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 8, 32, 4096, 16384
-MNT_DETACH = 2
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC = 2, 4, 4096, 16384
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+MAX_LAYERS = 8  # of mounts over mounts at one place; each pass ends one of each
 
 
 class Mounts:
@@ -33,28 +35,23 @@ class Mounts:
         self._check(self._libc.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND | MS_REC, None),
                     str(target))
 
-    def foreign(self, kind: str, source: str, target: Path, options: list[str]) -> None:
-        """A mount as somebody else describes it, made read-only and without devices or programs of its own; the
-        folder `target` is made."""
-        target.mkdir(parents=True, exist_ok=True)
-        bound = "rbind" in options or "bind" in options
-        rest = ",".join(o for o in options if o not in ("ro", "rw", "rbind", "bind"))
-        flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
-        where = os.fsencode(target)
-        self._check(self._libc.mount(os.fsencode(source), where, kind.encode(), MS_BIND if bound else flags,
-                                     None if bound else rest.encode()), str(target))
-        if bound:  # the kernel takes the flags of a bind mount in a second step only
-            self._check(self._libc.mount(None, where, None, MS_BIND | MS_REMOUNT | flags, None), str(target))
-
     def unmount_below(self, folder: Path) -> None:
-        """Detach every mount at or below `folder`."""
-        prefix = os.path.realpath(folder)
-        for point in sorted(_points(), key=len, reverse=True):
-            if point == prefix or point.startswith(prefix + "/"):
-                self._check(self._libc.umount2(os.fsencode(point), MNT_DETACH), point)
+        """Detach every mount at or below `folder`, those that lie over each other too: OSError when one remains, for
+        what is removed then would be somebody else's."""
+        for _ in range(MAX_LAYERS):
+            below = _below(os.path.realpath(folder))
+            if not below:
+                return
+            for point in sorted(below, key=len, reverse=True):
+                self._check(self._libc.umount2(os.fsencode(point), MNT_DETACH | UMOUNT_NOFOLLOW), point)
+        raise OSError(errno.EBUSY, "something is mounted there again and again", str(folder))
 
     def mounted(self, target: Path) -> bool:
         return os.path.realpath(target) in _points()
+
+
+def _below(prefix: str) -> list[str]:
+    return [point for point in _points() if point == prefix or point.startswith(prefix + "/")]
 
 
 def _points() -> list[str]:

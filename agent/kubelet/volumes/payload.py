@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,14 @@ MODE = 0o644  # upstream's defaultMode
 Files = dict[str, tuple[bytes, int]]
 KINDS = {"configMap": "configmaps", "secret": "secrets"}
 TOKEN_SECONDS = 3600  # upstream's default life of a projected token
+TOKEN_MODE = 0o600  # of a token that is given to the pod's own user or group
+GROUP_READS, GROUP_ENTERS = 0o440, stat.S_ISGID | 0o550  # what fsGroup adds to the modes of files and folders
+
+
+def fs_group(pod: dict[str, Any]) -> int | None:
+    """The group that shall own the pod's volumes."""
+    group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
+    return None if group is None else int(group)
 
 
 def references(volume: dict[str, Any]) -> Iterator[tuple[str, str, bool]]:
@@ -42,6 +51,14 @@ def _sources(volume: dict[str, Any]) -> list[dict[str, Any]]:
     return [volume]
 
 
+def token_user(pod: dict[str, Any]) -> int | None:
+    """Whose a token is: the user all containers of the pod run as, if it is one and told; None = root."""
+    base = (pod["spec"].get("securityContext") or {}).get("runAsUser")
+    users = {(c.get("securityContext") or {}).get("runAsUser", base)
+             for group in ("initContainers", "containers", "ephemeralContainers") for c in pod["spec"].get(group) or ()}
+    return users.pop() if len(users) == 1 else None
+
+
 def files(pod: dict[str, Any], volume: dict[str, Any], sources: Sources, issued: Mapping[str, str]) -> Files:
     """The content. `issued` maps a token projection's path to the token. Raises ConfigError."""
     body: dict[str, Any] = next((volume[k] for k in (*KINDS, "downwardAPI", "projected")
@@ -57,7 +74,8 @@ def files(pod: dict[str, Any], volume: dict[str, Any], sources: Sources, issued:
             made |= _downward(pod, source["downwardAPI"], sources, mode)
         if source.get("serviceAccountToken") is not None:
             path = source["serviceAccountToken"]["path"]
-            made[path] = (issued[path].encode(), mode)
+            private = token_user(pod) is not None or fs_group(pod) is not None
+            made[path] = (issued[path].encode(), TOKEN_MODE if private else mode)
     for path in made:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts:
@@ -95,37 +113,56 @@ def _downward(pod: dict[str, Any], part: dict[str, Any], sources: Sources, mode:
     return made
 
 
-def write(folder: Path, wanted: Files, stamp: str, group: int | None = None) -> bool:
+def write(folder: Path, wanted: Files, stamp: str, group: int | None = None,
+          owners: Mapping[str, int] | None = None) -> bool:
     """Make `folder` hold exactly `wanted`; True when it changed. `stamp` must differ from earlier calls' stamps;
-    `group` owns the files (fsGroup), which then are group-readable."""
+    `group` owns the files (fsGroup), which then are group-readable; `owners` gives the user of single paths."""
     if group is not None:
-        wanted = {path: (data, mode | 0o440) for path, (data, mode) in wanted.items()}
+        wanted = {path: (data, mode | GROUP_READS) for path, (data, mode) in wanted.items()}
     link = folder / "..data"
     current = os.readlink(link) if link.is_symlink() else ""
     if current and _same(folder / current, wanted):
         return False
-    fresh = folder / f"..{stamp}"
+    fresh = folder / (f"..{stamp}" if current != f"..{stamp}" else f"..{stamp}_again")
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(mode=0o755)
-    for path, (data, mode) in wanted.items():
-        target = fresh / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(data)
-            if group is not None:
-                os.fchown(out.fileno(), -1, group)
-            os.fchmod(out.fileno(), mode)
-    os.chmod(fresh, 0o755)
+    _make(fresh, wanted, group, owners or {})
     swap = folder / "..data_tmp"
     with contextlib.suppress(FileNotFoundError):
         swap.unlink()
     swap.symlink_to(fresh.name)
     swap.rename(link)
     _visible(folder, {PurePosixPath(path).parts[0] for path in wanted})
-    if current and current != fresh.name:
-        shutil.rmtree(folder / current, ignore_errors=True)
+    for old in folder.glob("..*"):  # the one before, and what a crash has left
+        if old.name != fresh.name and not old.is_symlink():
+            shutil.rmtree(old, ignore_errors=True)
     return True
+
+
+def _make(fresh: Path, wanted: Files, group: int | None, owners: Mapping[str, int]) -> None:
+    """The files below a folder nobody sees yet."""
+    folders = [fresh]
+    fresh.mkdir(mode=0o755)
+    for path, (data, mode) in wanted.items():
+        target = fresh / path
+        missing = [p for p in target.relative_to(fresh).parents if p.name and not (fresh / p).is_dir()]
+        for part in reversed(missing):
+            (fresh / part).mkdir()
+            folders.append(fresh / part)
+        descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(data)
+            if group is not None or path in owners:
+                os.fchown(out.fileno(), owners.get(path, -1), -1 if group is None else group)
+            os.fchmod(out.fileno(), mode)
+    for made in folders:
+        enter(made, group)
+
+
+def enter(folder: Path, group: int | None) -> None:
+    """Open a folder of a payload to everybody, or give it to `group`."""
+    if group is not None:
+        os.chown(folder, -1, group)
+    folder.chmod(0o755 if group is None else 0o755 | GROUP_ENTERS)
 
 
 def _visible(folder: Path, names: set[str]) -> None:

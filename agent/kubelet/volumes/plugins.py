@@ -15,6 +15,7 @@ from typing import Any
 
 from agent.kubelet.env import ConfigError
 from agent.kubelet.volumes.mounts import Mounts
+from agent.kubelet.volumes.payload import fs_group
 from controlplane.machinery import quantity
 
 Plugin = Callable[[dict[str, Any], dict[str, Any], Path, Mounts], str]
@@ -22,11 +23,6 @@ _IS = {"Directory": stat.S_ISDIR, "File": stat.S_ISREG, "Socket": stat.S_ISSOCK,
        "BlockDevice": stat.S_ISBLK}
 _CALLED = {"Directory": "a directory", "File": "a file", "Socket": "a socket file",
            "CharDevice": "a character device", "BlockDevice": "a block device"}
-
-
-def group_of(pod: dict[str, Any]) -> int | None:
-    group = (pod["spec"].get("securityContext") or {}).get("fsGroup")
-    return None if group is None else int(group)
 
 
 def empty_dir(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts: Mounts) -> str:
@@ -42,7 +38,7 @@ def empty_dir(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts:
         raise ConfigError(f"unknown emptyDir medium {spec['medium']!r}")
     if new:
         folder.chmod(0o777)
-        group = group_of(pod)
+        group = fs_group(pod)
         if group is not None:
             os.chown(folder, -1, group)
             folder.chmod(0o2777)
@@ -50,40 +46,52 @@ def empty_dir(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts:
 
 
 def host_path(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts: Mounts) -> str:
-    """A path of the node, checked or made as its `type` says."""
-    path, kind = volume["hostPath"]["path"], volume["hostPath"].get("type") or ""
+    """A path of the node."""
+    return checked_path(volume["hostPath"])
+
+
+def checked_path(wanted: dict[str, Any]) -> str:
+    """The path of a hostPath, checked or made as its `type` says. Raises ConfigError, OSError."""
+    path, kind = wanted["path"], wanted.get("type") or ""
     if kind == "DirectoryOrCreate" and not os.path.exists(path):
         os.makedirs(path, 0o755)
     elif kind == "FileOrCreate" and not os.path.exists(path):
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
     if not kind:
         return str(path)
-    wanted = kind.removesuffix("OrCreate")
-    if wanted not in _IS:
-        raise ConfigError(f"unknown hostPath type {kind!r}")
+    kind = kind.removesuffix("OrCreate")
+    if kind not in _IS:
+        raise ConfigError(f"unknown hostPath type {wanted['type']!r}")
     try:
-        fits = _IS[wanted](os.stat(path).st_mode)
+        fits = _IS[kind](os.stat(path).st_mode)
     except FileNotFoundError:
         fits = False
     if not fits:
-        raise ConfigError(f"hostPath type check failed: {path} is not {_CALLED[wanted]}")
+        raise ConfigError(f"hostPath type check failed: {path} is not {_CALLED[kind]}")
     return str(path)
 
 
 PLUGINS: dict[str, Plugin] = {"emptyDir": empty_dir, "hostPath": host_path}
 PAYLOADS = ("configMap", "secret", "downwardAPI", "projected")
+CLAIMED = ("persistentVolumeClaim", "ephemeral")
 FOLDERS = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap",
            "secret": "kubernetes.io~secret", "downwardAPI": "kubernetes.io~downward-api",
            "projected": "kubernetes.io~projected", "hostPath": "kubernetes.io~host-path",
-           "image": "kubernetes.io~image"}
+           "csi": "kubernetes.io~csi", **dict.fromkeys(CLAIMED, "kubernetes.io~csi")}
 
 
 def kind_of(volume: dict[str, Any]) -> str:
     """The key that says what the volume is. Raises ConfigError for a kind this node cannot mount."""
     for kind in FOLDERS:
-        if kind in volume:
+        if volume.get(kind) is not None:
             return kind
     named = [k for k in volume if k != "name"] or ["emptyDir"]
     if named == ["emptyDir"]:
         return "emptyDir"
     raise ConfigError(f'volume "{volume["name"]}" of type {named[0]} is not supported by this node')
+
+
+def read_only(volume: dict[str, Any]) -> bool:
+    """Whether containers get the volume read-only whatever they ask for: content of the API is not theirs to change."""
+    kind = kind_of(volume)
+    return kind in PAYLOADS or bool((volume.get(kind) or {}).get("readOnly"))

@@ -1,0 +1,29 @@
+"""The volumes of a node's pods, put together: what `manager` needs of the API, and the storage drivers' list.
+
+Owns nothing but the wiring. Called once by the agent; tests build what they need themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from agent.kubelet.admit import Place
+from agent.kubelet.volumes.claims import Claims
+from agent.kubelet.volumes.csi import CsiVolumes
+from agent.kubelet.volumes.csidrivers import Drivers
+from agent.kubelet.volumes.manager import Volumes
+from agent.kubelet.volumes.objects import Objects
+from agent.kubelet.volumes.tokens import Tokens
+from controlplane.client.rest import Client
+from controlplane.machinery.clock import Clock
+
+
+def build(root: Path, node: str, client: Client, clock: Clock, objects: Objects, place: Callable[[], Place],
+          owner: Callable[[], dict[str, Any] | None]) -> tuple[Volumes, Drivers]:
+    """The volumes, and the drivers that are to be run. `place()` is the node as volumes ask for it, `owner()` its owner
+    reference, None before it is registered."""
+    drivers = Drivers(root, node, client, owner, clock)
+    return Volumes(root, objects, Tokens(client, clock), claims=Claims(client, place),
+                   csi=CsiVolumes(root, node, client, drivers.socket)), drivers
