@@ -33,7 +33,7 @@ class Agent:
     def __init__(self, options: Options, paths: Paths) -> None:
         self.options, self.paths = options, paths
         self.ready = asyncio.Event()
-        self._refused = ""
+        self._clients: dict[str, Any] = {}  # by the identity they have
 
     async def run(self) -> None:
         from controlplane.client import config as kubeconfig
@@ -97,6 +97,11 @@ class Agent:
                 for part in (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers):
                     group.create_task(part.run(), name=type(part).__name__)
                 group.create_task(kubelet.run(), name="Kubelet")
+                self._clients["node"] = client
+                if options.rotate:
+                    from agent.kubelet.rotation import Rotation
+                    rotation = Rotation(self.paths, options.name, options.node_ip, self._clients, server.reload)
+                    group.create_task(rotation.run(), name="Rotation")
                 if options.proxy_kubeconfig is not None:
                     group.create_task(self._proxy(ledger, network), name="Proxy")
                 await asyncio.gather(kubelet.relisted.wait(), network.listening.wait(), server.listening.wait())
@@ -156,6 +161,7 @@ class Agent:
         options = self.options
         assert options.proxy_kubeconfig is not None
         async with Client(kubeconfig.load(options.proxy_kubeconfig), user_agent="kube-proxy") as client:
+            self._clients["kube-proxy"] = client
             async def repair() -> None:
                 await network.repair()
                 await dns.repair()

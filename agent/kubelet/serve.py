@@ -66,6 +66,7 @@ class Server:
         self._access, self._stats, self._clock = access, stats, clock
         self._locator = Locator(runtime, pods)
         self.listening = asyncio.Event()
+        self._context: ssl.SSLContext | None = None
         self.port = settings.port
         self._routes: dict[str, Handler] = {
             "healthz": self._healthz, "pods": self._list_pods, "runningpods": self._running_pods,
@@ -75,9 +76,15 @@ class Server:
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self._settings.client_ca))
-        context.load_cert_chain(self._settings.certificate, self._settings.key)
         context.verify_mode = ssl.CERT_OPTIONAL  # so that who has no certificate is told 401 and not cut off
+        self._context = context
+        self.reload()
         return context
+
+    def reload(self) -> None:
+        """Show the certificate that is on the disk now to whoever connects from now on."""
+        if self._context is not None:
+            self._context.load_cert_chain(self._settings.certificate, self._settings.key)
 
     async def run(self) -> None:
         """Serve until cancelled."""

@@ -60,24 +60,42 @@ class Client:
         self.clock = clock
         self.user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
+        self._retired: list[aiohttp.ClientSession] = []  # of former identities: watches may still read from them
         self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._token = config.token
         self._token_until = 0.0
 
     async def __aenter__(self) -> Client:
+        self._open()
+        return self
+
+    def _open(self) -> None:
         context = self.config.ssl_context()
         # No limit: watches hold their connection for minutes, and a limit would let them starve the requests.
         connector = aiohttp.TCPConnector(limit=0, ssl=True if context is None else context,
                                          keepalive_timeout=IDLE_CONNECTION_SECONDS)
         self._session = aiohttp.ClientSession(connector=connector, headers={"User-Agent": self.user_agent},
                                               auto_decompress=True, cookie_jar=aiohttp.DummyCookieJar())
-        return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
+        await self._close_retired()
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    async def renew(self, config: ClientConfig) -> None:
+        """Be the identity of `config` from the next request on. What runs is not disturbed: watches end by themselves
+        within minutes, long before the next renewal closes what they read from."""
+        await self._close_retired()
+        if self._session is not None:
+            self._retired.append(self._session)
+        self.config, self._token, self._token_until = config, config.token, 0.0
+        self._open()
+
+    async def _close_retired(self) -> None:
+        while self._retired:
+            await self._retired.pop().close()
 
     # --- verbs -------------------------------------------------------------------------------------------------
 
