@@ -33,7 +33,7 @@ from controlplane.machinery.resources import Registry, Resource
 V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
 EMPTY_V2 = b"\n\x032.0"  # a Document whose only field, swagger, is "2.0"
 VERSION = "v1.36.0"
-FORM = 2  # raise when `document` changes, so that clients fetch again
+FORM = 3  # raise when `document` changes, so that clients fetch again
 KEPT = 24  # gzipped documents, 5 to 250 kB each: all group-versions of a server without custom kinds
 FOR_EVER = (("Cache-Control", "public, immutable"), ("Expires", "Thu, 31 Dec 2037 23:55:55 GMT"))
 PATCHES = ("application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json",
@@ -124,15 +124,21 @@ def paths(resource: Resource) -> Body:
     """The two paths of a kind: its collection and its objects, with what they accept."""
     kind = {"group": resource.group, "version": resource.version, "kind": resource.kind}
     base = resource.path("{namespace}" if resource.namespaced else "")
-    validated = [{"name": n, "in": "query", "schema": {"type": "string", "uniqueItems": True}}
-                 for n in ("dryRun", "fieldManager", "fieldValidation")]
     patches = [p for p in PATCHES if not (resource.custom and "strategic" in p)]
+    named = publish.name_of(resource) if resource.custom else resource.definition
+    whole: Body = {"schema": {"$ref": f"#/components/schemas/{named}"}} if named else {}
 
     def operation(action: str, media: Iterable[str] = ()) -> Body:
+        answer: Body = {"description": "OK"}
+        if action in ("get", "post", "put", "patch"):
+            answer["content"] = {JSON: whole}
         made: Body = {"x-kubernetes-action": action, "x-kubernetes-group-version-kind": kind,
-                      "responses": {"200": {"description": "OK"}}}
+                      "responses": {"200": answer}}
         if media:
-            made |= {"parameters": validated, "requestBody": {"content": {m: {} for m in media}}}
+            made |= {"parameters": _WRITING, "requestBody": {
+                "content": {m: whole if m == JSON else {"schema": _PATCH.get(m, _ANY)} for m in media}}}
+        elif action in ("list", "deletecollection"):
+            made["parameters"] = _LISTING
         return made
 
     collection: Body = {}
@@ -143,7 +149,23 @@ def paths(resource: Resource) -> Body:
             ("update", "put", one, (JSON,)), ("patch", "patch", one, patches), ("delete", "delete", one, ())):
         if verb in resource.verbs:
             place[method] = operation("post" if verb == "create" else verb, media)
-    return {path: item for path, item in ((base, collection), (base + "/{name}", one)) if item}
+    places = [_parameter("namespace", "path")] if resource.namespaced else []
+    return {path: {**item, "parameters": parameters} if parameters else item for path, item, parameters in (
+        (base, collection, places), (base + "/{name}", one, [_parameter("name", "path"), *places])) if item}
+
+
+def _parameter(name: str, place: str = "query", kind: str = "string") -> Body:
+    """A parameter of an operation."""
+    made: Body = {"name": name, "in": place, "schema": {"type": kind, "uniqueItems": True}}
+    return {**made, "required": True} if place == "path" else made
+
+
+_ANY: Body = {"type": "object"}
+_PATCH: dict[str, Body] = {"application/json-patch+json": {"type": "array", "items": _ANY}}
+_WRITING = [_parameter(name) for name in ("dryRun", "fieldManager", "fieldValidation")]
+_LISTING = [*(_parameter(name) for name in ("continue", "fieldSelector", "labelSelector", "resourceVersion",
+                                            "resourceVersionMatch")),
+            _parameter("limit", kind="integer"), _parameter("timeoutSeconds", kind="integer")]
 
 
 def _roots(resources: list[Resource]) -> set[str]:
@@ -168,8 +190,9 @@ def document(resources: list[Resource]) -> Body:
 def swagger(resources: list[Resource]) -> Body:
     """The v2 document of some resources: the same paths without bodies, the same schemas."""
     schemas = _Schemas("#/definitions/", CHOICES_V2)
-    operations = {path: {m: {k: v for k, v in op.items() if k not in ("requestBody", "parameters")}
-                         for m, op in item.items()} for r in resources for path, item in paths(r).items()}
+    operations = {path: {m: {k: v for k, v in op.items() if k.startswith("x-")} | {
+        "responses": {"200": {"description": "OK"}}} for m, op in item.items() if m != "parameters"}
+        for r in resources for path, item in paths(r).items()}
     return {"swagger": "2.0", "info": {"title": "Kubernetes", "version": VERSION}, "paths": operations,
             "definitions": schemas.closure(_roots(resources)) | _custom(resources, True)}
 
