@@ -1,10 +1,10 @@
-"""Volumes and claims that are being deleted, held until nobody uses them.
+"""Volumes, claims and VolumeAttributesClasses that are being deleted, held until nobody uses them.
 
-Owns the finalizers `kubernetes.io/pvc-protection` and `kubernetes.io/pv-protection`, which admission sets: a claim goes
-when no Pod that is placed on a node and still runs names it, a volume when it is bound to no claim. Promises never to
-let go of one in use by what the server itself says, not by memory alone. Called by `__main__`.
+Owns the finalizers `kubernetes.io/{pvc,pv,vac}-protection`, which admission sets: a claim goes when no Pod that is
+placed on a node and still runs names it, a volume when it is bound to no claim, a class when neither names it. Promises
+never to let go of a claim or volume in use by what the server itself says, not by memory alone. Called by `manager`.
 
-Upstream: pkg/controller/volume/{pvcprotection,pvprotection}.
+Upstream: pkg/controller/volume/{pvcprotection,pvprotection,vacprotection}.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import Resource, named
 
 CLAIMS, VOLUMES = named("persistentvolumeclaims"), named("persistentvolumes")
-FINALIZERS = {CLAIMS.name: "kubernetes.io/pvc-protection", VOLUMES.name: "kubernetes.io/pv-protection"}
+ATTRIBUTES = named("volumeattributesclasses.storage.k8s.io")
+KINDS = {resource.name: resource for resource in (CLAIMS, VOLUMES, ATTRIBUTES)}
+FINALIZERS = {CLAIMS.name: "kubernetes.io/pvc-protection", VOLUMES.name: "kubernetes.io/pv-protection",
+              ATTRIBUTES.name: "kubernetes.io/vac-protection"}
 
 Obj = dict[str, Any]
 Key = tuple[str, str, str]  # resource, namespace, name
@@ -38,6 +41,13 @@ def claims_of(pod: Obj) -> list[str]:
     return found
 
 
+def attributes_of(obj: Obj) -> list[str]:
+    """Index: the VolumeAttributesClasses a claim or volume has, had, or is about to have."""
+    paths = ("spec.volumeAttributesClassName", "status.currentVolumeAttributesClassName",
+             "status.modifyVolumeStatus.targetVolumeAttributesClassName")
+    return [name for path in paths if (name := objects.get(obj, path))]
+
+
 def held(resource: Resource, obj: Obj) -> bool:
     """Whether an object is being deleted and only waits for us."""
     return objects.deleting(obj) and FINALIZERS[resource.name] in (obj["metadata"].get("finalizers") or ())
@@ -49,15 +59,22 @@ class StorageProtection(Controller):
 
     def __init__(self, context: Context) -> None:
         self.pods = context.informer(PODS, claims=claims_of)
-        self.objects = {resource.name: context.informer(resource) for resource in (CLAIMS, VOLUMES)}
+        self.objects = {CLAIMS.name: context.informer(CLAIMS, attributes=attributes_of),
+                        VOLUMES.name: context.informer(VOLUMES, attributes=attributes_of),
+                        ATTRIBUTES.name: context.informer(ATTRIBUTES)}
         super().__init__(context, self.pods, *self.objects.values())
-        self.objects[CLAIMS.name].subscribe(lambda kind, old, new: self._changed(CLAIMS, kind, new))
-        self.objects[VOLUMES.name].subscribe(lambda kind, old, new: self._changed(VOLUMES, kind, new))
+        for resource in KINDS.values():
+            self._listen(resource)
         self.pods.subscribe(self._pod_changed)
 
-    def _changed(self, resource: Resource, kind: str, new: Obj) -> None:
+    def _listen(self, resource: Resource) -> None:
+        self.objects[resource.name].subscribe(lambda kind, old, new: self._changed(resource, kind, old, new))
+
+    def _changed(self, resource: Resource, kind: str, old: Obj | None, new: Obj) -> None:
         if kind != "DELETED" and held(resource, new):
             self.queue.add((resource.name, *objects.key(new)))
+        for name in attributes_of(old) if old is not None and resource is not ATTRIBUTES else ():
+            self.queue.add((ATTRIBUTES.name, "", name))
 
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         for claim in claims_of(old) if old is not None else []:
@@ -66,7 +83,7 @@ class StorageProtection(Controller):
 
     async def reconcile(self, key: Key) -> float | None:
         name, *where = key
-        resource = CLAIMS if name == CLAIMS.name else VOLUMES
+        resource = KINDS[name]
         known = self.objects[name].get(*where)
         if known is None or not held(resource, known) or self._used(resource, known):
             return None
@@ -82,6 +99,8 @@ class StorageProtection(Controller):
         return None
 
     def _used(self, resource: Resource, obj: Obj) -> bool:
+        if resource is ATTRIBUTES:
+            return any(self.objects[one.name].by("attributes", objects.name(obj)) for one in (CLAIMS, VOLUMES))
         if resource is VOLUMES:
             return objects.get(obj, "status.phase", "") == "Bound"
         return bool(self.pods.by("claims", f"{objects.namespace(obj)}/{objects.name(obj)}"))

@@ -73,10 +73,11 @@ class DefaultIngressClass(Plugin):
 
 
 class StorageObjectInUse(Plugin):
-    """Volumes and claims are not deleted while they are in use: a controller takes the finalizer away."""
+    """Volumes, claims and what describes them stay while they are in use: a controller takes the finalizer away."""
 
     _FINALIZERS = (("persistentvolumeclaims", "kubernetes.io/pvc-protection"),
-                   ("persistentvolumes", "kubernetes.io/pv-protection"))
+                   ("persistentvolumes", "kubernetes.io/pv-protection"),
+                   ("volumeattributesclasses.storage.k8s.io", "kubernetes.io/vac-protection"))
 
     async def mutate(self, attributes: Attributes) -> None:
         for name, finalizer in self._FINALIZERS:

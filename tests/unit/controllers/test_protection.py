@@ -32,3 +32,23 @@ def test_a_claim_goes_with_its_last_pod_and_a_free_volume_at_once():
             await client.delete(PODS, "p", "default", grace=0)
             await made.until(lambda: made.of("persistentvolumeclaims").get("default", "c") is None)
     asyncio.run(play())
+
+
+def test_attributes_stay_while_a_claim_has_them():
+    async def play():
+        async with cluster(kubelet=False) as made:
+            client, classes = made.client, named("volumeattributesclasses.storage.k8s.io")
+            for name in ("used", "idle"):
+                await client.create(classes, {"metadata": {"name": name}, "driverName": "ex.io",
+                                              "parameters": {"a": "b"}})
+            await client.create(CLAIMS, {"metadata": {"name": "c", "namespace": "default"}, "spec": {
+                "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+                "volumeAttributesClassName": "used"}})
+            await made.until(lambda: made.of("persistentvolumeclaims").by("attributes", "used"))
+            for name in ("used", "idle"):
+                await client.delete(classes, name)
+            await made.until(lambda: made.of(classes.name).get("", "idle") is None)
+            assert made.of(classes.name).get("", "used") is not None
+            await client.delete(CLAIMS, "c", "default")
+            await made.until(lambda: made.of(classes.name).get("", "used") is None)
+    asyncio.run(play())
