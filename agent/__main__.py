@@ -12,6 +12,7 @@ import gc
 import logging
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class Agent:
         options, clock = self.options, SYSTEM
         runtime, images = Runtime(connection), Images(connection)
         version = await self._runtime_version(runtime)
+        self._features = await runtime.features()
         await install(connection, self.paths, (PAUSE,))
         host = describe_host(options.name, (options.node_ip,), options.root, version, options.port)
         pods = Informer(client, named("pods"), fields=f"spec.nodeName={options.name}")
@@ -74,8 +76,8 @@ class Agent:
         kubelet: Kubelet
         objects = Objects(client, lambda uids: kubelet.changed(uids))
         volumes, drivers = build(options.root, options.name, client, clock, objects, lambda: node.place,
-                                 lambda: node.owner)
-        context = self._context(runtime, images, client, recorder, services, volumes, host.memory, host.cpus)
+                                 lambda: node.owner, connection if version.startswith("containerd://") else None)
+        context = self._context(runtime, images, client, recorder, services, volumes, host)
         kubelet = Kubelet(context, pods, options.manifests, lambda: node.owner)
 
         node: NodeAgent
@@ -87,7 +89,8 @@ class Agent:
             await network.collect({s.id for pod in (await runtime.observe()).values() for s in pod.sandboxes})
             kubelet.retry()
 
-        context.place = lambda: node.place
+        context.place = lambda: replace(node.place, apparmor=context.node.apparmor,
+                                        strict_groups=context.node.strict_groups)
         node = NodeAgent(host, options.root, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
         server = self._server(runtime, kubelet, client, context.cgroups)
@@ -126,7 +129,7 @@ class Agent:
                 await SYSTEM.sleep(RUNTIME_RETRY_SECONDS)
 
     def _context(self, runtime: Any, images: Any, client: Any, recorder: Any, services: Any, volumes: Any,
-                 memory: int, cpus: int) -> Any:
+                 host: Any) -> Any:
         from agent.kubelet.cgroups import Cgroups
         from agent.kubelet.checks import Checks
         from agent.kubelet.containerd import systemd_cgroups
@@ -136,7 +139,8 @@ class Agent:
         systemd = systemd_cgroups() if options.systemd is None else options.systemd
         node = Node(name=options.name, ips=(options.node_ip,), root=options.root, logs=self.paths.pod_logs,
                     cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
-                    cpu=cpus * 1000, memory=memory)
+                    cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
+                    strict_groups=self._features.strict_groups, runtime=host.runtime_version.partition("://")[0])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
                        volumes=volumes, cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
                        checks=Checks(runtime))

@@ -28,6 +28,7 @@ from controlplane.machinery.errors import ApiError
 log = logging.getLogger(__name__)
 MIN_GRACE = 2.0  # seconds a container gets after its preStop hook used up the grace period; upstream's
 PULL_SECRETS = ".dockerconfigjson"
+RUNTIME_CLASSES = "runtimeclasses.node.k8s.io"
 
 
 class StepFailed(Exception):  # noqa: N818 - reads as what happened
@@ -84,7 +85,10 @@ class Steps:
         if not self.pod["spec"].get("volumes"):
             return {}
         try:
-            paths, self.renew_at = await self.context.volumes.set_up(self.pod, self._sources())
+            images = {v["name"]: await self._image({"name": "", "image": v["image"].get("reference", ""),
+                                                    "imagePullPolicy": v["image"].get("pullPolicy")})
+                      for v in self.context.volumes.unpulled(self.pod)}
+            paths, self.renew_at = await self.context.volumes.set_up(self.pod, self._sources(), images)
             return paths
         except (ConfigError, ApiError, OSError) as error:
             self._tell("Warning", "FailedMount", str(error))
@@ -153,9 +157,19 @@ class Steps:
 
     # --- sandboxes
 
-    def _sandbox(self, attempt: int) -> SandboxSpec:
+    async def _sandbox(self, attempt: int) -> SandboxSpec:
         parent = self.context.cgroups.parent(self.pod)
-        return specs.sandbox(self.pod, self.context.node, attempt, parent)
+        return specs.sandbox(self.pod, self.context.node, attempt, parent, await self._handler())
+
+    async def _handler(self) -> str:
+        """What the pod's RuntimeClass calls the runtime's handler. Raises ConfigError or ApiError."""
+        name = self.pod["spec"].get("runtimeClassName")
+        if not name:
+            return ""
+        found = await self.context.volumes.objects.get(RUNTIME_CLASSES, "", name, self.pod["metadata"]["uid"])
+        if found is None:
+            raise ConfigError(f'failed to get sandbox runtime: RuntimeClass "{name}" not found')
+        return str(found.get("handler") or "")
 
     async def run_sandbox(self, action: plan.RunSandbox) -> None:
         """Make the sandbox and its folders. Raises StepFailed."""
@@ -165,12 +179,9 @@ class Steps:
         try:
             node.pod_folder(uid).mkdir(parents=True, exist_ok=True, mode=0o750)
             self.context.cgroups.make(self.pod)
-            self._sandbox_spec = self._sandbox(action.attempt)
+            self._sandbox_spec = await self._sandbox(action.attempt)
             await self.context.runtime.run_sandbox(self._sandbox_spec)
-        except ConfigError as error:
-            self._tell("Warning", "Failed", f"Error: {error}")
-            raise StepFailed("CreateContainerConfigError", str(error)) from error
-        except (CallError, OSError) as error:
+        except (ConfigError, CallError, ApiError, OSError) as error:
             self._tell("Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: {error}")
             raise StepFailed("", str(error)) from error
 
@@ -187,15 +198,14 @@ class Steps:
         paths = await self._taken("/volumes", self.set_up_volumes())
         made = await self._resolved(spec, image, action.attempt, paths)
         runtime = self.context.runtime
-        box = self._sandbox_spec or self._sandbox(sandbox.attempt)
-        self._sandbox_spec = box
         try:
+            box = self._sandbox_spec = self._sandbox_spec or await self._sandbox(sandbox.attempt)
             self._write_files(spec, action.attempt)
             id = await runtime.create_container(sandbox.id, box, made)
-        except (CallError, OSError) as error:
+        except (CallError, ConfigError, ApiError, OSError) as error:
             message = getattr(error, "details", "") or str(error)
             self._tell("Warning", "Failed", f"Error: {message}", name)
-            raise StepFailed("CreateContainerError", message) from error
+            raise StepFailed("CreateContainerError", str(message)) from error
         self.made(name)
         self._tell("Normal", "Created", f"Created container: {name}", name)
         try:
@@ -275,7 +285,8 @@ class Steps:
         if not hook:
             return
         try:
-            await self.context.checks.run(hook, spec, id, self._pod_ip(), plan.grace_of(self.pod) + MIN_GRACE)
+            await self.context.checks.run(hook, spec, id, self._pod_ip(), plan.grace_of(self.pod) + MIN_GRACE,
+                                          hook=True)
         except Failed as error:
             self._tell("Warning", "FailedPostStartHook", f"PostStartHook failed: {error}", spec["name"])
             await self.context.runtime.stop_container(id, plan.grace_of(self.pod))
@@ -290,7 +301,7 @@ class Steps:
         if hook and grace > 0:
             try:
                 async with asyncio.timeout(grace):
-                    await self.context.checks.run(hook, spec, action.id, self._pod_ip(), grace)
+                    await self.context.checks.run(hook, spec, action.id, self._pod_ip(), grace, hook=True)
             except TimeoutError:
                 self._tell("Warning", "FailedPreStopHook", "PreStopHook did not end within the grace period",
                            action.name)

@@ -82,9 +82,11 @@ class Worker:
     # --- news
 
     def update(self, pod: dict[str, Any]) -> None:
-        """The API has a newer object."""
+        """The API has a newer object. What failed for the old one's sake is tried again."""
         if _inside(pod) != _inside(self.pod):
             self.refresh()
+        if pod["spec"] != self.pod["spec"]:
+            self._forgive()
         self.pod = pod
         if self._writer is not None:
             self._writer.learn(pod)
@@ -136,9 +138,13 @@ class Worker:
     def refresh(self) -> None:
         """An object the pod uses changed: mounted files follow, and what failed for its sake is tried again."""
         self._refresh = True
+        self._forgive()
+        self._wake.set()
+
+    def _forgive(self) -> None:
+        """Do not wait out what a changed definition may have mended."""
         for name in [n for n, (reason, _, _) in self._failed.items() if reason not in PULL_REASONS]:
             self._not_before.pop(name, None)
-        self._wake.set()
 
     def retry(self) -> None:
         """Circumstances changed (the network is ready, the runtime is back): do not wait out failures."""
@@ -246,6 +252,7 @@ class Worker:
         report = Report(waiting=waiting, ready=frozenset(self._prober.ready), started=self._prober.started,
                         messages=self._words.of(self.pod, self.seen), host_ips=self.context.node.ips,
                         doomed=self._doomed, ended=self._ended, start_time=self._first_seen, marks=self._marks,
+                        runtime=self.context.node.runtime,
                         resize=tuple(self.resizer.conditions()), allocated=self.resizer.allocated,
                         actual=self.resizer.actual)
         self._writer.offer(status.compute(self.pod, self.seen, now, report, self._writer.current))

@@ -49,8 +49,8 @@ class Rig:
         mounts = Mounts()
         objects = Objects(api, lambda uids: kubelet.changed(uids))
         context = Context(node, self.runtime, self.images, api, recorder, SYSTEM,
-                          Volumes(node.root, objects, Tokens(api, SYSTEM), mounts, ImageVolumes(
-                              self.images.connection, mounts)),
+                          Volumes(node.root, objects, Tokens(api, SYSTEM), mounts,
+                                  images=ImageVolumes(self.images.connection, mounts)),
                           Cgroups(f"pelamis-test-{self.host.id}/kubepods"), services, Checks(self.runtime))
         context.place = lambda: self.place
         kubelet = Kubelet(context, pods, self.manifests)

@@ -13,17 +13,22 @@ from agent.kubelet.admit import Place
 from agent.kubelet.volumes.claims import Claims
 from agent.kubelet.volumes.csi import CsiVolumes
 from agent.kubelet.volumes.csidrivers import Drivers
+from agent.kubelet.volumes.imagevolumes import ImageVolumes
 from agent.kubelet.volumes.manager import Volumes
+from agent.kubelet.volumes.mounts import Mounts
 from agent.kubelet.volumes.objects import Objects
 from agent.kubelet.volumes.tokens import Tokens
 from controlplane.client.rest import Client
 from controlplane.machinery.clock import Clock
+from cri_proto.client import Connection
 
 
 def build(root: Path, node: str, client: Client, clock: Clock, objects: Objects, place: Callable[[], Place],
-          owner: Callable[[], dict[str, Any] | None]) -> tuple[Volumes, Drivers]:
+          owner: Callable[[], dict[str, Any] | None], containerd: Connection | None) -> tuple[Volumes, Drivers]:
     """The volumes, and the drivers that are to be run. `place()` is the node as volumes ask for it, `owner()` its owner
-    reference, None before it is registered."""
+    reference, None before it is registered; `containerd` is the runtime when it is that one."""
     drivers = Drivers(root, node, client, owner, clock)
-    return Volumes(root, objects, Tokens(client, clock), claims=Claims(client, place),
+    mounts = Mounts()
+    images = ImageVolumes(containerd, mounts, clock) if containerd is not None else None
+    return Volumes(root, objects, Tokens(client, clock), mounts, images=images, claims=Claims(client, place),
                    csi=CsiVolumes(root, node, client, drivers.socket)), drivers

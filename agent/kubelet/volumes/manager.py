@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from agent.kubelet.env import ConfigError, Sources
 from agent.kubelet.volumes import payload, persistent, plugins, subpaths
 from agent.kubelet.volumes.claims import Claims
 from agent.kubelet.volumes.csi import CsiVolumes
+from agent.kubelet.volumes.imagevolumes import ImageVolumes
 from agent.kubelet.volumes.mounts import Mounts
 from agent.kubelet.volumes.objects import Objects
 from agent.kubelet.volumes.tokens import Tokens
@@ -26,12 +28,14 @@ DRIVER_TRIES = 5  # how often a storage driver is asked for a volume back before
 
 
 class Volumes:
-    """`claims` and `csi` serve persistent volumes; without them pods that want some are told so."""
+    """`claims` and `csi` serve persistent volumes, `images` those made of images; without them pods that want some are
+    told so."""
 
     def __init__(self, root: Path, objects: Objects, tokens: Tokens, mounts: Mounts | None = None,
-                 claims: Claims | None = None, csi: CsiVolumes | None = None) -> None:
+                 claims: Claims | None = None, csi: CsiVolumes | None = None,
+                 images: ImageVolumes | None = None) -> None:
         self._root, self.objects, self._tokens = root, objects, tokens
-        self._claims, self.csi = claims, csi
+        self._claims, self.csi, self.images = claims, csi, images
         self._refusals: dict[str, int] = {}  # pod uid -> how often a storage driver did not take a volume back
         self._mounts = mounts or Mounts()
         self._stamp = 0
@@ -43,18 +47,35 @@ class Volumes:
         kind = plugins.kind_of(volume)
         return self._folder(pod["metadata"]["uid"]) / "volumes" / plugins.FOLDERS[kind] / volume["name"]
 
-    async def set_up(self, pod: dict[str, Any], sources: Sources) -> tuple[dict[str, str], float]:
-        """(host path of every volume by name, when a token wants renewal or 0.0). Raises ConfigError, ApiError,
-        OSError; the message names the volume."""
+    async def set_up(self, pod: dict[str, Any], sources: Sources,
+                     images: Mapping[str, str] | None = None) -> tuple[dict[str, str], float]:
+        """(host path of every volume by name, when a token wants renewal or 0.0). `images` are the ids of the images of
+        `unpulled` volumes by their names. Raises ConfigError, ApiError, OSError; the message names the volume."""
         volumes = pod["spec"].get("volumes") or []
-        results = await asyncio.gather(*(self._one(pod, v, sources) for v in volumes))
+        results = await asyncio.gather(*(self._one(pod, v, sources, images or {}) for v in volumes))
         renewals = [when for _, when in results if when]
         return {v["name"]: path for v, (path, _) in zip(volumes, results)}, min(renewals, default=0.0)
 
-    async def _one(self, pod: dict[str, Any], volume: dict[str, Any], sources: Sources) -> tuple[str, float]:
+    def unpulled(self, pod: dict[str, Any]) -> list[dict[str, Any]]:
+        """The pod's image volumes that are not mounted yet: their images are the caller's to pull."""
+        return [v for v in pod["spec"].get("volumes") or () if v.get("image")
+                and not self._mounts.mounted(self.path(pod, v))]
+
+    async def _image(self, pod: dict[str, Any], volume: dict[str, Any], images: Mapping[str, str]) -> str:
+        folder = self.path(pod, volume)
+        if volume["name"] not in images:
+            return str(folder)
+        if self.images is None:
+            raise ConfigError("image volumes need containerd")
+        return await self.images.mount(pod["metadata"]["uid"], volume["name"], images[volume["name"]], folder)
+
+    async def _one(self, pod: dict[str, Any], volume: dict[str, Any], sources: Sources,
+                   images: Mapping[str, str]) -> tuple[str, float]:
         kind = plugins.kind_of(volume)
         folder = self.path(pod, volume)
         try:
+            if kind == "image":
+                return await self._image(pod, volume, images), 0.0
             if kind in plugins.PLUGINS:
                 return plugins.PLUGINS[kind](pod, volume, folder, self._mounts), 0.0
             if kind == "csi" or kind in plugins.CLAIMED:
@@ -127,7 +148,10 @@ class Volumes:
             except ConfigError:
                 self._refusals[uid] = self._refusals.get(uid, 0) + 1
                 raise
+        had_images = (self._folder(uid) / "volumes" / plugins.FOLDERS["image"]).is_dir()
         await asyncio.to_thread(self.take_down, uid)
+        if self.images is not None and had_images:
+            await self.images.release(uid)
         self._refusals.pop(uid, None)
 
     def take_down(self, uid: str) -> None:

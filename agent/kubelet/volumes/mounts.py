@@ -11,7 +11,7 @@ import errno
 import os
 from pathlib import Path
 
-MS_NOSUID, MS_NODEV, MS_BIND, MS_REC = 2, 4, 4096, 16384
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC = 1, 2, 4, 8, 32, 4096, 16384
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 MAX_LAYERS = 8  # of mounts over mounts at one place; each pass ends one of each
 
@@ -34,6 +34,19 @@ class Mounts:
     def bind(self, source: str, target: Path) -> None:
         self._check(self._libc.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND | MS_REC, None),
                     str(target))
+
+    def foreign(self, kind: str, source: str, target: Path, options: list[str]) -> None:
+        """A mount as somebody else describes it, made read-only and without devices or programs of its own; the
+        folder `target` is made."""
+        target.mkdir(parents=True, exist_ok=True)
+        bound = "rbind" in options or "bind" in options
+        rest = ",".join(o for o in options if o not in ("ro", "rw", "rbind", "bind"))
+        flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+        where = os.fsencode(target)
+        self._check(self._libc.mount(os.fsencode(source), where, kind.encode(), MS_BIND if bound else flags,
+                                     None if bound else rest.encode()), str(target))
+        if bound:  # the kernel takes the flags of a bind mount in a second step only
+            self._check(self._libc.mount(None, where, None, MS_BIND | MS_REMOUNT | flags, None), str(target))
 
     def unmount_below(self, folder: Path) -> None:
         """Detach every mount at or below `folder`, those that lie over each other too: OSError when one remains, for

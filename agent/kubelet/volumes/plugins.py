@@ -77,7 +77,7 @@ CLAIMED = ("persistentVolumeClaim", "ephemeral")
 FOLDERS = {"emptyDir": "kubernetes.io~empty-dir", "configMap": "kubernetes.io~configmap",
            "secret": "kubernetes.io~secret", "downwardAPI": "kubernetes.io~downward-api",
            "projected": "kubernetes.io~projected", "hostPath": "kubernetes.io~host-path",
-           "csi": "kubernetes.io~csi", **dict.fromkeys(CLAIMED, "kubernetes.io~csi")}
+           "image": "kubernetes.io~image", "csi": "kubernetes.io~csi", **dict.fromkeys(CLAIMED, "kubernetes.io~csi")}
 
 
 def kind_of(volume: dict[str, Any]) -> str:
