@@ -88,7 +88,7 @@ class Server:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        server = web.Server(self._handle, access_log=None)
+        server = web.Server(self._handle, access_log=None, auto_decompress=False)
         listener = await asyncio.get_running_loop().create_server(
             server, self._settings.host, self._settings.port, ssl=self._tls(), backlog=BACKLOG, reuse_address=True)
         self.port = listener.sockets[0].getsockname()[1]

@@ -28,7 +28,7 @@ class Connection(RequestHandler):  # type: ignore[misc,unused-ignore]
     def handle_error(self, request: web.BaseRequest, status: int = 500,  # type: ignore[override]  # it sends as theirs
                      exc: BaseException | None = None, message: str | None = None) -> Response:
         """The answer to what is no request, or to a fault outside the pipeline."""
-        self.force_close()
+        self.close()  # once the answer is written
         if status >= 500:
             LOG.error("a request of %s failed: %s: %s", request.remote, type(exc).__name__, exc, exc_info=exc)
             return error_response(InternalError.of("the request could not be handled"))

@@ -142,7 +142,8 @@ class Server:
             self._web = Listener(self._handle,  # type: ignore[arg-type]  # our answers have what it calls
                                  handler_cancellation=True, access_log=None,
                                  keepalive_timeout=IDLE_SECONDS, max_field_size=MAX_HEADER,
-                                 max_line_size=MAX_HEADER, lingering_time=1.0)
+                                 max_line_size=MAX_HEADER, lingering_time=1.0,
+                                 auto_decompress=False)  # a body is what was sent, also when it is passed on
             loop = asyncio.get_running_loop()
             self._listener = await loop.create_server(self._web, sock=listening, ssl=tls, backlog=BACKLOG)
         except BaseException:

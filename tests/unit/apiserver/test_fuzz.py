@@ -58,6 +58,13 @@ def exchange(address, data, half_close):
         return answer
 
 
+def until_closed(address, data):
+    """All the server sends until it closes the connection."""
+    with socket.create_connection(address, SECONDS) as sock:
+        sock.sendall(data)
+        return b"".join(iter(lambda: sock.recv(65536), b""))
+
+
 def complete(head, body):
     for line in head.split(b"\r\n"):
         if line.startswith(b"content-length:"):
@@ -156,6 +163,10 @@ def test_any_request_is_answered_rightly(server, caplog, method, path, query, co
         b"POST /api/v1/namespaces HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST /api/v1/namespaces HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{}",
         b"POST /api/v1/namespaces HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n",
+        b"POST /api/v1/namespaces HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        b"POST /api/v1/namespaces HTTP/1.1\r\nHost: x\r\nContent-Encoding: deflate\r\nContent-Length: 2\r\n\r\n{}",
+        b"DELETE /api/v1/namespaces/x HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        b"GET /api/v1/namespaces HTTP/1.1\r\nHost: x\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
         b"GET /" + b"a" * 40000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\n",
         b"GET / HTTP/1.0\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 40000 + b"\r\n\r\n",
@@ -169,3 +180,62 @@ def test_broken_framing_is_refused_or_closed(server, caplog, data, half_close):
     judge(running, exchange(address, data, half_close), before, caplog)
     assert b"HTTP/1.1 200" in exchange(  # and it serves on
         address, b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", half_close=False)
+
+
+HIDDEN = b"GET /api/v1/secrets HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /api/v1/namespaces HTTP/1.1\r\nHost: x\r\n"
+
+
+@pytest.mark.parametrize("data", [
+    POST + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    POST + b"Content-Length: 4, 4\r\n\r\nabcd", POST + b"Content-Length: +4\r\n\r\nabcd",
+    POST + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nabcd", POST + b"Transfer-Encoding: x\r\n\r\n0\r\n\r\n",
+    POST + b"Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    POST + b"Transfer-Encoding: chunked\r\n\r\n2;a=\nb\r\n{}\r\n0\r\n\r\n", POST + b"X: a\0b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\nX: a\r\n b: c\r\n\r\n"])
+def test_what_may_be_read_in_two_ways_is_one_refusal(server, caplog, data):
+    """Nothing behind it on the connection is taken for a request, whatever a proxy in front made of it."""
+    address, running = server
+    caplog.clear()
+    answer = until_closed(address, data + HIDDEN)
+    assert answer.count(b"HTTP/1.1 ") == 1 and answer.startswith(b"HTTP/1.1 400 ")
+    judge(running, answer, running.cache.revision, caplog)
+
+
+def test_a_body_of_a_request_is_never_the_next_request(server, caplog):
+    address, _ = server
+    ending = b"GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    for head in (b"GET /version", b"POST /nothing", b"DELETE /api/v1/namespaces/x"):
+        head += b" HTTP/1.1\r\nHost: x\r\n"
+        for framed in (b"Content-Length: %d\r\n\r\n%b" % (len(HIDDEN), HIDDEN),
+                       b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(HIDDEN), HIDDEN)):
+            answer = until_closed(address, head + framed + ending)
+            assert answer.count(b"HTTP/1.1 ") == 2 and answer.endswith(b"ok"), answer
+            assert b"SecretList" not in answer
+
+
+def test_a_body_is_what_was_sent(server, caplog):
+    """No compression is undone: a small body cannot become a large one, and what is passed on is whole."""
+    address, running = server
+    caplog.clear()
+    import gzip
+    body = gzip.compress(b'{"metadata":{"name":"packed"}}')
+    head = POST + b"Connection: close\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    answer = exchange(address, head + body, half_close=False)
+    assert judge(running, answer, running.cache.revision, caplog) == 400
+
+
+CREDENTIALS = ("Bearer .", "Bearer ..", "Bearer a.b.c", "Basic eDp5", "Bearer " + "x" * 9000,
+               "Bearer abcdef.0123456789abcdef",
+               "Bearer eyJhbGciOiJub25lIn0.e30.", "Bearer eyJhbGciOiJFUzI1NiIsImtpZCI6W119.e30.AA", "Negotiate x", "é")
+
+
+@bounded
+@given(st.sampled_from(CREDENTIALS) | st.text(st.characters(codec="latin-1", exclude_categories=["Cc"]), max_size=30),
+       st.sampled_from(["Authorization", "Impersonate-User", "Impersonate-Group", "Impersonate-Uid", "Audit-ID",
+                        "Impersonate-Extra-%zz", "X-Remote-User", "Sec-WebSocket-Protocol", "User-Agent"]))
+def test_no_credential_breaks_it(server, caplog, value, name):
+    address, running = server
+    caplog.clear()
+    head = f"GET /api/v1/namespaces/default HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{name}: {value}\r\n\r\n"
+    judge(running, exchange(address, head.encode("latin-1", "replace"), False), running.cache.revision, caplog)
