@@ -13,7 +13,7 @@ from pathlib import Path
 from controlplane.cli.output import columns, say
 from controlplane.machinery.errors import Finding
 
-AREAS = ("api", "controllers", "pods", "idle", "proxy")
+AREAS = ("api", "controllers", "scheduler", "pods", "idle", "proxy")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
