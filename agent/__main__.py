@@ -66,7 +66,7 @@ class Agent:
         version = await self._runtime_version(runtime)
         self._features = await runtime.features()
         await install(connection, self.paths, (PAUSE,))
-        host = describe_host(options.name, (options.node_ip,), options.root, version, options.port)
+        host = describe_host(options.name, options.node_ips, options.root, version, options.port)
         pods = Informer(client, named("pods"), fields=f"spec.nodeName={options.name}")
         services = Informer(client, named("services"))
         nodes = Informer(client, named("nodes"), fields=f"metadata.name={options.name}")
@@ -137,7 +137,7 @@ class Agent:
         from agent.kubelet.specs import Node
         options = self.options
         systemd = systemd_cgroups() if options.systemd is None else options.systemd
-        node = Node(name=options.name, ips=(options.node_ip,), root=options.root, logs=self.paths.pod_logs,
+        node = Node(name=options.name, ips=options.node_ips, root=options.root, logs=self.paths.pod_logs,
                     cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
                     cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
                     strict_groups=self._features.strict_groups, runtime=host.runtime_version.partition("://")[0])
@@ -174,8 +174,9 @@ class Agent:
             proxy = Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger,
                           options.proxy_mode, repair=repair)
             dns = Dns(client, proxy.services, proxy.slices, options.cluster_domain,
-                      (options.service_cidr, options.cluster_cidr), ledger)
-            policies = Policies(client, options.name, dns.namespaces, proxy.services, ledger)
+                      (*options.service_cidr.split(","), *options.cluster_cidr.split(",")), ledger)
+            families = tuple(6 if ":" in cidr else 4 for cidr in options.cluster_cidr.split(","))
+            policies = Policies(client, options.name, dns.namespaces, proxy.services, ledger, families=families)
             async with asyncio.TaskGroup() as group:
                 group.create_task(proxy.run(), name="Proxy")
                 group.create_task(dns.run(), name="Dns")

@@ -14,6 +14,7 @@ import struct
 from controlplane.machinery.errors import Finding
 from netsetup import rtnetlink
 
+PASSING = 0x01 | 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED: an address that will soon be another
 DEFAULT_MTU = 1500  # Ethernet's, for a host without a default route
 ELSEWHERE = ("192.0.2.1", 9)  # TEST-NET-1: connecting a UDP socket sends nothing, it only chooses a route
 
@@ -27,6 +28,21 @@ def node_address() -> str:
             raise Finding("this host has no default route", f"its own address cannot be told: {error}",
                           "add a default route, or name the node's address") from error
         return probe.getsockname()[0]
+
+
+def global_address6(beside: str) -> str:
+    """An IPv6 address of this host that others may use, preferably of the link that has the address `beside`; ""."""
+    links: dict[str, int] = {}
+    with rtnetlink.RtNetlink() as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for answer in netlink.query(rtnetlink.RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0), dump=True):
+                _, _, flags, scope, index = struct.unpack_from("=BBBBi", answer)
+                parts = rtnetlink.attributes(answer, 8)
+                raw = parts.get(rtnetlink.IFA_LOCAL) or parts.get(rtnetlink.IFA_ADDRESS) or b""
+                if len(raw) in (4, 16) and scope == rtnetlink.RT_SCOPE_UNIVERSE and not flags & PASSING:
+                    links[socket.inet_ntop(family, raw)] = index
+    found = [a for a in links if ":" in a]
+    return next((a for a in found if links[a] == links.get(beside)), next(iter(found), ""))
 
 
 def uplink_mtu() -> int:

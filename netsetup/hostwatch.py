@@ -18,6 +18,7 @@ from collections.abc import Callable
 from netsetup import links, rtnetlink
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 1, 0x10, 0x40
+RTMGRP_IPV6_IFADDR = 0x100
 ROUTE_PROTOCOL = 77  # of our routes, as in `routes`
 HOST_LENGTH = 32
 
@@ -31,7 +32,7 @@ class HostWatch:
     def __enter__(self) -> HostWatch:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         try:
-            self._socket.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE))
+            self._socket.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR))
             asyncio.get_running_loop().add_reader(self._socket, self._readable)
         except OSError:
             self._socket.close()

@@ -119,6 +119,11 @@ class Ipam:
         return True
 
 
+def companion(address: str, own: ipaddress.IPv4Network, other: ipaddress.IPv6Network) -> str:
+    """A pod's second address: as far into the node's other range as the first is into its own. Nothing to keep."""
+    return str(other.network_address + (int(ipaddress.IPv4Address(address)) - int(own.network_address)))
+
+
 def _read(path: Path) -> Holding | None:
     if path.name == LAST or path.name.startswith("."):
         return None

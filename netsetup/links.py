@@ -22,7 +22,7 @@ from netsetup.rtnetlink import RtNetlink
 
 PREFIX = "pel"  # of every host end; what follows is hexadecimal
 HOST_MAC = b"\xee" * 6  # locally administered; shared by all host ends, for each has exactly one peer
-GATEWAY = "169.254.1.1"  # link-local, never on any interface
+GATEWAY, GATEWAY6 = "169.254.1.1", "fe80::1"  # link-local, never on any interface
 NAME_LIMIT = 15  # IFNAMSIZ less the final zero
 LOOPBACK = 1  # the index of lo in every namespace
 DEFAULT_MTU = 1500
@@ -30,13 +30,20 @@ DEFAULT_MTU = 1500
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What to build: `netns` is a path, `address` the pod's IPv4 address without length."""
+    """What to build: `netns` is a path, `address` the pod's IPv4 address, `second` its IPv6 address or ""."""
 
     container: str
     netns: str
     address: str
     interface: str = "eth0"
     mtu: int = DEFAULT_MTU
+    second: str = ""
+
+    @property
+    def addresses(self) -> list[tuple[str, str, str]]:
+        """(address with its length, gateway, everything) of each family."""
+        four = [(f"{self.address}/32", GATEWAY, "0.0.0.0/0")]
+        return [*four, (f"{self.second}/128", GATEWAY6, "::/0")] if self.second else four
 
     @property
     def host(self) -> str:
@@ -74,14 +81,15 @@ def wire(host: RtNetlink, spec: Wire) -> None:
             index = pod.link(spec.interface)[0]
             pod.send([
                 rtnetlink.set_up(LOOPBACK),
-                rtnetlink.add_address(f"{spec.address}/32", index),
+                *(rtnetlink.add_address(own, index) for own, _, _ in spec.addresses),
                 rtnetlink.set_up(index),
-                rtnetlink.set_route(f"{GATEWAY}/32", index),
-                rtnetlink.set_route("0.0.0.0/0", index, GATEWAY),
-                rtnetlink.permanent_neighbour(GATEWAY, HOST_MAC, index)])
+                *(message for _, gateway, everything in spec.addresses for message in (
+                    rtnetlink.set_route(gateway, index), rtnetlink.set_route(everything, index, gateway),
+                    rtnetlink.permanent_neighbour(gateway, HOST_MAC, index)))])
         outside = host.link(spec.host)[0]
-        host.send([rtnetlink.set_route(f"{spec.address}/32", outside),
-                   rtnetlink.permanent_neighbour(spec.address, spec.mac, outside)])
+        host.send([message for own, _, _ in spec.addresses for message in (
+            rtnetlink.set_route(own, outside),
+            rtnetlink.permanent_neighbour(own.partition("/")[0], spec.mac, outside))])
     except OSError:
         unwire(host, spec.host)
         raise

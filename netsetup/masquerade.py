@@ -18,6 +18,7 @@ HOST_PORT_MARK = "0x2000/0x2000"
 
 
 def nat_rules(pod_cidr: str, cluster_cidr: str) -> list[str]:
+    """Both ranges of one family."""
     return [f"-m mark --mark {HOST_PORT_MARK} -j MASQUERADE --random-fully",
             f"-s {pod_cidr} ! -d {cluster_cidr} -m addrtype ! --dst-type LOCAL -j MASQUERADE --random-fully"]
 

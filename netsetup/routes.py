@@ -31,29 +31,32 @@ class Route:
 
 
 def plan(nodes: Iterable[Mapping[str, Any]], own_name: str) -> set[Route]:
-    """One route per other node that has a pod CIDR and an internal address."""
+    """One route per other node, and address family of which it has a pod CIDR and an internal address."""
     wanted = set()
     for node in nodes:
         if node["metadata"]["name"] == own_name:
             continue
-        addresses = node.get("status", {}).get("addresses") or []
-        inner = next((a["address"] for a in addresses if a.get("type") == "InternalIP" and ":" not in a["address"]), "")
+        inner: dict[bool, str] = {}
+        for address in node.get("status", {}).get("addresses") or []:
+            if address.get("type") == "InternalIP":
+                inner.setdefault(":" in address["address"], address["address"])
         cidrs = node.get("spec", {}).get("podCIDRs") or [node.get("spec", {}).get("podCIDR")]
-        wanted |= {Route(cidr, inner) for cidr in cidrs if cidr and inner and ":" not in cidr}
+        wanted |= {Route(cidr, inner[":" in cidr]) for cidr in cidrs if cidr and (":" in cidr) in inner}
     return wanted
 
 
 def present(netlink: rtnetlink.RtNetlink) -> set[Route]:
     """The routes of ours in the main table."""
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
     found = set()
-    for answer in netlink.query(rtnetlink.RTM_GETROUTE, body, dump=True):
-        if answer[5] != PROTOCOL or answer[4] != rtnetlink.RT_TABLE_MAIN:
-            continue
-        parts = rtnetlink.attributes(answer, 12)
-        if rtnetlink.RTA_DST in parts and rtnetlink.RTA_GATEWAY in parts:
-            found.add(Route(f"{socket.inet_ntoa(parts[rtnetlink.RTA_DST])}/{answer[1]}",
-                            socket.inet_ntoa(parts[rtnetlink.RTA_GATEWAY])))
+    for family in (socket.AF_INET, socket.AF_INET6):
+        body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
+        for answer in netlink.query(rtnetlink.RTM_GETROUTE, body, dump=True):
+            if answer[5] != PROTOCOL or answer[4] != rtnetlink.RT_TABLE_MAIN:
+                continue
+            parts = rtnetlink.attributes(answer, 12)
+            if rtnetlink.RTA_DST in parts and rtnetlink.RTA_GATEWAY in parts:
+                found.add(Route(f"{socket.inet_ntop(family, parts[rtnetlink.RTA_DST])}/{answer[1]}",
+                                socket.inet_ntop(family, parts[rtnetlink.RTA_GATEWAY])))
     return found
 
 
@@ -63,16 +66,18 @@ def remove_all(netlink: rtnetlink.RtNetlink) -> None:
 
 
 def own_end(nodes: Iterable[Mapping[str, Any]], own_name: str) -> Route | None:
-    """This node's own range and address, in the same form; None while it has none."""
-    return next(iter(plan((n for n in nodes if n["metadata"]["name"] == own_name), "")), None)
+    """This node's own range and address of IPv4, in the same form; None while it has none."""
+    own = plan((n for n in nodes if n["metadata"]["name"] == own_name), "")
+    return next((route for route in own if ":" not in route.destination), None)
 
 
 def is_direct(netlink: rtnetlink.RtNetlink, address: str) -> bool:
     """Whether packets to `address` leave without another router. False when there is no way at all."""
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0)
+    family, length = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
+    body = struct.pack("=BBBBBBBBI", family, length, 0, 0, 0, 0, 0, 0, 0)
     try:
         answer = netlink.query(rtnetlink.RTM_GETROUTE, body + rtnetlink.attribute(rtnetlink.RTA_DST,
-                                                                                  socket.inet_aton(address)))[0]
+                                                                                  rtnetlink.packed(address)))[0]
     except OSError as error:
         if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
             raise
@@ -102,7 +107,9 @@ class Routes:
                     netlink.send([rtnetlink.set_route(route.destination, gateway=route.gateway, protocol=PROTOCOL)])
                 except OSError as error:
                     problems.append(_unreachable(route, str(error)))
-            tunnelled = self._tunnel(netlink, wanted - direct, own, problems)
+            far = wanted - direct
+            problems += [_unreachable(r, "the tunnel carries IPv4 only") for r in far if ":" in r.destination]
+            tunnelled = self._tunnel(netlink, {r for r in far if ":" not in r.destination}, own, problems)
             kept = {r.destination for r in direct} | tunnelled
             stale = [r for r in have - direct if r.destination not in kept]
             netlink.send([rtnetlink.delete_route(r.destination, gateway=r.gateway, protocol=PROTOCOL) for r in stale],

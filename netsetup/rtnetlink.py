@@ -24,7 +24,7 @@ NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 18, 28
 IFLA_INFO_KIND, IFLA_INFO_DATA, VETH_INFO_PEER = 1, 2, 1
-IFA_ADDRESS, IFA_LOCAL = 1, 2
+IFA_ADDRESS, IFA_LOCAL, IFA_F_NODAD = 1, 2, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_TABLE = 1, 4, 5, 7, 15
 NDA_DST, NDA_LLADDR, NUD_PERMANENT, NTF_PROXY = 1, 2, 0x80, 8
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC = 254, 2, 4
@@ -99,9 +99,11 @@ def delete_link(name: str) -> Message:
 
 
 def _address(prefix: str, index: int, scope: int = RT_SCOPE_UNIVERSE) -> bytes:
+    """Of IPv6 without asking around whether somebody has it: it may be used at once."""
     address, length = split(prefix)
     raw = packed(address)
-    return (struct.pack("=BBBBi", _family(address), length, 0, scope, index) + attribute(IFA_LOCAL, raw)
+    flags = IFA_F_NODAD if ":" in address else 0
+    return (struct.pack("=BBBBi", _family(address), length, flags, scope, index) + attribute(IFA_LOCAL, raw)
             + attribute(IFA_ADDRESS, raw))
 
 

@@ -9,6 +9,7 @@ Called once when the CNI daemon is configured.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from controlplane.machinery.errors import Finding
 from netsetup.ledger import Ledger
@@ -21,14 +22,15 @@ WANTED = {
     "net/netfilter/nf_conntrack_tcp_timeout_established": 86400,  # the kernel's five days keep dead entries too long
     "net/netfilter/nf_conntrack_tcp_timeout_close_wait": 3600,  # a half-closed connection lives an hour, as upstream's
 }
+SIX = Path("/proc/sys/net/ipv6/conf")
 CONNECTIONS_PER_CPU = 32768
 CONNECTIONS_LEAST = 131072
 
 
-def apply(ledger: Ledger) -> list[Finding]:
-    """Set everything; what could not be set. Raises Finding for a required one."""
+def apply(ledger: Ledger, six: bool = False) -> list[Finding]:
+    """Set everything, with `six` also what IPv6 needs; what could not be set. Raises Finding for a required one."""
     problems = []
-    for key, value in REQUIRED.items():
+    for key, value in {**REQUIRED, **(_six() if six else {})}.items():
         try:
             ledger.set_sysctl(key, value)
         except OSError as error:
@@ -48,3 +50,9 @@ def apply(ledger: Ledger) -> list[Finding]:
         except OSError as error:
             problems.append(Finding(f"cannot set {key.replace('/', '.')} = {value}", str(error)))
     return problems
+
+
+def _six() -> dict[str, int]:
+    """A node that routes IPv6 would no longer hear its own router, unless each link says that it still wants to."""
+    hearing = [p.parent.name for p in SIX.glob("*/accept_ra") if p.read_text().strip() == "1"]
+    return {**{f"net/ipv6/conf/{name}/accept_ra": 2 for name in hearing}, "net/ipv6/conf/all/forwarding": 1}

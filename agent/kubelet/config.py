@@ -15,6 +15,7 @@ from agent.kubelet.hosts import parse_resolv
 from agent.kubelet.model import DNS
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
+from netsetup import addresses
 
 RESOLV_FILES = ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf")  # systemd's stub does not work inside a pod
 PROBE_ADDRESS = ("192.0.2.1", 9)  # never sent to: only asks the kernel which address would be used
@@ -26,6 +27,7 @@ class Options:
     proxy_kubeconfig: Path | None
     name: str
     node_ip: str
+    node_ips: tuple[str, ...]  # of IPv4, and where pods have IPv6 too, of that
     socket: str
     root: Path
     pod_cidr: str
@@ -80,10 +82,12 @@ def parser(paths: Paths) -> argparse.ArgumentParser:
 def parse(arguments: list[str], paths: Paths) -> Options:
     """Flags to Options. Exits with a usage message on a wrong flag; raises Finding when no address is to be had."""
     given = parser(paths).parse_args(arguments)
-    driver = given.cgroup_driver
+    driver, node_ip = given.cgroup_driver, given.node_ip or own_address()
+    six = addresses.global_address6(node_ip) if "," in given.cluster_cidr else ""
     return Options(
         kubeconfig=given.kubeconfig, proxy_kubeconfig=given.proxy_kubeconfig,
-        name=given.hostname_override or socket.gethostname().lower(), node_ip=given.node_ip or own_address(),
+        name=given.hostname_override or socket.gethostname().lower(), node_ip=node_ip,
+        node_ips=(node_ip, six) if six else (node_ip,),
         socket=given.container_runtime_endpoint.removeprefix("unix://"), root=given.root_dir, pod_cidr=given.pod_cidr,
         cluster_cidr=given.cluster_cidr, service_cidr=given.service_cluster_ip_range,
         proxy_mode=given.proxy_mode,

@@ -116,7 +116,8 @@ class NodeAgent:
         self._known = new.get("status") or {}
         self._uid = new["metadata"]["uid"]
         self._labels = new["metadata"].get("labels") or {}
-        cidr = (new.get("spec") or {}).get("podCIDR")
+        spec = new.get("spec") or {}
+        cidr = ",".join(spec.get("podCIDRs") or [spec.get("podCIDR") or ""])
         if cidr and cidr != self._pod_cidr and not self._fixed:
             self._pod_cidr = cidr
             self._range.set()

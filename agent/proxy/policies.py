@@ -37,9 +37,11 @@ class Policies:
     """`namespaces`, `services`: informers that somebody runs; of services only the cluster's DNS counts."""
 
     def __init__(self, client: Any, node: str, namespaces: Informer, services: Informer,
-                 ledger: Ledger | None = None, clock: Clock = SYSTEM, backend: xtables.Backend | None = None) -> None:
+                 ledger: Ledger | None = None, clock: Clock = SYSTEM, backend: xtables.Backend | None = None,
+                 families: tuple[int, ...] = (4,)) -> None:
         self._client, self._node, self._namespaces, self._services = client, node, namespaces, services
-        self._clock, self._writer = clock, Writer(ledger, backend)
+        self._clock = clock
+        self._writers = [Writer(ledger, backend if family == 4 else None, family) for family in families]
         self._policies = Informer(client, named("networkpolicies.networking.k8s.io"), keep=_trim, clock=clock)
         self._pods: Informer | None = None
         self._wake, self._lost = asyncio.Event(), False
@@ -77,7 +79,9 @@ class Policies:
 
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         """Wake only for what rules are made of: pods report much else."""
-        if kind != "MODIFIED" or old is None or policy.pod_of(old, self._node) != policy.pod_of(new, self._node):
+        if kind != "MODIFIED" or old is None or any(
+                policy.pod_of(old, self._node, w.family) != policy.pod_of(new, self._node, w.family)
+                for w in self._writers):
             self._wake.set()
 
     async def _follow(self, group: asyncio.TaskGroup) -> None:
@@ -88,8 +92,8 @@ class Policies:
             if self._pods is None and self._policies.items():
                 await self._follow_pods(group)
             try:
-                wrote = await asyncio.to_thread(self._writer.write, self._plan(), lost)
-                if lost and wrote:
+                wrote = [await asyncio.to_thread(w.write, self._plan(w.family), lost) for w in self._writers]
+                if lost and any(wrote):
                     log.warning("rules of network policies were removed by somebody else; wrote them again")
                 retry = 0.0
             except (xtables.RestoreError, Finding, OSError) as error:
@@ -101,22 +105,22 @@ class Policies:
             await self._wake.wait()
             await self._clock.sleep(GATHER)
 
-    def _plan(self) -> dict[str, Rules]:
+    def _plan(self, family: int) -> dict[str, Rules]:
         policies = self._policies.items()
         if not policies or self._pods is None:
             return {}
-        pods = [p for o in self._pods.items() if (p := policy.pod_of(o, self._node)) is not None]
+        pods = [p for o in self._pods.items() if (p := policy.pod_of(o, self._node, family)) is not None]
         answering = dns.addresses(self._services.get(dns.NAMESPACE, dns.NAME))
-        pods += [policy.dns_pod(address) for address in answering if ":" not in address]
+        pods += [policy.dns_pod(address) for address in answering if (":" in address) == (family == 6)]
         namespaces = {n["metadata"]["name"]: n["metadata"].get("labels") or {} for n in self._namespaces.items()}
-        return policy.plan(policies, pods, namespaces)
+        return policy.plan(policies, pods, namespaces, family)
 
 
 class Writer:
     """The kernel's side. `write` is called on one thread at a time."""
 
-    def __init__(self, ledger: Ledger | None, backend: xtables.Backend | None) -> None:
-        self._ledger, self._backend = ledger, backend
+    def __init__(self, ledger: Ledger | None, backend: xtables.Backend | None, family: int = 4) -> None:
+        self._ledger, self._backend, self.family = ledger, backend, family
         self._have: dict[str, Rules] | None = None  # None: not known
 
     def write(self, wanted: dict[str, Rules], lost: bool = False) -> bool:
@@ -125,7 +129,7 @@ class Writer:
         Raises xtables.RestoreError; nothing was changed then, and the next call writes everything."""
         if not lost and self._have == wanted:
             return False
-        backend = self._backend = self._backend or xtables.detect()
+        backend = self._backend = self._backend or xtables.detect(self.family)
         known = {} if lost or self._have is None else self._have
         counts, hooks = dict.fromkeys(known, 0), set(policy.HOOKED if known else ())
         if lost or self._have is None:
@@ -136,7 +140,7 @@ class Writer:
         self._have = None
         if batch:
             if self._ledger and wanted:
-                self._ledger.record("iptables", prefix="PELAMIS-", family=4)
+                self._ledger.record("iptables", prefix="PELAMIS-", family=self.family)
             backend.restore(batch)
         self._have = dict(wanted)
         return bool(batch)

@@ -43,11 +43,11 @@ class Pod:
     local: bool = False
 
 
-def pod_of(obj: Obj, node: str) -> Pod | None:
-    """The pod; None while it has no address of its own."""
+def pod_of(obj: Obj, node: str, family: int = 4) -> Pod | None:
+    """The pod with its address of a family; None while it has none of its own."""
     spec, status, meta = obj.get("spec") or {}, obj.get("status") or {}, obj["metadata"]
     addresses = [str(i.get("ip")) for i in status.get("podIPs") or [{"ip": status.get("podIP", "")}]]
-    address = next((a for a in addresses if a and ":" not in a), "")
+    address = next((a for a in addresses if a and (":" in a) == (family == 6)), "")
     if not address or spec.get("hostNetwork") or status.get("phase") in FINAL:
         return None
     ports = tuple((p["name"], (p.get("protocol") or "TCP").lower(), p["containerPort"])
@@ -61,9 +61,12 @@ def dns_pod(address: str) -> Pod:
                (("dns", "udp", 53), ("dns-tcp", "tcp", 53), ("metrics", "tcp", 9153)))
 
 
-def plan(policies: Iterable[Obj], pods: Iterable[Pod], namespaces: Mapping[str, Mapping[str, str]]) -> dict[str, Rules]:
-    """Every chain with its rules, none when no pod of this node is selected. `namespaces`: their labels."""
-    return _Planner(list(pods), namespaces).plan(sorted(policies, key=_key))
+def plan(policies: Iterable[Obj], pods: Iterable[Pod], namespaces: Mapping[str, Mapping[str, str]],
+         family: int = 4) -> dict[str, Rules]:
+    """Every chain with its rules, none when no pod of this node is selected. `pods` with addresses of `family`.
+
+    `namespaces`: their labels."""
+    return _Planner(list(pods), namespaces, family).plan(sorted(policies, key=_key))
 
 
 def types(policy: Obj) -> set[str]:
@@ -78,7 +81,8 @@ def _key(policy: Obj) -> tuple[str, str]:
 
 
 class _Planner:
-    def __init__(self, pods: list[Pod], namespaces: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(self, pods: list[Pod], namespaces: Mapping[str, Mapping[str, str]], family: int) -> None:
+        self.six, self.host = family == 6, 128 if family == 6 else 32
         self.pods = sorted(pods, key=lambda p: (p.namespace, p.name))
         self.namespaces = namespaces
         self.chains: dict[str, Rules] = {}
@@ -94,13 +98,13 @@ class _Planner:
                 if mine:
                     name = f"{PREFIX}{letter}-{chain_hash(f'{pod.namespace}/{pod.name}')}"
                     self.chains[name] = self._pod(pod, direction, mine)
-                    dispatch.append(f"{flag} {pod.address}/32 -j {name}")
+                    dispatch.append(f"{flag} {pod.address}/{self.host} -j {name}")
         if dispatch:
             self.chains[DISPATCH] = ("-m conntrack --ctstate RELATED,ESTABLISHED -j RETURN", *dispatch, CLEAR)
         return self.chains
 
     def _pod(self, pod: Pod, direction: str, policies: list[Obj]) -> Rules:
-        itself = f"{'-s' if direction == 'Ingress' else '-d'} {pod.address}/32 -j RETURN"
+        itself = f"{'-s' if direction == 'Ingress' else '-d'} {pod.address}/{self.host} -j RETURN"
         lines = [itself, CLEAR]
         for policy in policies:
             for index, rule in enumerate(policy["spec"].get(direction.lower()) or ()):
@@ -129,7 +133,7 @@ class _Planner:
         for pod in self._pods(peers, policy) if peers else self.pods:
             for named, spoken, number in pod.ports:
                 if named == port["port"] and spoken == protocol:
-                    receivers.setdefault(number, []).append(f"-d {pod.address}/32 {ALLOW}")
+                    receivers.setdefault(number, []).append(f"-d {pod.address}/{self.host} {ALLOW}")
         lines = []
         for number, found in sorted(receivers.items()):
             chain = f"{PREFIX}P-{chain_hash(f'{name}/{protocol}/{number}')}"
@@ -143,13 +147,14 @@ class _Planner:
         if chain in self.chains:
             return chain
         flag = "-s" if direction == "Ingress" else "-d"
-        lines = [f"{flag} {address}/32 {ALLOW}" for address in sorted({p.address for p in self._pods(peers, policy)})]
+        known = sorted({p.address for p in self._pods(peers, policy)})
+        lines = [f"{flag} {address}/{self.host} {ALLOW}" for address in known]
         for at, peer in enumerate(peers):
             block = peer.get("ipBlock")
-            if not block or ":" in block["cidr"]:
+            if not block or (":" in block["cidr"]) != self.six:
                 continue
             cidr = ipaddress.ip_network(block["cidr"], strict=False)
-            holes = [ipaddress.ip_network(e, strict=False) for e in block.get("except") or () if ":" not in e]
+            holes = [ipaddress.ip_network(e, strict=False) for e in block.get("except") or ()]
             if not holes:
                 lines.append(f"{flag} {cidr} {ALLOW}")
                 continue

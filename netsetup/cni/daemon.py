@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,7 @@ from controlplane.machinery.paths import Paths
 from netsetup import addresses, links, masquerade, sysctls, xtables
 from netsetup.cni import hostports, install, wire
 from netsetup.cni.wire import Call, CniError
-from netsetup.ipam import ExhaustedError, Holding, Ipam
+from netsetup.ipam import ExhaustedError, Holding, Ipam, companion
 from netsetup.ledger import Ledger
 from netsetup.rtnetlink import RtNetlink
 
@@ -38,13 +39,19 @@ READ_SECONDS = 10.0  # the shim sends at once; a client that does not is not the
 
 @dataclass(slots=True)
 class Network:
-    """What `configure` makes: the range, the MTU and where rules go."""
+    """What `configure` makes: the ranges, the MTU and where rules go. `second`: the node's range of IPv6, if any."""
 
     ipam: Ipam
     cluster_cidr: str
     mtu: int
     backend: xtables.Backend
     host: RtNetlink
+    second: ipaddress.IPv6Network | None = None
+    backend6: xtables.Backend | None = None
+
+    def beside(self, address: str) -> str:
+        """The IPv6 address that belongs to an IPv4 address; "" without IPv6."""
+        return companion(address, self.ipam.network, self.second) if self.second else ""
 
 
 class Daemon:
@@ -87,7 +94,8 @@ class Daemon:
     async def configure(self, pod_cidr: str, cluster_cidr: str = "10.244.0.0/16", mtu: int = 0) -> list[Finding]:
         """Open the node's range and set up what pods need from the host; the configuration is written last.
 
-        `mtu` 0: that of the link the default route leaves by.
+        `pod_cidr` and `cluster_cidr` are of IPv4, or of IPv4 and IPv6 with a comma between. `mtu` 0: that of the
+        link the default route leaves by.
         Returns what a person should know. Raises Finding when the host cannot carry pods at all."""
         return await self._do(lambda: self._configure(pod_cidr, cluster_cidr, mtu))
 
@@ -107,12 +115,13 @@ class Daemon:
 
     def _configure(self, pod_cidr: str, cluster_cidr: str, mtu: int) -> list[Finding]:
         mtu = mtu or addresses.uplink_mtu()
-        problems = sysctls.apply(self._ledger)
+        first, second = _ranges(pod_cidr)
+        problems = sysctls.apply(self._ledger, second is not None)
         self._ledger.record("link", prefix=links.PREFIX)
         if self._network:
             self._network.host.close()
-        ipam = Ipam(self._paths.ipam, pod_cidr)
-        self._network = Network(ipam, cluster_cidr, mtu, xtables.detect(), RtNetlink())
+        self._network = Network(Ipam(self._paths.ipam, first), cluster_cidr, mtu, xtables.detect(), RtNetlink(),
+                                second, xtables.detect(6) if second else None)
         try:
             self._repair()
         except xtables.RestoreError as error:
@@ -126,7 +135,12 @@ class Daemon:
         network = self._network
         if network is None:
             return
-        masquerade.apply(network.backend, self._ledger, str(network.ipam.network), network.cluster_cidr)
+        clusters = network.cluster_cidr.split(",")
+        masquerade.apply(network.backend, self._ledger, str(network.ipam.network),
+                         next(c for c in clusters if ":" not in c))
+        if network.second and network.backend6:
+            masquerade.apply(network.backend6, self._ledger, str(network.second), next(
+                (c for c in clusters if ":" in c), str(network.second)))
         holdings = network.ipam.holdings()
         if any(h.ports for h in holdings):
             hostports.apply(network.backend, self._ledger, holdings)
@@ -174,7 +188,8 @@ class Daemon:
             held = network.ipam.take(call.container, call.interface, self._clock.now(), call.port_mappings)
         except ExhaustedError as error:
             raise CniError(wire.TRY_LATER, f"failed to allocate for range 0: {error}") from error
-        spec = links.Wire(call.container, call.netns, held.address, call.interface, network.mtu)
+        spec = links.Wire(call.container, call.netns, held.address, call.interface, network.mtu,
+                          network.beside(held.address))
         try:
             links.wire(network.host, spec)
             if held.ports:
@@ -182,7 +197,7 @@ class Daemon:
         except (OSError, xtables.RestoreError) as error:
             self._remove(network, call.container, call.interface)
             raise CniError(wire.BROKEN, f"failed to set up the pod's link {spec.host}: {error}") from error
-        return wire.added(call, held.address, spec.host, _mac(spec.mac), _mac(links.HOST_MAC), links.GATEWAY)
+        return wire.added(call, spec.addresses, spec.host, _mac(spec.mac), _mac(links.HOST_MAC))
 
     def _check(self, network: Network, call: Call) -> None:
         held: Holding | None = network.ipam.of(call.container, call.interface)
@@ -254,6 +269,16 @@ class Daemon:
                 raise
         finally:
             writer.close()
+
+
+def _ranges(pod_cidr: str) -> tuple[str, ipaddress.IPv6Network | None]:
+    """The node's ranges of IPv4 and IPv6. Raises Finding without the first."""
+    parts = pod_cidr.split(",")
+    first, second = next((p for p in parts if ":" not in p), ""), next((p for p in parts if ":" in p), "")
+    if not first:
+        raise Finding(f"this node's pods have the range {pod_cidr} alone", "pods have IPv4, and IPv6 beside it",
+                      "give the cluster two ranges: --cluster-cidr 10.244.0.0/16,fd00:10:244::/56")
+    return first, ipaddress.IPv6Network(second) if second else None
 
 
 async def _read_all(reader: asyncio.StreamReader) -> bytes:

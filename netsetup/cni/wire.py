@@ -95,15 +95,17 @@ def versions(asked: str) -> dict[str, Any]:
     return {"cniVersion": asked if asked in VERSIONS else VERSION, "supportedVersions": list(VERSIONS)}
 
 
-def added(call: Call, address: str, host: str, mac: str, host_mac: str, gateway: str) -> dict[str, Any]:
-    """The result of an ADD: the host end, the pod's end, its address and its default route."""
-    entry: dict[str, Any] = {"interface": 1, "address": f"{address}/32", "gateway": gateway}
-    if call.version.startswith("0."):
-        entry = {"version": "4", **entry}
+def added(call: Call, addresses: list[tuple[str, str, str]], host: str, mac: str, host_mac: str) -> dict[str, Any]:
+    """The result of an ADD: the host end, the pod's end, its addresses (with gateway and range) and default routes."""
+    entries: list[dict[str, Any]] = []
+    for address, gateway, _ in addresses:
+        version = {"version": "6" if ":" in address else "4"} if call.version.startswith("0.") else {}
+        entries.append({**version, "interface": 1, "address": address, "gateway": gateway})
     return {"cniVersion": call.version,
             "interfaces": [{"name": host, "mac": host_mac},
                            {"name": call.interface, "mac": mac, "sandbox": call.netns}],
-            "ips": [entry], "routes": [{"dst": "0.0.0.0/0", "gw": gateway}], "dns": {}}
+            "ips": entries, "routes": [{"dst": everything, "gw": gateway} for _, gateway, everything in addresses],
+            "dns": {}}
 
 
 def loopback(call: Call) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from netsetup.ledger import Ledger
 from netsetup.rtnetlink import RtNetlink
 
 from .conftest import Namespace
-from .test_proxy_traffic import Api
+from .proxynode import Api
 
 pytestmark = pytest.mark.kernel
 DEADLINE = 10.0

@@ -54,7 +54,8 @@ def test_calls_and_answers() -> None:
     call = wire.parse(env + json.dumps(body).encode())
     assert (call.command, call.container, call.netns, call.interface) == ("ADD", "abc", "/run/netns/x", "eth0")
     assert call.port_mappings == [{"hostPort": 80, "containerPort": 8}]
-    assert wire.added(call, "10.0.0.2", "pel0", "m", "h", "169.254.1.1")["ips"][0]["version"] == "4"
+    assert [ip["version"] for ip in wire.added(call, [("10.0.0.2/32", "169.254.1.1", "0.0.0.0/0"),
+            ("fd00::2/128", "fe80::1", "::/0")], "pel0", "m", "h")["ips"]] == ["4", "6"]
     for data, code in ((env.replace(b"ADD", b"SUB"), 4), (env + b"{", 6), (env + b'{"cniVersion":"9.0.0"}', 1),
                        (b"CNI_COMMAND=ADD\0\0{}", 4), (b"\0", 4)):
         with pytest.raises(wire.CniError) as caught:
