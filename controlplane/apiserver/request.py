@@ -224,13 +224,18 @@ class Request:
             raise TooLarge(f"Request entity too large: limit is {MAX_BODY}")
         if self.headers.get("Expect", "").lower() == "100-continue" and self.transport is not None:
             self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        from aiohttp.http_exceptions import HttpProcessingError
+        from aiohttp.web import RequestPayloadError
         chunks, size = [], 0
         content = self.raw.content
-        while chunk := await content.readany():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > MAX_BODY:
-                raise TooLarge(f"Request entity too large: limit is {MAX_BODY}")
+        try:
+            while chunk := await content.readany():
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > MAX_BODY:
+                    raise TooLarge(f"Request entity too large: limit is {MAX_BODY}")
+        except (RequestPayloadError, HttpProcessingError):  # framed wrongly, or not compressed as it says
+            raise BadRequest("the body of the request cannot be read") from None
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @property
