@@ -275,8 +275,8 @@ class Observer:
             told = containerd.TaskExit.FromString(value)
             if told.id and told.id != told.container_id:
                 return None  # an exec ended
-            when = told.exited_at.seconds + told.exited_at.nanos / 1e9
-            self._exits[told.container_id] = Exit(told.exit_status, when)
+            when = told.exited_at.seconds * 10**9 + told.exited_at.nanos
+            self._exits[told.container_id] = Exit(told.exit_status, _since(when))
         elif envelope.topic == "/tasks/oom":
             told = containerd.TaskOOM.FromString(value)
             self._ooms.add(told.container_id)
