@@ -9,10 +9,11 @@ Upstream: pkg/controller/certificates/{approver,signer,cleaner} and pkg/apis/cer
 from __future__ import annotations
 
 import base64
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 
 CLIENT = "kubernetes.io/kube-apiserver-client"
@@ -23,6 +24,7 @@ SIGNERS = (CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY)
 NODES, NODE_PREFIX = "system:nodes", "system:node:"
 PROXY = "system:kube-proxy"
 SELF_APPROVING = (KUBELET_CLIENT, KUBELET_SERVING, CLIENT)  # where nodes ask for what is theirs
+SERVICE_NAME, API_SERVER = "kubernetes.io/service-name", ("default", "kubernetes")
 HOUR = 3600.0
 DECIDED_SECONDS = HOUR  # denied, failed or issued: what it says has been read by then
 PENDING_SECONDS = 24 * HOUR  # nobody decided
@@ -129,6 +131,20 @@ def approvals(csr: Obj, request: Request, taken: Collection[str] = ()) -> list[t
     if signer == CLIENT and request.name == PROXY and alone and user.startswith(NODE_PREFIX):
         return [("nodeproxyclient", "Auto approving the service proxy of a node after SubjectAccessReview.")]
     return []
+
+
+def addresses_of_others(user: str, nodes: Iterable[Obj], services: Iterable[Obj], pieces: Iterable[Obj]) -> set[str]:
+    """What the node `user` must not answer for: other nodes, Services, and the API server, by its EndpointSlices."""
+    found = {address["address"] for node in nodes if NODE_PREFIX + objects.name(node) != user
+             for address in (node.get("status") or {}).get("addresses") or ()}
+    for service in services:
+        spec = service.get("spec") or {}
+        found.update(spec.get("clusterIPs") or (), spec.get("externalIPs") or ())
+        found.update(point.get("ip", "") for point in objects.get(service, "status.loadBalancer.ingress", []))
+    for piece in pieces:
+        if (objects.namespace(piece), objects.labels(piece).get(SERVICE_NAME)) == API_SERVER:
+            found.update(a for point in piece.get("endpoints") or () for a in point.get("addresses") or ())
+    return found
 
 
 def lifetime(csr: Obj) -> int:

@@ -24,6 +24,7 @@ from controlplane.machinery.resources import named
 log = logging.getLogger("controllers")
 REQUESTS = named("certificatesigningrequests.certificates.k8s.io")
 REVIEWS = named("subjectaccessreviews.authorization.k8s.io")
+SERVICES, SLICES = named("services"), named("endpointslices.discovery.k8s.io")
 ASK_AGAIN_SECONDS = 300.0  # when who asked may not yet have the certificate: a binding may come
 Obj = dict[str, Any]
 
@@ -37,7 +38,8 @@ class CertificateRequests(Controller):
         self.requests = context.informer(REQUESTS)
         self._nodes = context.informer(NODES)
         self._files = (certificate, key) if certificate is not None and key is not None else None
-        super().__init__(context, self.requests, self._nodes)
+        self._services, self._slices = context.informer(SERVICES), context.informer(SLICES)
+        super().__init__(context, self.requests, self._nodes, self._services, self._slices)
         self.requests.subscribe(lambda kind, old, new: self.queue.add(objects.name(new)))
 
     async def reconcile(self, name: str) -> float | None:
@@ -66,7 +68,9 @@ class CertificateRequests(Controller):
         if csr["spec"]["signerName"] not in rules.SELF_APPROVING:
             return None
         try:
-            wanted = rules.approvals(csr, rules.read(csr), self._addresses_of_others(csr["spec"].get("username", "")))
+            taken = rules.addresses_of_others(csr["spec"].get("username", ""), self._nodes.items(),
+                                              self._services.items(), self._slices.items())
+            wanted = rules.approvals(csr, rules.read(csr), taken)
         except ValueError:
             return None
         for subresource, message in wanted:
@@ -74,11 +78,6 @@ class CertificateRequests(Controller):
                 await self._decide(csr, "approval", {"type": "Approved", "reason": "AutoApproved", "message": message})
                 return None
         return ASK_AGAIN_SECONDS if wanted else None
-
-    def _addresses_of_others(self, user: str) -> set[str]:
-        return {address["address"] for node in self._nodes.items()
-                if rules.NODE_PREFIX + objects.name(node) != user
-                for address in (node.get("status") or {}).get("addresses") or ()}
 
     async def _may(self, spec: Obj, subresource: str) -> bool:
         attributes = {"group": REQUESTS.group, "resource": REQUESTS.plural, "verb": "create", "version": "*",

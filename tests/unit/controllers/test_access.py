@@ -70,6 +70,20 @@ def test_what_each_signer_signs(request_, signer, usages, expected):
     assert found.startswith(expected) and bool(found) == bool(expected)
 
 
+def test_no_node_serves_for_others_services_or_the_api():
+    def node(name, address):
+        return {"metadata": {"name": name}, "status": {"addresses": [{"type": "InternalIP", "address": address}]}}
+
+    def piece(namespace, service, address):
+        return {"metadata": {"name": "x", "namespace": namespace, "labels": {rules.SERVICE_NAME: service}},
+                "endpoints": [{"addresses": [address]}]}
+    service = {"metadata": {"name": "s"}, "spec": {"clusterIPs": ["10.96.0.1"], "externalIPs": ["1.1.1.1"]},
+               "status": {"loadBalancer": {"ingress": [{"ip": "2.2.2.2"}]}}}
+    taken = rules.addresses_of_others("system:node:n1", [node("n1", "10.0.0.1"), node("n2", "10.0.0.2")], [service],
+                                      [piece("default", "kubernetes", "10.0.0.9"), piece("default", "web", "10.2.0.1")])
+    assert taken == {"10.0.0.2", "10.96.0.1", "1.1.1.1", "2.2.2.2", "10.0.0.9"}
+
+
 def test_requests_are_forgotten_in_their_time():
     now, hour = 1_700_000_000.0, 3600
 
