@@ -38,6 +38,7 @@ class Decider:
         self.snapshot = Snapshot()
         self.tables = Tables(self.snapshot)
         self.reserved: dict[str, tuple[str, str]] = {}  # volume -> claim it is about to be bound to
+        self._memory = preemption.Memory()
         self._nominated: dict[str, dict[str, Placed]] = {}  # node -> pods promised to it, by uid
 
     # --- one pod -----------------------------------------------------------------------------------------------
@@ -51,7 +52,7 @@ class Decider:
         """A node, or why there is none."""
         wanted = volumes.needs(wants.pod, self.world)
         if wanted is not None and wanted.outright:
-            nodes = len(self.snapshot.nodes)
+            nodes = self.snapshot.size
             return Verdict("", nodes, {wanted.outright: nodes}, wanted.outright)
         check = (lambda node: self._late(wants, wanted, node)) if wanted is not None or self._nominated else None
         first = (wants.pod.get("status") or {}).get("nominatedNodeName") or ""
@@ -143,8 +144,9 @@ class Decider:
 
         def holds(node: NodeInfo) -> bool:
             return wanted is None or volumes.refusal(wanted, node, self.world, self.reserved) is None
-        plans = preemption.plans(wants, found.table, found.late, self.snapshot, Budgets(self.world.budgets()), holds,
-                                 lambda node: self.promised(node, wants))
+        plans = preemption.plans(wants, found.table, found.late, self.snapshot, Budgets(self.world.budgets()),
+                                 preemption.always if wanted is None else holds,
+                                 lambda node: self.promised(node, wants), self._memory)
         return plans, "" if plans else preemption.told(found.table, found.nodes)
 
 

@@ -109,7 +109,7 @@ class Scheduler:
         try:
             found = await self._decide(wants)
         except ApiError as error:
-            await self._refuse(waiting, wants, Verdict("", len(self.decider.snapshot.nodes), {}, error.message))
+            await self._refuse(waiting, wants, Verdict("", self.decider.snapshot.size, {}, error.message))
             return
         if waiting.uid not in self.queue:  # deleted while an extender thought about it
             return
@@ -161,7 +161,7 @@ class Scheduler:
                     self.decider.release(choice)
             for waiting in members:
                 wants = self.decider.ask(waiting.pod, self._profile(waiting.pod))
-                await self._refuse(waiting, wants, Verdict("", len(self.decider.snapshot.nodes), {}, why.rstrip(".")))
+                await self._refuse(waiting, wants, Verdict("", self.decider.snapshot.size, {}, why.rstrip(".")))
             return
         for waiting, node, choice in placed:
             await self._bind_later(waiting, node, choice)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from controlplane.machinery import objects, selectors
@@ -21,7 +22,8 @@ from controlplane.scheduler.fit import Ask
 from controlplane.scheduler.snapshot import NodeInfo, Placed, Snapshot
 from controlplane.scheduler.table import Table
 
-CANDIDATE_SHARE, CANDIDATES_LEAST = 10, 100  # of the nodes every tenth is tried, but at least so many: upstream's
+CANDIDATES_LIMIT = 100  # nodes with victims to choose among: the least upstream would try
+PLANS_LIMIT = 20_000  # plans remembered: a few kinds of preemptors at 5,000 nodes
 NEVER = "not eligible due to preemptionPolicy=Never."
 TERMINATING = "not eligible due to a terminating pod on the nominated node."
 NO_VICTIMS = "No preemption victims found for incoming pod"
@@ -87,6 +89,10 @@ class Budgets:
                         objects.get(b, "status.disruptedPods", None) or {})
                        for b in budgets]
 
+    @property
+    def any(self) -> bool:
+        return bool(self._known)
+
     def violating(self, pods: Sequence[Placed]) -> set[str]:
         """The uids of pods whose leaving, in this order, breaks a budget."""
         left = [allowed for _, _, allowed, _ in self._known]
@@ -122,6 +128,26 @@ def victims(wants: Ask, constraints: Constraints, node: NodeInfo, budgets: Budge
     return Plan(node.name, tuple(leaving), sum(objects.uid(p.pod) in violating for p in leaving))
 
 
+class Memory:
+    """Plans of nodes that have not changed since, for pods that only the node itself stands against: when many pods
+    preempt at once, all but the first find most of the work done."""
+
+    def __init__(self) -> None:
+        self._plans: dict[tuple[bytes, int, str], tuple[int, Plan | None]] = {}
+
+    def plan(self, wants: Ask, constraints: Constraints, node: NodeInfo, budgets: Budgets, holds: Holds,
+             also: Sequence[Placed]) -> Plan | None:
+        if constraints.dimensions or budgets.any or also or holds is not always:
+            return victims(wants, constraints, node, budgets, holds, also)
+        key = (wants.kind, wants.priority, node.name)
+        known = self._plans.get(key)
+        if known is None or known[0] != node.version:
+            if len(self._plans) >= PLANS_LIMIT:
+                self._plans.clear()
+            known = self._plans[key] = (node.version, victims(wants, constraints, node, budgets))
+        return known[1]
+
+
 def _harm(plan: Plan) -> tuple[Any, ...]:
     """Sorts the least harmful plan first."""
     top = plan.victims[0].priority
@@ -136,18 +162,17 @@ def choose(plans: Iterable[Plan]) -> Plan | None:
 
 
 def plans(wants: Ask, table: Table, late: Sequence[str], snapshot: Snapshot, budgets: Budgets, holds: Holds,
-          nominated: Callable[[str], Sequence[Placed]]) -> list[Plan]:
-    """What could be done, on as many nodes as upstream would try; `late` are nodes that only `holds` refuses."""
+          nominated: Callable[[str], Sequence[Placed]], memory: Memory) -> list[Plan]:
+    """What could be done, on as many nodes as are worth trying; `late` are nodes that only `holds` refuses."""
     found: list[Plan] = []
-    most = max(CANDIDATES_LEAST, len(snapshot.nodes) // CANDIDATE_SHARE)
-    for name in (*late, *(name for name, _ in table.refused_nodes(final=False))):
+    for name in chain(late, (name for name, _ in table.refused_nodes(final=False))):
         node = snapshot.node(name)
         if node is None:
             continue
-        plan = victims(wants, table.constraints, node, budgets, holds, nominated(name))
+        plan = memory.plan(wants, table.constraints, node, budgets, holds, nominated(name))
         if plan is not None:
             found.append(plan)
-            if len(found) >= most:
+            if len(found) >= CANDIDATES_LIMIT:
                 break
     return found
 

@@ -9,7 +9,7 @@ changed, which is what lets tables be brought up to date instead of being made a
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from controlplane.machinery import objects
@@ -66,6 +66,7 @@ class NodeInfo:
     ports: list[HostPort] = field(default_factory=list)
     images: dict[str, int] = field(default_factory=dict)
     placed: dict[str, Placed] = field(default_factory=dict)
+    version: int = 0  # rises with every change
     known: bool = False  # False: pods name it, but the Node itself is not there (yet, or any more)
 
     @property
@@ -77,6 +78,7 @@ class NodeInfo:
 
     def count(self, uid: str, placed: Placed, sign: int) -> None:
         """Put a pod here (+1) or take it away (-1)."""
+        self.version += 1
         if sign > 0:
             self.placed[uid] = placed
         else:
@@ -94,8 +96,7 @@ class NodeInfo:
 
     def copy(self) -> NodeInfo:
         """One to try things on."""
-        return NodeInfo(self.name, self.labels, self.taints, self.unschedulable, self.allocatable, dict(self.requested),
-                        self.cpu_floor, self.memory_floor, list(self.ports), self.images, dict(self.placed), self.known)
+        return replace(self, requested=dict(self.requested), ports=list(self.ports), placed=dict(self.placed))
 
 
 class Snapshot:
@@ -110,6 +111,7 @@ class Snapshot:
         self.own_version = 0  # changes whenever `own` gains or loses a term
         self.namespaces: dict[str, dict[str, str]] = {}
         self.images: dict[str, int] = {}  # name -> nodes that have it
+        self.size = 0  # nodes
         self.changes = Journal()
         self.epoch = 0  # changes when all that was derived must be derived again
 
@@ -144,7 +146,9 @@ class Snapshot:
         for name in images:
             self.images[name] = self.images.get(name, 0) + 1
         info.labels, info.taints, info.unschedulable, info.allocatable = labels, taints, unschedulable, allocatable
+        self.size += not info.known
         info.images, info.known = images, True
+        info.version += 1
         if reshaped:
             for tally in (*self._tallies.values(), *self.own.values()):
                 self._enter(tally, info)
@@ -155,6 +159,7 @@ class Snapshot:
         info = self._nodes.get(name)
         if info is None:
             return
+        self.size -= info.known
         info.known = False
         for image in info.images:
             self.images[image] -= 1

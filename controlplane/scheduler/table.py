@@ -47,7 +47,7 @@ class Table:
         self._judged: dict[str, Refusal | tuple[Place, Entry]] = {}
         self._only = None if only is None else frozenset(only)
         self._epoch = snapshot.epoch
-        self._size = len(snapshot.nodes)
+        self._size = snapshot.size
         self._mark()
         for node in snapshot.nodes if self._only is None else filter(None, map(snapshot.node, self._only)):
             self._judge(node.name, node)

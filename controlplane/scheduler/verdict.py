@@ -44,7 +44,7 @@ def decide(wants: Ask, snapshot: Snapshot, tables: Tables, weights: Weights = DE
     """The best of the fitting nodes; among equals the one with the fewest pods, then by name: a stable choice.
 
     `first` is a node that was promised to the pod: it is taken when it fits."""
-    nodes = len(snapshot.nodes)
+    nodes = snapshot.size
     table = tables.of(wants, weights)
     refusals: Counter[str] = Counter()
     late = []
