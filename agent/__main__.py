@@ -85,6 +85,7 @@ class Agent:
         async def assigned(pod_cidr: str) -> None:
             for problem in await network.configure(pod_cidr, options.cluster_cidr):
                 log.warning("%s", problem)
+            await asyncio.to_thread(self._ways_to_services, ledger)
             await kubelet.relisted.wait()
             await network.collect({s.id for pod in (await runtime.observe()).values() for s in pod.sandboxes})
             kubelet.retry()
@@ -113,6 +114,13 @@ class Agent:
                 self.ready.set()
         finally:
             await context.checks.close()
+
+    def _ways_to_services(self, ledger: Any) -> None:
+        from netsetup import routes
+        for cidr in self.options.service_cidr.split(","):
+            own = next((ip for ip in self.options.node_ips if (":" in ip) == (":" in cidr)), "")
+            if own and routes.ensure_way(ledger, cidr, own):
+                log.info("no route leads to the Services %s: added one", cidr)
 
     async def _runtime_version(self, runtime: Any) -> str:
         """`containerd://1.6.20`, as soon as the runtime answers."""

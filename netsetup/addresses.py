@@ -32,6 +32,13 @@ def node_address() -> str:
 
 def global_address6(beside: str) -> str:
     """An IPv6 address of this host that others may use, preferably of the link that has the address `beside`; ""."""
+    links = links_of_addresses()
+    found = [a for a in links if ":" in a]
+    return next((a for a in found if links[a] == links.get(beside)), next(iter(found), ""))
+
+
+def links_of_addresses() -> dict[str, int]:
+    """The index of the link of each address that others may use and that is here to stay."""
     links: dict[str, int] = {}
     with rtnetlink.RtNetlink() as netlink:
         for family in (socket.AF_INET, socket.AF_INET6):
@@ -41,8 +48,7 @@ def global_address6(beside: str) -> str:
                 raw = parts.get(rtnetlink.IFA_LOCAL) or parts.get(rtnetlink.IFA_ADDRESS) or b""
                 if len(raw) in (4, 16) and scope == rtnetlink.RT_SCOPE_UNIVERSE and not flags & PASSING:
                     links[socket.inet_ntop(family, raw)] = index
-    found = [a for a in links if ":" in a]
-    return next((a for a in found if links[a] == links.get(beside)), next(iter(found), ""))
+    return links
 
 
 def uplink_mtu() -> int:

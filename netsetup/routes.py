@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.machinery.errors import Finding
-from netsetup import rtnetlink, vxlan
+from netsetup import addresses, rtnetlink, vxlan
 from netsetup.ledger import Ledger
 
 PROTOCOL = 77  # rtm_protocol of our routes: free in /etc/iproute2/rt_protos, so nobody else's routes match
@@ -69,6 +69,31 @@ def own_end(nodes: Iterable[Mapping[str, Any]], own_name: str) -> Route | None:
     """This node's own range and address of IPv4, in the same form; None while it has none."""
     own = plan((n for n in nodes if n["metadata"]["name"] == own_name), "")
     return next((route for route in own if ":" not in route.destination), None)
+
+
+def ensure_way(ledger: Ledger, destination: str, source: str) -> bool:
+    """Give a host without any way to `destination` one, by the link of its address `source`; True when it was made.
+
+    A packet to a Service needs some route to begin with, before its destination is translated; without a default route
+    there is none. Where this one leads does not matter, but the loopback will not do: IPv6 takes that for a refusal.
+    Raises OSError."""
+    links = addresses.links_of_addresses()
+    with rtnetlink.RtNetlink() as netlink:
+        address, _ = rtnetlink.split(destination)
+        family, length = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
+        body = struct.pack("=BBBBBBBBI", family, length, 0, 0, 0, 0, 0, 0, 0)
+        try:
+            netlink.query(rtnetlink.RTM_GETROUTE, body + rtnetlink.attribute(rtnetlink.RTA_DST,
+                                                                             rtnetlink.packed(address)))
+            return False
+        except OSError as error:
+            if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+                raise
+        if source not in links:
+            return False
+        ledger.record("route", destination=destination, device=socket.if_indextoname(links[source]), protocol=PROTOCOL)
+        netlink.send([rtnetlink.set_route(destination, links[source], protocol=PROTOCOL, source=source)])
+        return True
 
 
 def is_direct(netlink: rtnetlink.RtNetlink, address: str) -> bool:

@@ -116,7 +116,7 @@ def delete_address(prefix: str, index: int) -> Message:
     return Message(RTM_DELADDR, 0, _address(prefix, index))
 
 
-def _route(destination: str, index: int, gateway: str, onlink: bool, protocol: int) -> bytes:
+def _route(destination: str, index: int, gateway: str, onlink: bool, protocol: int, source: str) -> bytes:
     address, length = split(destination)
     scope = RT_SCOPE_UNIVERSE if gateway else RT_SCOPE_LINK
     body = struct.pack("=BBBBBBBBI", _family(address), length, 0, 0, RT_TABLE_MAIN, protocol, scope, RTN_UNICAST,
@@ -125,13 +125,16 @@ def _route(destination: str, index: int, gateway: str, onlink: bool, protocol: i
         body += attribute(RTA_DST, packed(address))
     if gateway:
         body += attribute(RTA_GATEWAY, packed(gateway))
+    if source:
+        body += attribute(RTA_PREFSRC, packed(source))
     return body + (attribute(RTA_OIF, index) if index else b"")
 
 
 def set_route(destination: str, index: int = 0, gateway: str = "", onlink: bool = False,
-              protocol: int = RTPROT_STATIC) -> Message:
-    """Create or replace; without `gateway` the destination is on the link."""
-    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, _route(destination, index, gateway, onlink, protocol))
+              protocol: int = RTPROT_STATIC, source: str = "") -> Message:
+    """Create or replace; without `gateway` the destination is on the link. `source`: of what this host sends there."""
+    return Message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE,
+                   _route(destination, index, gateway, onlink, protocol, source))
 
 
 def delete_route(destination: str, index: int = 0, gateway: str = "", protocol: int = 0) -> Message:

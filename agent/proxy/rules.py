@@ -168,7 +168,10 @@ class _Writer:
         return f"{self.says('has no endpoints')} {match} -j REJECT --reject-with {self._reject()}"
 
     def _reject(self) -> str:
-        return "icmp6-port-unreachable" if self.family == 6 else "icmp-port-unreachable"
+        """By ICMP; a connecting IPv6 socket takes that for a passing trouble and tries for another second."""
+        if self.family == 4:
+            return "icmp-port-unreachable"
+        return "tcp-reset" if self.port.protocol == "tcp" else "icmp6-port-unreachable"
 
     def _external(self) -> None:
         port = self.port
