@@ -83,7 +83,7 @@ def _finding(path: Path, error: BaseException) -> Finding:
         return Finding(f"the disk that holds {path} is full", "nothing can be written", "free some space")
     if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return Finding(f"the store {path} is damaged", text,
-                       f"restore a backup, or move {path} away to start with an empty cluster")
+                       f"pelamis snapshot restore puts the newest backup back; or move {path} away to begin empty")
     return Finding(f"the store {path} cannot be used", text, "check the disk and the permissions, then start again")
 
 
@@ -166,7 +166,8 @@ class SqliteLog(Log):
             connection.set_progress_handler(None, 0)
         if found != "ok":
             raise Finding(f"the store {self.path} is damaged", found,
-                          f"restore a backup, or move {self.path} away to start with an empty cluster")
+                          f"pelamis snapshot restore puts the newest backup back; or move {self.path} away to begin "
+                          "empty")
 
     def _release(self) -> None:
         if self._lock >= 0:
