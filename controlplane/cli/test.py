@@ -17,8 +17,8 @@ from controlplane.cli.output import say
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
 
-TIERS = ("tidy", "unit", "golden", "kernel", "node", "client")
-NEEDS_ROOT = {"kernel", "node", "client"}
+TIERS = ("tidy", "unit", "golden", "kernel", "node", "client", "host")
+NEEDS_ROOT = {"kernel", "node", "client", "host"}
 # tool -> Debian package: what the tests use beyond what a node needs
 TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox": "busybox-static",
          "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps",
@@ -36,7 +36,8 @@ def _install(tiers: list[str]) -> None:
     if not NEEDS_ROOT & set(tiers):
         return
     if os.geteuid() != 0:
-        raise Finding("the tiers kernel, node and client need root", "they make network namespaces and run containers",
+        raise Finding("the tiers kernel, node, client and host need root",
+                      "they make network namespaces and run containers",
                       "sudo ./pelamis test, or ./pelamis test tidy unit golden")
     lacking = sorted({package for tool, package in TOOLS.items() if shutil.which(tool, path=packages.SEARCH) is None})
     if lacking:

@@ -132,8 +132,13 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/system
             time.sleep(PAUSE)
 
     def pelamis(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        """The checkout's own command."""
-        return self.run("env", "PELAMIS_VENV=/root/venv", "/root/pelamis/pelamis", *arguments, check=check)
+        """The checkout's own command; with `check` a failure shows what the services said."""
+        done = self.run("env", "PELAMIS_VENV=/root/venv", "/root/pelamis/pelamis", *arguments, check=False)
+        if check and done.returncode:
+            said = self.run("journalctl", "--no-pager", "-b", "-n", "60", "-u", "pelamis*", check=False).stdout
+            raise AssertionError(f"{self.name}: pelamis {' '.join(arguments)}: exit {done.returncode}\n{done.stdout}\n"
+                                 f"{done.stderr}\n{said}")
+        return done
 
     def reboot(self) -> None:
         """Shut down in order and start again."""

@@ -1,4 +1,4 @@
-"""Joining: whom a host believes, which certificates a node may have without being asked about, and when it renews them."""
+"""Joining: whom a host believes, which certificates a node may have unasked, and when it renews them."""
 
 import argparse
 import base64

@@ -1,0 +1,81 @@
+"""Three hosts with systemd and a cluster across them, made once for the tier: installing is what users do first."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from agent.image import demo
+from controlplane.machinery.paths import Paths
+from tests.client.cluster import eventually, kubectls
+from tests.host.machine import Machine, Segment, obstacle
+
+IMAGE = "demo.tar"
+
+
+class Lab:
+    """A server and two agents. `kubectl` runs outside of them, in the server's network."""
+
+    def __init__(self) -> None:
+        self.segment = Segment()
+        self.machines: list[Machine] = []
+        try:
+            self.machines = [Machine(self.segment, number) for number in (1, 2, 3)]
+        except BaseException:
+            self.close()
+            raise
+        self.server, *self.agents = self.machines
+
+    def install(self) -> None:
+        self.server.pelamis("install", "server")
+        command = self.server.pelamis("token", "create").stdout.split()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda agent: agent.pelamis(*command[1:]), self.agents))
+
+    def images(self, folder: Path) -> None:
+        """The demo's image, on every machine: there is no registry."""
+        built = demo.built(demo.DEMO, Paths(folder))
+        for machine in self.machines:
+            target = machine.root / "root" / IMAGE
+            target.write_bytes(built.read_bytes())
+            machine.pelamis("image", "import", f"/root/{IMAGE}")
+
+    def kubectl(self, *arguments: str, input: str | None = None) -> str:
+        done = subprocess.run(
+            ["nsenter", f"--net=/run/netns/{self.server.netns}", kubectls()[0],
+             f"--kubeconfig={self.server.root}/etc/pelamis/admin.kubeconfig", "--cache-dir", f"{self.server.root}/tmp",
+             *arguments], capture_output=True, text=True, input=input, timeout=60)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stdout} {done.stderr}"
+        return done.stdout
+
+    def ready(self, *names: str) -> bool:
+        """Whether exactly these nodes, or all, are ready."""
+        lines = [line.split() for line in self.kubectl("get", "nodes", "--no-headers").splitlines()]
+        found = {words[0] for words in lines if words[1] == "Ready"}
+        assert found == set(names or [m.name for m in self.machines]), lines
+        return True
+
+    def close(self) -> None:
+        for machine in self.machines:
+            machine.close()
+        self.segment.close()
+
+
+@pytest.fixture(scope="session")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    if why := obstacle():
+        pytest.skip(why)
+    if not kubectls():
+        pytest.skip("needs kubectl on PATH: apt-get install kubernetes-client")
+    made = Lab()
+    try:
+        made.install()
+        made.images(tmp_path_factory.mktemp("images"))
+        eventually(made.ready)
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,141 @@
+"""Three hosts with systemd from the install to the reset: what users do, in their order, on one cluster."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from agent.image import demo
+from tests.client.cluster import eventually
+from tests.host.conftest import Lab
+
+pytestmark = pytest.mark.host
+# Exposure by systemd-analyze, in tenths: what runs without root must stay this tight.
+EXPOSURE = {"apiserver": 15, "controllers": 15}
+WORKLOAD = """
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: each}
+spec:
+  selector: {matchLabels: {app: each}}
+  template:
+    metadata: {labels: {app: each}}
+    spec: {terminationGracePeriodSeconds: 1, containers: [{name: web, image: "IMAGE", imagePullPolicy: IfNotPresent}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: each}
+spec: {selector: {app: each}, ports: [{port: 80, targetPort: 80}]}
+""".replace("IMAGE", demo.DEMO)
+LATE = """
+import sys
+from pathlib import Path
+from controlplane.client import certificates
+from controlplane.machinery.clock import FakeClock, SYSTEM
+from controlplane.pki.authority import Authority
+authority = Authority.load(Path("/etc/pelamis/pki"), FakeClock(SYSTEM.now() - 300 * 86400))
+for wanted in certificates.of_node(sys.argv[1], sys.argv[2]):
+    pair = authority.issue(wanted.common_name, wanted.organizations, [wanted.usages[1].split()[0]], wanted.sans)
+    Path("/root/late", wanted.file + ".crt").write_bytes(pair.certificate)
+    Path("/root/late", wanted.file + ".key").write_bytes(pair.key)
+"""
+
+
+def address(lab: Lab) -> str:
+    return lab.kubectl("get", "service", "each", "-o", "jsonpath={.spec.clusterIP}")
+
+
+def answers(lab: Lab, *machines: str) -> bool:
+    """Whether the Service answers on each of these hosts, or on all."""
+    where = address(lab)
+    for machine in lab.machines:
+        if not machines or machine.name in machines:
+            done = machine.run("curl", "-sf", "--max-time", "5", f"http://{where}/", check=False)
+            assert done.returncode == 0, f"{machine.name}: {done.stderr}"
+    return True
+
+
+def pods(lab: Lab) -> dict[str, str]:
+    """Node → the container it runs."""
+    form = "jsonpath={range .items[*]}{.spec.nodeName} {.status.containerStatuses[0].containerID}{'\\n'}{end}"
+    return dict(line.split() for line in lab.kubectl("get", "pods", "-l", "app=each", "-o", form).splitlines())
+
+
+def test_units(lab: Lab) -> None:
+    for machine in lab.machines:
+        checked = machine.run("sh", "-c", "systemd-analyze verify /etc/systemd/system/pelamis*")
+        assert checked.stderr == "" == checked.stdout
+        failed = machine.run("systemctl", "list-units", "--failed", "--no-legend").stdout
+        assert "pelamis" not in failed
+    for component, most in EXPOSURE.items():
+        lab.server.run("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={most}",
+                       f"/etc/systemd/system/pelamis-{component}.service")
+        user = lab.server.run("systemctl", "show", f"pelamis-{component}", "-p", "MainPID", "--value").stdout.strip()
+        assert f"pelamis-{component}" in lab.server.run("ps", "-o", "user:30=", "-p", user).stdout
+
+
+def test_a_workload_across_the_hosts(lab: Lab) -> None:
+    lab.kubectl("apply", "-f", "-", input=WORKLOAD)
+    lab.kubectl("rollout", "status", "daemonset/each", "--timeout=60s")
+    assert set(pods(lab)) == {"host1", "host2", "host3"}
+    eventually(lambda: answers(lab))
+
+
+def test_the_kubelets_serve_with_certificates_of_the_cluster(lab: Lab) -> None:
+    name = next(n for n in lab.kubectl("get", "pods", "-l", "app=each", "-o", "name").split())
+    assert lab.kubectl("exec", name, "--", "/bin/busybox", "echo", "hello") == "hello\n"
+    csrs = lab.kubectl("get", "csr", "--no-headers")
+    assert csrs.count("Approved,Issued") == 6, csrs
+
+
+def test_certificates_are_renewed_while_the_agent_runs(lab: Lab) -> None:
+    server, agent = lab.server, lab.agents[0]
+    (server.root / "root/late").mkdir()
+    server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", LATE, agent.name, agent.address)
+    for file in (server.root / "root/late").iterdir():
+        (agent.root / "etc/pelamis/pki" / file.name).write_bytes(file.read_bytes())
+    old = (agent.root / "etc/pelamis/pki/kubelet.crt").read_bytes()
+    before = pods(lab)
+    agent.run("systemctl", "restart", "pelamis-agent")
+    pid = agent.run("systemctl", "show", "pelamis-agent", "-p", "MainPID", "--value").stdout
+
+    def renewed() -> bool:
+        return (agent.root / "etc/pelamis/pki/kubelet.crt").read_bytes() != old
+    eventually(renewed)
+    eventually(lambda: lab.kubectl("get", "csr", "--no-headers").count("Approved,Issued") == 9)
+    eventually(lab.ready)
+    name = lab.kubectl("get", "pods", "-l", "app=each", "-o", "name", "--field-selector",
+                       f"spec.nodeName={agent.name}").strip()
+    assert lab.kubectl("exec", name, "--", "/bin/busybox", "echo", "still") == "still\n"
+    assert agent.run("systemctl", "show", "pelamis-agent", "-p", "MainPID", "--value").stdout == pid
+    assert pods(lab) == before, "no container was restarted"
+
+
+def test_every_service_may_be_killed(lab: Lab) -> None:
+    before = pods(lab)
+    for machine in lab.machines:
+        machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "pelamis-*.service")
+    eventually(lambda: lab.ready() and answers(lab), seconds=120)
+    assert pods(lab) == before
+
+
+def test_a_reboot_and_a_power_cut(lab: Lab) -> None:
+    second, third = lab.agents
+    second.reboot()
+    third.cut()
+    third.start()
+    eventually(lambda: lab.ready() and answers(lab), seconds=120)
+    lab.server.reboot()
+    eventually(lambda: lab.ready() and answers(lab), seconds=120)
+
+
+def test_the_hosts_are_as_before(lab: Lab) -> None:
+    """Last: the machines are left without a cluster."""
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda m: m.pelamis("reset", check=False), reversed(lab.machines)))
+    for reset in done:
+        assert reset.returncode == 0 and "This host is as it was." in reset.stdout, reset.stdout + reset.stderr
+        assert "different" not in reset.stdout
+    for machine in lab.machines:
+        assert "nothing of ours" in machine.pelamis("reset").stdout
