@@ -17,7 +17,7 @@ import os
 import socket
 from dataclasses import dataclass
 
-from netsetup import netns, rtnetlink
+from netsetup import netns, rtnetlink, shaping
 from netsetup.rtnetlink import RtNetlink
 
 PREFIX = "pel"  # of every host end; what follows is hexadecimal
@@ -38,6 +38,8 @@ class Wire:
     interface: str = "eth0"
     mtu: int = DEFAULT_MTU
     second: str = ""
+    receives: tuple[int, int] = (0, 0)  # bits per second (0: any) and bits of a burst, as in `shaping`
+    sends: tuple[int, int] = (0, 0)
 
     @property
     def addresses(self) -> list[tuple[str, str, str]]:
@@ -85,11 +87,14 @@ def wire(host: RtNetlink, spec: Wire) -> None:
                 rtnetlink.set_up(index),
                 *(message for _, gateway, everything in spec.addresses for message in (
                     rtnetlink.set_route(gateway, index), rtnetlink.set_route(everything, index, gateway),
-                    rtnetlink.permanent_neighbour(gateway, HOST_MAC, index)))])
+                    rtnetlink.permanent_neighbour(gateway, HOST_MAC, index))),
+                *([shaping.bucket(index, *spec.sends)] if spec.sends[0] else [])])
         outside = host.link(spec.host)[0]
         host.send([message for own, _, _ in spec.addresses for message in (
             rtnetlink.set_route(own, outside),
             rtnetlink.permanent_neighbour(own.partition("/")[0], spec.mac, outside))])
+        if spec.receives[0]:
+            host.send([shaping.bucket(outside, *spec.receives)])
     except OSError:
         unwire(host, spec.host)
         raise

@@ -25,7 +25,7 @@ from typing import Any
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
-from netsetup import addresses, links, masquerade, sysctls, xtables
+from netsetup import addresses, flows, links, masquerade, sysctls, xtables
 from netsetup.cni import hostports, install, wire
 from netsetup.cni.wire import Call, CniError
 from netsetup.ipam import ExhaustedError, Holding, Ipam, companion
@@ -165,11 +165,20 @@ class Daemon:
         links.unwire(network.host, links.host_name(container, interface))
         if held is None:
             return
+        self._forget_flows(network, held.address)
         if held.ports:
             rest = [h for h in network.ipam.holdings() if h != held]
             hostports.apply(network.backend, self._ledger, rest,
                             [hostports.chain_name(container, m) for m in held.ports])
         network.ipam.release(container, interface)
+
+    def _forget_flows(self, network: Network, address: str) -> None:
+        for one in (address, network.beside(address)):
+            try:
+                if one:
+                    flows.forget(one)
+            except OSError as error:
+                log.debug("connections of %s stay until their time-out: %s", one, error)
 
     def _remove_unconfigured(self, call: Call) -> None:
         """A DEL needs no range: a node that goes down takes its pods down without being configured first."""
@@ -189,7 +198,7 @@ class Daemon:
         except ExhaustedError as error:
             raise CniError(wire.TRY_LATER, f"failed to allocate for range 0: {error}") from error
         spec = links.Wire(call.container, call.netns, held.address, call.interface, network.mtu,
-                          network.beside(held.address))
+                          network.beside(held.address), *call.bandwidth)
         try:
             links.wire(network.host, spec)
             if held.ports:

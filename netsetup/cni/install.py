@@ -52,7 +52,7 @@ def install(paths: Paths, ledger: Ledger) -> None:
 
 
 def configuration(mtu: int) -> bytes:
-    plugin = {"type": PLUGIN, "mtu": mtu, "capabilities": {"portMappings": True}}
+    plugin = {"type": PLUGIN, "mtu": mtu, "capabilities": {"portMappings": True, "bandwidth": True}}
     return json.dumps({"cniVersion": VERSION, "name": PLUGIN, "plugins": [plugin]}, indent=2).encode() + b"\n"
 
 

@@ -53,6 +53,13 @@ class Call:
         given = (self.config.get("runtimeConfig") or {}).get("portMappings") or []
         return [m for m in given if m.get("hostPort")]
 
+    @property
+    def bandwidth(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(rate, burst) in bits per second and bits of what the pod receives, and of what it sends; rate 0: any."""
+        given = (self.config.get("runtimeConfig") or {}).get("bandwidth") or {}
+        return ((int(given.get("ingressRate") or 0), int(given.get("ingressBurst") or 0)),
+                (int(given.get("egressRate") or 0), int(given.get("egressBurst") or 0)))
+
 
 def parse(data: bytes) -> Call:
     """Raises CniError for anything that is no CNI call."""

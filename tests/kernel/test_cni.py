@@ -145,8 +145,10 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     node.do(node.daemon.configure("10.244.3.0/24"))
     assert node.cni("ADD", pods[1].name, pods[1].path)[1]["ips"][0]["address"] == f"{addresses[1]}/32"
 
+    assert addresses[0] in node.host.sh("conntrack -L 2>/dev/null")
     for _ in range(2):  # containerd calls DEL twice
         assert node.cni("DEL", pods[0].name, pods[0].path) == (0, {})
+    assert f"={addresses[0]} " not in node.host.sh("conntrack -L 2>/dev/null")  # nobody is there to answer them
     assert pods[1].tcp(addresses[0], 8080, 0.3) != f"pod0|{addresses[1]}"
     node.daemon._clock = _Later()
     assert node.do(node.daemon.collect({"somebody"})) == [pods[1].name]
@@ -156,6 +158,37 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
 class _Later:
     def now(self) -> float:
         return 4e9
+
+
+
+def test_a_pod_is_as_fast_as_its_annotations_say(node: Node, make_namespace: Callable[[str], Namespace]) -> None:
+    node.do(node.daemon.configure("10.244.3.0/24"))
+    pod = make_namespace("slow")
+    limits = {"bandwidth": {"ingressRate": 8_000_000, "ingressBurst": 800_000, "egressRate": 4_000_000,
+                            "egressBurst": 400_000}}
+    assert node.cni("ADD", pod.name, pod.path, runtimeConfig=limits)[0] == 0
+    assert "tbf" in pod.sh("tc qdisc show dev eth0") and "rate 4Mbit" in pod.sh("tc qdisc show dev eth0")
+    assert "rate 8Mbit" in node.host.sh(f"tc qdisc show dev {links.host_name(pod.name, 'eth0')}")
+    assert node.cni("DEL", pod.name, pod.path)[0] == 0
+
+
+def test_pods_are_reached_past_a_firewall_that_forwards_nothing(node: Node, make_namespace: Callable) -> None:
+    """What Docker, ufw and firewalld leave: a policy of DROP, chains of their own, rejects at the end."""
+    node.do(node.daemon.configure("10.244.3.0/24"))
+    node.host.sh("iptables -P FORWARD DROP; iptables -N DOCKER-USER; iptables -N ufw-before-forward;"
+                 "iptables -I FORWARD -j DOCKER-USER; iptables -A DOCKER-USER -j RETURN;"
+                 "iptables -A FORWARD -j ufw-before-forward;"
+                 "iptables -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT")
+    pods = [make_namespace("x"), make_namespace("y")]
+    found = [node.cni("ADD", pod.name, pod.path)[1]["ips"][0]["address"].removesuffix("/32") for pod in pods]
+    pods[1].serve("y")
+    assert pods[0].tcp(found[1], 8080) == f"y|{found[0]}"
+    node.host.sh("iptables -F FORWARD; iptables -I FORWARD -j DOCKER-USER")  # their restart
+    assert pods[0].tcp(found[1], 8080, 0.3) == "TIMEOUT"
+    node.do(node.daemon.repair())
+    assert pods[0].tcp(found[1], 8080) == f"y|{found[0]}"
+    assert "DOCKER-USER" in node.host.sh("iptables -S FORWARD")
+    node.host.sh("iptables -P FORWARD ACCEPT")
 
 
 def test_wiring_is_quick_and_purge_leaves_nothing(make_namespace: Callable[[str], Namespace], tmp_path: Path) -> None:
