@@ -70,8 +70,20 @@ class Resizer:
             self._pending = None
         made = resize.changes(pod, self.allocated, self.actual,
                               [c.name for c in seen.containers if c.state == "running"])
+        if self._active and not made:
+            self._context.tell(pod, "Normal", "ResizeCompleted", f"Pod resize completed: {self._summary(pod)}")
         self._active = bool(made)
         return made
+
+    def _summary(self, pod: dict[str, Any]) -> str:
+        """What is granted, as upstream's events tell it."""
+        told: dict[str, Any] = {}
+        for key in ("initContainers", "containers"):
+            entries = [{"name": c["name"], "resources": self.allocated[c["name"]]} for c in pod["spec"].get(key) or ()
+                       if c["name"] in self.allocated]
+            if entries:
+                told[key] = entries
+        return orjson.dumps(told | {"generation": pod["metadata"].get("generation", 0)}).decode()
 
     def _grant(self, pod: dict[str, Any], wish: dict[str, dict[str, Any]]) -> None:
         reason, message = resize.verdict(pod, self._context.others(pod["metadata"]["uid"]), self._context.place())
@@ -82,6 +94,7 @@ class Resizer:
         if fresh is None:
             self.allocated = wish
             self._save()
+            self._context.tell(pod, "Normal", "ResizeStarted", f"Pod resize started: {self._summary(pod)}")
 
     def started(self, name: str) -> None:
         """A new process of `name` has been made with what is granted."""
@@ -108,13 +121,11 @@ class Resizer:
                 self._save()
             if all(not c.restart for c in changes):
                 context.cgroups.make(new)
-                context.tell(pod, "Normal", "ResizeCompleted", "Pod resize completed: " + ", ".join(
-                    c.name for c in changes))
             self._error = ""
         except (CallError, OSError) as error:
             text = getattr(error, "details", "") or str(error)
             if text != self._error:
-                context.tell(pod, "Warning", "ResizeError", text)
+                context.tell(pod, "Warning", "ResizeError", f"Pod resize error: {text}")
             self._error = text
             raise
 

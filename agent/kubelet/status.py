@@ -16,7 +16,6 @@ from agent.kubelet.resources import qos_class
 from controlplane.machinery.clock import rfc3339
 
 PASSING = ("PodResizePending", "PodResizeInProgress")  # told while they hold and then gone
-OWNED = ("PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady")
 GROUPS = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"),
           ("ephemeralContainers", "ephemeralContainerStatuses"))
 TERMINAL = ("Succeeded", "Failed")
@@ -146,8 +145,7 @@ def _conditions(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], 
     containers = _containers_ready(pod, status)
     wanted = [*report.resize, *report.marks, _sandbox_ready(pod, seen), _init_condition(pod, status),
               _ready(pod, containers, before), ("ContainersReady", *containers)]
-    if "PodScheduled" not in before:
-        wanted.append(("PodScheduled", "True", "", ""))
+    wanted.append(("PodScheduled", "True", "", ""))  # or it would not be here
     made = []
     for kind, value, reason, message in wanted:
         entry: dict[str, Any] = {"type": kind, "status": value}

@@ -14,21 +14,20 @@ from collections.abc import Coroutine
 from typing import Any
 
 from agent.kubelet import lastwords, plan, status
-from agent.kubelet.backoff import BackOff
 from agent.kubelet.containerstatus import Report
 from agent.kubelet.context import Context
+from agent.kubelet.failures import Failures
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.prober import Prober
 from agent.kubelet.resizer import Resizer
 from agent.kubelet.runtime import CallError
 from agent.kubelet.statuswriter import PODS, StatusWriter
 from agent.kubelet.steps import StepFailed, Steps
-from agent.kubelet.waiting import PULL_REASONS, Failure, Waiting
+from agent.kubelet.waiting import Waiting
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
 
 log = logging.getLogger(__name__)
 
-RETRY_FIRST, RETRY_LIMIT = 0.5, 60.0  # seconds between attempts at what failed without a back-off of its own
 DELETE_RETRY = 1.0
 FINISH = "/finish"
 REFRESH, RESIZE = "/refresh", "/resize"
@@ -57,13 +56,10 @@ class Worker:
         self._look = False  # the runtime may have news
         self._refresh = False  # an object in a volume or the environment changed
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._unseen: set[str] = set()  # work and stops that ended after the last look began: it may not show them
         self._kills: dict[str, float] = {}  # container id -> monotonic deadline of the stop under way
         self._stopped: set[str] = set()
-        self._backoffs: dict[str, BackOff] = {}
-        self._pulls: dict[str, BackOff] = {}
-        self._tries: dict[str, int] = {}
-        self._not_before: dict[str, float] = {}
-        self._failed: dict[str, Failure] = {}  # by container name
+        self._failures = Failures(self.clock)
         self._waiting = Waiting(context)
         self._doomed = doomed
         self._marks: tuple[tuple[str, str, str, str], ...] = ()
@@ -86,7 +82,7 @@ class Worker:
         if _inside(pod) != _inside(self.pod):
             self.refresh()
         if pod["spec"] != self.pod["spec"]:
-            self._forgive()
+            self._failures.forgive()
         self.pod = pod
         if self._writer is not None:
             self._writer.learn(pod)
@@ -138,17 +134,12 @@ class Worker:
     def refresh(self) -> None:
         """An object the pod uses changed: mounted files follow, and what failed for its sake is tried again."""
         self._refresh = True
-        self._forgive()
+        self._failures.forgive()
         self._wake.set()
-
-    def _forgive(self) -> None:
-        """Do not wait out what a changed definition may have mended."""
-        for name in [n for n, (reason, _, _) in self._failed.items() if reason not in PULL_REASONS]:
-            self._not_before.pop(name, None)
 
     def retry(self) -> None:
         """Circumstances changed (the network is ready, the runtime is back): do not wait out failures."""
-        self._not_before.clear()
+        self._failures.not_before.clear()
         self.look()
 
     # --- the loop
@@ -189,13 +180,17 @@ class Worker:
         """Look, plan, act, tell. Returns when to pass again without news, or 0.0."""
         if self._look:
             self._look = False
+            ended = set(self._unseen)
             try:
                 found = await self.context.runtime.observe(self.uid)
             except CallError as error:
                 log.debug("cannot observe pod %s: %s", self.pod["metadata"]["name"], error)
                 self._look = True
-                return self.clock.now() + self._pause("/observe")
-            self._tries.pop("/observe", None)
+                return self.clock.now() + self._failures.pause("/observe")
+            self._failures.succeeded("/observe")
+            self._unseen -= ended
+            for id in ended & self._kills.keys():
+                del self._kills[id]
             meta = self.pod["metadata"]
             self.seen = found.get(self.uid) or ObservedPod(self.uid, meta.get("namespace", ""), meta["name"])
             self.steps.seen = self.seen
@@ -219,8 +214,8 @@ class Worker:
             self._refresh = False
             self.steps.renew_at = 0.0
             self._begin(REFRESH, self.steps.refresh_volumes(), look=False)
-        waiting, shown_at = self._waiting.reasons(self.pod, self.seen, self._failed, self._not_before, made.waiting,
-                                                  now)
+        waiting, shown_at = self._waiting.reasons(self.pod, self.seen, self._failures.known,
+                                                  self._failures.not_before, made.waiting, now)
         self._report(waiting, now)
         return min(filter(None, (made.wake_at, shown_at, self.steps.renew_at)), default=0.0)
 
@@ -239,8 +234,8 @@ class Worker:
 
     def _facts(self) -> plan.Facts:
         return plan.Facts(
-            busy=frozenset(self._tasks) - {REFRESH, RESIZE}, resized=self._resized, grace=self._short_grace,
-            backoffs=self._backoffs, not_before=self._not_before,
+            busy=frozenset(self._tasks) - {REFRESH, RESIZE} | self._unseen, resized=self._resized,
+            grace=self._short_grace, backoffs=self._failures.backoffs, not_before=self._failures.not_before,
             unhealthy=self._prober.unhealthy, started=self._prober.started, stopped=frozenset(self._stopped),
             doomed=self._doomed, gone=self.gone, terminating_since=self._ending_since)
 
@@ -266,8 +261,7 @@ class Worker:
                 self._begin(plan.SANDBOX, self.steps.run_sandbox(action))
         elif isinstance(action, plan.StartContainer):
             if action.failed_at:
-                last = self._backoffs.get(action.name, BackOff())
-                self._backoffs[action.name] = last.longer(action.failed_at, self.clock.now())
+                self._failures.restarted(action.name, action.failed_at)
             self._begin(action.name, self.steps.start(action))
         elif isinstance(action, plan.KillContainer):
             self._kill(action)
@@ -282,7 +276,7 @@ class Worker:
 
     def _begin(self, key: str, work: Coroutine[Any, Any, None], *, look: bool = True) -> None:
         """Perform `work` as the only one under `key`; its end wakes the worker."""
-        if key in self._tasks or self._not_before.get(key, 0.0) > self.clock.now():
+        if key in self._tasks or self._failures.not_before.get(key, 0.0) > self.clock.now():
             work.close()
             return
         self._tasks[key] = self._group.create_task(self._perform(key, work, look), name=f"{key} of {self.uid}")
@@ -290,36 +284,19 @@ class Worker:
     async def _perform(self, key: str, work: Coroutine[Any, Any, None], look: bool) -> None:
         try:
             await work
-            self._failed.pop(key, None)
-            self._not_before.pop(key, None)
-            self._tries.pop(key, None)
-            self._pulls.pop(key, None)
+            self._failures.succeeded(key)
         except StepFailed as failure:
-            self._note(key, failure)
+            names = [c["name"] for c in plan.of_pod(self.pod)] if key == plan.SANDBOX else [key]
+            self._later(self._failures.add(key, names, failure.reason, failure.message))
         except (CallError, OSError, ApiError) as error:
             log.warning("pod %s: %s: %s", self.pod["metadata"]["name"], key.strip("/"), error)
-            self._not_before[key] = self.clock.now() + self._pause(key)
-            self._later(self._not_before[key])
+            self._later(self._failures.delay(key))
         finally:
             self._tasks.pop(key, None)
-            self._look = self._look or look
+            if look:
+                self._look = True
+                self._unseen.add(key)
             self._wake.set()
-
-    def _note(self, key: str, failure: StepFailed) -> None:
-        now = self.clock.now()
-        names = [c["name"] for c in plan.of_pod(self.pod)] if key == plan.SANDBOX else [key]
-        for name in names:
-            self._failed[name] = (failure.reason, failure.message, now)
-        if failure.reason in PULL_REASONS:
-            self._pulls[key] = self._pulls.get(key, BackOff()).longer(now, now)
-            self._not_before[key] = now + self._pulls[key].delay
-        elif failure.reason != "RunContainerError":  # that one has left an exited container: the crash back-off rules
-            self._not_before[key] = now + self._pause(key)
-        self._later(self._not_before.get(key, 0.0))
-
-    def _pause(self, key: str) -> float:
-        tries = self._tries[key] = self._tries.get(key, 0) + 1
-        return self.clock.jitter(min(RETRY_FIRST * 2 ** (tries - 1), RETRY_LIMIT), 0.1)
 
     def _later(self, when: float) -> None:
         """Wake at `when`: for failures whose retry no plan knows of."""
@@ -360,10 +337,10 @@ class Worker:
                 await self.steps.kill(action)
         except CallError as error:
             log.warning("pod %s: cannot stop %s: %s", self.pod["metadata"]["name"], action.name, error)
-            self._later(self.clock.now() + self._pause("stop"))
+            self._later(self.clock.now() + self._failures.pause("stop"))
         finally:
             if self._kills.get(action.id) == deadline:
-                del self._kills[action.id]
+                self._unseen.add(action.id)
             self.look()
 
     async def _stop_sandbox(self, id: str) -> None:
