@@ -89,8 +89,9 @@ def is_ours(service: Obj) -> bool:
     return not {PROXY_LABEL, HEADLESS_LABEL} & set(service["metadata"].get("labels") or {})
 
 
-def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family: int = 4) -> tuple[ServicePort, ...]:
-    """Every port of the service with its endpoints; () when it is gone or not ours."""
+def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family: int = 4,
+                  zone: str = "") -> tuple[ServicePort, ...]:
+    """Every port of the service with its endpoints; () when it is gone or not ours. `zone`: the node's, "" for none."""
     if service is None or not is_ours(service):
         return ()
     spec, meta = service["spec"], service["metadata"]
@@ -107,7 +108,7 @@ def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family:
     found = []
     for port in spec.get("ports") or []:
         name, protocol = port.get("name") or "", port.get("protocol") or "TCP"
-        cluster, local = choose(_endpoints(usable, name, protocol, node))
+        cluster, local = choose(_endpoints(usable, name, protocol, node), node, zone)
         found.append(ServicePort(
             meta.get("namespace") or "", meta["name"], name, protocol.lower(), ips[0], port["port"],
             port.get("nodePort") or 0 if kind != "ClusterIP" else 0,
@@ -125,17 +126,32 @@ class State:
     endpoint: Endpoint
     ready: bool
     draining: bool  # terminating, and still serving
+    nodes: tuple[str, ...] = ()  # whom it is for, as the slice hints; () without hints
+    zones: tuple[str, ...] = ()
 
 
-def choose(states: Iterable[State]) -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
-    """(for policy Cluster, for policy Local): the ready ones, or while there is none, the draining ones."""
+def choose(states: Iterable[State], node: str = "", zone: str = "") -> tuple[tuple[Endpoint, ...],
+                                                                             tuple[Endpoint, ...]]:
+    """(for policy Cluster, for policy Local): the ready ones, or while there is none, the draining ones.
+
+    Of the ready ones for policy Cluster those that are hinted to be for this node, or for its zone."""
     states = list(states)
 
-    def pick(among: list[State]) -> tuple[Endpoint, ...]:
-        ready = [s.endpoint for s in among if s.ready]
-        return tuple(sorted(ready or [s.endpoint for s in among if s.draining]))
+    def pick(among: list[State], ready: list[State]) -> tuple[Endpoint, ...]:
+        return tuple(sorted(s.endpoint for s in ready or [s for s in among if s.draining]))
 
-    return pick(states), pick([s for s in states if s.endpoint.local])
+    ready, here = [s for s in states if s.ready], [s for s in states if s.endpoint.local]
+    return pick(states, _near(ready, node, zone)), pick(here, [s for s in here if s.ready])
+
+
+def _near(ready: list[State], node: str, zone: str) -> list[State]:
+    """Hints count when every endpoint has them and one is for us: else somebody would be left without any."""
+    for mine, hints in ((node, [s.nodes for s in ready]), (zone, [s.zones for s in ready])):
+        if mine and all(hints):
+            near = [state for state, those in zip(ready, hints) if mine in those]
+            if near:
+                return near
+    return ready
 
 
 def _endpoints(slices: Iterable[Obj], port_name: str, protocol: str, node: str) -> list[State]:
@@ -154,7 +170,10 @@ def _endpoints(slices: Iterable[Obj], port_name: str, protocol: str, node: str) 
             address = (entry.get("addresses") or [""])[0]  # a slice's entry is one endpoint; the rest is by-names
             known = best.get((address, number))
             if address and (known is None or (ready and not known.ready)):  # moving slices show an endpoint twice
-                best[address, number] = State(Endpoint(address, number, local), ready, draining)
+                hints = entry.get("hints") or {}
+                best[address, number] = State(Endpoint(address, number, local), ready, draining,
+                                              tuple(h["name"] for h in hints.get("forNodes") or ()),
+                                              tuple(h["name"] for h in hints.get("forZones") or ()))
     return list(best.values())
 
 

@@ -36,6 +36,7 @@ from netsetup.ledger import Ledger
 log = logging.getLogger(__name__)
 GATHER = 0.02  # seconds to wait for more changes: a rollout makes many at once, and 20 ms nobody notices
 RETRY_FIRST, RETRY_LIMIT = 1.0, 30.0  # seconds between full loads that fail: iptables may be busy or broken for long
+ZONE = "topology.kubernetes.io/zone"
 LOOK = 600.0  # seconds between looks at rules that tell of their loss themselves (nf_tables events)
 LOOK_LEGACY = 10.0  # and where nothing tells at all: a look is one system call while nothing has changed
 HEAL_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush is many events
@@ -58,6 +59,7 @@ class Proxy:
         self._peers = Peers(client, node_name, ledger, clock) if ledger else None
         self.sides: list[Side] = []
         self._dirty: set[ServiceKey] = set()
+        self._zone = ""
         self._look = self._writing = False
         self._wake = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
@@ -72,6 +74,8 @@ class Proxy:
         self.services.subscribe(lambda _kind, _old, new: self._mark(new["metadata"]["namespace"],
                                                                      new["metadata"]["name"]))
         self.slices.subscribe(self._slice_changed)
+        if self._peers:
+            self._peers.nodes.subscribe(self._node_changed)
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.services.run())
@@ -93,6 +97,14 @@ class Proxy:
         self.report.changed(service)
         self._dirty.add((namespace, name))
         self._wake.set()
+
+    def _node_changed(self, _kind: str, _old: model.Obj | None, new: model.Obj) -> None:
+        """This node's zone decides which endpoints are near."""
+        zone = (new["metadata"].get("labels") or {}).get(ZONE, "")
+        if new["metadata"]["name"] == self._node and zone != self._zone:
+            self._zone = zone
+            for service in self.services.items():
+                self._mark(service["metadata"]["namespace"], service["metadata"]["name"])
 
     def _slice_changed(self, _kind: str, old: model.Obj | None, new: model.Obj) -> None:
         for piece in (old, new):
@@ -171,7 +183,7 @@ class Proxy:
 
     def _plan(self, key: ServiceKey, family: int) -> tuple[ServicePort, ...]:
         slices = self.slices.by("service", f"{key[0]}/{key[1]}")
-        return model.service_ports(self.services.get(*key), slices, self._node, family)
+        return model.service_ports(self.services.get(*key), slices, self._node, family, self._zone)
 
     async def _look_now_and_then(self) -> None:
         await self.synced.wait()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.proxy import conntrack, guard, iptables, rules
 from agent.proxy.conntrack import Flow
 from agent.proxy.health import HealthServers
-from agent.proxy.model import Endpoint, ServicePort, service_ports
+from agent.proxy.model import Endpoint, ServicePort, State, choose, service_ports
 from agent.proxy.trace import Packet, outcomes, parse
 
 
@@ -166,3 +166,16 @@ def test_health_servers_tell_whether_this_node_has_endpoints() -> None:
         return answers
     yes, no = asyncio.run(main())
     assert yes.startswith(b"HTTP/1.1 200") and b'"localEndpoints": 1' in yes and no.startswith(b"HTTP/1.1 503")
+
+
+def test_hints_keep_traffic_near_unless_somebody_would_have_none():
+    def near(*hints, node="me", zone="z1"):
+        states = [State(Endpoint(f"1.1.1.{n}", 80), True, False, *hint) for n, hint in enumerate(hints)]
+        return [e.address[-1] for e in choose(states, node, zone)[0]]
+
+    assert near(((), ("z1",)), ((), ("z2",))) == ["0"]
+    assert near(((), ("z1",)), ((), ())) == ["0", "1"]  # one has no hint: all count
+    assert near(((), ("z2",)), ((), ("z3",))) == ["0", "1"]  # none for us
+    assert near((("me",), ("z1",)), (("other",), ("z1",))) == ["0"]
+    assert near((("other",), ("z1",)), (("third",), ("z2",))) == ["0"]  # nobody on this node: then the zone
+    assert near(((), ("z1",)), ((), ("z2",)), zone="") == ["0", "1"]
