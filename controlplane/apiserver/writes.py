@@ -203,9 +203,13 @@ class Writes:
         return written
 
     def _track(self, request: Request, resource: Resource, obj: Object, old: Object | None) -> None:
-        """Keep the book of field owners, `metadata.managedFields`. An apply has kept it already."""
+        """Keep the book of field owners, `metadata.managedFields`. An apply has kept it already; where defaults made it
+        look like a change that is none, its time is the former one."""
         metadata = obj["metadata"]
         if request.content_type.startswith(patches.APPLY_PATCH):
+            if old is not None and untimed(metadata) == untimed(old["metadata"]) and unchanged(
+                    {**obj, "metadata": {**metadata, "managedFields": None}}, old):
+                metadata["managedFields"] = old["metadata"]["managedFields"]
             return
         if old is not None and unchanged(obj, old):
             if "managedFields" in old["metadata"]:
@@ -236,6 +240,11 @@ class Writes:
         """The whole chain for what stores no object of its own (deletes, connects, reviews)."""
         await self._chain.mutate(attributes)
         await self._chain.validate(attributes)
+
+
+def untimed(metadata: Object) -> list[Object]:
+    """The managedFields without their times."""
+    return [{k: v for k, v in entry.items() if k != "time"} for entry in metadata.get("managedFields") or ()]
 
 
 def unchanged(obj: Object, old: Object) -> bool:

@@ -57,8 +57,9 @@ class Extension:
 
 
 @contextlib.asynccontextmanager
-async def extension(folder, proxies):
-    """It shows a certificate of its own authority and wants the front proxy's."""
+async def extension(folder, proxies, handler=lambda made: made.handle):
+    """It shows a certificate of its own authority and wants the front proxy's; `handler` may put another before its
+    own."""
     authority, made = Authority.create(folder / "ext"), Extension()
     pair = authority.issue("ext", [], ["server"], ["api.default.svc"], 1)
     (folder / "crt").write_bytes(pair.certificate)
@@ -66,7 +67,7 @@ async def extension(folder, proxies):
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(proxies))
     context.load_cert_chain(folder / "crt", folder / "key")
     context.verify_mode = ssl.CERT_REQUIRED
-    runner = web.ServerRunner(web.Server(made.handle), shutdown_timeout=1)
+    runner = web.ServerRunner(web.Server(handler(made)), shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=context)
     await site.start()
