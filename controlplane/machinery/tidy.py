@@ -3,20 +3,23 @@
 Null is never kept; `""`, `0`, `false` and empty lists and maps stay only in fields where Go distinguishes them
 (pointers) or always prints them. So `hostNetwork: false` written by hand and left out by a typed client are the same
 pod, an update that only differs there changes nothing, and code after this point meets no null. Which zeros mean
-something comes with the protobuf tables, which were read from the Go structs. Values without a schema (raw extensions)
+something comes with the protobuf tables, which were read from the Go structs. Times are written as Go writes them, in
+UTC with no or six decimals: its clients read microseconds in no other form. Values without a schema (raw extensions)
 are untouched. In place, compiled once per definition; `strategy` runs it on every write.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
 from controlplane.machinery import protobuf, schema
 
 Node = dict[str, Any]
-Rule = Callable[[Any], bool]  # tidies the value; True when the field should go
+Rule = Callable[[Any], bool | str]  # tidies the value; True when the field should go, text to take its place
+_TIMES = "io.k8s.apimachinery.pkg.apis.meta.v1."
 _ALWAYS_KEPT = frozenset(("quantity", "int-or-string", "date-time"))
 _PACKAGES = (("io.k8s.apiextensions-apiserver.", "k8s.io.apiextensions_apiserver."), ("io.k8s.", "k8s.io."))
 
@@ -50,6 +53,30 @@ def _empty(value: Any) -> bool:
     return not value
 
 
+def _time(value: Any) -> bool | str:
+    if value.__class__ is not str or (len(value) == 20 and value[19] == "Z"):
+        return False
+    return _canonical(value, "seconds")
+
+
+def _micro_time(value: Any) -> bool | str:
+    if value.__class__ is not str or (len(value) == 27 and value[19] == "." and value[26] == "Z"):
+        return False
+    return _canonical(value, "microseconds")
+
+
+def _canonical(text: str, precision: str) -> bool | str:
+    """The time in UTC, cut to the precision; False when it is none."""
+    head, point, tail = text.partition(".")
+    digits = len(tail) - len(tail.lstrip("0123456789"))
+    whole = f"{head}.{tail[:digits][:6]:0<6}{tail[digits:]}" if point else text
+    try:
+        when = datetime.fromisoformat(whole.replace("Z", "+00:00").replace("z", "+00:00")).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return False
+    return when.isoformat(timespec=precision).removesuffix("+00:00") + "Z"
+
+
 def _struct(properties: dict[str, Node], kept: frozenset[str] | None) -> Rule:
     rules: dict[str, Rule] = {}
 
@@ -63,7 +90,10 @@ def _struct(properties: dict[str, Node], kept: frozenset[str] | None) -> Rule:
                 if own is None:
                     own = rules[field] = (_field(properties[field], kept is None or field in kept)
                                           if field in properties else _untouched)
-                if own is _untouched or not own(sub):
+                if own is _untouched or not (found := own(sub)):
+                    continue
+                if found is not True:
+                    value[field] = found  # changes no key: safe while iterating
                     continue
             stale = [field] if stale is None else [*stale, field]
         for field in stale or ():
@@ -75,6 +105,8 @@ def _struct(properties: dict[str, Node], kept: frozenset[str] | None) -> Rule:
 
 def _field(node: Node, keep: bool) -> Rule:
     if "$ref" in node:
+        if node["$ref"] in (_TIMES + "Time", _TIMES + "MicroTime"):
+            return _time if node["$ref"] == _TIMES + "Time" else _micro_time
         found = schema.load().definition(node["$ref"])
         return _of(node["$ref"]) if "properties" in found else _untouched
     kind = node.get("type")

@@ -162,6 +162,17 @@ _BODIES = st.recursive(st.none() | st.just(0) | st.just("") | st.just("x") | st.
                            ["spec", "containers", "name", "env", "metadata", "labels", "priority", "z"]), inner))
 
 
+@pytest.mark.parametrize(("given", "time", "micro"), [
+    ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z", "2026-01-02T03:04:05.000000Z"),
+    ("2026-01-02T03:04:05.123456Z", "2026-01-02T03:04:05Z", "2026-01-02T03:04:05.123456Z"),
+    ("2026-01-02T03:04:05.1234567+02:30", "2026-01-02T00:34:05Z", "2026-01-02T00:34:05.123456Z"),
+    ("2026-01-02T03:04:05.5-01:00", "2026-01-02T04:04:05Z", "2026-01-02T04:04:05.500000Z"), ("odd", "odd", "odd")])
+def test_times_have_the_form_go_reads(given, time, micro):
+    event = {"firstTimestamp": given, "eventTime": given, "series": {"lastObservedTime": given}}
+    tidy.tidy(named("events").definition, event)
+    assert event == {"firstTimestamp": time, "eventTime": micro, "series": {"lastObservedTime": micro}}
+
+
 @given(st.dictionaries(st.sampled_from(["spec", "metadata", "z"]), _BODIES))
 def test_tidying_twice_is_tidying_once(body):
     tidy.tidy(named("pods").definition, body)
