@@ -119,7 +119,8 @@ def report(remaining: dict[str, list[Obj]], errors: list[str], absent: list[str]
     for left in remaining.values():
         for obj in left:
             finalizers.update(obj["metadata"].get("finalizers") or ())
-    content = ", ".join(f"{name} has {len(left)} resource instances" for name, left in sorted(remaining.items()))
+    content = ", ".join(f"{name if '.' in name else name + '.'} has {len(left)} resource instances"  # upstream's form
+                        for name, left in sorted(remaining.items()))
     held = ", ".join(f"{name} in {count} resource instances" for name, count in sorted(finalizers.items()))
     return [
         ("NamespaceDeletionDiscoveryFailure", "True", "DiscoveryFailed",
