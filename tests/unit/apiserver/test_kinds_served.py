@@ -26,7 +26,7 @@ def test_every_kind_is_written_read_and_removed():
     async def main():
         async with serving() as api:
             for name in BODIES:
-                if name.startswith(("servicecidrs", "validatingadmissionpolicies.")):
+                if name.startswith(("servicecidrs", "validatingadmissionpolicies.", "flowschemas.")):
                     continue  # the server writes their status meanwhile: other tests look at them
                 resource, body = body_of(name)
                 collection = resource.path(SPACE if resource.namespaced else "")
