@@ -49,6 +49,7 @@ class Agent:
         """Build everything and run it in one group: if one part fails, all end and the supervisor starts anew."""
         from agent.image.demo import install
         from agent.image.pause import NAME as PAUSE
+        from agent.kubelet.housekeeping import Housekeeping
         from agent.kubelet.images import Images
         from agent.kubelet.kubelet import Kubelet
         from agent.kubelet.logrotate import Rotator
@@ -66,7 +67,8 @@ class Agent:
         version = await self._runtime_version(runtime)
         self._features = await runtime.features()
         await install(connection, self.paths, (PAUSE,))
-        host = describe_host(options.name, options.node_ips, options.root, version, options.port)
+        host = describe_host(options.name, options.node_ips, options.root, version, options.port, options.keeping,
+                             self._features)
         pods = Informer(client, named("pods"), fields=f"spec.nodeName={options.name}")
         services = Informer(client, named("services"))
         nodes = Informer(client, named("nodes"), fields=f"metadata.name={options.name}")
@@ -92,13 +94,15 @@ class Agent:
 
         context.place = lambda: replace(node.place, apparmor=context.node.apparmor,
                                         strict_groups=context.node.strict_groups)
-        node = NodeAgent(host, options.root, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
+        node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
         server = self._server(runtime, kubelet, client, context.cgroups)
+        keeping = Housekeeping(context, kubelet, node)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
             async with asyncio.TaskGroup() as group:
-                for part in (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers):
+                for part in (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers,
+                             keeping):
                     group.create_task(part.run(), name=type(part).__name__)
                 group.create_task(kubelet.run(), name="Kubelet")
                 self._clients["node"] = client

@@ -16,8 +16,11 @@ from typing import Any
 
 from agent.kubelet import resources
 from agent.kubelet.specs import dotted
+from agent.kubelet.staticpods import SOURCE
 from controlplane.machinery import quantity
 
+CRITICAL = 2_000_000_000  # priorities from here on are the system's
+MEMORY_TAINT = "node.kubernetes.io/memory-pressure"
 # Sysctls whose effect stays inside the pod: upstream's safe set.
 SAFE_SYSCTLS = ("kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies",
                 "net.ipv4.ping_group_range", "net.ipv4.ip_unprivileged_port_start",
@@ -42,13 +45,32 @@ class Place:
     sysctls: tuple[str, ...] = ()  # allowed beyond the safe ones; `net.core.*` allows a family
     apparmor: bool = False  # whether the kernel enforces it
     strict_groups: bool = False  # whether the runtime can keep the image's own groups away
+    pressures: frozenset[str] = frozenset()  # what the node runs short of, as its conditions say
 
 
 def judge(pod: dict[str, Any], others: Iterable[dict[str, Any]], place: Place) -> tuple[str, str] | None:
     """None when `pod` may run beside `others`, else (reason, message) of its failure."""
     others = list(others)
-    return (_system(pod) or _sysctls(pod, place) or _unsupported(pod, place) or _fit(pod, others, place)
-            or _ports(pod, others) or _affinity(pod, place))
+    return (_pressure(pod, place.pressures) or _system(pod) or _sysctls(pod, place) or _unsupported(pod, place)
+            or _fit(pod, others, place) or _ports(pod, others) or _affinity(pod, place))
+
+
+def critical(pod: dict[str, Any]) -> bool:
+    """Whether the pod is never turned away or evicted: static, or of the system's own priority."""
+    static = SOURCE in (pod["metadata"].get("annotations") or {})
+    return static or (pod["spec"].get("priority") or 0) >= CRITICAL
+
+
+def _pressure(pod: dict[str, Any], conditions: frozenset[str]) -> tuple[str, str] | None:
+    if not conditions or critical(pod):
+        return None
+    if conditions == {"MemoryPressure"}:
+        tolerates = any(t.get("effect") in (None, "", "NoSchedule") and (
+            t.get("key") == MEMORY_TAINT or (not t.get("key") and t.get("operator") == "Exists"))
+            for t in pod["spec"].get("tolerations") or ())
+        if resources.qos_class(pod) != "BestEffort" or tolerates:
+            return None
+    return "Evicted", f"The node had condition: [{' '.join(sorted(conditions))}]. "
 
 
 def _sysctls(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from agent.kubelet.model import LinuxResources
-from agent.kubelet.resources import pod_resources, qos_class
+from agent.kubelet.resources import pod_resources, qos_class, shares
 
 MOUNT = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = ("cpu", "memory", "pids", "cpuset", "cpuacct", "blkio", "devices", "freezer", "hugetlb", "net_cls",
                   "net_prio", "perf_event", "rdma", "misc", "unified", "systemd")
 V2_WANTED = ("cpu", "memory", "pids", "cpuset", "io")
+
+
+_POD = re.compile(r"(?:^|-)pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$")
 
 
 def v2_weight(shares: int) -> int:
@@ -107,8 +112,17 @@ class Cgroups:
             return top
         return f"{top}/cri-containerd-{container}.scope" if self.systemd else f"{top}/{container}"
 
+    def pids_of(self, pod: dict[str, Any]) -> int:
+        """Processes and threads of the pod; 0 when its group is not to be found."""
+        folder = (self.mount if self.v2 else self.mount / "pids") / self.folder(pod)
+        try:
+            return int((folder / "pids.current").read_text())
+        except (OSError, ValueError):
+            return 0
+
     def memory_of(self, pod: dict[str, Any], container: str) -> int:
-        """Bytes the container uses and the kernel could not drop; 0 when its group is not to be found."""
+        """Bytes the container (the pod, with "") uses and the kernel could not drop; 0 when its group is not to be
+        found."""
         top = self.mount if self.v2 else self.mount / "memory"
         folder = top / self.folder(pod, container)
         try:
@@ -117,6 +131,34 @@ class Cgroups:
             return used - int(stat.get("inactive_file" if self.v2 else "total_inactive_file", 0))
         except (OSError, ValueError):
             return 0
+
+    def orphans(self, known: Callable[[str], bool]) -> list[str]:
+        """Uids of the pods that have groups here and are not known."""
+        tops = [self.mount] if self.v2 else [self.mount / c for c in V1_CONTROLLERS if (self.mount / c).is_dir()]
+        found = set()
+        for top in tops:
+            for place in {(top / name).parent for name in self._names("x")}:
+                names = os.listdir(place) if place.is_dir() else ()
+                found |= {match[1].replace("_", "-") for name in names if (match := _POD.search(name))}
+        return sorted(uid for uid in found if not known(uid))
+
+    def hold(self, cpu: int, memory: int) -> None:
+        """Hold all pods together to so many milli-cores by weight and so many bytes by limit (0: no limit). With
+        systemd the slice is systemd's, made with the first pod."""
+        if self.systemd:
+            return
+        limits = LinuxResources(cpu_shares=shares(cpu), memory_limit=memory)
+        if self.v2:
+            self._make_v2(f"/{self.prefix}", limits)
+        else:
+            self._make_v1(f"/{self.prefix}", limits)
+
+    def weigh(self, burstable: int) -> None:
+        """Weigh the groups of the two lower classes: the milli-cores all Burstable pods ask for, and next to none."""
+        for name, milli in (() if self.systemd else (("burstable", burstable), ("besteffort", 0))):
+            limits = LinuxResources(cpu_shares=shares(milli))
+            make = self._make_v2 if self.v2 else self._make_v1
+            make(f"/{self.prefix}/{name}", limits)
 
     def remove(self, uid: str) -> None:
         """Remove the pod's group wherever it is; nothing when there is none or something still lives in it."""

@@ -11,7 +11,9 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.kubelet import keeping
 from agent.kubelet.hosts import parse_resolv
+from agent.kubelet.keeping import Keeping
 from agent.kubelet.model import DNS
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
@@ -45,6 +47,7 @@ class Options:
     manifests: Path | None
     sysctls: tuple[str, ...]
     rotate: bool
+    keeping: Keeping
     verbose: bool
 
 
@@ -75,6 +78,7 @@ def parser(paths: Paths) -> argparse.ArgumentParser:
         "prefixes ending in *, separated by commas")
     add("--rotate-certificates", action="store_true", help="ask the API server for new certificates long before "
         "those of this node expire")
+    keeping.add_flags(flags)
     add("-v", "--verbose", action="store_true")
     return flags
 
@@ -96,7 +100,7 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         certificate=given.tls_cert_file, key=given.tls_private_key_file, cgroup_root=given.cgroup_root.strip("/"),
         systemd=None if driver is None else driver == "systemd", manifests=given.pod_manifest_path,
         sysctls=tuple(s for s in given.allowed_unsafe_sysctls.split(",") if s),
-        rotate=given.rotate_certificates, verbose=given.verbose)
+        rotate=given.rotate_certificates, keeping=keeping.of(given), verbose=given.verbose)
 
 
 def own_address() -> str:

@@ -59,6 +59,7 @@ class Image:
     digests: tuple[str, ...]
     size: int
     user: str = ""  # the image's own user: a number or a name; "" = root or unset
+    pinned: bool = False  # the runtime itself needs it
 
 
 def normalise(reference: str) -> str:
@@ -208,4 +209,5 @@ class Images:
 
 def _image(message: Any) -> Image:
     user = str(message.uid.value) if message.HasField("uid") else message.username
-    return Image(message.id, tuple(message.repo_tags), tuple(message.repo_digests), message.size, user)
+    return Image(message.id, tuple(message.repo_tags), tuple(message.repo_digests), message.size, user,
+                 message.pinned)

@@ -20,6 +20,7 @@ from agent.kubelet.mirror import Mirrors
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.runtime import CallError
 from agent.kubelet.staticpods import MIRROR, Manifests, is_mirror
+from agent.kubelet.sweep import sweep
 from agent.kubelet.worker import Worker
 from controlplane.client.informer import Informer
 from controlplane.machinery.errors import Finding
@@ -103,7 +104,7 @@ class Kubelet:
             group.create_task(self._safety_net(), name="relist")
             await self._informer.synced()
             self._adopt_orphans()
-            await self._sweep_views()
+            await self._sweep()
             await self.mirrors.run()
 
     # --- static pods
@@ -152,6 +153,8 @@ class Kubelet:
         while True:
             await self.context.clock.sleep(self.context.clock.jitter(RELIST_SECONDS, 0.1))
             await self._everything()
+            if self._informer.has_synced:
+                await self._sweep()
 
     async def _everything(self) -> None:
         """Read the runtime anew and wake the workers of what differs from what they know."""
@@ -238,25 +241,8 @@ class Kubelet:
             self._begin({"metadata": {"uid": uid, "namespace": seen.namespace, "name": seen.name},
                          "spec": {"containers": [{"name": name} for name in names],
                                   "terminationGracePeriodSeconds": grace}}, gone=True)
-        self._sweep()
 
-    async def _sweep_views(self) -> None:
-        """Views of images whose pods ended while this kubelet was away."""
-        if self.context.volumes.images is not None:
-            try:
-                await self.context.volumes.images.sweep({*self._workers, *(p["metadata"]["uid"]
-                                                                           for p in self._informer.items())})
-            except OSError as error:
-                log.warning("%s", error)
-
-    def _sweep(self) -> None:
-        """Folders and cgroups of pods that neither the API nor the runtime knows, left by a crash."""
-        folder = self.context.node.root / "pods"
-        for path in folder.iterdir() if folder.is_dir() else ():
-            uid = path.name
-            if uid not in self._workers and self._informer.by_uid(uid) is None:
-                try:
-                    self.context.volumes.take_down(uid)
-                    self.context.cgroups.remove(uid)
-                except OSError as error:
-                    log.warning("cannot remove what is left of pod %s: %s", uid, error)
+    async def _sweep(self) -> None:
+        """Remove what is left of pods that neither the API nor the runtime knows."""
+        await sweep(self.context, lambda uid: uid in self._workers or uid in self._observed
+                    or self._informer.by_uid(uid) is not None)

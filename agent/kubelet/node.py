@@ -19,8 +19,11 @@ from typing import Any
 from agent.kubelet import nodestatus
 from agent.kubelet.admit import Place
 from agent.kubelet.images import ImageError, Images
+from agent.kubelet.keeping import Keeping
+from agent.kubelet.model import Features
 from agent.kubelet.nodestatus import Health, Host
 from agent.kubelet.runtime import CallError, Runtime
+from agent.kubelet.victims import binary
 from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
 from controlplane.machinery.clock import Clock
@@ -31,7 +34,7 @@ log = logging.getLogger(__name__)
 
 LEASE_NAMESPACE = "kube-node-lease"
 LEASE_SECONDS, RENEW_SECONDS = 40, 10.0  # upstream's: four missed renewals and the node is not ready
-CHECK_SECONDS = 30.0  # between looks at memory, disk, pids and the runtime's own word
+CHECK_SECONDS = 30.0  # between looks at images and the runtime's own word
 REPORT_SECONDS = 300.0  # a status is patched this often even without change
 RETRY_FIRST, RETRY_LIMIT = 0.2, 7.0
 NODES, LEASES = named("nodes"), named("leases.coordination.k8s.io")
@@ -45,7 +48,17 @@ def _text(path: str) -> str:
         return ""
 
 
-def describe_host(name: str, ips: tuple[str, ...], root: Path, runtime_version: str, port: int) -> Host:
+def _hugepages() -> tuple[tuple[str, int], ...]:
+    """Bytes of huge pages set aside, by resource."""
+    found = {"hugepages-1Gi": 0, "hugepages-2Mi": 0}
+    for folder in Path("/sys/kernel/mm/hugepages").glob("hugepages-*kB"):
+        size = int(folder.name.removeprefix("hugepages-").removesuffix("kB")) << 10
+        found[f"hugepages-{binary(size)}"] = size * int(_text(f"{folder}/nr_hugepages") or 0)
+    return tuple(sorted(found.items()))
+
+
+def describe_host(name: str, ips: tuple[str, ...], root: Path, runtime_version: str, port: int,
+                  keeping: Keeping | None = None, features: Features | None = None) -> Host:
     """Read what this machine is."""
     memory = next((int(line.split()[1]) * 1024 for line in _text("/proc/meminfo").splitlines()
                    if line.startswith("MemTotal:")), 0)
@@ -56,16 +69,19 @@ def describe_host(name: str, ips: tuple[str, ...], root: Path, runtime_version: 
                 kernel=platform.release(), os_image=released.get("PRETTY_NAME", "Linux").strip('"'),
                 architecture=ARCHITECTURES.get(machine, machine), machine_id=_text("/etc/machine-id"),
                 system_uuid=_text("/sys/class/dmi/id/product_uuid") or _text("/etc/machine-id"),
-                boot_id=_text("/proc/sys/kernel/random/boot_id"), runtime_version=runtime_version, port=port)
+                boot_id=_text("/proc/sys/kernel/random/boot_id"), runtime_version=runtime_version, port=port,
+                hugepages=_hugepages(), keeping=keeping or Keeping(), features=features or Features())
 
 
 class NodeAgent:
     """`assigned(pod_cidr)` is awaited when the node has its range, and again when that becomes another."""
 
-    def __init__(self, host: Host, root: Path, client: Client, runtime: Runtime, images: Images, clock: Clock,
+    def __init__(self, host: Host, client: Client, runtime: Runtime, images: Images, clock: Clock,
                  nodes: Informer, assigned: Callable[[str], Awaitable[None]], pod_cidr: str = "",
                  sysctls: tuple[str, ...] = ()) -> None:
-        self.host, self._root = host, root
+        self.host = host
+        self.pressures: Callable[[], frozenset[str]] = frozenset  # conditions of the node that hold now
+        self.volumes: Callable[[], list[str]] = list  # of storage drivers, mounted here
         self._client, self._runtime, self._images, self._clock = client, runtime, images, clock
         self._nodes, self._assigned, self._pod_cidr = nodes, assigned, pod_cidr
         self._sysctls = sysctls
@@ -95,8 +111,9 @@ class NodeAgent:
     @property
     def place(self) -> Place:
         """This node as the pods bound to it ask for it; its own reckoning until the API has told."""
-        allocatable = self._known.get("allocatable") or nodestatus.status(self.host, Health(), "", {})["allocatable"]
-        return Place(self.host.name, self._labels or nodestatus.labels(self.host), allocatable, self._sysctls)
+        allocatable = self._known.get("allocatable") or nodestatus.allocatable(self.host)
+        return Place(self.host.name, self._labels or nodestatus.labels(self.host), allocatable, self._sysctls,
+                     pressures=self.pressures())
 
     @property
     def owner(self) -> dict[str, Any] | None:
@@ -191,13 +208,8 @@ class NodeAgent:
             runtime = runtime or str(error)
         if not network and not self._pod_cidr:
             network = "this node has no pod range yet"
-        memory = next((int(line.split()[1]) * 1024 for line in _text("/proc/meminfo").splitlines()
-                       if line.startswith("MemAvailable:")), 1 << 40)
-        disk = os.statvfs(self._root)
-        threads = int(_text("/proc/loadavg").split()[3].partition("/")[2] or 0)
-        limit = int(_text("/proc/sys/kernel/pid_max") or 32768)
-        return Health(runtime=runtime, network=network, memory_free=memory,
-                      disk_free=disk.f_bavail / max(disk.f_blocks, 1), pids_free=1 - threads / limit, images=images)
+        return Health(runtime=runtime, network=network, pressures=self.pressures(), volumes=tuple(self.volumes()),
+                      images=images)
 
     # --- lease
 

@@ -6,15 +6,15 @@ which gathers the facts and talks to the API.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-MAX_PODS = 110
+from agent.kubelet.keeping import Keeping
+from agent.kubelet.model import Features
+from agent.kubelet.victims import binary
+
 IMAGES_TOLD = 50  # upstream's bound of status.images
 KUBELET_VERSION = "v1.36.0+pelamis"
-EVICT_MEMORY = 100 * 1024 * 1024  # bytes free below which memory is short: upstream's default
-EVICT_DISK = 0.10  # share of the disk
-EVICT_PIDS = 0.05
 PRESSURES = {  # (condition, whether it holds) -> reason, message
     ("MemoryPressure", True): ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
     ("MemoryPressure", False): ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
@@ -41,7 +41,9 @@ class Host:
     boot_id: str = ""
     runtime_version: str = ""  # containerd://1.6.20
     port: int = 10250
-    max_pods: int = MAX_PODS
+    hugepages: tuple[tuple[str, int], ...] = (("hugepages-1Gi", 0), ("hugepages-2Mi", 0))  # bytes by resource
+    keeping: Keeping = field(default_factory=Keeping)
+    features: Features = field(default_factory=Features)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,8 @@ class Health:
 
     runtime: str = ""
     network: str = ""
-    memory_free: int = 1 << 40
-    disk_free: float = 1.0  # shares
-    pids_free: float = 1.0
+    pressures: frozenset[str] = frozenset()  # conditions that hold
+    volumes: tuple[str, ...] = ()  # of storage drivers, mounted here
     images: tuple[tuple[tuple[str, ...], int], ...] = ()  # names, bytes
 
 
@@ -71,18 +72,17 @@ def node(host: Host, now: str, health: Health) -> dict[str, Any]:
 
 def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[str, Any]:
     """The whole status; `old` is what the API has, for transition times. `now` is a metav1.Time."""
-    capacity = {"cpu": str(host.cpus), "ephemeral-storage": f"{host.disk // 1024}Ki",
-                "hugepages-1Gi": "0", "hugepages-2Mi": "0", "memory": f"{host.memory // 1024}Ki",
-                "pods": str(host.max_pods)}
-    allocatable = dict(capacity)
-    allocatable["ephemeral-storage"] = str(int(host.disk * (1 - EVICT_DISK)))
-    allocatable["memory"] = f"{max(host.memory - EVICT_MEMORY, 0) // 1024}Ki"
+    has = capacity(host)
+    # Extended resources that somebody else advertises here.
+    foreign = {name: amount for name, amount in (old.get("capacity") or {}).items() if name not in has}
     addresses = [{"type": "InternalIP", "address": ip} for ip in host.ips]
-    for name, amount in (old.get("capacity") or {}).items():  # extended resources that somebody else advertises
-        if name not in capacity:
-            capacity[name] = allocatable[name] = amount
+    told: dict[str, Any] = {"volumesInUse": sorted(health.volumes)} if health.volumes or old.get("volumesInUse") else {}
+    if host.features.handlers:
+        told["runtimeHandlers"] = [_handler(name, host.features) for name in sorted(host.features.handlers)]
+        told["features"] = {"supplementalGroupsPolicy": host.features.strict_groups}
     return {
-        "capacity": capacity, "allocatable": allocatable, "conditions": conditions(health, now, old),
+        **told, "capacity": {**foreign, **has}, "allocatable": {**foreign, **allocatable(host)},
+        "conditions": conditions(health, now, old),
         "addresses": [*addresses, {"type": "Hostname", "address": host.name}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": host.port}},
         "nodeInfo": {"machineID": host.machine_id, "systemUUID": host.system_uuid, "bootID": host.boot_id,
@@ -94,8 +94,33 @@ def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[st
     }
 
 
+def _handler(name: str, features: Features) -> dict[str, Any]:
+    return {"name": name, "features": {"recursiveReadOnlyMounts": name in features.recursive,
+                                       "userNamespaces": name in features.user_namespaces}}
+
+
+def capacity(host: Host) -> dict[str, str]:
+    return {"cpu": str(host.cpus), "ephemeral-storage": f"{host.disk // 1024}Ki", "memory": f"{host.memory // 1024}Ki",
+            "pods": str(host.keeping.max_pods), **{name: binary(size) for name, size in host.hugepages}}
+
+
+def allocatable(host: Host) -> dict[str, str]:
+    """What pods may ask for: less what is reserved, and what evictions keep free."""
+    keeping = host.keeping
+
+    def left(name: str, total: int, signal: str = "") -> int:
+        return max(0, total - keeping.reserved(name) // 1000 - (keeping.kept(signal, total) if signal else 0))
+
+    cpu = max(0, host.cpus * 1000 - keeping.reserved("cpu"))
+    huge = sum(size for _, size in host.hugepages)
+    return {"cpu": str(cpu // 1000) if cpu % 1000 == 0 else f"{cpu}m",
+            "ephemeral-storage": str(left("ephemeral-storage", host.disk, "nodefs.available")),
+            "memory": f"{max(0, left('memory', host.memory, 'memory.available') - huge) // 1024}Ki",
+            "pods": str(keeping.max_pods), **{name: binary(left(name, size)) for name, size in host.hugepages}}
+
+
 def conditions(health: Health, now: str, old: dict[str, Any]) -> list[dict[str, Any]]:
-    """MemoryPressure, DiskPressure, PIDPressure and Ready."""
+    """MemoryPressure, DiskPressure, PIDPressure and Ready, after those that others keep."""
     problems = []
     if health.runtime:
         problems.append(f"container runtime is down: {health.runtime}")
@@ -106,12 +131,12 @@ def conditions(health: Health, now: str, old: dict[str, Any]) -> list[dict[str, 
         ("True", "KubeletReady", "kubelet is posting ready status")
     made = []
     before = {c["type"]: c for c in old.get("conditions") or ()}
-    short = {"MemoryPressure": health.memory_free < EVICT_MEMORY, "DiskPressure": health.disk_free < EVICT_DISK,
-             "PIDPressure": health.pids_free < EVICT_PIDS}
-    for kind, bad in short.items():
+    for kind in ("MemoryPressure", "DiskPressure", "PIDPressure"):
+        bad = kind in health.pressures
         made.append(_condition(kind, "True" if bad else "False", *PRESSURES[kind, bad], now, before.get(kind)))
     made.append(_condition("Ready", *ready, now, before.get("Ready")))
-    return made
+    ours = {c["type"] for c in made}
+    return [*(c for kind, c in before.items() if kind not in ours), *made]
 
 
 def _condition(kind: str, value: str, reason: str, message: str, now: str,

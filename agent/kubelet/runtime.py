@@ -103,8 +103,11 @@ class Runtime:
     async def features(self) -> model.Features:
         """What this runtime can do beyond what all can; releases that do not say so can nothing of it."""
         answer = await self._call("Status", cri.StatusRequest())
+        handlers = answer.runtime_handlers
         return model.Features(strict_groups=answer.features.supplemental_groups_policy,
-                              handlers=frozenset(h.name for h in answer.runtime_handlers))
+                              handlers=frozenset(h.name for h in handlers),
+                              recursive=frozenset(h.name for h in handlers if h.features.recursive_read_only_mounts),
+                              user_namespaces=frozenset(h.name for h in handlers if h.features.user_namespaces))
 
     # --- sandboxes
     async def run_sandbox(self, spec: model.SandboxSpec) -> str:
@@ -249,6 +252,11 @@ class Runtime:
             return await self._observer.observe(uid)
         except grpc.aio.AioRpcError as error:
             raise failure(error) from error
+
+    async def layers(self) -> dict[str, int]:
+        """Bytes of the writable layer of each container by its id, as the runtime last looked (some ten seconds)."""
+        answer = await self._call("ListContainerStats", cri.ListContainerStatsRequest())
+        return {one.attributes.id: one.writable_layer.used_bytes.value for one in answer.stats}
 
     def events(self) -> AsyncIterator[model.RuntimeEvent]:
         """What happens from now on, for ever: a `relist` event first and after every interruption of the stream."""

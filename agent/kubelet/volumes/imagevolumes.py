@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,18 +141,18 @@ class ImageVolumes:
 
     async def release(self, uid: str) -> None:
         """Remove the views of one pod, after they were unmounted. Raises OSError."""
-        await self._remove([f'labels."{POD_LABEL}"=={uid}'], ())
+        await self._remove([f'labels."{POD_LABEL}"=={uid}'], lambda known: False)
 
-    async def sweep(self, alive: Collection[str]) -> None:
+    async def sweep(self, alive: Callable[[str], bool]) -> None:
         """Remove the views of pods that are not `alive`. Raises OSError."""
         await self._remove([f'labels."{POD_LABEL}"'], alive)
 
-    async def _remove(self, filters: list[str], alive: Collection[str]) -> None:
+    async def _remove(self, filters: list[str], alive: Callable[[str], bool]) -> None:
         try:
             await self._learn()
             call = self._connection.containerd("Snapshots").List(containerd.ListSnapshotsRequest(
                 snapshotter=self._snapshotter, filters=filters), metadata=metadata(), timeout=CALL_SECONDS)
-            names = [i.name async for part in call for i in part.info if i.labels.get(POD_LABEL) not in alive]
+            names = [i.name async for part in call for i in part.info if not alive(i.labels.get(POD_LABEL, ""))]
             for name in names:
                 await self._call("Snapshots", "Remove", containerd.SnapshotRequest(snapshotter=self._snapshotter,
                                                                                   key=name))

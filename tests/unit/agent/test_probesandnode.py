@@ -47,8 +47,8 @@ def test_a_node_is_ready_only_with_runtime_and_network():
         ("MemoryPressure", "False", "KubeletHasSufficientMemory"),
         ("DiskPressure", "False", "KubeletHasNoDiskPressure"),
         ("PIDPressure", "False", "KubeletHasSufficientPID"), ("Ready", "True", "KubeletReady")]
-    later = nodestatus.status(HOST, Health(network="no pod range", memory_free=0), "2026-01-01T00:01:00Z",
-                              made["status"])
+    short = Health(network="no pod range", pressures=frozenset({"MemoryPressure"}))
+    later = nodestatus.status(HOST, short, "2026-01-01T00:01:00Z", made["status"])
     ready = later["conditions"][-1]
     assert ready["reason"] == "KubeletNotReady" and ready["message"].endswith("message:no pod range")
     assert later["conditions"][0]["status"] == "True"
