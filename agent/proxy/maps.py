@@ -144,7 +144,7 @@ class _Port:
                 self.endpoints(f"{prefix}local-endpoints", key, port.local)
         if port.cluster:
             self.hairpins(port.cluster, port.external_local)
-        if port.load_balancer_ips and port.source_ranges:
+        if port.cluster and port.load_balancer_ips and port.source_ranges:
             name = f"from-{self.unique}"
             self.piece.chains[name] = self.chains.allowed(port.source_ranges)
             for ip in port.load_balancer_ips:
