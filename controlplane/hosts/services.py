@@ -18,7 +18,7 @@ COMMAND_SECONDS = 180  # starting a target waits for its services, each of which
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What systemd says of a unit: `active` is such as "active" or "failed", `since` the wall time of that."""
+    """What systemd says of a unit: `active` is such as "active" or "failed"; `since` is on the monotonic clock."""
 
     unit: str
     active: str
@@ -26,6 +26,7 @@ class State:
     pid: int
     restarts: int
     result: str
+    since: float = 0.0
 
 
 class Services:
@@ -60,10 +61,12 @@ class Services:
             self.control("stop", *known)
 
     def state(self, unit: str) -> State:
-        text = self.control("show", unit, "-p", "ActiveState,SubState,MainPID,NRestarts,Result", check=False)
+        text = self.control("show", unit, "-p", "ActiveState,SubState,MainPID,NRestarts,Result,"
+                            "StateChangeTimestampMonotonic", check=False)
         values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
         return State(unit, values.get("ActiveState", ""), values.get("SubState", ""), int(values.get("MainPID") or 0),
-                     int(values.get("NRestarts") or 0), values.get("Result", ""))
+                     int(values.get("NRestarts") or 0), values.get("Result", ""),
+                     int(values.get("StateChangeTimestampMonotonic") or 0) / 1e6)
 
     def has_user(self, name: str) -> bool:
         import pwd

@@ -1,0 +1,108 @@
+"""`pelamis certs [show|renew]`: how old this node's certificates are, and new ones before their time."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from dataclasses import dataclass
+
+from controlplane.cli.output import bad, columns, good, say, step
+from controlplane.machinery.clock import SYSTEM, rfc3339
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+DAY = 86400.0
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("certs", help="show this node's certificates, or renew them now")
+    parser.add_argument("verb", nargs="?", choices=["show", "renew"], default="show")
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """`renewed` is when it is renewed by itself, `end` when it would be of no use any more; wall seconds."""
+
+    name: str
+    subject: str
+    renewed: float
+    end: float
+
+
+def found(paths: Paths) -> list[Certificate]:
+    """The certificates of this node; authorities have no time of renewal (0)."""
+    from cryptography import x509
+
+    from controlplane.pki import leaves
+    rows = []
+    for file in sorted(paths.pki.rglob("*.crt")):
+        pem = file.read_bytes()
+        parsed = x509.load_pem_x509_certificate(pem)
+        rows.append(Certificate(str(file.relative_to(paths.pki)), parsed.subject.rfc4514_string(),
+                                0.0 if file.name == "ca.crt" else leaves.renewal_time(pem),
+                                parsed.not_valid_after_utc.timestamp()))
+    return rows
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = Paths.from_environment()
+    if not paths.pki.exists():
+        raise Finding(f"there are no certificates in {paths.pki}", "nothing was installed here",
+                      "pelamis install server")
+    if args.verb == "renew":
+        _renew(paths)
+    now = SYSTEM.now()
+    rows = [["CERTIFICATE", "SUBJECT", "ENDS", "DAYS LEFT", "RENEWED BY ITSELF"]]
+    for certificate in found(paths):
+        when = rfc3339(certificate.renewed)[:10] if certificate.renewed else "never"
+        rows.append([certificate.name, certificate.subject, rfc3339(certificate.end)[:10],
+                     str(int((certificate.end - now) / DAY)), when])
+    say(columns(rows))
+    expired = [c.name for c in found(paths) if c.end <= now]
+    if expired:
+        say(bad(f"no longer valid: {', '.join(expired)}") + "; pelamis certs renew")
+    return 1 if expired else 0
+
+
+def _renew(paths: Paths) -> None:
+    from controlplane.cli import preflight, settings
+    preflight.check_root()
+    kept = settings.load(paths.etc / "node.json")
+    if kept is None:
+        raise Finding("this host is no node", "", "pelamis install server")
+    if kept.server:
+        with step(f"asking {kept.server} for new certificates"):
+            asyncio.run(_ask(paths, kept.server, kept.node_name, kept.node_ip))
+    else:
+        from controlplane.pki import cluster
+        with step("issuing new certificates"):
+            for file in paths.pki.rglob("*.crt"):
+                if file.name != "ca.crt":
+                    file.unlink()  # what is absent is issued anew; its key too
+            cluster.ensure(paths, kept.node_name, kept.node_ip, kept.service_range, kept.cluster_domain)
+    _restart(paths, bool(kept.server))
+    say(good("renewed"))
+
+
+async def _ask(paths: Paths, server: str, name: str, address: str) -> None:
+    from controlplane.client import certificates
+    from controlplane.client.config import load
+    from controlplane.client.rest import Client
+    config = load(paths.kubeconfig("node"))
+    async with Client(config, user_agent="pelamis-certs") as client:
+        for wanted in certificates.of_node(name, address):
+            certificates.store(paths, server, config.ca, wanted, await certificates.obtain(client, wanted))
+
+
+def _restart(paths: Paths, agent_only: bool) -> None:
+    from controlplane.cli import control
+    from controlplane.hosts.layout import Layout, unit
+    from controlplane.hosts.services import Services
+    names = ("agent",) if agent_only else ("apiserver", "controllers", "agent")
+    if Layout(paths).installed:
+        with step("starting the services anew; containers run on"):
+            Services().restart(*map(unit, names))
+    elif control.status(paths) is not None:
+        say("run ./pelamis up: it starts the processes anew, and containers run on")
+
