@@ -7,6 +7,8 @@ client's answer rather than completing it. Called by `streams`.
 
 from __future__ import annotations
 
+import asyncio
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,12 +16,14 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from controlplane.apiserver import links
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Answer, Headers, Response, Stream, Writer
 from controlplane.apiserver.tunnel import CONNECT_SECONDS, Backend, unreachable
 from controlplane.machinery.errors import ApiError, BadRequest, InternalError, ServiceUnavailable
 
 MAX_ERROR = 50_000  # bytes of a backend's refusal that are read; upstream's bound
+PAGE_BYTES = 1 << 20  # of a web page whose links are put right; a longer one passes as it is
 IDLE_SECONDS = 15.0  # a connection to a backend is kept this long for a following request
 _HOP = frozenset(("connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer",
                   "transfer-encoding", "upgrade", "content-length", "host", "authorization", "cookie", "date",
@@ -105,6 +109,8 @@ class Forwarder:
         if request.method == "HEAD" or answer.status in (204, 304):
             answer.release()
             return Response(answer.status, b"", kind, kept)
+        if root and kind.partition(";")[0].strip().lower() == "text/html":
+            return await _page(answer, kept, root, (backend.authority, request.headers.get("Host", "")))
         return Stream(_Pump(answer), answer.status, kind, kept)
 
 
@@ -113,14 +119,49 @@ def text(answer: aiohttp.ClientResponse) -> Stream:
     return Stream(_Pump(answer), 200, "text/plain")
 
 
-class _Pump:
-    """Writes an answer's body to the client, each piece at once."""
+async def _page(answer: aiohttp.ClientResponse, headers: list[tuple[str, str]], root: str,
+                hosts: tuple[str, ...]) -> Answer:
+    """A web page with its links put below `root`; too long, or packed in a way not known here, it passes as it is."""
+    kind = answer.headers.get("Content-Type", "")
+    try:
+        body, whole = await answer.content.readexactly(PAGE_BYTES), False
+    except asyncio.IncompleteReadError as end:
+        body, whole = end.partial, True
+    except aiohttp.ClientError as error:
+        raise ConnectionResetError("the backend ended early") from error
+    page = _unpacked(body, answer.headers.get("Content-Encoding", "")) if whole else None
+    if page is None:
+        return Stream(_Pump(answer, body), answer.status, kind, headers)
+    answer.release()
+    page = await asyncio.to_thread(links.rewritten, page, root, hosts)
+    return Response(answer.status, page, kind, [(k, v) for k, v in headers if k.lower() != "content-encoding"])
 
-    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+
+def _unpacked(body: bytes, encoding: str) -> bytes | None:
+    """The page itself; None when it is packed in another way than gzip, damaged, or longer than PAGE_BYTES."""
+    if encoding.lower() in ("", "identity"):
+        return body
+    if encoding.lower() != "gzip":
+        return None
+    unpacker = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        page = unpacker.decompress(body, PAGE_BYTES)
+    except zlib.error:
+        return None
+    return page if unpacker.eof else None
+
+
+class _Pump:
+    """Writes an answer's body to the client, each piece at once, after what was read of it before."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, before: bytes = b"") -> None:
         self._answer = answer
+        self._before = before
 
     async def __call__(self, writer: Writer) -> None:
         try:
+            if self._before:
+                await writer.write(self._before)
             async for piece in self._answer.content.iter_any():
                 await writer.write(piece)
         except aiohttp.ClientError as error:

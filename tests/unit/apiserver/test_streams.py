@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import ssl
 
 import pytest
@@ -52,6 +53,13 @@ class Node:
             elif "waiting" in path:
                 body = b'container "c" in pod "p" is waiting to start: ContainerCreating'
                 writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            elif path.startswith("/pages"):
+                page = b'<a href="/next">%b</a>' % (b"long" * (1 << 19) if path == "/pages/long" else b"short")
+                packed = gzip.compress(page) if path == "/pages/packed" else page
+                encoding = b"Content-Encoding: gzip\r\n" if packed is not page else b""
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n%b"
+                             b"Content-Length: %d\r\n\r\n%b" % (encoding, len(packed), packed))
+                await writer.drain()
             else:
                 writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\none\n\r\n")
                 await writer.drain()
@@ -212,6 +220,21 @@ def test_the_proxy_to_a_node_passes_what_it_should(tmp_path):
         reader, writer = await connect("GET /api/v1/nodes/n1/proxy?q=1")
         answer = await reader.readuntil(b"\r\n\r\n")
         assert b" 301 " in answer and b"Location: /api/v1/nodes/n1/proxy/?q=1\r\n" in answer
+        writer.close()
+
+    playing(tmp_path, play)
+
+
+def test_links_of_proxied_pages_lead_back_through_the_proxy(tmp_path):
+    async def play(node, connect, server, listener):
+        for name in ("plain", "packed"):
+            reader, writer = await connect(f"GET /api/v1/nodes/n1/proxy/pages/{name}")
+            assert b"Content-Encoding" not in await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readuntil(b"</a>") == b'<a href="/api/v1/nodes/n1/proxy/next">short</a>'
+            writer.close()
+        reader, writer = await connect("GET /api/v1/nodes/n1/proxy/pages/long")
+        await reader.readuntil(b"\r\n\r\n")
+        assert b'<a href="/next">longlong' in await reader.readuntil(b"longlong")
         writer.close()
 
     playing(tmp_path, play)
