@@ -13,7 +13,7 @@ import sys
 from controlplane.machinery.errors import Finding
 
 COMMANDS = ("up", "down", "install", "token", "certs", "reset", "prepare", "doctor", "snapshot", "store", "status",
-            "kubeconfig", "image", "test", "why", "whatif", "bench", "trace")
+            "kubeconfig", "image", "test", "why", "whatif", "simulate", "bench", "trace")
 
 
 def parser() -> argparse.ArgumentParser:
