@@ -20,12 +20,12 @@ ALPHABET = "bcdfghjklmnpqrstvwxz2456789"  # upstream's: no vowels, so no words; 
 
 def rfc3339(seconds: float) -> str:
     """Wall seconds since the epoch as Kubernetes writes metav1.Time: whole seconds, UTC, `Z`."""
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.fromtimestamp(int(seconds), UTC).isoformat().removesuffix("+00:00") + "Z"
 
 
 def rfc3339_micro(seconds: float) -> str:
     """Wall seconds as metav1.MicroTime: six decimals."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def parse_rfc3339(text: str) -> float:
