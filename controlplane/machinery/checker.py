@@ -10,6 +10,7 @@ Null fits everywhere: it means unset. Called by `schema` alone.
 from __future__ import annotations
 
 import binascii
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ from controlplane.machinery.clock import parse_rfc3339
 Node = dict[str, Any]
 Fits = Callable[[Any], bool]
 _RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 63), (1 << 63) - 1)}
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)").fullmatch  # no other ISO 8601
 _GO_TYPES = {"integer": "int64", "number": "float64", "boolean": "bool", "string": "string"}
 
 
@@ -44,6 +46,8 @@ def _anything(_: Any) -> bool:
 
 def _base64(value: Any) -> bool:
     try:
+        if value.__class__ is str and ("\n" in value or "\r" in value):  # base64 tools wrap lines; Go passes over that
+            value = value.replace("\n", "").replace("\r", "")
         binascii.a2b_base64(value, strict_mode=True)
     except (ValueError, TypeError):
         return value is None
@@ -66,12 +70,13 @@ def _time(value: Any) -> bool:
     try:
         parse_rfc3339(value)
     except (ValueError, TypeError):
-        return value is None
-    return "T" in value
+        return False
+    return _RFC3339(value) is not None
 
 
 def _int_or_string(value: Any) -> bool:
-    return value is None or value.__class__ in (int, str)
+    low, high = _RANGES["int32"]
+    return value is None or value.__class__ is str or (value.__class__ is int and low <= value <= high)
 
 
 def _number(value: Any) -> bool:
@@ -290,7 +295,7 @@ def _format_error(form: str, value: Any) -> str:
 def _bad_base64(text: str) -> int:
     """The offset at which Go's decoder gives up."""
     alphabet = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
-    for index, c in enumerate(text):
+    for index, c in enumerate(text.replace("\n", "").replace("\r", "")):
         if c not in alphabet:
             if c == "=" and index % 4 >= 2 and text[index:] == "=" * (4 - index % 4):
                 continue

@@ -3,13 +3,14 @@
 Null is never kept; `""`, `0`, `false` and empty lists and maps stay only in fields where Go distinguishes them
 (pointers) or always prints them. So `hostNetwork: false` written by hand and left out by a typed client are the same
 pod, an update that only differs there changes nothing, and code after this point meets no null. Which zeros mean
-something comes with the protobuf tables, which were read from the Go structs. Times are written as Go writes them, in
-UTC with no or six decimals: its clients read microseconds in no other form. Values without a schema (raw extensions)
-are untouched. In place, compiled once per definition; `strategy` runs it on every write.
+something comes with the protobuf tables, which were read from the Go structs. Bytes and times are written as Go writes
+them, these in UTC with no or six decimals: its clients read microseconds in no other form. Values without a schema (raw
+extensions) are untouched. In place, compiled once per definition; `strategy` runs it on every write.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import cache
@@ -51,6 +52,18 @@ def _untouched(_: Any) -> bool:
 
 def _empty(value: Any) -> bool:
     return not value
+
+
+def _bytes(value: Any) -> bool | str:
+    """Base64 without the line ends and odd last bits that decoders pass over."""
+    if value.__class__ is not str:
+        return False
+    text: str = value.replace("\n", "").replace("\r", "") if "\n" in value or "\r" in value else value
+    try:
+        whole = text[:-4] + base64.b64encode(base64.b64decode(text[-4:])).decode() if text.endswith("=") else text
+    except ValueError:
+        return False
+    return whole if whole != value else False
 
 
 def _time(value: Any) -> bool | str:
@@ -114,6 +127,8 @@ def _field(node: Node, keep: bool) -> Rule:
         return _each(node["items"], keep, list)
     if kind == "object" and "additionalProperties" in node:
         return _each(node["additionalProperties"], keep, dict)
+    if node.get("format") == "byte":
+        return _bytes if keep else lambda value: _bytes(value) or not value
     if keep or node.get("format") in _ALWAYS_KEPT or kind not in ("string", "integer", "number", "boolean"):
         return _untouched
     return _empty
@@ -133,8 +148,8 @@ def _each(node: Node, keep: bool, container: Any) -> Rule:
         for at, item in pairs:
             if item is None and zero is not None:
                 value[at] = {} if zero == {} else zero
-            elif inner is not _untouched:
-                inner(item)
+            elif inner is not _untouched and (found := inner(item)).__class__ is str:
+                value[at] = found
         return False
 
     return rule

@@ -91,6 +91,9 @@ def test_unknown_fields(name, obj, unknown):
      "json: cannot unmarshal array into Go struct field ObjectMeta.metadata.labels of type map[string]string"),
     (CORE + "Secret", {"data": {"a": "%"}}, "illegal base64 data at input byte 0"),
     (CORE + "Secret", {"data": {"a": "YWJjZ"}}, "illegal base64 data at input byte 4"),
+    (CORE + "Event", {"firstTimestamp": "20260102T030405Z"}, 'parsing time "20260102T030405Z" as '
+     '"2006-01-02T15:04:05Z07:00": cannot parse "20260102T030405Z" as "2006"'),
+    (CORE + "ServicePort", {"targetPort": 1 << 31}, "json: cannot unmarshal number into Go value of type int32"),
     (CORE + "Pod", {"spec": {"containers": [{"resources": {"limits": {"cpu": "x"}}}]}},
      "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")])
 def test_type_errors_in_gos_words(name, obj, message):

@@ -162,6 +162,12 @@ _BODIES = st.recursive(st.none() | st.just(0) | st.just("") | st.just("x") | st.
                            ["spec", "containers", "name", "env", "metadata", "labels", "priority", "z"]), inner))
 
 
+def test_bytes_have_the_form_go_writes():
+    wrapped = {"data": {"a": "YWFh\nYQ==\r\n", "b": "YR==", "c": "+/8=", "d": "", "e": "YWFh", "f": "no"}}
+    tidy.tidy(named("secrets").definition, wrapped)
+    assert wrapped == {"data": {"a": "YWFhYQ==", "b": "YQ==", "c": "+/8=", "d": "", "e": "YWFh", "f": "no"}}
+
+
 @pytest.mark.parametrize(("given", "time", "micro"), [
     ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z", "2026-01-02T03:04:05.000000Z"),
     ("2026-01-02T03:04:05.123456Z", "2026-01-02T03:04:05Z", "2026-01-02T03:04:05.123456Z"),
