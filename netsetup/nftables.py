@@ -22,7 +22,7 @@ from netsetup.nftexpr import number, verdict
 from netsetup.rtnetlink import attribute, attributes, nested
 
 NETLINK_NETFILTER, SUBSYSTEM = 12, 10
-NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, _, DELCHAIN, NEWRULE, _, DELRULE = range(9)
+NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)
 NEWSET, GETSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM = range(9, 15)
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
 REQUEST, ACK, CREATE, APPEND, DUMP = 1, 4, 0x400, 0x800, 0x300
@@ -220,20 +220,34 @@ class Table:
             return int(struct.unpack(">I", attributes(body, 4)[3])[0])
         return -1
 
-    def keys(self, name: str) -> list[bytes]:
-        """The keys of a set's elements. Raises OSError ENOENT without the set."""
-        self.socket.send(self._message(SUBSYSTEM << 8 | GETSETELEM, DUMP, self._domain,
-                                       self._named + attribute(2, name)))
-        found: list[bytes] = []
+    def elements(self, name: str) -> dict[bytes, Value]:
+        """A set's elements. Raises OSError ENOENT without the set."""
+        found: dict[bytes, Value] = {}
+        for parts in self._dump(GETSETELEM, self._named + attribute(2, name)):
+            for _, element in _nested(parts.get(3, b"")):
+                given = attributes(element, 0)
+                found[attributes(given[1], 0)[1]] = _value(given.get(2))
+        return found
+
+    def chains(self) -> dict[str, tuple[bytes, ...]]:
+        """Every chain that has rules, with the expressions of each. Raises OSError."""
+        found: dict[str, tuple[bytes, ...]] = {}
+        for parts in self._dump(GETRULE, self._named):
+            name = parts[2].rstrip(b"\0").decode()
+            found[name] = (*found.get(name, ()), parts.get(4, b""))
+        return found
+
+    def _dump(self, kind: int, body: bytes) -> Iterable[dict[int, bytes]]:
+        self.socket.send(self._message(SUBSYSTEM << 8 | kind, DUMP, self._domain, body))
+        found: list[dict[int, bytes]] = []
         while True:
-            for kind, _, body in _answers(self.socket.recv(1 << 18)):
-                if kind in (2, 3):
-                    number_ = -struct.unpack_from("=i", body)[0] if kind == 2 else 0
-                    if number_:
-                        raise OSError(number_, os.strerror(number_), f"nf_tables set {name}")
+            for answer, _, content in _answers(self.socket.recv(1 << 18)):
+                if answer in (2, 3):
+                    failed = -struct.unpack_from("=i", content)[0] if answer == 2 else 0
+                    if failed:
+                        raise OSError(failed, os.strerror(failed), f"nf_tables table {self.name}")
                     return found
-                for _, element in _nested(attributes(body, 4).get(3, b"")):
-                    found.append(attributes(attributes(element, 0)[1], 0)[1])
+                found.append(attributes(content, 4))
 
 
 def _answers(data: bytes) -> Iterable[tuple[int, int, bytes]]:
@@ -254,6 +268,14 @@ def _nested(data: bytes) -> Iterable[tuple[int, bytes]]:
             return
         yield kind & 0x7FFF, data[offset + 4:offset + length]
         offset += (length + 3) & ~3
+
+
+def _value(data: bytes | None) -> Value:
+    """An element's data as `add` takes it."""
+    if data is None:
+        return None
+    parts = attributes(data, 0)
+    return parts[1] if 1 in parts else attributes(parts[2], 0).get(2, b"").rstrip(b"\0").decode()
 
 
 _KEY = struct.Struct("=HHHHHH")

@@ -107,7 +107,7 @@ class Writer:
         table = self._open()
         if table.uses() != self._uses:
             return False
-        return bool(table.flags) or all(len(table.keys(name)) == count for name, count in self._counts.items())
+        return bool(table.flags) or all(len(table.elements(name)) == count for name, count in self._counts.items())
 
     def leave(self) -> None:
         """Take away what the other writer left: its rules would see every packet too."""
@@ -132,6 +132,19 @@ class Writer:
 PROXY_CHAINS = ("KUBE-SERVICES", "KUBE-NODEPORTS", "KUBE-EXTERNAL-SERVICES", "KUBE-POSTROUTING", "KUBE-MARK-MASQ",
                 "KUBE-FORWARD", "KUBE-FIREWALL", "KUBE-PROXY-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-",
                 "KUBE-SEP-", "KUBE-IPS-")
+
+
+def read(family: int = 4) -> tuple[dict[str, tuple[bytes, ...]], dict[str, dict[bytes, Value]]] | None:
+    """(chains, sets) of the table as the kernel has it; None when there is none. Raises OSError."""
+    table = Table(TABLE, family)
+    try:
+        if table.uses() < 0:
+            return None
+        chains = table.chains()
+        names = [*sets(family), *(f"had-{c.removeprefix('end-')}" for c in chains if c.startswith("end-"))]
+        return chains, {name: table.elements(name) for name in names}
+    finally:
+        table.close()
 
 
 def _leading(name: str) -> tuple[bool, str]:

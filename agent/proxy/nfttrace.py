@@ -32,13 +32,18 @@ class State:
     registers: bytearray = field(default_factory=lambda: bytearray(64))
 
     def get(self, register: int, length: int) -> bytes:
-        at = (register - FIRST) * 4
+        at = _place(register)
         return bytes(self.registers[at:at + length])
 
     def put(self, register: int, value: bytes) -> None:
-        at = (register - FIRST) * 4
+        at = _place(register)
         padded = value + bytes(-len(value) & 3)
         self.registers[at:at + len(padded)] = padded
+
+
+def _place(register: int) -> int:
+    """Where a register begins. The kernel calls those of sixteen bytes 1 to 4, which hold four of ours each."""
+    return (register - 1) * 16 if register < FIRST else (register - FIRST) * 4
 
 
 def expressions(rule: bytes) -> Iterator[tuple[str, dict[int, bytes]]]:

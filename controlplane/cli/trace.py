@@ -13,7 +13,7 @@ import asyncio
 import shutil
 import socket
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controlplane.cli.output import good, say
@@ -142,13 +142,16 @@ def _resolve(name: str, server: str) -> str:
 def _follow(settings: Settings, source: str, destination: str, port: int, protocol: str, owners: dict[str, str]) -> int:
     from agent.proxy import trace
     from netsetup import addresses, xtables
-    backend = xtables.detect()
+    backend = xtables.detect(6 if ":" in destination else 4)
     local = frozenset(addresses.local_addresses())
     packet = trace.Packet(source, destination, protocol, port, to_node=destination in local, node_addresses=local)
     trail: trace.Trail = []
-    outcomes = trace.outcomes(trace.parse(backend.save()), packet, trail)
-    say(good(f"Rules of {settings.node_name}") + f" (iptables-{'nft' if backend.is_nft else 'legacy'}), for "
-        f"{protocol} {source} -> {destination}:{port}")
+    tables = trace.parse(backend.save())
+    mapped = _mapped(packet, trail)
+    outcomes = trace.outcomes(tables, packet, trail) if mapped is None else {
+        one for outcome in mapped for one in _past(tables, packet, outcome, trail)}
+    how = f"iptables-{'nft' if backend.is_nft else 'legacy'}" + ("" if mapped is None else " and nf_tables maps")
+    say(good(f"Rules of {settings.node_name}") + f" ({how}), for {protocol} {source} -> {destination}:{port}")
     for chain, rule, note in trail:
         say(f"     {chain}  {rule}" + (f"   [{note}]" if note else ""))
     if not trail:
@@ -161,6 +164,24 @@ def _follow(settings: Settings, source: str, destination: str, port: int, protoc
     for line in verdict(outcomes, ends, any(":" in o for o in outcomes)):
         say(f"     {line}")
     return 1 if outcomes & {"DROP", "REJECT"} else 0
+
+
+def _mapped(packet: Any, trail: Any) -> set[str] | None:
+    """What the service proxy's own nf_tables table does; None when services are rules of iptables."""
+    from agent.proxy import nftables, nfttrace
+    found = nftables.read(6 if ":" in packet.dst else 4)
+    return None if found is None else nfttrace.Table(*found).outcomes(packet, trail)
+
+
+def _past(tables: Any, packet: Any, outcome: str, trail: Any) -> set[str]:
+    """What iptables (policies, others' rules) does to a packet that the maps sent to an endpoint."""
+    from agent.proxy import trace
+    end = outcome.partition(" ")[0]
+    if end in ("DROP", "REJECT"):
+        return {outcome}
+    address, _, port = end.rpartition(":") if end != "pass" else (packet.dst, "", str(packet.dport))
+    after = trace.outcomes(tables, replace(packet, dst=address.strip("[]"), dport=int(port)), trail)
+    return {outcome if one.startswith("pass") else one for one in after}
 
 
 def _flows(source: str, destination: str, port: int, protocol: str) -> list[str]:

@@ -10,6 +10,8 @@ import urllib.request
 
 import pytest
 
+from agent.proxy import nftables, nfttrace, trace
+
 from . import proxynode
 from .conftest import ask
 from .proxynode import NODE, A, B, C, Cluster, endpoints, service
@@ -149,3 +151,20 @@ def test_the_proxy_tells_of_itself(cluster: Cluster) -> None:
     figures = page("http://127.0.0.1:10249/metrics")
     assert 'kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"}' in figures
     assert "kubeproxy_sync_proxy_rules_service_changes_total " in figures
+
+
+def test_the_kernels_own_rules_are_traced(cluster: Cluster) -> None:
+    cluster.put(service("seen", "10.96.3.70", sessionAffinity="ClientIP"), endpoints("seen", A, C),
+                service("empty", "10.96.3.71"))
+    if cluster.mode == "nftables":
+        found = cluster.node.run(nftables.read)
+        follow = nfttrace.Table(*found).outcomes
+    else:
+        tables = trace.parse(cluster.node.run(cluster.backend.save))
+
+        def follow(packet: trace.Packet) -> set[str]:
+            return trace.outcomes(tables, packet)
+
+    assert follow(trace.Packet(B, "10.96.3.70")) == {f"{A}:8080", f"{C}:8080"}
+    assert follow(trace.Packet(A, "10.96.3.70")) == {f"{A}:8080 masqueraded", f"{C}:8080"}
+    assert follow(trace.Packet(B, "10.96.3.71")) == {"REJECT"}
