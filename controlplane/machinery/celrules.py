@@ -14,7 +14,7 @@ import base64
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from controlplane.machinery import cel, celtypes, structural, structuralformats
+from controlplane.machinery import cel, celcosts, celtypes, structural, structuralformats
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
 from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, Schema, child, items_of, join
@@ -82,6 +82,29 @@ def check(schema: Schema, path: str, root: bool = False) -> list[Cause]:
                                      "characters"))
         elif "\n" in text.strip() and not rule.get("messageExpression"):
             found.append(required(f"{at}.message", "message must be specified if rule contains line breaks"))
+    return found
+
+
+def costs(schema: Schema, path: str) -> list[Cause]:
+    """Which rules of a whole schema at `path` could take too long."""
+    found: list[Cause] = []
+    total = 0.0
+    for at, node, places in celcosts.placed(schema, path):
+        for index, rule in enumerate(node.get(RULES) or ()):
+            checker = _checker(node, bool(rule.get("optionalOldSelf")), at == path or bool(node.get(EMBEDDED)))
+            for field in ("rule", "messageExpression"):
+                text = rule.get(field) or ""
+                if not text.strip() or checker.fault(text):
+                    continue
+                cost = places * celcosts.estimate(checker.serialized(text), {"self": node, "oldSelf": node})
+                if cost > celcosts.SLACK * celcosts.PER_RULE:
+                    found.append(forbidden(f"{at}.{RULES}[{index}].{field}", celcosts.exceeded(
+                        f"estimated {field} cost", cost, celcosts.PER_RULE)))
+                total += cost
+    if total > celcosts.SLACK * celcosts.PER_SCHEMA:
+        found.append(forbidden(path, celcosts.exceeded(
+            "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema", total,
+            celcosts.PER_SCHEMA)))
     return found
 
 

@@ -146,6 +146,10 @@ class Checker:
             return _IN_STRUCT.sub("", cel.plain(str(error)))
         return ""
 
+    def serialized(self, expression: str) -> bytes:
+        """The checked form of an expression without a fault, as the library writes it."""
+        return bytes(self._environment.compile(expression).serialize())
+
     def returns(self, expression: str) -> str:
         """The static type of an expression without a fault."""
         return str(self._environment.compile(expression).return_type().name())

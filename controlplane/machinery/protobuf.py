@@ -12,7 +12,7 @@ from __future__ import annotations
 import gzip
 import struct
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -120,14 +120,17 @@ def _part(data: bytes, at: int) -> tuple[int, int, Any, int]:
     return tag >> 3, wire, data[at:end], end
 
 
-def _raw_fields(data: bytes) -> dict[int, Any]:
-    """Number -> last value, of a message with scalar fields."""
-    found: dict[int, Any] = {}
+def fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """Number and value of every field of a message: an int for varints, else bytes. Raises Malformed."""
     at = 0
     while at < len(data):
         number, _, value, at = _part(data, at)
-        found[number] = value
-    return found
+        yield number, value
+
+
+def _raw_fields(data: bytes) -> dict[int, Any]:
+    """Number -> last value, of a message with scalar fields."""
+    return dict(fields(data))
 
 
 def _text(value: bytes) -> str:

@@ -43,6 +43,8 @@ def definition(obj: Object) -> list[Cause]:
                              "x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"))
     found += _versions(spec.get("versions") or [])
     found += _conversion(spec.get("conversion") or {})
+    if not found and not (obj.get("status") or {}).get("conditions"):  # what serves already is asked when it changes
+        found += _costs(spec.get("versions") or [], [])
     return [*found, *_stored(obj)]
 
 
@@ -107,6 +109,19 @@ def _versions(versions: list[Object]) -> list[Cause]:
         found += _selectable(version, at)
         if isinstance(schema, dict):
             found += _rules(schema, f"{at}.{_SCHEMA}")
+    return found
+
+
+def _costs(versions: list[Object], known: list[Object]) -> list[Cause]:
+    """What the rules of schemas that are not among the known ones cost too much."""
+    schemas = [(v.get("schema") or {}).get("openAPIV3Schema") for v in known]
+    found: list[Cause] = []
+    for index, version in enumerate(versions):
+        schema = (version.get("schema") or {}).get("openAPIV3Schema")
+        if isinstance(schema, dict) and schema not in schemas and any(
+                node.get("x-kubernetes-validations") for _, node in structural.nodes(schema)):
+            from controlplane.machinery import celrules
+            found += celrules.costs(schema, f"spec.versions[{index}].{_SCHEMA}")
     return found
 
 
@@ -258,4 +273,4 @@ def changes(new: Object, old: Object) -> list[Cause]:
         last = field.rpartition(".")[2]
         if left.get(last) != right.get(last):
             found.append(invalid(f"spec.{field}", left.get(last) or "", IMMUTABLE))
-    return found
+    return [*found, *_costs(after.get("versions") or [], before.get("versions") or [])]
