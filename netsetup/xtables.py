@@ -157,7 +157,19 @@ def remove_chains(prefix: str, family: int = 4) -> int:
         backend = Backend(variant, family)
         if backend.present:
             removed += remove_from(backend, prefix)
+        elif variant == "legacy" and (tables := legacy_tables(family)):
+            removed += _remove_unseen(prefix, family, tables)
     return removed
+
+
+def _remove_unseen(prefix: str, family: int, tables: list[str]) -> int:
+    """As `remove_chains`, where the kernel has legacy tables that no installed binary shows."""
+    from netsetup import legacytables
+    try:
+        return legacytables.remove(prefix, family, tuple(t for t in tables if t in legacytables.TABLES))
+    except OSError as error:
+        raise Finding(f"could not remove the {prefix}* chains from legacy iptables", str(error),
+                      "install iptables-legacy and remove them by hand, or reboot") from error
 
 
 def remove_from(backend: Backend, prefix: str | tuple[str, ...]) -> int:
