@@ -96,8 +96,8 @@ class Agent:
                                         strict_groups=context.node.strict_groups)
         node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
-        server = self._server(runtime, kubelet, client, context.cgroups)
         keeping = Housekeeping(context, kubelet, node)
+        server = self._server(runtime, kubelet, client, context.cgroups, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
             async with asyncio.TaskGroup() as group:
@@ -157,16 +157,26 @@ class Agent:
                        volumes=volumes, cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
                        checks=Checks(runtime))
 
-    def _server(self, runtime: Any, kubelet: Any, client: Any, cgroups: Any) -> Any:
+    def _server(self, runtime: Any, kubelet: Any, client: Any, cgroups: Any, house: Any) -> Any:
         from agent.kubelet.access import Access
+        from agent.kubelet.keeping import settings as shown
         from agent.kubelet.localvolumes import LocalVolumes
+        from agent.kubelet.metrics import Metrics
         from agent.kubelet.serve import Server, Settings
         from agent.kubelet.stats import Stats
         options = self.options
+        config = shown(options.keeping, driver="systemd" if cgroups.systemd else "cgroupfs", port=options.port,
+                       domain=options.cluster_domain, dns=options.cluster_dns, logs=str(self.paths.pod_logs),
+                       manifests=str(options.manifests or ""), endpoint=f"unix://{options.socket}")
         settings = Settings(options.certificate, options.key, options.client_ca, port=options.port,
-                            logs=self.paths.log.parent)
-        return Server(runtime, kubelet.pods, settings, Access(client, options.name),
-                      Stats(options.name, kubelet.seen, cgroups), volumes=LocalVolumes(self.paths.volumes))
+                            logs=self.paths.log.parent, config=config,
+                            read_only=(options.keeping.read_only_address, options.keeping.read_only_port))
+        stats = Stats(options.name, kubelet.seen, cgroups, accounting=house.accounting, root=options.root,
+                      images=lambda: (house.collector.place, house.collector.size))
+        metrics = Metrics(options.name, kubelet.seen, cgroups, evictions=lambda: house.evictions.count,
+                          probes=lambda: [(w.pod, w.probed) for w in kubelet.workers()])
+        return Server(runtime, kubelet.pods, settings, Access(client, options.name), stats,
+                      volumes=LocalVolumes(self.paths.volumes), metrics=metrics)
 
     async def _proxy(self, ledger: Any, network: Any) -> None:
         from agent.dns.dns import Dns

@@ -69,8 +69,8 @@ class Accounting:
 
     def disk_of(self, pod: dict[str, Any], seen: ObservedPod, layers: dict[str, int]) -> Use:
         """Disk of one pod; blocking."""
-        logs = self._logs(pod)
-        containers = {c.name: layers.get(c.id, 0) + occupied(logs / c.name)[0] for c in reversed(seen.containers)}
+        logs = {c.name: occupied(self._logs(pod) / c.name)[0] for c in seen.containers}
+        containers = {c.name: layers.get(c.id, 0) + logs[c.name] for c in reversed(seen.containers)}
         folder = self._root / "pods" / pod["metadata"]["uid"] / "volumes" / EMPTY_DIR
         volumes, disk = {}, 0
         for volume in pod["spec"].get("volumes") or ():
@@ -79,4 +79,4 @@ class Accounting:
             volumes[volume["name"]] = occupied(folder / volume["name"])[0]
             if volume["emptyDir"].get("medium") in (None, ""):
                 disk += volumes[volume["name"]]
-        return Use(disk=disk + sum(containers.values()), containers=containers, volumes=volumes)
+        return Use(disk=disk + sum(containers.values()), containers=containers, logs=logs, volumes=volumes)

@@ -104,6 +104,11 @@ class Cgroups:
         if limits.memory_limit:
             _write(memory / "memory.limit_in_bytes", str(limits.memory_limit))
 
+    @property
+    def top(self) -> str:
+        """Where the group of all pods lies below the mount."""
+        return _slice_path(f"{self.prefix}.slice") if self.systemd else self.prefix
+
     def folder(self, pod: dict[str, Any], container: str = "") -> str:
         """Where the pod's group, or that of the container with this id, lies below the mount (v1: a controller's)."""
         parent = self.parent(pod)

@@ -82,7 +82,7 @@ class Collector:
         self._keeping, self._images, self._pods = keeping, images, pods
         self._remove, self._tell, self._clock = remove, tell, clock
         self._known: dict[str, Known] = {}
-        self.place = ""  # where images lie
+        self.place, self.size = "", 0  # where images lie, and how many bytes they take
 
     async def run(self) -> None:
         """Look for ever."""
@@ -96,7 +96,8 @@ class Collector:
     async def look(self) -> None:
         """Remember who is used, and make room when the disk is too full."""
         used, present = await self._note()
-        self.place = (await self._images.filesystem())[0] or self.place
+        place, self.size = await self._images.filesystem()
+        self.place = place or self.place
         if not self.place:
             return
         excess = too_much(filesystem(self.place)[0], self._keeping.image_high, self._keeping.image_low)

@@ -9,6 +9,7 @@ startup, and that probes end with their container. Never kills anything: the wor
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
@@ -35,6 +36,7 @@ class Prober:
         self._started: dict[str, asyncio.Event] = {}
         self.ready: set[str] = set()  # container ids
         self.unhealthy: dict[str, Unhealthy] = {}
+        self.results: Counter[tuple[str, str, str]] = Counter()  # by container name, kind and outcome
 
     @property
     def started(self) -> frozenset[str]:
@@ -87,6 +89,7 @@ class Prober:
                     warning = await self._checks.run(probe, spec, container.id, ip, timing.timeout)
                 except Failed as error:
                     problem = str(error) or "failed"
+            self.results[spec["name"], kind, "failed" if problem else "successful"] += 1
             before = verdict.good
             verdict, pause, counts = judge(verdict, timing, not problem, kind)
             if warning:

@@ -25,14 +25,16 @@ from agent.kubelet import hostlogs, logs, streaming
 from agent.kubelet.access import ADMINS, Access, Caller, identity, subresources, verb_of
 from agent.kubelet.localvolumes import LocalVolumes
 from agent.kubelet.locate import Found, Locator
+from agent.kubelet.metrics import Metrics, alive
 from agent.kubelet.runtime import CallError, Runtime
-from agent.kubelet.stats import Stats, alive
+from agent.kubelet.stats import Stats
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, BadRequest, MethodNotAllowed, NotFound
 
 PORT = 10250
 BACKLOG = 128
 RUN_SECONDS = 120.0  # of a command given to /run
+READABLE = ("healthz", "pods", "stats", "metrics")  # without asking who reads: upstream's read-only port
 EXPOSITION = "text/plain; version=0.0.4"
 
 Handler = Callable[[web.BaseRequest, list[str]], Awaitable[web.StreamResponse]]
@@ -49,6 +51,7 @@ class Settings:
     port: int = PORT
     config: dict[str, Any] = field(default_factory=dict)  # shown at /configz
     logs: Path | None = None  # shown at /logs/
+    read_only: tuple[str, int] = ("", 0)  # where to answer READABLE to whoever asks; port 0 = nowhere
 
 
 def flag(request: web.BaseRequest, name: str) -> bool:
@@ -57,22 +60,23 @@ def flag(request: web.BaseRequest, name: str) -> bool:
 
 class Server:
     """Create, then `run()`. `pods` gives the pods bound to this node; without `access` none but administrators with a
-    certificate are let in, without `stats` there are none to ask, without `volumes` no local volumes are made."""
+    certificate are let in, without `stats` and `metrics` there are none to ask, without `volumes` no local volumes are
+    made."""
 
     def __init__(self, runtime: Runtime, pods: Callable[[], Iterable[dict[str, Any]]], settings: Settings,
                  access: Access | None = None, stats: Stats | None = None, clock: Clock = SYSTEM,
-                 volumes: LocalVolumes | None = None) -> None:
+                 volumes: LocalVolumes | None = None, metrics: Metrics | None = None) -> None:
         self._runtime, self._pods, self._settings, self._volumes = runtime, pods, settings, volumes
-        self._access, self._stats, self._clock = access, stats, clock
+        self._access, self._stats, self._clock, self._metrics = access, stats, clock, metrics
         self._locator = Locator(runtime, pods)
         self.listening = asyncio.Event()
         self._context: ssl.SSLContext | None = None
-        self.port = settings.port
+        self.port, self.read_only_port = settings.port, settings.read_only[1]
         self._routes: dict[str, Handler] = {
             "healthz": self._healthz, "pods": self._list_pods, "runningpods": self._running_pods,
             "configz": self._configz, "containerLogs": self._logs, "exec": self._exec, "attach": self._attach,
             "portForward": self._forward, "run": self._run_command, "stats": self._summary,
-            "metrics": self._metrics, "logs": self._host_logs, "localVolumes": self._local_volume}
+            "metrics": self._expose, "logs": self._host_logs, "localVolumes": self._local_volume}
 
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(self._settings.client_ca))
@@ -92,12 +96,28 @@ class Server:
         listener = await asyncio.get_running_loop().create_server(
             server, self._settings.host, self._settings.port, ssl=self._tls(), backlog=BACKLOG, reuse_address=True)
         self.port = listener.sockets[0].getsockname()[1]
+        listeners, servers = [listener], [server]
+        if self._settings.read_only[1]:
+            servers.append(web.Server(self._handle_reader, access_log=None))
+            listeners.append(await asyncio.get_running_loop().create_server(
+                servers[1], *self._settings.read_only, backlog=BACKLOG, reuse_address=True))
+            self.read_only_port = listeners[1].sockets[0].getsockname()[1]
         self.listening.set()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
-            listener.close()
-            await server.shutdown(1.0)
+            for one, served in zip(listeners, servers):
+                one.close()
+                await served.shutdown(1.0)
+
+    async def _handle_reader(self, request: web.BaseRequest) -> web.StreamResponse:
+        """On the read-only port."""
+        parts = request.path.strip("/").split("/")
+        if parts[0] not in READABLE:
+            return web.Response(status=404, text="404 page not found\n")
+        if request.method not in ("GET", "HEAD"):
+            return web.Response(status=405, text="Method Not Allowed")
+        return await self._answer(request, parts)
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         caller = await self._caller(request)
@@ -107,7 +127,9 @@ class Server:
         if not await self._allowed(caller, verb, wanted):
             return web.Response(status=403, text=f"Forbidden (user={caller.name}, verb={verb}, resource=nodes, "
                                                  f"subresource(s)=[{' '.join(wanted)}])")
-        parts = [unquote(part) for part in request.rel_url.raw_path.strip("/").split("/")]
+        return await self._answer(request, [unquote(p) for p in request.rel_url.raw_path.strip("/").split("/")])
+
+    async def _answer(self, request: web.BaseRequest, parts: list[str]) -> web.StreamResponse:
         handler = self._routes.get(parts[0])
         if handler is None:
             return web.Response(status=404, text="404 page not found\n")
@@ -156,16 +178,18 @@ class Server:
             raise NotFound("404 page not found")
         return _json(await self._stats.summary())
 
-    async def _metrics(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
-        if self._stats is None:
+    async def _expose(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
+        if self._metrics is None:
             raise NotFound("404 page not found")
         match rest:
             case []:
-                text = self._stats.kubelet()
+                text = self._metrics.kubelet()
             case ["resource"]:
-                text = await self._stats.metrics()
+                text = self._metrics.resource()
             case ["cadvisor"]:
-                text = self._stats.cadvisor()
+                text = self._metrics.cadvisor()
+            case ["probes"]:
+                text = self._metrics.probes()
             case ["slis"]:
                 text = alive()
             case _:

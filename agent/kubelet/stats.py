@@ -1,113 +1,124 @@
-"""How much CPU and memory the node, its pods and their containers use: read from cgroup files when somebody asks.
+"""/stats/summary: what the node, its pods and their containers use of CPU, memory, network and disk.
 
-Owns /stats/summary, /metrics/resource (what metrics-server scrapes for `kubectl top` and autoscalers),
-/metrics/cadvisor (the names dashboards know containers by) and /metrics (the kubelet itself). Reads cgroup v2 first and
-v1 else, never the runtime, whose own statistics cost a hundred times more. Promises no work between requests; what
-vanishes while it is read is left out. Called by `serve`.
+Owns the object's form. CPU and memory are read from cgroup files, never from the runtime, whose own statistics cost a
+hundred times more; disk is measured at most once a minute. Promises no work between requests; what vanishes while it is
+read is left out. Called by `serve`; `metrics` tells the same as text.
 
-Upstream: pkg/kubelet/server/stats/summary.go and pkg/kubelet/metrics/collectors/{resource,cri}_metrics.go.
+Upstream: pkg/kubelet/server/stats/summary.go.
 """
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from agent.kubelet import signals
+from agent.kubelet.accounting import Accounting
 from agent.kubelet.cgroups import Cgroups
-from agent.kubelet.model import ObservedContainer, ObservedPod
+from agent.kubelet.model import ObservedPod
+from agent.kubelet.runtime import CallError
+from agent.kubelet.usage import Traffic, Usage, Usages
+from agent.kubelet.victims import Use
 from controlplane.machinery.clock import SYSTEM, Clock, rfc3339
 
-Pods = Callable[[], Iterable[tuple[dict[str, Any], ObservedPod]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """CPU since the start in nanoseconds; memory in bytes, `working_set` without what the kernel could drop at once."""
-
-    cpu: int
-    memory: int
-    working_set: int
-    rss: int
-
-
-def keyed(text: str) -> dict[str, int]:
-    """`name number` lines, as cpu.stat and memory.stat are written."""
-    pairs = (line.split() for line in text.splitlines())
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdigit()}
-
-
-def usage_v2(cpu_stat: str, memory_current: str, memory_stat: str) -> Usage:
-    memory, details = int(memory_current), keyed(memory_stat)
-    return Usage(keyed(cpu_stat).get("usage_usec", 0) * 1000, memory,
-                 max(0, memory - details.get("inactive_file", 0)), details.get("anon", 0))
-
-
-def usage_v1(cpuacct_usage: str, memory_usage: str, memory_stat: str) -> Usage:
-    memory, details = int(memory_usage), keyed(memory_stat)
-    return Usage(int(cpuacct_usage), memory, max(0, memory - details.get("total_inactive_file", 0)),
-                 details.get("total_rss", 0))
-
-
-def usage_of_node(stat: str, meminfo: str, ticks: int) -> Usage:
-    """From /proc/stat and /proc/meminfo; `ticks` per second are the unit of the first."""
-    user, nice, system, _idle, _wait, irq, softirq, steal = (int(n) for n in stat.splitlines()[0].split()[1:9])
-    rows = (line.partition(":") for line in meminfo.splitlines())
-    kib = {name: int(rest.split()[0]) << 10 for name, _, rest in rows if rest}
-    used = kib["MemTotal"] - kib["MemFree"]
-    return Usage((user + nice + system + irq + softirq + steal) * 10**9 // ticks, used,
-                 kib["MemTotal"] - kib.get("MemAvailable", kib["MemFree"]), kib.get("AnonPages", 0))
+log = logging.getLogger(__name__)
+DISK_SECONDS = 60.0  # how old a measure of disk may be: upstream's volumeStatsAggPeriod
+Seen = tuple[dict[str, Any], ObservedPod]
+Pods = Callable[[], Iterable[Seen]]
 
 
 class Stats:
-    """Answers for one node. `pods` gives each pod with what the runtime has of it."""
+    """Answers for one node. `pods` gives each pod with what the runtime has of it; without `accounting` nothing is said
+    of the pods' disk, `root` is the kubelet's folder and `images()` where images lie."""
 
-    def __init__(self, node: str, pods: Pods, cgroups: Cgroups, clock: Clock = SYSTEM) -> None:
+    def __init__(self, node: str, pods: Pods, cgroups: Cgroups, clock: Clock = SYSTEM,
+                 accounting: Accounting | None = None, root: Path = Path("/"),
+                 images: Callable[[], tuple[str, int]] = lambda: ("", 0)) -> None:
         self._node, self._pods, self._cgroups, self._clock = node, pods, cgroups, clock
+        self._accounting, self._root, self._images = accounting, root, images
+        self._usages = Usages(cgroups)
         self._before: dict[str, tuple[float, int]] = {}  # of the last summary: when, and CPU; for rates
-
-    def _read(self, folder: str) -> Usage | None:
-        """Use of the cgroup at `folder`, relative to the mount; None when it is gone."""
-        top = self._cgroups.mount
-        try:
-            if self._cgroups.v2:
-                names = ("cpu.stat", "memory.current", "memory.stat")
-                return usage_v2(*((top / folder / name).read_text() for name in names))
-            return usage_v1((top / "cpuacct" / folder / "cpuacct.usage").read_text(),
-                            (top / "memory" / folder / "memory.usage_in_bytes").read_text(),
-                            (top / "memory" / folder / "memory.stat").read_text())
-        except (OSError, ValueError):
-            return None
-
-    def _pod(self, pod: dict[str, Any]) -> Usage | None:
-        return self._read(self._cgroups.folder(pod))
-
-    def _container(self, pod: dict[str, Any], container: ObservedContainer) -> Usage | None:
-        return self._read(self._cgroups.folder(pod, container.id))
-
-    def _host(self) -> Usage:
-        return usage_of_node(Path("/proc/stat").read_text(), Path("/proc/meminfo").read_text(),
-                             os.sysconf("SC_CLK_TCK"))
+        self._disks: dict[str, Use] = {}  # by pod uid
+        self._measured = -DISK_SECONDS
 
     async def summary(self) -> dict[str, Any]:
         """The object at /stats/summary."""
         now, seen = self._clock.now(), dict(self._before)
         self._before = {}
-        pods = []
-        for pod, observed in self._pods():
-            meta = pod["metadata"]
-            whole = self._pod(pod)
-            containers = [{"name": c.name, "startTime": rfc3339(c.started_at), **self._shown(c.id, used, now, seen)}
-                          for c in observed.containers if c.state == "running"
-                          and (used := self._container(pod, c)) is not None]
-            if whole is not None:
-                pods.append({"podRef": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
-                             "startTime": (pod.get("status") or {}).get("startTime"), "containers": containers,
-                             **self._shown(meta["uid"], whole, now, seen)})
-        return {"node": {"nodeName": self._node, **self._shown("", self._host(), now, seen)}, "pods": pods}
+        present = list(self._pods())
+        await self._measure(present)
+        pods = [told for pod, observed in present if (told := self._pod(pod, observed, now, seen))]
+        return {"node": self._of_node(now, seen), "pods": pods}
+
+    async def _measure(self, present: list[Seen]) -> None:
+        moment = self._clock.monotonic()
+        if self._accounting is None or moment - self._measured < DISK_SECONDS:
+            return
+        try:
+            uses = await self._accounting.disk(present)
+        except CallError as error:
+            log.debug("cannot measure the pods' disk: %s", error)
+            return
+        self._disks = {pod["metadata"]["uid"]: use for (pod, _), use in zip(present, uses)}
+        self._measured = moment
+
+    # --- the node
+
+    def _of_node(self, now: float, seen: dict[str, tuple[float, int]]) -> dict[str, Any]:
+        time = rfc3339(now)
+        running, limit = signals.processes()
+        groups = [{"name": "pods", **self._shown("/pods", used, now, seen)}
+                  ] if (used := self._usages.of(self._cgroups.top)) is not None else []
+        place, size = self._images()
+        space = self._filesystem(place or str(self._root), now)
+        return {"nodeName": self._node, "systemContainers": groups, **self._shown("", self._usages.host(), now, seen),
+                "network": _network(self._usages.network(), time), "fs": self._filesystem(str(self._root), now),
+                "runtime": {"imageFs": {**space, "usedBytes": size} if space and size else space,
+                            "containerFs": space},
+                "rlimit": {"time": time, "maxpid": limit, "curproc": running}}
+
+    def _filesystem(self, path: str, now: float) -> dict[str, Any]:
+        try:
+            space, inodes = signals.filesystem(path)
+        except OSError:
+            return {}
+        return {"time": rfc3339(now), "availableBytes": space.available, "capacityBytes": space.capacity,
+                "usedBytes": space.capacity - space.available, "inodesFree": inodes.available,
+                "inodes": inodes.capacity, "inodesUsed": inodes.capacity - inodes.available}
+
+    # --- pods
+
+    def _pod(self, pod: dict[str, Any], observed: ObservedPod, now: float,
+             seen: dict[str, tuple[float, int]]) -> dict[str, Any]:
+        meta, folder, time = pod["metadata"], self._cgroups.folder(pod), rfc3339(now)
+        whole, disk = self._usages.of(folder), self._disks.get(pod["metadata"]["uid"])
+        if whole is None:
+            return {}
+        containers = [{"name": c.name, "startTime": rfc3339(c.started_at), **self._shown(c.id, used, now, seen),
+                       **self._layer(disk, c.name, now)} for c in observed.containers if c.state == "running"
+                      and (used := self._usages.of(self._cgroups.folder(pod, c.id))) is not None]
+        told = {"podRef": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
+                "startTime": (pod.get("status") or {}).get("startTime"), "containers": containers,
+                **self._shown(meta["uid"], whole, now, seen),
+                "process_stats": {"process_count": self._cgroups.pids_of(pod)}}
+        running = next((c for c in observed.containers if c.state == "running"), None)
+        if running is not None and not pod["spec"].get("hostNetwork"):
+            told["network"] = _network(self._usages.network(self._cgroups.folder(pod, running.id)), time)
+        if disk is not None:
+            told["volume"] = [{"name": name, **self._filesystem(str(self._root), now), "usedBytes": size}
+                              for name, size in disk.volumes.items()]
+            told["ephemeral-storage"] = {**self._filesystem(str(self._root), now), "usedBytes": disk.disk}
+        return told
+
+    def _layer(self, disk: Use | None, name: str, now: float) -> dict[str, Any]:
+        """A container's own files and its logs."""
+        if disk is None or name not in disk.containers:
+            return {}
+        space = self._filesystem(str(self._root), now)
+        logs = disk.logs.get(name, 0)
+        return {"rootfs": {**space, "usedBytes": disk.containers[name] - logs}, "logs": {**space, "usedBytes": logs}}
 
     def _shown(self, key: str, used: Usage, now: float, seen: dict[str, tuple[float, int]]) -> dict[str, Any]:
         time = rfc3339(now)
@@ -115,104 +126,14 @@ class Stats:
         if key in seen and now > seen[key][0]:
             cpu["usageNanoCores"] = max(0, int((used.cpu - seen[key][1]) / (now - seen[key][0])))
         self._before[key] = (now, used.cpu)
-        return {"cpu": cpu, "memory": {"time": time, "usageBytes": used.memory, "workingSetBytes": used.working_set,
-                                       "rssBytes": used.rss}}
-
-    async def metrics(self) -> str:
-        """The text at /metrics/resource."""
-        samples: dict[str, list[str]] = {name: [] for name, _, _ in _METRICS}
-        stamp = int(self._clock.now() * 1000)
-
-        def add(kind: str, labels: str, used: Usage | None) -> None:
-            if used is not None:
-                samples[f"{kind}_cpu_usage_seconds_total"].append(f"{labels} {used.cpu / 1e9:.9g} {stamp}")
-                samples[f"{kind}_memory_working_set_bytes"].append(f"{labels} {used.working_set} {stamp}")
-
-        add("node", "", self._host())
-        for pod, observed in self._pods():
-            meta = pod["metadata"]
-            place = f'namespace="{meta["namespace"]}",pod="{meta["name"]}"'
-            whole = self._pod(pod)
-            add("pod", f"{{{place}}}", whole)
-            for container in observed.containers:
-                if container.state == "running":
-                    labels = f'{{container="{container.name}",{place}}}'
-                    add("container", labels, self._container(pod, container))
-                    samples["container_start_time_seconds"].append(f"{labels} {container.started_at:.3f} {stamp}")
-        samples["resource_scrape_error"].append(" 0")
-        return exposition(_METRICS, samples)
-
-    def cadvisor(self) -> str:
-        """The text at /metrics/cadvisor: pods (with an empty container) and their containers, by cAdvisor's names."""
-        samples: dict[str, list[str]] = {name: [] for name, _, _ in _CADVISOR}
-
-        def add(labels: str, used: Usage | None) -> None:
-            if used is not None:
-                samples["container_cpu_usage_seconds_total"].append(f'{{cpu="total",{labels}}} {used.cpu / 1e9:.9g}')
-                for name, value in (("usage_bytes", used.memory), ("working_set_bytes", used.working_set),
-                                    ("rss", used.rss)):
-                    samples[f"container_memory_{name}"].append(f"{{{labels}}} {value}")
-
-        for pod, observed in self._pods():
-            meta = pod["metadata"]
-            place = f'namespace="{meta["namespace"]}",pod="{meta["name"]}"'
-            add(f'container="",id="/{self._cgroups.folder(pod)}",image="",name="",{place}', self._pod(pod))
-            for c in observed.containers:
-                if c.state == "running":
-                    labels = (f'container="{c.name}",id="/{self._cgroups.folder(pod, c.id)}",image="{c.image}",'
-                              f'name="{c.id}",{place}')
-                    add(labels, self._container(pod, c))
-                    samples["container_start_time_seconds"].append(f"{{{labels}}} {c.started_at:.0f}")
-        samples["machine_cpu_cores"].append(f" {os.cpu_count() or 1}")
-        samples["machine_memory_bytes"].append(f" {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')}")
-        return exposition(_CADVISOR, samples)
-
-    def kubelet(self) -> str:
-        """The text at /metrics: what runs here, and what this process uses."""
-        seen = list(self._pods())
-        states = Counter(c.state for _, observed in seen for c in observed.containers)
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-        samples = {
-            "kubelet_node_name": [f'{{node="{self._node}"}} 1'],
-            "kubelet_running_pods": [f" {sum(any(c.state == 'running' for c in o.containers) for _, o in seen)}"],
-            "kubelet_running_containers": [f'{{container_state="{s}"}} {n}' for s, n in sorted(states.items())],
-            "process_cpu_seconds_total": [f" {(int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')}"],
-            "process_resident_memory_bytes": [f" {int(fields[21]) * os.sysconf('SC_PAGE_SIZE')}"],
-            "process_open_fds": [f" {len(os.listdir('/proc/self/fd'))}"]}
-        return exposition(_KUBELET, samples)
+        memory = {"time": time, "usageBytes": used.memory, "workingSetBytes": used.working_set,
+                  "rssBytes": used.rss, "pageFaults": used.faults, "majorPageFaults": used.major_faults}
+        if used.limit:
+            memory["availableBytes"] = max(0, used.limit - used.working_set)
+        return {"cpu": cpu, "memory": memory}
 
 
-def alive() -> str:
-    """The text at /metrics/slis: that it is asked and answers is the kubelet's one check."""
-    return exposition(_ALIVE, {"kubernetes_healthcheck": ['{name="ping",type="healthz"} 1']})
-
-
-def exposition(metrics: Iterable[tuple[str, str, str]], samples: dict[str, list[str]]) -> str:
-    """Prometheus' text of the metrics that have samples; a metric is its name, type and help."""
-    return "".join(f"# HELP {name} {text}\n# TYPE {name} {kind}\n" + "".join(f"{name}{s}\n" for s in samples[name])
-                   for name, kind, text in metrics if samples[name])
-
-
-_METRICS = (
-    *((f"{who}_{what}", kind, f"{text} of the {who}") for who in ("container", "node", "pod")
-      for what, kind, text in (("cpu_usage_seconds_total", "counter", "CPU time in core-seconds"),
-                               ("memory_working_set_bytes", "gauge", "Working set in bytes"))),
-    ("container_start_time_seconds", "gauge", "Start of the container in seconds since the epoch"),
-    ("resource_scrape_error", "gauge", "1 if something could not be read"))
-
-_CADVISOR = (
-    ("container_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed in seconds."),
-    ("container_memory_usage_bytes", "gauge", "Current memory usage in bytes, including all memory."),
-    ("container_memory_working_set_bytes", "gauge", "Current working set in bytes."),
-    ("container_memory_rss", "gauge", "Size of RSS in bytes."),
-    ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds."),
-    ("machine_cpu_cores", "gauge", "Number of logical CPU cores."),
-    ("machine_memory_bytes", "gauge", "Amount of memory installed on the machine."))
-_ALIVE = (("kubernetes_healthcheck", "gauge", "This metric records the result of a single healthcheck."),)
-_KUBELET = (
-    ("kubelet_node_name", "gauge", "The node's name. The count is always 1."),
-    ("kubelet_running_pods", "gauge", "Number of pods that have a running container"),
-    ("kubelet_running_containers", "gauge", "Number of containers by state"),
-    ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
-    ("process_resident_memory_bytes", "gauge", "Resident memory size in bytes."),
-    ("process_open_fds", "gauge", "Number of open file descriptors."))
+def _network(found: list[Traffic], time: str) -> dict[str, Any]:
+    shown = [{"name": t.name, "rxBytes": t.received, "rxErrors": t.receive_errors, "txBytes": t.sent,
+              "txErrors": t.send_errors} for t in found]
+    return {"time": time, **(shown[0] if shown else {}), "interfaces": shown}

@@ -29,6 +29,7 @@ class Use:
     pids: int = 0
     containers: Mapping[str, int] = field(default_factory=dict)  # writable layer and logs
     memories: Mapping[str, int] = field(default_factory=dict)
+    logs: Mapping[str, int] = field(default_factory=dict)  # of `containers` what are logs
     volumes: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, resource: str) -> int:

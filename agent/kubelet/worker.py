@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from agent.kubelet import lastwords, plan, status
@@ -102,6 +102,11 @@ class Worker:
     def granted(self) -> dict[str, Any]:
         """The pod with the resources this node has granted it."""
         return self.resizer.view(self.pod)
+
+    @property
+    def probed(self) -> Mapping[tuple[str, str, str], int]:
+        """How often each probe ended how: by container name, kind and outcome."""
+        return self._prober.results if hasattr(self, "_prober") else {}
 
     def wake(self) -> None:
         self._wake.set()

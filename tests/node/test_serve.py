@@ -17,6 +17,7 @@ import pytest
 from agent.kubelet.cgroups import Cgroups
 from agent.kubelet.images import Images
 from agent.kubelet.logrotate import Rotator
+from agent.kubelet.metrics import Metrics
 from agent.kubelet.model import SandboxSpec
 from agent.kubelet.runtime import Runtime
 from agent.kubelet.serve import Server, Settings
@@ -70,7 +71,8 @@ async def serving(host: Host, runtime: Runtime, script: str, folder: Path, **mor
     container = await runtime.create_container(sandbox, spec, host.shell(script, **more))
     await runtime.start_container(container)
     observed = (await runtime.observe(spec.uid))[spec.uid]
-    server = Server(runtime, lambda: [pod], settings, stats=Stats("node", lambda: [(pod, observed)], cgroups))
+    server = Server(runtime, lambda: [pod], settings, stats=Stats("node", lambda: [(pod, observed)], cgroups),
+                    metrics=Metrics("node", lambda: [(pod, observed)], cgroups))
     task = asyncio.create_task(server.run())
     try:
         async with asyncio.timeout(PATIENCE):
