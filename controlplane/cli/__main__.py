@@ -12,8 +12,8 @@ import sys
 
 from controlplane.machinery.errors import Finding
 
-COMMANDS = ("up", "down", "install", "token", "certs", "reset", "prepare", "doctor", "snapshot", "store", "status",
-            "kubeconfig", "image", "test", "why", "whatif", "simulate", "bench", "trace")
+COMMANDS = ("up", "down", "install", "token", "certs", "upgrade", "reset", "bundle", "support", "prepare", "doctor",
+            "snapshot", "store", "status", "kubeconfig", "image", "test", "why", "whatif", "simulate", "bench", "trace")
 
 
 def parser() -> argparse.ArgumentParser:

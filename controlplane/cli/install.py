@@ -21,10 +21,12 @@ def register(commands: argparse._SubParsersAction) -> None:
     server = roles.add_parser("server", help="a cluster of its own, which others can join")
     flags.node_flags(server)
     flags.server_flags(server)
+    flags.bundle_flag(server)
     server.set_defaults(run=run_server)
     agent = roles.add_parser("agent", help="a node of a cluster that is there")
     flags.node_flags(agent)
     flags.join_flags(agent)
+    flags.bundle_flag(agent)
     agent.set_defaults(run=run_agent)
 
 
@@ -36,8 +38,10 @@ def run_server(args: argparse.Namespace) -> int:
     wanted = replace(commands.node_settings(args), service_range=args.service_cidr, cluster_range=args.cluster_cidr,
                      cluster_domain=args.cluster_domain)
     kept = install.look(layout.paths, wanted)
-    install.put(layout, kept or wanted, services, step)
+    _check_bundle(args)
+    install.put(layout, kept or wanted, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
+    _bundled_images(args, layout, now)
     asyncio.run(_finish(layout, now))
     say()
     say(good("This server is ready.") + " Go on with:")
@@ -45,6 +49,23 @@ def run_server(args: argparse.Namespace) -> int:
     say("  pelamis token create        prints the command that lets another host join")
     say("  pelamis doctor; pelamis status")
     return 0
+
+
+def _check_bundle(args: argparse.Namespace) -> None:
+    if args.bundle is not None:
+        from controlplane.hosts import bundle
+        with step(f"checking {args.bundle}"):
+            bundle.check(args.bundle)
+
+
+def _bundled_images(args: argparse.Namespace, layout: Layout, now: Settings) -> None:
+    if args.bundle is not None:
+        from pathlib import Path
+
+        from controlplane.hosts import bundle
+        socket = Path(now.runtime) if now.runtime else layout.paths.containerd_socket
+        with step("importing the bundle's images"):
+            asyncio.run(bundle.import_images(args.bundle, socket))
 
 
 async def _finish(layout: Layout, now: Settings) -> None:
@@ -67,14 +88,16 @@ def run_agent(args: argparse.Namespace) -> int:
     required()
     layout, services = commands.fresh_layout(), Services()
     kept = install.look(layout.paths, joining.asked(args))
+    _check_bundle(args)
     if kept is None:
         with step(f"asking {args.server} to be a node"):
             joined = asyncio.run(joining.join(args))
         kept = joined.settings
         install.note(layout)
         joining.keep(layout.paths, joined)
-    install.put(layout, kept, services, step)
+    install.put(layout, kept, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
+    _bundled_images(args, layout, now)
     with step(f"waiting for node {now.node_name} to be ready"):
         asyncio.run(joining.ready(layout.paths, now))
     say()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from controlplane.cli import preflight, settings
 from controlplane.cli.settings import Settings
@@ -17,6 +18,11 @@ def node_flags(parser: argparse.ArgumentParser) -> None:
     add("--node-ip", default="", help="the address others reach this node at (default: that of the way out)")
     add("--container-runtime-endpoint", default="", metavar="SOCKET",
         help="use this container runtime, which is checked and left as it is (default: an own instance of containerd)")
+
+
+def bundle_flag(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, metavar="FOLDER",
+                        help="take packages and images from this unpacked bundle: no network is needed")
 
 
 def server_flags(parser: argparse.ArgumentParser) -> None:

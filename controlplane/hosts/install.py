@@ -45,12 +45,14 @@ def look(paths: Paths, wanted: Settings | None) -> Settings | None:
     return kept
 
 
-def put(layout: Layout, wanted: Settings, services: Services, step: Step, source: Path = product.SOURCE) -> None:
-    """Everything on the disk, nothing started. `layout.version` is the program's in `source`."""
+def put(layout: Layout, wanted: Settings, services: Services, step: Step, source: Path = product.SOURCE,
+        bundled: Path | None = None) -> None:
+    """Everything on the disk, nothing started. `layout.version` is the program's in `source`; packages come from the
+    unpacked bundle `bundled`, or from Debian."""
     ledger = Ledger(layout.paths.ledger)
     note(layout)
     if layout.paths.root == Path("/"):
-        _packages(ledger, wanted, step)
+        _packages(ledger, wanted, step, bundled)
     with step(f"installing version {layout.version}"):
         product.install(layout, ledger, source)
         product.use(layout, ledger)
@@ -115,12 +117,16 @@ def note(layout: Layout) -> None:
     os.replace(fresh, layout.before)
 
 
-def _packages(ledger: Ledger, wanted: Settings, step: Step) -> None:
+def _packages(ledger: Ledger, wanted: Settings, step: Step, bundled: Path | None) -> None:
     from controlplane.cli import packages
     lacking = [p for p in packages.missing() if not wanted.runtime or p not in ("containerd", "runc")]
     if lacking:
-        with step(f"installing {', '.join(lacking)} from Debian"):
-            packages.install(lacking, ledger)
+        with step(f"installing {', '.join(lacking)} from {bundled or 'Debian'}"):
+            if bundled is not None:
+                from controlplane.hosts import bundle
+                bundle.install_packages(bundled, lacking, ledger)
+            else:
+                packages.install(lacking, ledger)
 
 
 def _users(ledger: Ledger, wanted: Settings, services: Services) -> None:

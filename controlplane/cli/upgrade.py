@@ -1,0 +1,56 @@
+"""`pelamis upgrade`: this checkout's version in the place of the installed one; back to the old one when it fails."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING
+
+from controlplane.cli.output import good, say, step
+
+if TYPE_CHECKING:
+    from controlplane.cli.settings import Settings
+
+
+def register(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser("upgrade", help="run this version on this host from now on: the server first")
+    parser.add_argument("--back", action="store_true", help="go back to the version before")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from controlplane.cli import preflight, settings
+    from controlplane.hosts import commands, upgrade
+    from controlplane.hosts.services import Services, required
+    preflight.check_root()
+    required()
+    installed, services = commands.layout(), Services()
+    commands.needs_install(installed)
+    kept = settings.load(installed.settings)
+    assert kept is not None
+    if args.back:
+        say(good(f"{upgrade.back(installed, kept, services, step)} runs here again."))
+        return 0
+    new = commands.fresh_layout()
+    if new.version == installed.version:
+        say(f"{new.version} runs here already")
+        return 0
+    preflight.check_disk(installed.paths)
+    if kept.server:
+        upgrade.allowed(new, asyncio.run(upgrade.server_version(installed, kept)))
+    upgrade.upgrade(new, kept, services, step)
+    if not kept.server:
+        asyncio.run(_tell(new.version, kept))
+    say(good(f"{new.version} runs here.") + f" {installed.version} is kept: pelamis upgrade --back")
+    return 0
+
+
+async def _tell(version: str, kept: Settings) -> None:
+    """The cluster says from now on that it runs this version: agents may follow."""
+    from controlplane.client.config import load
+    from controlplane.client.rest import Client
+    from controlplane.hosts import membership
+    from controlplane.machinery.paths import Paths
+    paths = Paths.from_environment()
+    async with Client(load(paths.admin_kubeconfig), user_agent="pelamis-upgrade") as client:
+        await membership.welcome(client, paths, kept, version)

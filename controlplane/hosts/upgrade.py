@@ -1,0 +1,163 @@
+"""Another version of the program on this host: installed beside the old one, used, and given up when it fails.
+
+Owns the order: is it allowed (a server before its agents, at most one minor version apart), a backup of the store, the
+new folder, units, the restart of our own processes, the health check, and the way back with the very unit files that
+were there. Promises that no container is restarted: containerd is started anew only when its unit changed, and
+containers outlive that too. Called by the command `upgrade`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from controlplane.cli.settings import Settings
+from controlplane.doctor.checks import compatible
+from controlplane.hosts import install, membership, options, product
+from controlplane.hosts.layout import Layout, unit
+from controlplane.hosts.services import Services
+from controlplane.machinery.clock import SYSTEM
+from controlplane.machinery.errors import ApiError, Finding
+from controlplane.machinery.resources import named
+from netsetup.ledger import Ledger
+
+Step = Callable[[str], AbstractContextManager[None]]
+HEALTHY_SECONDS = 90.0  # for the node to be ready in the eyes of its server
+PAUSE = 0.5
+
+
+def upgrade(new: Layout, kept: Settings, services: Services, step: Step, source: Path = product.SOURCE) -> None:
+    """Take `new.version`, whose program is in `source`, into use. Raises Finding; then the old version runs again."""
+    old = Layout(new.paths, new.installed)
+    if not kept.server:
+        with step("backing up the store"):
+            _backup(new)
+    with step(f"installing version {new.version} beside {old.version}"):
+        product.install(new, Ledger(new.paths.ledger), source)
+    switch(old, new, kept, services, step)
+    _forget(new, old)
+
+
+def back(layout: Layout, kept: Settings, services: Services, step: Step) -> str:
+    """Take the version before into use again; its name. Raises Finding when there is none."""
+    others = [p for p in _versions(layout) if p.name != layout.version]
+    if not others:
+        raise Finding("there is no version to go back to", f"{layout.library} holds only {layout.version}",
+                      "upgrade from a checkout of the version you want")
+    target = Layout(layout.paths, others[0].name)
+    switch(layout, target, kept, services, step)
+    return target.version
+
+
+def switch(old: Layout, new: Layout, kept: Settings, services: Services, step: Step) -> None:
+    """Run `new`, or `old` again when it does not become healthy."""
+    before = {path: path.read_text() for path in old.units.glob("pelamis*") if path.is_file()}
+    try:
+        with step(f"starting {new.version}; containers run on"):
+            _use(new, kept, services, before)
+        with step("looking whether it is healthy"):
+            install.wait(new, kept, services)
+            asyncio.run(healthy(new, kept))
+    except Finding as finding:
+        with step(f"going back to {old.version}"):
+            for path, text in before.items():
+                path.write_text(text)
+            product.use(old, Ledger(old.paths.ledger))
+            services.reload()
+            services.restart(*_processes(old, kept))
+            install.wait(old, kept, services)
+        why = finding.fact + (f": {finding.because}" if finding.because else "")
+        raise Finding(f"version {new.version} is not healthy, {old.version} runs again", why, finding.fix) from finding
+
+
+def allowed(new: Layout, server_version: str) -> None:
+    """Raises Finding when this agent would be newer than its server, or too old for it. Versions may carry a digest."""
+    wanted, serving = (v.partition("+")[0] for v in (new.version, server_version))
+    if serving and not compatible(wanted, serving):
+        raise Finding(f"the server runs {serving}, and this would be {wanted}",
+                      "an agent may be one minor version older than its server, and never newer",
+                      "upgrade the server first")
+
+
+async def server_version(layout: Layout, kept: Settings) -> str:
+    """What the cluster says it runs; "" when it does not tell."""
+    import json
+
+    from controlplane.client.config import load
+    from controlplane.client.rest import Client
+    try:
+        async with Client(load(layout.paths.kubeconfig("node")), user_agent="pelamis-upgrade") as client:
+            info = await client.get(named("configmaps"), membership.INFO, "kube-public")
+        return str(json.loads(info["data"]["pelamis"])["version"])
+    except (KeyError, ValueError):
+        return ""
+    except ApiError as error:
+        raise Finding(f"{kept.server} does not answer", str(error),
+                      "an agent is upgraded while its server runs") from None
+
+
+async def healthy(layout: Layout, kept: Settings) -> None:
+    """The node must be ready, by a report made after this moment. Raises Finding."""
+    from controlplane.client.config import load
+    from controlplane.client.rest import Client
+    from controlplane.machinery import objects
+    begun, deadline, last = SYSTEM.now(), SYSTEM.monotonic() + HEALTHY_SECONDS, ""
+    async with Client(load(layout.paths.kubeconfig("node")), user_agent="pelamis-upgrade") as client:
+        while SYSTEM.monotonic() < deadline:
+            try:
+                node = await client.get(named("nodes"), kept.node_name)
+                lease = await client.get(named("leases.coordination.k8s.io"), kept.node_name, "kube-node-lease")
+                ready = objects.condition(node, "Ready") or {}
+                if ready.get("status") == "True" and _renewed(lease) >= begun:
+                    return
+                last = ready.get("message", "it has not reported since")
+            except ApiError as error:
+                last = str(error)
+            await SYSTEM.sleep(PAUSE)
+    raise Finding(f"node {kept.node_name} is not ready", last, "journalctl -b -n 50 -u pelamis-agent")
+
+
+def _renewed(lease: dict[str, dict[str, str]]) -> float:
+    from controlplane.machinery.clock import parse_rfc3339
+    return parse_rfc3339(lease["spec"]["renewTime"]) + 1.0  # clocks and their rounding
+
+
+def _use(new: Layout, kept: Settings, services: Services, before: dict[Path, str]) -> None:
+    ledger = Ledger(new.paths.ledger)
+    product.use(new, ledger)
+    install.write_units(new, kept, ledger)
+    options.write(new, install.components(new, kept))
+    services.reload()
+    names = _processes(new, kept)
+    runtime = new.units / unit("containerd")
+    if not kept.runtime and runtime.read_text() != before.get(runtime):
+        names = [unit("containerd"), *names]
+    services.restart(*names)
+
+
+def _processes(layout: Layout, kept: Settings) -> list[str]:
+    return [unit(c.name) for c in install.components(layout, kept) if c.name != "containerd"]
+
+
+def _backup(layout: Layout) -> None:
+    from controlplane.store import backup
+    folder = layout.paths.lib / "snapshots"
+    Ledger(layout.paths.ledger).make_directory(folder, 0o700)
+    backup.save(layout.paths.store, folder, SYSTEM.now())
+
+
+def _versions(layout: Layout) -> list[Path]:
+    """The folders of whole versions, newest first."""
+    found = [p for p in layout.library.iterdir() if p.is_dir() and not p.is_symlink() and not p.name.startswith(".")]
+    return sorted(found, key=lambda p: p.stat().st_mtime, reverse=True)
+
+
+def _forget(new: Layout, old: Layout) -> None:
+    """Remove versions beyond those in use and before."""
+    keep = {new.version, old.version}
+    for folder in _versions(new):
+        if folder.name not in keep:
+            shutil.rmtree(folder)
