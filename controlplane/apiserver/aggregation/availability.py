@@ -35,6 +35,8 @@ LOG = logging.getLogger("apiserver")
 AGAIN_SECONDS = 30.0  # between two looks at a server that answers; upstream's resync
 FIRST_SECONDS = 1.0  # after a first failure, then twice that and so on up to AGAIN_SECONDS
 ANSWER_SECONDS = 5.0  # for discovery; upstream's bound
+MAX_KINDS = 2000  # entries of one group-version: upstream's largest has some 50
+_TEXTS, _LISTS = ("name", "kind", "group", "version", "singularName"), ("verbs", "shortNames", "categories")
 USER = User("system:kube-aggregator", groups=("system:masters",))
 Object = dict[str, Any]
 
@@ -73,7 +75,8 @@ def judge(reference: tuple[str, str, int], service: Object | None, slices: list[
 
 
 def resources_of(body: bytes) -> list[Object] | None:
-    """The entries of an APIResourceList, None when the answer is none."""
+    """The well-formed entries of an APIResourceList, None when the answer is none: it becomes part of documents that
+    every client reads. Pure."""
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -81,7 +84,10 @@ def resources_of(body: bytes) -> list[Object] | None:
     listed = found.get("resources") if isinstance(found, dict) else None
     if not isinstance(listed, list):
         return None
-    return [r for r in listed if isinstance(r, dict) and isinstance(r.get("name"), str) and r.get("kind")]
+    return [entry for entry in listed[:MAX_KINDS] if isinstance(entry, dict) and entry.get("name") and entry.get("kind")
+            and all(isinstance(entry.get(field) or "", str) for field in _TEXTS)
+            and all(isinstance(entry.get(field) or [], list) and all(isinstance(v, str) for v in entry.get(field) or [])
+                    for field in _LISTS)]
 
 
 class Checks:

@@ -5,8 +5,10 @@ import base64
 import contextlib
 import ssl
 
+import orjson
 from aiohttp import web
 
+from controlplane.apiserver.aggregation.availability import resources_of
 from controlplane.machinery import apiservices
 from controlplane.pki.authority import Authority
 from tests.unit.apiserver.harness import DEADLINE, serving
@@ -252,3 +254,12 @@ def test_what_an_apiservice_may_not_say():
             assert [c["field"] for c in said["details"]["causes"]] == [
                 "metadata.name", "spec.version", "spec.groupPriorityMinimum", "spec.insecureSkipTLSVerify"]
     asyncio.run(main())
+
+
+def test_what_a_server_lists_wrongly_is_left_out():
+    right = {"name": "a", "kind": "A", "verbs": ["get"]}
+    for wrong in ({"name": "b"}, {"name": 1, "kind": "B"}, {"name": "b", "kind": {}}, [], "b",
+                  {"name": "b", "kind": "B", "verbs": "get"}, {"name": "b", "kind": "B", "shortNames": [1]}):
+        assert resources_of(orjson.dumps({"resources": [right, wrong]})) == [right], wrong
+    for answer in (b"no", b"[]", b"{}", b'{"resources": 1}'):
+        assert resources_of(answer) is None
