@@ -92,18 +92,21 @@ def tolerates(toleration: Obj, taint: Obj) -> bool:
     return bool(toleration.get("key")) and (toleration.get("value") or "") == (taint.get("value") or "")
 
 
-def evict_at(pod: Obj, node: Obj, now: float) -> float | None:
-    """When (wall seconds) the node's NoExecute taints drive the pod away: `now` at once, None never."""
+def evict_at(pod: Obj, node: Obj, seen: float) -> float | None:
+    """When (wall seconds) the node's NoExecute taints drive the pod away, None never.
+
+    `seen`, since when they are known to, stands for what a taint does not say, and is the answer when one is not
+    tolerated at all."""
     executing = [t for t in objects.get(node, "spec.taints", []) if t.get("effect") == "NoExecute"]
     tolerations = objects.get(pod, "spec.tolerations", [])
     leave: float | None = None
     for taint in executing:
         matching = [t for t in tolerations if tolerates(t, taint)]
         if not matching:
-            return now
+            return seen
         limits = [max(0, t["tolerationSeconds"]) for t in matching if t.get("tolerationSeconds") is not None]
         if limits:
-            since = parse_rfc3339(taint["timeAdded"]) if taint.get("timeAdded") else now
+            since = parse_rfc3339(taint["timeAdded"]) if taint.get("timeAdded") else seen
             when = since + min(limits)
             leave = when if leave is None else min(leave, when)
     return leave

@@ -26,7 +26,7 @@ class TaintEviction(Controller):
         self.nodes = context.informer(NODES)
         self.pods = context.informer(PODS, node=by_node)
         super().__init__(context, self.nodes, self.pods)
-        self._doomed: set[tuple[str, str]] = set()  # pods that go when their time is over
+        self._doomed: dict[tuple[str, str], float] = {}  # pods that go when their time is over -> since when (wall)
         self.nodes.subscribe(self._node_changed)
         self.pods.subscribe(self._pod_changed)
 
@@ -40,7 +40,7 @@ class TaintEviction(Controller):
         def seen(pod: Obj) -> tuple[Any, Any]:
             return objects.get(pod, "spec.nodeName"), objects.get(pod, "spec.tolerations")
         if kind == "DELETED":
-            self._doomed.discard(objects.key(new))
+            self._doomed.pop(objects.key(new), None)
             return
         node = self.nodes.get("", objects.get(new, "spec.nodeName", ""))
         if node is not None and objects.get(node, "spec.taints") and (old is None or seen(old) != seen(new)):
@@ -52,15 +52,15 @@ class TaintEviction(Controller):
             return None
         node = self.nodes.get("", objects.get(pod, "spec.nodeName", ""))
         now = self.clock.now()
-        when = health.evict_at(pod, node, now) if node is not None else None
+        since = self._doomed.get(key, now)  # few taints say when they were added
+        when = health.evict_at(pod, node, since) if node is not None else None
         if when is None:
-            if key in self._doomed:
-                self._doomed.discard(key)
+            if self._doomed.pop(key, None) is not None:
                 self.recorder.event(pod, "Normal", "TaintManagerEviction",
                                     f"Cancelling deletion of Pod {key[0]}/{key[1]}")
             return None
         if when > now:
-            self._doomed.add(key)
+            self._doomed[key] = since
             return when - now
         self.recorder.event(pod, "Normal", "TaintManagerEviction", f"Marking for deletion Pod {key[0]}/{key[1]}")
         condition = {"type": "DisruptionTarget", "status": "True", "reason": "DeletionByTaintManager",

@@ -12,7 +12,7 @@ from controlplane.machinery import objects
 from controlplane.machinery.clock import FakeClock, settle
 from controlplane.machinery.resources import named
 from tests.unit.apiserver.harness import pod, serving
-from tests.unit.controllers.cluster import PODS, Cluster
+from tests.unit.controllers.cluster import PODS, Cluster, cluster
 
 NODES, LEASES = named("nodes"), named("leases.coordination.k8s.io")
 TOLERATED = 300  # seconds: what admission gives every pod
@@ -104,3 +104,26 @@ def test_the_more_nodes_fall_silent_the_slower_their_pods_are_moved():
     assert zones.rate(4, 6) == 0.0 and zones.rate(40, 60) == zones.SLOW_RATE
     silent = node("a", "Unknown")
     assert [t["effect"] for t in health.taints(silent, "t", False)] == ["NoSchedule"]
+
+
+def test_a_taint_that_does_not_say_when_it_was_added_counts_from_when_it_is_seen():
+    async def main():
+        async with cluster(kubelet=False) as c:
+            await c.until(lambda: c.of("serviceaccounts").get("default", "default"))
+            taint = {"key": "evict", "value": "yes", "effect": "NoExecute"}
+            await c.client.create(NODES, {"metadata": {"name": "n"}, **ready()})
+            for name, seconds in (("brief", 1), ("long", 100)):
+                made = pod(name, nodeName="n", tolerations=[{**taint, "tolerationSeconds": seconds}])
+                made["metadata"]["namespace"] = "default"
+                await c.client.create(PODS, made)
+            await c.client.patch(NODES, "n", {"spec": {"taints": [taint]}})
+            await c.until(lambda: objects.deleting(c.pods.get("default", "brief")))
+            assert objects.condition(c.pods.get("default", "brief"), "DisruptionTarget")["reason"] == \
+                "DeletionByTaintManager"
+            await c.client.patch(NODES, "n", {"spec": {"taints": None}}, kind="merge")
+            events = c.of("events")
+            events.subscribe(lambda *_: c.changed.set())
+            await c.until(lambda: [e for e in events.items() if e.get("message") == "Cancelling deletion of Pod "
+                                   "default/long"])
+            assert not objects.deleting(c.pods.get("default", "long"))
+    asyncio.run(main())
