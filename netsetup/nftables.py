@@ -17,8 +17,9 @@ import socket
 import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from netsetup.nftexpr import number, verdict
+from netsetup.nftexpr import DROP, GOTO, number, verdict
 from netsetup.rtnetlink import attribute, attributes, nested
 
 NETLINK_NETFILTER, SUBSYSTEM = 12, 10
@@ -291,8 +292,14 @@ def _element(key: bytes, value: Value) -> bytes:
         data = len(value)
         return (_KEY.pack(20 + size + data, 0x8001, 8 + size, 0x8001, 4 + size, 1) + key
                 + _PLAIN.pack(8 + data, 0x8002, 4 + data, 1) + value)
-    body = nested(2, verdict(-4, value) if value else verdict(0))
+    body = _target(value)
     return _KEY.pack(12 + size + len(body), 0x8001, 8 + size, 0x8001, 4 + size, 1) + key + body
+
+
+@lru_cache(maxsize=1024)  # of the few shared chains that most elements lead to
+def _target(chain: str) -> bytes:
+    """The data of an element that leads to a chain; "" drops."""
+    return nested(2, verdict(GOTO, chain) if chain else verdict(DROP))
 
 
 def delete(name: str, families: Sequence[int] = (4, 6)) -> int:

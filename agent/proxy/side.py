@@ -9,7 +9,9 @@ Called by `proxy`, which has one per family.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from agent.proxy import conntrack, iptables, maps, nftables, rules
@@ -18,6 +20,7 @@ from netsetup import xtables
 from netsetup.ledger import Ledger
 
 MODES = ("iptables", "nftables")
+MANY = 500  # services from which on a load is worth `uncollected`
 
 
 class Planner(Protocol):
@@ -34,6 +37,20 @@ class Writer(Protocol):
     def intact(self) -> bool: ...
     def leave(self) -> None: ...
     def close(self) -> None: ...
+
+
+@contextmanager
+def uncollected(many: bool) -> Iterator[None]:
+    """Work without the collector of cyclic garbage: a full load makes hundreds of thousands of objects that all stay,
+    and looking through them again and again takes longer than making them."""
+    if not many or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 class Side:
@@ -57,6 +74,10 @@ class Side:
 
     def plan(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> list[tuple[ServicePort, ...]]:
         """Take what some services want now; the old and new ports of those that changed."""
+        with uncollected(len(services) >= MANY):
+            return self._take(services)
+
+    def _take(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> list[tuple[ServicePort, ...]]:
         changed = {key: ports for key, ports in services.items() if ports != self.ports.get(key, ())}
         seen = [*changed.values(), *(self.ports[key] for key in changed if key in self.ports)]
         for key, ports in changed.items():
@@ -82,7 +103,8 @@ class Side:
         if self._first:
             self.writer.leave()
         if whole:
-            self.writer.load(self._planner.everything())
+            with uncollected(len(self.ports) >= MANY):
+                self.writer.load(self._planner.everything())
         else:
             self.writer.apply(self._change)
         self._whole = self._first = False
