@@ -36,6 +36,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     preflight.check_root()
     paths = Paths.from_environment()
+    _not_installed(paths)
     if control.status(paths) is None and control.survivors(paths):
         control.start(paths, paths.etc / "components.json")  # it adopts them, so that they end in order
     if control.status(paths) is None:
@@ -46,6 +47,14 @@ def run(args: argparse.Namespace) -> int:
         kill_shims(paths)
         return _undo(paths, args.keep_packages)
     return 0
+
+
+def _not_installed(paths: Paths) -> None:
+    """What systemd runs is not ours to stop here."""
+    from controlplane.hosts.layout import TARGET, Layout
+    if Layout(paths).installed:
+        raise Finding("this node was made by `pelamis install`", "systemd runs it",
+                      f"systemctl stop {TARGET} stops it, pelamis reset undoes the install")
 
 
 def _stop(paths: Paths, by_force: bool) -> None:

@@ -39,6 +39,7 @@ def run_server(args: argparse.Namespace) -> int:
                      cluster_domain=args.cluster_domain)
     kept = install.look(layout.paths, wanted)
     _check_bundle(args)
+    _check_runtime(kept or wanted, layout)
     install.put(layout, kept or wanted, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
     _bundled_images(args, layout, now)
@@ -56,6 +57,15 @@ def _check_bundle(args: argparse.Namespace) -> None:
         from controlplane.hosts import bundle
         with step(f"checking {args.bundle}"):
             bundle.check(args.bundle)
+
+
+def _check_runtime(wanted: Settings, layout: Layout) -> None:
+    if wanted.runtime:
+        from pathlib import Path
+
+        from controlplane.hosts import foreign
+        with step(f"looking at the container runtime at {wanted.runtime}"):
+            asyncio.run(foreign.look(Path(wanted.runtime), layout.paths))
 
 
 def _bundled_images(args: argparse.Namespace, layout: Layout, now: Settings) -> None:
@@ -95,6 +105,7 @@ def run_agent(args: argparse.Namespace) -> int:
         kept = joined.settings
         install.note(layout)
         joining.keep(layout.paths, joined)
+    _check_runtime(kept, layout)
     install.put(layout, kept, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
     _bundled_images(args, layout, now)

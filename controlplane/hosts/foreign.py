@@ -1,0 +1,66 @@
+"""A container runtime that was there before us: looked at, told what it lacks, never changed.
+
+Owns what its configuration must say for our pods. `faults` is pure over what the runtime tells of itself (CRI's
+verbose status); containerd tells its whole configuration, CRI-O little, and what is not told is not judged. Called by
+`install` when `--container-runtime-endpoint` is given.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
+
+ASK_SECONDS = 10.0
+LEAST = {"containerd": (1, 6), "cri-o": (1, 26)}
+
+
+def faults(name: str, version: str, info: dict[str, str], paths: Paths, systemd: bool) -> list[Finding]:
+    """What of the runtime does not fit, each with the lines to write. `systemd` says who makes control groups here."""
+    found = []
+    numbers = tuple(int(part) for part in version.lstrip("v").split(".")[:2] if part.isdigit())
+    least = LEAST.get(name)
+    if least and len(numbers) == 2 and numbers < least:
+        found.append(Finding(f"{name} is {version}", f"the oldest that works is {least[0]}.{least[1]}",
+                             f"upgrade {name}"))
+    config: dict[str, Any] = json.loads(info.get("config") or "{}")
+    if not config:
+        return found
+    cni = config.get("cni") or {}
+    wanted = {"conf_dir": str(paths.cni_conf), "bin_dir": str(paths.cni_bin)}
+    has = {"conf_dir": cni.get("confDir", wanted["conf_dir"]),
+           "bin_dir": (cni.get("binDirs") or [cni.get("binDir", wanted["bin_dir"])])[0]}
+    wrong = [key for key in wanted if has[key] != wanted[key]]
+    if wrong:
+        lines = "\n".join(f'    {key} = "{wanted[key]}"' for key in wanted)
+        found.append(Finding(f"{name} looks for pod networks in {has['conf_dir']}",
+                             "its pods would be on another network than the cluster's",
+                             f"in its configuration, below [plugins.….cni]:\n{lines}\n  then restart it"))
+    options = (((config.get("containerd") or {}).get("runtimes") or {}).get("runc") or {}).get("options") or {}
+    if bool(options.get("SystemdCgroup", systemd)) != systemd:
+        found.append(Finding(f"{name} makes control groups {'itself' if systemd else 'by systemd'}",
+                             "two masters of one tree lose pods' limits", "below runtimes.runc.options: SystemdCgroup "
+                             f"= {str(systemd).lower()}, then restart it"))
+    return found
+
+
+async def look(socket: Path, paths: Paths) -> None:
+    """Raises the first Finding about the runtime at `socket`."""
+    import grpc.aio
+
+    from agent.kubelet.containerd import systemd_cgroups
+    from cri_proto.client import Connection, describe
+    from cri_proto.messages import cri
+    try:
+        async with Connection(socket) as connection:
+            version = await connection.runtime.Version(cri.VersionRequest(version="v1"), timeout=ASK_SECONDS)
+            status = await connection.runtime.Status(cri.StatusRequest(verbose=True), timeout=ASK_SECONDS)
+    except (OSError, grpc.aio.AioRpcError) as error:
+        said = describe(error) if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        raise Finding(f"no container runtime answers at {socket}", said,
+                      "start it, or leave --container-runtime-endpoint out") from None
+    for finding in faults(version.runtime_name, version.runtime_version, dict(status.info), paths, systemd_cgroups()):
+        raise finding
