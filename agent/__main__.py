@@ -35,6 +35,7 @@ class Agent:
         self.options, self.paths = options, paths
         self.ready = asyncio.Event()
         self._clients: dict[str, Any] = {}  # by the identity they have
+        self._keeping: Any = None
 
     async def run(self) -> None:
         from controlplane.client import config as kubeconfig
@@ -44,6 +45,11 @@ class Agent:
         async with Connection(self.options.socket) as connection, \
                 Client(kubeconfig.load(self.options.kubeconfig), user_agent="kubelet") as client:
             await self._parts(connection, client)
+
+    async def end_pods(self) -> None:
+        """The host goes down: end every pod, where SIGTERM says so."""
+        if self._keeping is not None and self.options.keeping.shutdown_on_sigterm:
+            await self._keeping.shutdown.end()
 
     async def _parts(self, connection: Any, client: Any) -> None:
         """Build everything and run it in one group: if one part fails, all end and the supervisor starts anew."""
@@ -96,7 +102,7 @@ class Agent:
                                         strict_groups=context.node.strict_groups)
         node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
-        keeping = Housekeeping(context, kubelet, node)
+        keeping = self._keeping = Housekeeping(context, kubelet, node)
         server = self._server(runtime, kubelet, client, context.cgroups, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
@@ -221,6 +227,8 @@ async def run(options: Options, paths: Paths) -> int:
         notify(READY)
         await asyncio.wait((work, stopped), return_when=asyncio.FIRST_COMPLETED)
     notify(STOPPING)
+    if not work.done():
+        await agent.end_pods()
     for task in (stopped, ready, work, watchdog):
         task.cancel()
     await asyncio.gather(stopped, ready, work, watchdog, return_exceptions=True)

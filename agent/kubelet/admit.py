@@ -46,11 +46,14 @@ class Place:
     apparmor: bool = False  # whether the kernel enforces it
     strict_groups: bool = False  # whether the runtime can keep the image's own groups away
     pressures: frozenset[str] = frozenset()  # what the node runs short of, as its conditions say
+    closing: bool = False  # the host is about to go down
 
 
 def judge(pod: dict[str, Any], others: Iterable[dict[str, Any]], place: Place) -> tuple[str, str] | None:
     """None when `pod` may run beside `others`, else (reason, message) of its failure."""
     others = list(others)
+    if place.closing:
+        return "NodeShutdown", "Pod was rejected as the node is shutting down."
     return (_pressure(pod, place.pressures) or _system(pod) or _sysctls(pod, place) or _unsupported(pod, place)
             or _fit(pod, others, place) or _ports(pod, others) or _affinity(pod, place))
 

@@ -1,4 +1,4 @@
-"""The node's housekeeping, put together: evictions, the collection of images, and the weights of its cgroups.
+"""The node's housekeeping, put together: evictions, images, shutdowns, and the weights of its cgroups.
 
 Owns the wiring of these to the pods' workers, the runtime and the node's events, and the two groups below the pods'
 own: BestEffort pods get what is left, Burstable ones what they asked for. Run by the agent.
@@ -18,6 +18,7 @@ from agent.kubelet.context import Context
 from agent.kubelet.eviction import Evictions
 from agent.kubelet.kubelet import Kubelet
 from agent.kubelet.node import NodeAgent
+from agent.kubelet.shutdown import Shutdown
 
 log = logging.getLogger(__name__)
 WEIGH_SECONDS = 60.0  # upstream's
@@ -34,6 +35,8 @@ class Housekeeping:
         self.evictions = Evictions(self._keeping, lambda: signals.read(root, lambda: self.collector.place),
                                    kubelet.workers, self.accounting, self.collector.reclaim, self._tell, node.check,
                                    context.clock)
+        self.shutdown = Shutdown(self._keeping, kubelet.workers, node.check, context.clock)
+        node.closing = lambda: self.shutdown.going
         node.pressures = lambda: self.evictions.conditions
         if context.volumes.csi is not None:
             node.volumes = context.volumes.csi.in_use
@@ -54,6 +57,7 @@ class Housekeeping:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.collector.run(), name="image collection")
             group.create_task(self.evictions.run(), name="evictions")
+            group.create_task(self.shutdown.run(), name="shutdown")
             group.create_task(self._weigh(), name="cgroup weights")
 
     def _hold(self) -> None:

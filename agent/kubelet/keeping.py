@@ -38,6 +38,7 @@ class Keeping:
     max_pods: int = MAX_PODS
     shutdown: float = 0.0  # seconds all pods have when the node shuts down; 0.0 = not looked after
     shutdown_critical: float = 0.0  # of them for critical pods
+    shutdown_on_sigterm: bool = False  # SIGTERM means that the host goes down
     read_only_port: int = 0
     read_only_address: str = "127.0.0.1"
 
@@ -69,6 +70,8 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     add("--max-pods", type=int, default=MAX_PODS)
     add("--shutdown-grace-period", default="0s", help="how long a shutdown of the host waits for pods")
     add("--shutdown-grace-period-critical-pods", default="0s", help="how much of that is for critical pods")
+    add("--shutdown-on-sigterm", action="store_true", help="take SIGTERM for the host's shutdown and end all pods, for "
+        "hosts without systemd")
     add("--read-only-port", type=int, default=0, help=f"answer what may be read without asking who reads, on this port "
         f"(usual: {READ_ONLY_PORT}; 0 = not at all)")
     add("--read-only-address", default="127.0.0.1", help="where the read-only port listens")
@@ -87,8 +90,8 @@ def of(given: argparse.Namespace) -> Keeping:
             thresholds.duration(given.minimum_image_ttl_duration), _reserved(given.kube_reserved),
             _reserved(given.system_reserved), given.enforce_node_allocatable == "pods", given.max_pods,
             thresholds.duration(given.shutdown_grace_period),
-            thresholds.duration(given.shutdown_grace_period_critical_pods), given.read_only_port,
-            given.read_only_address)
+            thresholds.duration(given.shutdown_grace_period_critical_pods), given.shutdown_on_sigterm,
+            given.read_only_port, given.read_only_address)
     except ValueError as error:
         raise Finding("the node agent's flags cannot be used", str(error), "see --help for how each is written") from \
             error

@@ -81,6 +81,7 @@ class NodeAgent:
                  sysctls: tuple[str, ...] = ()) -> None:
         self.host = host
         self.pressures: Callable[[], frozenset[str]] = frozenset  # conditions of the node that hold now
+        self.closing: Callable[[], bool] = bool  # whether the host is about to go down
         self.volumes: Callable[[], list[str]] = list  # of storage drivers, mounted here
         self._client, self._runtime, self._images, self._clock = client, runtime, images, clock
         self._nodes, self._assigned, self._pod_cidr = nodes, assigned, pod_cidr
@@ -113,7 +114,7 @@ class NodeAgent:
         """This node as the pods bound to it ask for it; its own reckoning until the API has told."""
         allocatable = self._known.get("allocatable") or nodestatus.allocatable(self.host)
         return Place(self.host.name, self._labels or nodestatus.labels(self.host), allocatable, self._sysctls,
-                     pressures=self.pressures())
+                     pressures=self.pressures(), closing=self.closing())
 
     @property
     def owner(self) -> dict[str, Any] | None:
@@ -160,10 +161,10 @@ class NodeAgent:
                 pass
 
     async def _tell(self) -> None:
-        health = await self.health()
         now = self._clock.timestamp()
         if not self._uid:
-            await self._register(health, now)
+            await self._register(await self.health(), now)
+        health = await self.health()  # after a restart the API has just told of the pods' range
         status = nodestatus.status(self.host, health, now, self._known)
         late = self._clock.monotonic() - self._told_at >= REPORT_SECONDS
         if not late and not nodestatus.differs(self._known, status):
@@ -209,7 +210,7 @@ class NodeAgent:
         if not network and not self._pod_cidr:
             network = "this node has no pod range yet"
         return Health(runtime=runtime, network=network, pressures=self.pressures(), volumes=tuple(self.volumes()),
-                      images=images)
+                      images=images, closing=self.closing())
 
     # --- lease
 

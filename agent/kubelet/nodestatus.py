@@ -54,6 +54,7 @@ class Health:
     network: str = ""
     pressures: frozenset[str] = frozenset()  # conditions that hold
     volumes: tuple[str, ...] = ()  # of storage drivers, mounted here
+    closing: bool = False  # the host is about to go down
     images: tuple[tuple[tuple[str, ...], int], ...] = ()  # names, bytes
 
 
@@ -127,6 +128,8 @@ def conditions(health: Health, now: str, old: dict[str, Any]) -> list[dict[str, 
     elif health.network:
         problems.append(f"container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
                         f"message:{health.network}")
+    if health.closing:
+        problems.append("node is shutting down")
     ready = ("False", "KubeletNotReady", ", ".join(problems)) if problems else \
         ("True", "KubeletReady", "kubelet is posting ready status")
     made = []

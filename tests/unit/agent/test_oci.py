@@ -79,9 +79,11 @@ def test_pause_reaps_orphans_and_leaves_on_sigterm(tmp_path: Path) -> None:
         assert process.stdout is not None
         child = int(process.stdout.readline())
         deadline = time.monotonic() + 20
-        while Path(f"/proc/{child}").exists():
+        here = False
+        while Path(f"/proc/{child}").exists() or not here:  # the shell may reap it before it becomes pause
             assert process.poll() is None and time.monotonic() < deadline
-            if Path(f"/proc/{process.pid}/exe").resolve() == program.resolve():
+            here = Path(f"/proc/{process.pid}/exe").resolve() == program.resolve()
+            if here:
                 process.send_signal(signal.SIGCHLD)  # in case the child ended before pause listened
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)

@@ -1,0 +1,106 @@
+"""A host that goes down: heard of over a bus, pods ended by importance, and the lock let go when they have."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from types import SimpleNamespace
+from typing import Any
+
+from agent.kubelet import logind
+from agent.kubelet.admit import CRITICAL, Place, judge
+from agent.kubelet.keeping import Keeping
+from agent.kubelet.logind import Logind, message, parse
+from agent.kubelet.shutdown import MESSAGE, Shutdown
+from controlplane.machinery.clock import SYSTEM
+from tests.unit.agent.pods import pod, seen, up
+
+
+def test_a_message_is_read_as_it_was_written():
+    whole = message(1, 7, {1: "/a/b", 3: "Member", 5: 42}, ("one", "three"))
+    assert parse(whole[:-1]) is None
+    kind, fields, body, length = parse(whole + b"l")  # type: ignore[misc]
+    assert (kind, fields, length) == (1, {1: "/a/b", 3: "Member", 5: 42, 8: "ss"}, len(whole))
+    assert body == b"\3\0\0\0one\0\5\0\0\0three\0"
+
+
+class Bus:
+    """A bus with a logind on it: agrees to everything, hands out one lock, and says that the host goes down."""
+
+    def __init__(self, path) -> None:
+        self.path, self.asked = path, list[tuple[str, bytes]]()
+        self.held, lock = os.pipe()
+        self.lock = lock
+
+    def listen(self) -> None:
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.setblocking(False)
+        self.listener.bind(str(self.path))
+        self.listener.listen()
+
+    async def serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        peer, _ = await loop.sock_accept(self.listener)
+        data = b""
+        while b"NEGOTIATE_UNIX_FD\r\n" not in data:
+            data += await loop.sock_recv(peer, 4096)
+        await loop.sock_sendall(peer, b"OK 0123\r\nAGREE_UNIX_FD\r\n")
+        while b"BEGIN\r\n" not in data:
+            data += await loop.sock_recv(peer, 4096)
+        data = data.partition(b"BEGIN\r\n")[2]
+        serial = 0
+        while serial < 3:
+            while (found := parse(data)) is None:
+                data += await loop.sock_recv(peer, 4096)
+            serial += 1
+            data = data[found[3]:]
+            self.asked.append((str(found[1][3]), found[2]))
+            reply = message(2, serial, {5: serial})
+            if found[1][3] == "Inhibit":
+                socket.send_fds(peer, [reply], [self.lock])
+                os.close(self.lock)
+            else:
+                await loop.sock_sendall(peer, reply)
+        signal = bytearray(message(4, 9, {1: "/org/freedesktop/login1", 3: "PrepareForShutdown"}))
+        struct.pack_into("<I", signal, 4, 4)  # a body of one boolean
+        await loop.sock_sendall(peer, bytes(signal) + struct.pack("<I", 1))
+        self.peer = peer
+
+
+def test_the_host_waits_for_its_pods(tmp_path, monkeypatch):
+    ended = []
+
+    class Worker(SimpleNamespace):
+        def doom(self, reason: str, text: str, grace: float, mark: Any) -> None:
+            ended.append((self.pod["metadata"]["name"], reason, text, grace))
+            self.seen = seen()
+
+    def worker(name: str, priority: int = 0) -> Any:
+        made = pod()
+        made["metadata"].update(name=name, uid=name)
+        made["spec"]["priority"] = priority
+        return Worker(pod=made, seen=seen(up("c")), active=True)
+
+    async def main() -> None:
+        bus = Bus(tmp_path / "bus")
+        bus.listen()
+        serving = asyncio.create_task(bus.serve())
+        workers, states = [worker("dns", CRITICAL), worker("web")], list[bool]()
+        shutdown = Shutdown(Keeping(shutdown=20.0, shutdown_critical=5.0), lambda: workers,
+                            lambda: states.append(shutdown.going), SYSTEM)
+        monkeypatch.setattr(logind, "BUS", bus.path)
+        async with Logind(bus.path) as bound:
+            following = asyncio.create_task(shutdown._follow(bound))
+            await serving
+            async with asyncio.timeout(10):  # the pipe ends when the last holder of the lock lets go
+                assert await asyncio.to_thread(os.read, bus.held, 1) == b""
+            following.cancel()
+        assert [name for name, _ in bus.asked] == ["Hello", "AddMatch", "Inhibit"] and states == [True]
+        assert b"shutdown\0" in bus.asked[2][1] and b"delay\0" in bus.asked[2][1]
+        assert ended == [("web", "Terminated", MESSAGE, 15.0), ("dns", "Terminated", MESSAGE, 5.0)]
+
+    asyncio.run(main())
+    assert judge(pod(), [], Place("n", closing=True)) == ("NodeShutdown",
+                                                         "Pod was rejected as the node is shutting down.")
