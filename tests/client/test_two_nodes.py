@@ -20,7 +20,8 @@ from tests.node.rig import Host
 from .cluster import CHECKOUT, NODE_IP, Cluster, eventually
 
 pytestmark = pytest.mark.client
-SECOND_IP = "192.168.77.11"
+SECOND_IP, THIRD_IP, MOVED_IP = "192.168.77.11", "192.168.77.12", "192.168.77.13"
+GRACE = 90.0  # seconds: a node that is silent for 40 s is given up, its endpoints with it
 SPREAD = """
 apiVersion: apps/v1
 kind: DaemonSet
@@ -33,83 +34,110 @@ spec:
 """.replace("IMAGE", demo.DEMO)
 
 
-class Second:
-    """Another host on the same segment, with an agent whose certificates come from the cluster's authority."""
+class Joined:
+    """A further host on the same segment, with an agent whose certificates come from the cluster's authority."""
 
-    def __init__(self, first: Cluster) -> None:
-        self.first, self.host = first, Host()
+    def __init__(self, first: Cluster, name: str, address: str) -> None:
+        self.first, self.name, self.address, self.host = first, name, address, Host()
         self.agent: subprocess.Popen[bytes] | None = None
         try:
             self._join_segment()
             self._certificates()
-            self._start()
+            cni.install(self.host.paths, Ledger(self.host.paths.ledger))
+            asyncio.run(self._images())
+            self.start()
         except BaseException:
             self.close()
             raise
 
+    def ip(self, line: str, netns: str = "") -> None:
+        subprocess.run(["ip", "-n", netns or self.host.netns, *line.split()], check=True)
+
     def _join_segment(self) -> None:
-        one, two = self.first.host.netns, self.host.netns
-        for netns, line in (
-                (one, "link add segment type bridge"), (one, "link set segment up"),
-                (one, "link set wire master segment"),
-                (two, f"link add uplink type veth peer name second netns {one}"),
-                (one, "link set second master segment up"), (two, f"addr add {SECOND_IP}/24 dev uplink"),
-                (two, "link set uplink up"), (two, "route add default via 192.168.77.1")):
-            subprocess.run(["ip", "-n", netns, *line.split()], check=True)
-        # The segment is a cable, not a host: the first host's rules have no business with what passes it.
-        self.first.run("sh", "-c", "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables || true")
+        one = self.first.host.netns
+        self.ip(f"link add uplink type veth peer name {self.name} netns {one}")
+        self.ip(f"link set {self.name} master segment up", one)
+        self.ip(f"addr add {self.address}/24 dev uplink")
+        self.ip("link set uplink up")
+        self.ip("route add default via 192.168.77.1")
 
     def _certificates(self) -> None:
         paths, authority = self.host.paths, self.first.host.paths.pki
         paths.pki.mkdir(parents=True, exist_ok=True)
         for name in ("ca.crt", "ca.key", "sa.key", "sa.pub"):
             shutil.copy(authority / name, paths.pki / name)
-        pki.ensure(paths, "second", SECOND_IP)
+        pki.ensure(paths, self.name, self.address)
         for component in ("node", "kube-proxy"):
             file = paths.kubeconfig(component)
             file.write_text(file.read_text().replace("127.0.0.1", NODE_IP))
 
-    def _start(self) -> None:
-        paths = self.host.paths
-        cni.install(paths, Ledger(paths.ledger))
+    async def _images(self) -> None:
+        async with Connection(self.host.paths.containerd_socket) as connection:
+            await demo.install(connection, self.host.paths, (demo.DEMO,))
 
-        async def images() -> None:
-            async with Connection(paths.containerd_socket) as connection:
-                await demo.install(connection, paths, (demo.DEMO,))
-        asyncio.run(images())
+    def start(self) -> None:
+        paths = self.host.paths
         with (self.host.root / "agent.log").open("wb") as out:
             self.agent = subprocess.Popen(self.host.enter(
                 os.sys.executable, "-m", "agent", f"--kubeconfig={paths.kubeconfig('node')}",
-                f"--proxy-kubeconfig={paths.kubeconfig('kube-proxy')}", "--hostname-override=second",
-                f"--node-ip={SECOND_IP}", f"--container-runtime-endpoint=unix://{paths.containerd_socket}",
+                f"--proxy-kubeconfig={paths.kubeconfig('kube-proxy')}", f"--hostname-override={self.name}",
+                f"--node-ip={self.address}", f"--container-runtime-endpoint=unix://{paths.containerd_socket}",
                 f"--root-dir={paths.kubelet}", "--cluster-dns=10.96.0.10"),
                 env={**os.environ, "PELAMIS_ROOT": str(self.host.root), "PYTHONPATH": str(CHECKOUT)}, stdout=out,
                 stderr=out)
 
-    def ready(self) -> bool:
-        """Whether both nodes are; what the second one's agent says otherwise."""
+    def stop(self) -> None:
+        if self.agent:
+            self.agent.terminate()
+            self.agent.wait(20)
+
+    def move(self, address: str) -> None:
+        """The host gets another address, as a lab's DHCP may do."""
+        self.stop()
+        self.ip(f"addr del {self.address}/24 dev uplink")
+        self.address = address
+        self.ip(f"addr add {address}/24 dev uplink")
+        self.ip("route replace default via 192.168.77.1")
+        self.start()
+
+    def cut(self) -> None:
+        """Somebody pulls the cable."""
+        self.ip(f"link set {self.name} down", self.first.host.netns)
+
+    def mend(self) -> None:
+        self.ip(f"link set {self.name} up", self.first.host.netns)
+
+    def ready(self, count: int) -> bool:
+        """Whether so many nodes are; what this one's agent says otherwise."""
         nodes = self.first.kubectl("get", "nodes")
-        assert nodes.count(" Ready ") == 2, nodes + (self.host.root / "agent.log").read_text()[-2000:]
+        assert nodes.count(" Ready ") == count, nodes + (self.host.root / "agent.log").read_text()[-2000:]
         return True
 
     def close(self) -> None:
         try:
             if self.agent:  # its pods first: taking down their network is the agent's work
                 self.first.kubectl("delete", "daemonset", "each", "--ignore-not-found")
-                eventually(lambda: "second" not in self.first.kubectl("get", "pods", "-o", "wide"))
-                self.agent.terminate()
-                self.agent.wait(20)
+                eventually(lambda: f" {self.name} " not in self.first.kubectl("get", "pods", "-o", "wide"))
+                self.stop()
         finally:
             self.host.close()
 
 
+def segment(first: Cluster) -> None:
+    """A cable between the hosts. It is no host: the first one's rules have no business with what passes it."""
+    for line in ("link add segment type bridge", "link set segment up", "link set wire master segment"):
+        subprocess.run(["ip", "-n", first.host.netns, *line.split()], check=True)
+    first.run("sh", "-c", "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables || true")
+
+
 @pytest.fixture(scope="module")
-def pair() -> Iterator[tuple[Cluster, Second]]:
+def pair() -> Iterator[tuple[Cluster, Joined]]:
     first = Cluster()
     second = None
     try:
         first.pelamis("up", "--demo")
-        second = Second(first)
+        segment(first)
+        second = Joined(first, "second", SECOND_IP)
         yield first, second
     finally:
         if second:
@@ -117,9 +145,9 @@ def pair() -> Iterator[tuple[Cluster, Second]]:
         first.close()
 
 
-def test_pods_of_two_hosts(pair: tuple[Cluster, Second]) -> None:
+def test_pods_of_two_hosts(pair: tuple[Cluster, Joined]) -> None:
     cluster, second = pair
-    eventually(lambda: second.ready(), 20)
+    eventually(lambda: second.ready(2), 20)
     cluster.kubectl("apply", "-f", "-", input=SPREAD)
     cluster.kubectl(
         "create", "service", "clusterip", "each", "--tcp=80")
@@ -147,3 +175,45 @@ spec: {podSelector: {matchLabels: {app: each}}}
 """)
     for one, other in ((here, there), (there, here)):  # each held by the receiver's node
         eventually(lambda one=one, other=other: not fetch(one, f"http://{other['status']['podIP']}/"))
+    cluster.kubectl("delete", "networkpolicy", "deny")
+
+
+def test_hosts_come_move_lose_their_cable_and_die(pair: tuple[Cluster, Joined]) -> None:
+    cluster, second = pair
+    third = Joined(cluster, "third", THIRD_IP)
+    try:
+        eventually(lambda: third.ready(3), 20)
+
+        def pods() -> dict[str, dict]:
+            found = {p["spec"]["nodeName"]: p for p in cluster.get("pods", "-l", "app=each")["items"]}
+            assert len(found) == 3 and all(p["status"].get("podIP") for p in found.values())
+            return found
+
+        here, there = (eventually(pods)[name] for name in ("second", "third"))
+        address, name = there["status"]["podIP"], there["metadata"]["name"]
+
+        def asked(host: Joined | None, target: str) -> str:
+            """What the host itself gets of a target; from the first host by default."""
+            command = ["curl", "-s", "-m", "1", f"http://{target}/"]
+            run = command if host is None else host.host.enter(*command)
+            return (cluster.run(*run, check=False) if host is None else
+                    subprocess.run(run, capture_output=True, text=True)).stdout.strip()
+
+        service = cluster.get("service", "each")["spec"]["clusterIP"]
+        for host in (None, second):
+            eventually(lambda host=host: asked(host, address) == name)
+        third.move(MOVED_IP)
+        for host in (None, second):
+            eventually(lambda host=host: asked(host, address) == name)  # by the new address, the same pod
+        third.cut()
+        assert asked(second, address) == ""
+        third.mend()
+        eventually(lambda: asked(second, address) == name)
+        third.cut()  # for good: its pod leaves the Service when the node is given up
+        names = {here["metadata"]["name"], *(p["metadata"]["name"] for p in pods().values()
+                                             if p["spec"]["nodeName"] not in ("second", "third"))}
+        eventually(lambda: {asked(second, service) for _ in range(12)} == names, GRACE)
+        eventually(lambda: {asked(None, service) for _ in range(12)} == names, GRACE)
+    finally:
+        third.mend()
+        third.close()
