@@ -262,12 +262,19 @@ class _Draft:
             if container.sandbox_id == sandbox_id:
                 self.here[container.name] = container
         self.sandbox_id = sandbox_id
+        self.strays: set[str] = set()  # names of containers that must end before another of the name may run
         self.actions: list[Action] = []
         self.waiting: dict[str, tuple[str, str]] = {}
         self.wakes: list[float] = [overdue(pod)]
 
     def tidy(self) -> None:
-        """Remove attempts nobody can ask for, and sandboxes that hold no container any more."""
+        """Stop what runs twice or beside the sandbox; remove attempts nobody can ask for, and sandboxes that hold no
+        container any more."""
+        for container in _running(self.seen):
+            if self.here.get(container.name) is not container:  # left behind by an attempt nobody remembers
+                self.strays.add(container.name)
+                self.actions.append(KillContainer(container.id, container.name, grace_of(self.pod), "Stray",
+                                                  f"Stopping container {container.name}"))
         counts: dict[str, int] = {}
         kept = {self.sandbox_id}
         for container in self.seen.containers:
@@ -306,7 +313,7 @@ class _Draft:
     def keep(self, spec: dict[str, Any], rule: str, *, once: bool = False) -> None:
         """Bring one container to where its rule wants it. `once`: it runs again in every new sandbox."""
         name = spec["name"]
-        if name in self.facts.busy:
+        if name in self.facts.busy or name in self.strays:
             return
         found = self.here.get(name)
         if found is None:
