@@ -152,6 +152,7 @@ class Agent:
         from agent.kubelet.checks import Checks
         from agent.kubelet.containerd import systemd_cgroups
         from agent.kubelet.context import Context
+        from agent.kubelet.credentials import Credentials, read
         from agent.kubelet.specs import Node
         options = self.options
         systemd = systemd_cgroups() if options.systemd is None else options.systemd
@@ -161,7 +162,9 @@ class Agent:
                     strict_groups=self._features.strict_groups, runtime=host.runtime_version.partition("://")[0])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
                        volumes=volumes, cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
-                       checks=Checks(runtime))
+                       checks=Checks(runtime), credentials=Credentials(
+                           SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
+                           [options.root, Path.home() / ".docker", Path("/.docker")]))
 
     def _server(self, runtime: Any, kubelet: Any, client: Any, cgroups: Any, house: Any) -> Any:
         from agent.kubelet.access import Access

@@ -46,6 +46,8 @@ class Options:
     systemd: bool | None
     manifests: Path | None
     sysctls: tuple[str, ...]
+    providers: Path | None
+    provider_folder: Path
     rotate: bool
     keeping: Keeping
     verbose: bool
@@ -79,6 +81,10 @@ def parser(paths: Paths) -> argparse.ArgumentParser:
     add("--rotate-certificates", action="store_true", help="ask the API server for new certificates long before "
         "those of this node expire")
     keeping.add_flags(flags)
+    add("--image-credential-provider-config", type=Path, help="a CredentialProviderConfig: programs that know the "
+        "credentials of registries")
+    add("--image-credential-provider-bin-dir", type=Path, default=Path("/usr/local/libexec/kubelet"),
+        help="folder of these programs")
     add("-v", "--verbose", action="store_true")
     return flags
 
@@ -100,6 +106,7 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         certificate=given.tls_cert_file, key=given.tls_private_key_file, cgroup_root=given.cgroup_root.strip("/"),
         systemd=None if driver is None else driver == "systemd", manifests=given.pod_manifest_path,
         sysctls=tuple(s for s in given.allowed_unsafe_sysctls.split(",") if s),
+        providers=given.image_credential_provider_config, provider_folder=given.image_credential_provider_bin_dir,
         rotate=given.rotate_certificates, keeping=keeping.of(given), verbose=given.verbose)
 
 

@@ -22,6 +22,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from agent.kubelet.credentials import fits
 from controlplane.machinery.clock import SYSTEM, Clock
 from cri_proto.client import Connection, describe
 from cri_proto.messages import cri
@@ -96,7 +97,7 @@ def credentials(image: str, auths: Sequence[Auths]) -> list[Mapping[str, str]]:
     for secret in auths:
         for registry, entry in secret.items():
             path = _path(registry)
-            if image.startswith(path + "/") or image.split("@")[0].split(":")[0] == path:
+            if fits(path, image):
                 fitting.append((len(path), entry))
     return [entry for _, entry in sorted(fitting, key=lambda f: -f[0])]
 

@@ -22,14 +22,15 @@ import grpc.aio
 
 from agent.kubelet import model, observe, translate
 from controlplane.machinery.clock import SYSTEM, Clock
-from cri_proto.client import Connection, describe
-from cri_proto.messages import cri
+from cri_proto.client import Connection, describe, metadata
+from cri_proto.messages import containerd, cri
 
 CALL_SECONDS = 120.0  # upstream's runtimeRequestTimeout: a busy disk may take a minute, a hung runtime must not hold us
 SANDBOX_SECONDS = 240.0  # a sandbox also waits for the network plugin
 NAME_ATTEMPTS = 8  # how often a name still held by an interrupted attempt is waited for
 NAME_PAUSE = 0.25  # the runtime lets go of such a name within a few hundred milliseconds
 
+_UNENDED = re.compile(r"cannot delete running task ([0-9a-f]{12,64})")
 _RESERVED = re.compile(r'is reserved for "?([0-9a-f]{12,64})')
 
 
@@ -142,11 +143,33 @@ class Runtime:
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Remove it with its containers; their logs stay."""
+        await self._remove("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id), SANDBOX_SECONDS)
+
+    async def _remove(self, method: str, request: Any, timeout: float = CALL_SECONDS) -> None:
+        """Remove; what is gone is gone. A containerd that was killed in the middle of a start may hold a container for
+        ended whose process runs: that is ended by containerd's own service, as nothing else can."""
         try:
-            await self._call("RemovePodSandbox", cri.RemovePodSandboxRequest(pod_sandbox_id=sandbox_id),
-                             SANDBOX_SECONDS)
+            await self._call(method, request, timeout)
         except Missing:
             pass
+        except CallError as error:
+            running = _UNENDED.search(error.details)
+            if running is None:
+                raise
+            await self._end_task(running[1])
+            await self._call(method, request, timeout)
+
+    async def _end_task(self, container_id: str) -> None:
+        tasks = self._connection.containerd("Tasks")
+        one = containerd.ProcessRequest(container_id=container_id)
+        try:
+            await tasks.Kill(containerd.KillRequest(container_id=container_id, signal=signal.SIGKILL, all=True),
+                             metadata=metadata(), timeout=CALL_SECONDS)
+            await tasks.Wait(one, metadata=metadata(), timeout=CALL_SECONDS)
+            await tasks.Delete(one, metadata=metadata(), timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() != grpc.StatusCode.NOT_FOUND:
+                raise failure(error) from error
 
     # --- containers
     async def create_container(self, sandbox_id: str, sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> str:
@@ -207,10 +230,7 @@ class Runtime:
 
     async def remove_container(self, container_id: str) -> None:
         """Remove it, by force if it runs."""
-        try:
-            await self._call("RemoveContainer", cri.RemoveContainerRequest(container_id=container_id))
-        except Missing:
-            pass
+        await self._remove("RemoveContainer", cri.RemoveContainerRequest(container_id=container_id))
 
     async def update_container(self, container_id: str, wanted: model.LinuxResources) -> None:
         """Change the cgroup limits of a running container."""

@@ -19,7 +19,7 @@ from agent.kubelet import env, hosts, plan, specs
 from agent.kubelet.checks import Failed
 from agent.kubelet.context import Context
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.images import ImageError
+from agent.kubelet.images import Auths, ImageError, normalise
 from agent.kubelet.model import ObservedPod, SandboxSpec
 from agent.kubelet.runtime import CallError
 from agent.kubelet.staticpods import SOURCE
@@ -28,6 +28,9 @@ from controlplane.machinery.errors import ApiError
 log = logging.getLogger(__name__)
 MIN_GRACE = 2.0  # seconds a container gets after its preStop hook used up the grace period; upstream's
 PULL_SECRETS = ".dockerconfigjson"
+# The event that tells why an image is not to be had, by the waiting reason.
+TOLD = {"ErrImagePull": "Failed", "ErrImageNeverPull": "ErrImageNeverPull", "InvalidImageName": "InspectFailed",
+        "ImageInspectError": "InspectFailed"}
 RUNTIME_CLASSES = "runtimeclasses.node.k8s.io"
 
 
@@ -112,31 +115,35 @@ class Steps:
         policy = spec.get("imagePullPolicy") or "IfNotPresent"
         started = context.clock.monotonic()
         try:
+            full = normalise(image)
             found = await context.images.find(image) if policy != "Always" else None
             if found is not None:
                 self._tell("Normal", "Pulled", f'Container image "{image}" already present on machine', name)
                 return found.id
             if policy != "Never":
                 self._tell("Normal", "Pulling", f'Pulling image "{image}"', name)
-            reference = await context.images.ensure(image, policy, await self._auths())
+            auths = [] if policy == "Never" else await self._auths(full)
+            reference = await context.images.ensure(image, policy, auths)
+            made = await context.images.find(reference)
         except ImageError as error:
+            reason, message = TOLD.get(error.reason, ""), error.message
             if error.reason == "ErrImagePull":
-                self._tell("Warning", "Failed", f'Failed to pull image "{image}": {error.message}', name)
+                message = f'Failed to pull image "{image}": {message}'
+            if reason:
+                self._tell("Warning", reason, message, name)
             self._tell("Warning", "Failed", f"Error: {error.reason}", name)
             raise StepFailed(error.reason, error.message) from error
-        except ValueError as error:
-            self._tell("Warning", "InspectFailed", f'Failed to apply default image tag "{image}": {error}', name)
-            raise StepFailed("InvalidImageName", f'Failed to apply default image tag "{image}": {error}') from error
         took = context.clock.monotonic() - started
-        self._tell("Normal", "Pulled", f'Successfully pulled image "{image}" in {took:.3f}s '
-                                       f"({took:.3f}s including waiting)", name)
+        self._tell("Normal", "Pulled", f'Successfully pulled image "{image}" in {took:.3f}s ({took:.3f}s including '
+                                       f"waiting). Image size: {made.size if made else 0} bytes.", name)
         return reference
 
-    async def _auths(self) -> list[dict[str, Any]]:
-        """The `auths` of the pod's pull secrets; a secret that is missing or broken is told, and passed over."""
+    async def _auths(self, image: str) -> list[Auths]:
+        """What the pod's pull secrets and this node know for the normalised `image`; a secret that is missing or broken
+        is told, and passed over."""
         import base64
         import json
-        found = []
+        found: list[Auths] = []
         for entry in self.pod["spec"].get("imagePullSecrets") or ():
             meta = self.pod["metadata"]
             try:
@@ -153,6 +160,8 @@ class Steps:
                                "image may not succeed.")
             except (ApiError, ValueError) as error:
                 log.warning("pull secret %s: %s", entry["name"], type(error).__name__)
+        if self.context.credentials is not None:
+            found += await self.context.credentials.of(image)
         return found
 
     # --- sandboxes

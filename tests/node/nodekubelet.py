@@ -12,6 +12,7 @@ from agent.kubelet.admit import Place
 from agent.kubelet.cgroups import Cgroups
 from agent.kubelet.checks import Checks
 from agent.kubelet.context import Context
+from agent.kubelet.credentials import Credentials
 from agent.kubelet.images import Images
 from agent.kubelet.kubelet import Kubelet
 from agent.kubelet.runtime import Runtime
@@ -38,6 +39,7 @@ class Rig:
         self.host, self.runtime, self.images, self.api = host, runtime, images, FakeApi()
         self.place = Place("n1")
         self.manifests: Path | None = None
+        self.credentials: Credentials | None = None
 
     @asynccontextmanager
     async def kubelet(self):
@@ -53,6 +55,7 @@ class Rig:
                                   images=ImageVolumes(self.images.connection, mounts)),
                           Cgroups(f"pelamis-test-{self.host.id}/kubepods"), services, Checks(self.runtime))
         context.place = lambda: self.place
+        context.credentials = self.credentials
         kubelet = Kubelet(context, pods, self.manifests)
         group = [asyncio.create_task(t) for t in (pods.run(), services.run(), recorder.run(), objects.run())]
         await asyncio.gather(pods.synced(), services.synced())

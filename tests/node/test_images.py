@@ -79,13 +79,17 @@ def test_dockers_own_archive_is_understood(host: Host, tmp_path: Path) -> None:
 
 
 @contextmanager
-def registry(host: Host, folder: Path) -> Iterator[None]:
-    """Debian's docker-registry on the test host's loopback."""
+def registry(host: Host, folder: Path, users: str = "") -> Iterator[None]:
+    """Debian's docker-registry on the test host's loopback, open to all or to `users`, the text of an htpasswd file."""
     if shutil.which("docker-registry") is None:
         pytest.skip("docker-registry is not installed")
     config = folder / "registry.yml"
     config.write_text(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {folder / 'blobs'}}}}}\n"
                       f"http: {{addr: '{REGISTRY}'}}\nlog: {{level: error}}\n")
+    if users:
+        (folder / "htpasswd").write_text(users)
+        with config.open("a") as more:
+            more.write(f"auth: {{htpasswd: {{realm: here, path: {folder / 'htpasswd'}}}}}\n")
     process = subprocess.Popen(host.enter("docker-registry", "serve", str(config)), stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, env={"PATH": os.environ["PATH"]})
     try:
@@ -95,9 +99,9 @@ def registry(host: Host, folder: Path) -> Iterator[None]:
         process.wait(10)
 
 
-async def push(name: str, tag: str, image: oci.Image) -> None:
+async def push(name: str, tag: str, image: oci.Image, headers: dict[str, str] | None = None) -> None:
     """Upload `image`, waiting for the registry to listen."""
-    async with aiohttp.ClientSession(f"http://{REGISTRY}") as http, asyncio.timeout(20):
+    async with aiohttp.ClientSession(f"http://{REGISTRY}", headers=headers) as http, asyncio.timeout(20):
         while True:
             try:
                 async with http.get("/v2/"):
