@@ -62,9 +62,13 @@ class Story:
             except ApiError as error:
                 self._say(f"  {act.__name__}: {error.message}")
             await asyncio.sleep(self._random.random() * PAUSE_SECONDS)
+            if self._rules.broken:  # what comes after is of no interest, and may be without end
+                return
         self._faults.on = False
         await self._uncordon()
         await self.settle("a storm")
+        if self._rules.broken:
+            return
         await asyncio.sleep(QUIET_SECONDS)
         before = self._rules.writes
         await asyncio.sleep(IDLE_SECONDS)
@@ -75,7 +79,7 @@ class Story:
         """Wait until all agree; a broken rule when that does not come."""
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        while left := self._rules.unsettled():
+        while (left := self._rules.unsettled()) and not self._rules.broken:
             if loop.time() - begun > SETTLE_SECONDS:
                 self._rules._tell(f"not settled after {after}: {'; '.join(left[:5])}")
                 return
