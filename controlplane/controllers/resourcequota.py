@@ -20,6 +20,7 @@ from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import BUILTIN, Resource, named
 
 RESYNC_SECONDS = 300.0  # between counts of a quota that nothing asked to be counted; upstream's default
+FOREIGN_SECONDS = 15.0  # until a status that somebody else wrote is made right: soon, but not under his hands
 SETTLE_SECONDS = 0.1  # for what is reserved to be stored and heard of: some ten times what a write takes
 QUOTAS = named("resourcequotas")
 WEIGHED = ("pods", "services", "persistentvolumeclaims")
@@ -59,6 +60,12 @@ class ResourceQuotas(Controller):
     def _quota_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         if kind != "DELETED" and (old is None or old.get("spec") != new.get("spec")):
             self.queue.add(objects.key(new))
+        elif kind != "DELETED" and self._told(new, "status.hard") != self._told(new, "spec.hard"):
+            self.queue.add_after(objects.key(new), FOREIGN_SECONDS)
+
+    @staticmethod
+    def _told(quota: Obj, path: str) -> podresources.Amounts:
+        return podresources.parsed(objects.get(quota, path, None))
 
     def _changed(self, resource: str, kind: str, old: Obj | None, new: Obj) -> None:
         if kind == "ADDED" or not len(self.quotas):
