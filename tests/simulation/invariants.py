@@ -119,6 +119,10 @@ class Invariants:
             if status.get("numberReady") != len(self.all("nodes")) or \
                     status.get("updatedNumberScheduled") != len(self.all("nodes")):
                 found.append(f"daemonset {objects.name(one)}: {status.get('numberReady')} of {len(self.all('nodes'))}")
+        for one in self.all("jobs.batch"):
+            wanted = objects.get(one, "spec.completions", 1)
+            if objects.condition(one, "Complete") is None or objects.get(one, "status.succeeded", 0) != wanted:
+                found.append(f"job {objects.name(one)}: {objects.get(one, 'status.succeeded', 0)} of {wanted}")
         found += [f"pod {objects.name(pod)} is still leaving" for pod in pods if objects.deleting(pod)]
         found += [f"pod {objects.name(pod)} has no node" for pod in pods if not objects.get(pod, "spec.nodeName")]
         return found

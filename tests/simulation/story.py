@@ -39,7 +39,7 @@ class Story:
                  restart: Callable[[], Awaitable[None]], say: Callable[[str], None]) -> None:
         self._client, self._kubelets, self._faults, self._rules = client, kubelets, faults, rules
         self._random, self._restart, self._say = random.Random(seed), restart, say
-        self._next = 0
+        self._next = self._jobs = 0
 
     async def begin(self, nodes: int, documents: list[Obj]) -> None:
         for number in range(nodes):
@@ -52,7 +52,8 @@ class Story:
         await self.settle("the beginning")
 
     async def round(self) -> None:
-        acts = [self.scale, self.roll, self.kill, self.drain, self.lose_node, self.restart, self.recreate]
+        acts = [self.scale, self.roll, self.kill, self.drain, self.lose_node, self.restart, self.recreate,
+                self.work]
         self._faults.on = True
         for _ in range(ACTS):
             act = self._random.choice(acts)
@@ -155,6 +156,15 @@ class Story:
     async def restart(self) -> None:
         """The controllers and the scheduler die in the middle of whatever they do."""
         await self._restart()
+
+    async def work(self) -> None:
+        """A Job is given out, and forgotten some time after it is done."""
+        self._jobs += 1
+        pod = {"restartPolicy": "Never", "containers": [{"name": "c", "image": "i"}]}
+        await self._client.create(named("jobs.batch"), {
+            "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": f"job-{self._jobs}", "namespace": "default"},
+            "spec": {"completions": self._random.randint(1, 8), "parallelism": self._random.randint(1, 4),
+                     "ttlSecondsAfterFinished": self._random.choice((0, 60, 300)), "template": {"spec": pod}}})
 
     async def recreate(self) -> None:
         """A Deployment is deleted and made again under its name."""
