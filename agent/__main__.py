@@ -62,6 +62,7 @@ class Agent:
         from agent.kubelet.node import NodeAgent, describe_host
         from agent.kubelet.runtime import Runtime
         from agent.kubelet.volumes.build import build
+        from agent.kubelet.volumes.csidrivers import home
         from agent.kubelet.volumes.objects import Objects
         from controlplane.client.events import Recorder
         from controlplane.client.informer import Informer
@@ -84,7 +85,8 @@ class Agent:
         kubelet: Kubelet
         objects = Objects(client, lambda uids: kubelet.changed(uids))
         volumes, drivers = build(options.root, options.name, client, clock, objects, lambda: node.place,
-                                 lambda: node.owner, connection if version.startswith("containerd://") else None)
+                                 lambda: node.owner, connection if version.startswith("containerd://") else None,
+                                 home(options.root, self.paths.root / "var/lib/kubelet", ledger))
         context = self._context(runtime, images, client, recorder, services, volumes, host)
         kubelet = Kubelet(context, pods, options.manifests, lambda: node.owner)
 

@@ -66,7 +66,8 @@ class NodeAuthorizer:
         if a.group == "" and a.plural in _REACHED_BY_POD:
             if not a.object_name:
                 return "No Object name found"
-            return self._unrelated(node, a.plural, a.namespace, a.object_name)
+            why = self._unrelated(node, a.plural, a.namespace, a.object_name)
+            return "" if why and a.plural == "secrets" and self._of_volume(node, a.namespace, a.object_name) else why
         if a.group == "" and a.plural == "serviceaccounts":
             return self._unrelated(node, "serviceaccounts", a.namespace, a.name)
         if a.group == "" and a.plural == "persistentvolumes":
@@ -127,6 +128,18 @@ class NodeAuthorizer:
         claim = ((item.obj.get("spec") or {}).get("claimRef") or {}) if item is not None else {}
         return self._unrelated(node, "persistentvolumeclaims", claim.get("namespace", ""), claim.get("name", ""))
 
+    def _of_volume(self, node: str, namespace: str, name: str) -> bool:
+        """Whether the driver of a volume the node may reach is given this secret."""
+        for item in self._context.cache.list(prefix_of("persistentvolumes")):
+            if b"SecretRef" not in item.data or f'"{name}"'.encode() not in item.data:
+                continue
+            csi = (item.obj.get("spec") or {}).get("csi") or {}
+            given = [csi.get(f"node{step}SecretRef") or {} for step in ("Stage", "Publish", "Expand")]
+            if any((g.get("namespace"), g.get("name")) == (namespace, name) for g in given) \
+                    and not self._volume_fault(node, item.obj["metadata"]["name"]):
+                return True
+        return False
+
     def _pods(self, node: str, namespace: str, mentioning: str) -> Iterator[Object]:
         """Pods of a node in a namespace that may refer to a name, by their bytes: few are decoded."""
         if not namespace or not mentioning:
@@ -161,6 +174,8 @@ def refers_to(pod: Object, plural: str) -> set[str]:
         for source in (volume, *sources):
             reference = source.get(word) or {}
             found |= {reference.get("secretName"), reference.get("name")}
+        if secrets:
+            found.add(((volume.get("csi") or {}).get("nodePublishSecretRef") or {}).get("name"))
     return {n for n in found if n}
 
 

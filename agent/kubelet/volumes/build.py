@@ -24,11 +24,13 @@ from cri_proto.client import Connection
 
 
 def build(root: Path, node: str, client: Client, clock: Clock, objects: Objects, place: Callable[[], Place],
-          owner: Callable[[], dict[str, Any] | None], containerd: Connection | None) -> tuple[Volumes, Drivers]:
+          owner: Callable[[], dict[str, Any] | None], containerd: Connection | None,
+          outside: Path | None = None) -> tuple[Volumes, Drivers]:
     """The volumes, and the drivers that are to be run. `place()` is the node as volumes ask for it, `owner()` its owner
-    reference, None before it is registered; `containerd` is the runtime when it is that one."""
+    reference, None before it is registered; `containerd` is the runtime when it is that one; `outside` is `root` as
+    storage drivers know it."""
     drivers = Drivers(root, node, client, owner, clock)
     mounts = Mounts()
     images = ImageVolumes(containerd, mounts, clock) if containerd is not None else None
     return Volumes(root, objects, Tokens(client, clock), mounts, images=images, claims=Claims(client, place),
-                   csi=CsiVolumes(root, node, client, drivers.socket)), drivers
+                   csi=CsiVolumes(root, node, client, drivers.socket, outside, mounts)), drivers

@@ -10,6 +10,7 @@ Upstream: pkg/kubelet/pluginmanager and pkg/volume/csi/nodeinfomanager.
 from __future__ import annotations
 
 import logging
+import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from controlplane.machinery.errors import ApiError, NotFound
 from controlplane.machinery.resources import named
 from cri_proto.client import Plugin, describe
 from cri_proto.messages import csi, registration
+from netsetup.ledger import Ledger
 
 log = logging.getLogger(__name__)
 NODES, CSI_NODES = named("nodes"), named("csinodes.storage.k8s.io")
@@ -33,6 +35,16 @@ QUIET_SECONDS = 3600.0  # the folder is looked at this often without any news, i
 ANNOTATION = "csi.volume.kubernetes.io/nodeid"
 KIND = "CSIPlugin"
 Object = dict[str, Any]
+
+
+def home(root: Path, usual: Path, ledger: Ledger) -> Path:
+    """The kubelet's folder as drivers know it: `usual`, which becomes a link to `root` when nothing is there, for the
+    manifests of drivers name it; else `root` itself."""
+    if not os.path.lexists(usual):
+        ledger.make_directory(usual.parent)
+        ledger.record("symlink", path=usual)
+        usual.symlink_to(root)
+    return usual if usual.is_symlink() and usual.resolve() == root.resolve() else root
 
 
 class Drivers:

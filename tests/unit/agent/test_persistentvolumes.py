@@ -15,13 +15,14 @@ from google.protobuf import message_factory
 
 from agent.kubelet.admit import Place
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.volumes import ownership, subpaths
+from agent.kubelet.volumes import csidrivers, ownership, subpaths
 from agent.kubelet.volumes.claims import Claims
 from agent.kubelet.volumes.csi import CsiVolumes
 from agent.kubelet.volumes.csidrivers import Drivers
 from agent.kubelet.volumes.manager import Volumes
 from controlplane.machinery.errors import NotFound
 from cri_proto.messages import csi, registration
+from netsetup.ledger import Ledger
 from tests.unit.agent.pods import pod
 from tests.unit.agent.test_podvolumes import Fixed, Recorder
 
@@ -107,6 +108,17 @@ def test_a_bound_claim_is_its_volumes_folder_given_to_the_pods_group(tmp_path):
 def test_why_a_claim_is_not_mounted_is_said(tmp_path, objects, says):
     with pytest.raises(ConfigError, match=f'volume "data" : .*{says}'):
         set_up(tmp_path, Api(**objects))
+
+
+def test_drivers_find_the_kubelet_where_their_manifests_say(tmp_path):
+    ledger, root, usual = Ledger(tmp_path / "ledger"), tmp_path / "root", tmp_path / "var/lib/kubelet"
+    root.mkdir()
+    assert csidrivers.home(root, usual, ledger) == usual and usual.readlink() == root
+    assert csidrivers.home(root, usual, ledger) == usual  # after a restart too
+    ledger.undo()
+    assert not usual.exists()
+    usual.mkdir(parents=True)  # somebody else's kubelet
+    assert csidrivers.home(root, usual, ledger) == root
 
 
 def test_a_sub_path_needs_all_its_variables():

@@ -80,7 +80,8 @@ def test_a_node_reaches_its_own_pods_and_what_they_name():
                {"name": "c", "envFrom": [{"configMapRef": {"name": "env"}}]}],
                "volumes": [{"name": "v", "secret": {"secretName": "tls"}}, {"name": "e", "ephemeral": {}},
                            {"name": "d", "persistentVolumeClaim": {"claimName": "data"}}]}}
-    volume = {"metadata": {"name": "pv"}, "spec": {"claimRef": {"namespace": "ns", "name": "data"}}}
+    volume = {"metadata": {"name": "pv"}, "spec": {"claimRef": {"namespace": "ns", "name": "data"}, "csi": {
+        "driver": "d", "nodePublishSecretRef": {"namespace": "ns", "name": "disk"}}}}
     attached = {"metadata": {"name": "va"}, "spec": {"nodeName": "n1"}}
 
     async def play():
@@ -88,7 +89,7 @@ def test_a_node_reaches_its_own_pods_and_what_they_name():
         await put(context, "persistentvolumes", volume)
         await put(context, "volumeattachments.storage.k8s.io", attached)
         n2 = User("system:node:n2", groups=("system:nodes",))
-        for path in ("configmaps/env", "secrets/tls", "secrets?fieldSelector=metadata.name%3Dtls",
+        for path in ("configmaps/env", "secrets/tls", "secrets?fieldSelector=metadata.name%3Dtls", "secrets/disk",
                      "serviceaccounts/app", "persistentvolumeclaims/data", "persistentvolumeclaims/p-e"):
             may(context, N1, f"/api/v1/namespaces/ns/{path}")
             refused(context, n2, f"/api/v1/namespaces/ns/{path}")
