@@ -162,7 +162,7 @@ class NodeAgent:
 
     async def _tell(self) -> None:
         now = self._clock.timestamp()
-        if not self._uid:
+        if not self._uid or not self.registered.is_set():  # the watch may tell of the Node before we asked for it
             await self._register(await self.health(), now)
         health = await self.health()  # after a restart the API has just told of the pods' range
         status = nodestatus.status(self.host, health, now, self._known)

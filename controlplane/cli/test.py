@@ -18,7 +18,7 @@ from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
 
 TIERS = ("tidy", "unit", "golden", "kernel", "node", "client", "host")
-NEEDS_ROOT = {"kernel", "node", "client", "host"}
+NEEDS_ROOT = {"kernel", "node", "client", "host", "nightly"}
 # tool -> Debian package: what the tests use beyond what a node needs
 TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox": "busybox-static",
          "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps",
@@ -28,6 +28,7 @@ TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox"
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("test", help="install what the tests need and run them")
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"of {', '.join(TIERS)}; default: all")
+    parser.add_argument("--nightly", action="store_true", help="also what takes long: a bundle, a Vagrant lab")
     parser.add_argument("--pytest", default="", metavar="ARGS", help="arguments for pytest, e.g. --pytest='-k log'")
     parser.set_defaults(run=run)
 
@@ -51,9 +52,9 @@ def _install(tiers: list[str]) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    tiers = args.tiers or list(TIERS)
+    tiers = args.tiers or [*TIERS, *(["nightly"] if args.nightly else [])]
     for tier in tiers:
-        if tier not in TIERS:
+        if tier not in (*TIERS, "nightly"):
             raise Finding(f"there is no tier called {tier}", fix=f"one of {', '.join(TIERS)}")
     _install(tiers)
     begun = SYSTEM.monotonic()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from agent.image import demo
 from tests.client.cluster import eventually
 from tests.host.conftest import Lab
+from tests.host.machine import Machine
 
 pytestmark = pytest.mark.host
 # Exposure by systemd-analyze, in tenths: what runs without root must stay this tight.
@@ -118,6 +122,98 @@ def test_every_service_may_be_killed(lab: Lab) -> None:
         machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "pelamis-*.service")
     eventually(lambda: lab.ready() and answers(lab), seconds=120)
     assert pods(lab) == before
+
+
+def another(lab: Lab, name: str, number: str, broken: bool = False) -> str:
+    """A checkout of another version on every host; its command."""
+    for machine in lab.machines:
+        machine.run("cp", "-a", "/root/pelamis", f"/root/{name}")
+        folder = machine.root / "root" / name
+        project = folder / "pyproject.toml"
+        project.write_text(re.sub(r'(?m)^version = .*', f'version = "{number}"', project.read_text()))
+        if broken:
+            (folder / "agent/__main__.py").write_text('"""Ends at once."""\nraise SystemExit(1)\n')
+    return name
+
+
+def upgrade(lab: Lab, name: str, machine: Machine) -> subprocess.CompletedProcess[str]:
+    return machine.run("env", f"PYTHONPATH=/root/{name}", "/root/venv/bin/python", "-m", "controlplane.cli", "upgrade",
+                       check=False)
+
+
+def test_an_upgrade_restarts_no_container(lab: Lab) -> None:
+    before = pods(lab)
+    folder = another(lab, "next", "0.2.0")
+    early = upgrade(lab, folder, lab.agents[0])
+    assert early.returncode == 1 and "upgrade the server first" in early.stderr, early
+    for machine in lab.machines:
+        done = upgrade(lab, folder, machine)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "0.2.0" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
+    assert lab.ready() and pods(lab) == before and answers(lab)
+    assert "0.2.0 runs here already" in re.sub(r"\+\w+", "", upgrade(lab, folder, lab.server).stdout)
+
+
+def test_a_version_that_fails_is_given_up(lab: Lab) -> None:
+    before, machine = pods(lab), lab.agents[0]
+    done = upgrade(lab, another(lab, "bad", "0.2.1", broken=True), machine)
+    assert done.returncode == 1 and "runs again" in done.stderr, done.stdout + done.stderr
+    assert "0.2.0" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
+    eventually(lab.ready)
+    assert pods(lab) == before and answers(lab)
+
+
+def test_the_doctor_finds_what_is_broken(lab: Lab) -> None:
+    machine = lab.agents[0]
+    done = machine.run("pelamis", "doctor", check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    machine.run("systemctl", "stop", "pelamis-containerd")
+    found = json.loads(machine.run("pelamis", "doctor", "--output", "json", check=False).stdout)
+    facts = [f["fact"] for f in found["findings"] if f["level"] == "problem"]
+    assert "the container runtime does not answer" in facts and not found["healthy"]
+    machine.run("systemctl", "start", "pelamis-containerd")
+    eventually(lambda: machine.run("pelamis", "doctor", check=False).returncode == 0)
+    assert "running" in machine.run("pelamis", "status").stdout
+    assert "node.crt" in machine.run("pelamis", "certs").stdout
+
+
+def test_a_snapshot_brings_back_what_was_deleted(lab: Lab) -> None:
+    lab.kubectl("create", "configmap", "precious", "--from-literal=a=b")
+    saved = lab.server.run("pelamis", "snapshot", "save").stdout
+    assert "saved revision" in saved
+    lab.kubectl("delete", "configmap", "precious")
+    lab.kubectl("create", "configmap", "later")
+    before = pods(lab)
+    assert "sound" in lab.server.run("pelamis", "snapshot", "verify").stdout
+    lab.server.run("pelamis", "snapshot", "restore")
+    eventually(lambda: "precious" in lab.kubectl("get", "configmaps"))
+    assert "later" not in lab.kubectl("get", "configmaps")
+    eventually(lambda: lab.ready() and answers(lab))
+    assert pods(lab) == before
+    assert "sound" in lab.server.run("pelamis", "store", "check").stdout
+
+
+def test_a_node_with_another_address(lab: Lab) -> None:
+    agent, before = lab.agents[1], pods(lab)
+    old, new = agent.address, "192.168.79.23"
+    agent.run("sh", "-c", f"ip address add {new}/24 dev eth0; ip address del {old}/24 dev eth0; "
+              f"ip address add {new}/24 dev eth0 2>/dev/null; ip route replace default via 192.168.79.1")
+    agent.run("systemctl", "start", "pelamis-prepare")
+
+    def moved() -> bool:
+        said = lab.kubectl("get", "node", agent.name, "-o", "jsonpath={.status.addresses[*].address}")
+        assert new in said and old not in said, said
+        return True
+    eventually(moved)
+    eventually(lambda: lab.ready() and answers(lab))
+    name = lab.kubectl("get", "pods", "-l", "app=each", "-o", "name", "--field-selector",
+                       f"spec.nodeName={agent.name}").strip()
+    eventually(lambda: lab.kubectl("exec", name, "--", "/bin/busybox", "echo", "moved") == "moved\n")
+    assert pods(lab) == before
+    agent.run("sh", "-c", f"ip address add {old}/24 dev eth0; ip address del {new}/24 dev eth0; "
+              f"ip address add {old}/24 dev eth0 2>/dev/null; ip route replace default via 192.168.79.1")
+    agent.run("systemctl", "start", "pelamis-prepare")
+    eventually(lambda: lab.ready() and answers(lab))
 
 
 def test_a_reboot_and_a_power_cut(lab: Lab) -> None:

@@ -1,0 +1,38 @@
+"""A host that reaches nothing becomes a server from one file: program, libraries, packages and images."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.host.machine import Machine, Segment, obstacle
+
+pytestmark = pytest.mark.host
+OFFLINE = ("env", "-u", "http_proxy", "-u", "https_proxy")
+TOOLS = ("containerd", "runc", "iptables", "conntrack", "nftables")
+
+
+def test_a_server_without_a_network():
+    if why := obstacle():
+        pytest.skip(why)
+    segment, machine = Segment(), None
+    try:
+        machine = Machine(segment, 1)
+        machine.pelamis("bundle", "create", "-o", "/root/bundle.tar")
+        machine.run("sh", "-c", "DEBIAN_FRONTEND=noninteractive apt-get purge -y " + " ".join(TOOLS))
+        machine.run("sh", "-c", "rm -rf /root/venv /root/pelamis /var/lib/apt/lists/*; "
+                    "mkdir /root/lab && tar -xf /root/bundle.tar -C /root/lab --strip-components=1")
+        installed = machine.run(*OFFLINE, "/root/lab/pelamis", "install", "server", "--bundle", "/root/lab/bundle",
+                                check=False)
+        assert installed.returncode == 0, installed.stdout + installed.stderr
+        assert "This server is ready." in installed.stdout
+        assert "pause" in machine.run(*OFFLINE, "pelamis", "image", "list").stdout
+        reset = machine.run(*OFFLINE, "/root/lab/pelamis", "reset", check=False)
+        assert "This host is as it was." in reset.stdout, reset.stdout + reset.stderr
+        (machine.root / "root/lab/bundle/images/more.tar").write_bytes(b"not packed")
+        spoilt = machine.run(*OFFLINE, "/root/lab/pelamis", "install", "server", "--bundle", "/root/lab/bundle",
+                             check=False)
+        assert spoilt.returncode == 1 and "is damaged" in spoilt.stderr
+    finally:
+        if machine is not None:
+            machine.close()
+        segment.close()
