@@ -10,6 +10,7 @@ Upstream: k8s.io/apimachinery/pkg/util/managedfields.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -245,22 +246,26 @@ def _merged(live: Any, config: Any, node: Node) -> Any:
 
 
 def _merged_items(live: list[Any], config: list[Any], node: Node) -> list[Any]:
-    """The configuration's items in its order; the others of the live list before whom they stood before."""
+    """Both lists' items in both orders: of what only the live list has, each stays before whom it stood before; what
+    both have comes in the configuration's order, and its new items after those."""
     inside = resolved(node).get("items") or {}
     mine = fieldsets.elements(node, config)
-    named = [(fieldsets.element(node, item, at), item) for at, item in enumerate(live)]
-    theirs = {name: (at, item) for at, (name, item) in reversed(list(enumerate(named)))}
-    rest = [at for at, (name, _) in enumerate(named) if name not in mine]  # positions: a live list may hold doubles
+    theirs = [(fieldsets.element(node, item, at), item) for at, item in enumerate(live)]
+    known = dict(reversed(theirs))  # a live list may hold doubles: the first counts
+    wanted, shared = deque(mine), deque(name for name in mine if name in known)
     items: list[Any] = []
-    for name, value in mine.items():
-        if name not in theirs:
-            items.append(value)
+    for name, item in theirs:
+        if name not in mine:
+            items.append(item)
             continue
-        place, old = theirs[name]
-        while rest and rest[0] < place:
-            items.append(named[rest.pop(0)][1])
-        items.append(_merged(old, value, inside))
-    return items + [named[at][1] for at in rest]
+        while shared and shared[0] == name:  # ours up to this one: new ones stand before what they stood before
+            first = wanted.popleft()
+            items.append(_merged(known[first], mine[first], inside) if first in known else mine[first])
+            if first == name:
+                shared.popleft()
+    for name in wanted:
+        items.append(_merged(known[name], mine[name], inside) if name in known else mine[name])
+    return items
 
 
 def _prune(value: Any, node: Node, last: Tree, owned: Tree, keys: tuple[str, ...] = ()) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from controlplane.machinery import fieldsets, structural
-from controlplane.machinery.apply import BEFORE, MAX_UPDATE_MANAGERS, apply, track_update
+from controlplane.machinery.apply import BEFORE, MAX_UPDATE_MANAGERS, _merged_items, apply, track_update
 from controlplane.machinery.errors import ApiError, Conflict
 
 CONFIG_MAP = "io.k8s.api.core.v1.ConfigMap"
@@ -94,7 +94,7 @@ def test_doubles_in_a_live_list_stay_unless_they_are_applied():
                                                            {"name": "A", "value": "2"}]}])
     got = do(live, deployment([{"name": "c", "env": [{"name": "C", "value": "1"}, {"name": "B", "value": "1"}]}]),
              definition=DEPLOYMENT)
-    assert [e["name"] for e in got["spec"]["template"]["spec"]["containers"][0]["env"]] == ["C", "A", "B", "A"]
+    assert [e["name"] for e in got["spec"]["template"]["spec"]["containers"][0]["env"]] == ["A", "C", "B", "A"]
 
 
 @pytest.mark.parametrize(("patch", "text"), [
@@ -214,3 +214,11 @@ def test_a_schemas_default_completes_a_key():
     obj = apply(obj, {"kind": "Foo", "l": [{"k": "d", "v": "1"}, {"k": "e"}]}, "two", False, node,
                       "2024-01-01T00:00:00Z")
     assert [i.get("k", "d") for i in obj["l"]] == ["d", "e"]
+
+
+@pytest.mark.parametrize(("live", "config", "merged"), [
+    ("ab", "c", "abc"), ("ab", "ba", "ba"), ("abc", "xc", "abxc"), ("abc", "cx", "abcx"), ("", "ba", "ba"),
+    ("abcd", "dxa", "bcdxa"), ("abc", "xby", "axbcy"), ("ab", "", "ab")])
+def test_items_stand_in_the_order_of_both_lists(live, config, merged):
+    node = {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}
+    assert "".join(_merged_items(list(live), list(config), node)) == merged
