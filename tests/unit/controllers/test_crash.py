@@ -12,6 +12,7 @@ from controlplane.machinery.resources import named
 from tests.unit.apiserver.harness import serving
 from tests.unit.controllers.cluster import Cluster, deployment
 from tests.unit.controllers.test_cluster import DEPLOYMENTS, settled
+from tests.unit.controllers.test_workloads import workload
 
 WANTED, SURGE = 6, 2
 
@@ -112,4 +113,47 @@ def test_lost_answers_make_no_second_pod():
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+    asyncio.run(main())
+
+
+def test_bindings_and_claims_survive_a_death_at_every_write():
+    """Three claims for two volumes and a StatefulSet with claims of its own; each life ends at its second write."""
+    async def main():
+        async with serving() as api, Client(ClientConfig(server=api.url)) as client:
+            request = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}},
+                       "storageClassName": "static"}
+            for name in "ab":
+                await client.create(named("persistentvolumes"), {"metadata": {"name": name}, "spec": {
+                    "capacity": {"storage": "1Mi"}, "accessModes": ["ReadWriteOnce"], "hostPath": {"path": "/tmp"},
+                    "persistentVolumeReclaimPolicy": "Retain", "storageClassName": "static"}})
+            for name in "xyz":
+                await client.create(named("persistentvolumeclaims"), {
+                    "metadata": {"name": name, "namespace": "default"}, "spec": request})
+            await client.create(named("statefulsets.apps"), workload(
+                "StatefulSet", "s", replicas=2, serviceName="s", volumeClaimTemplates=[{
+                    "metadata": {"name": "data"}, "spec": {**request, "storageClassName": "other"}}]))
+            made = set()
+
+            async def step(cluster):
+                cluster.pods.subscribe(lambda kind, old, new: made.add((objects.name(new), objects.uid(new))))
+
+                def done():
+                    claims = {objects.name(one): one for one in cluster.of("persistentvolumeclaims").items()}
+                    bound = [one for name, one in claims.items() if name in "xyz"
+                             and objects.get(one, "status.phase") == "Bound"]
+                    ready = objects.get(cluster.of("statefulsets.apps").get("default", "s") or {},
+                                        "status.readyReplicas")
+                    phases = {objects.get(one, "status.phase") for one in cluster.of("persistentvolumes").items()}
+                    return len(bound) == 2 and phases == {"Bound"} and ready == 2 and len(claims) == 5
+                await cluster.until(done)
+            lives = 1
+            while not await life(api.url, 2, step):
+                lives += 1
+                assert lives < 200
+            claims, _ = await client.list(named("persistentvolumeclaims"), "default")
+            volumes, _ = await client.list(named("persistentvolumes"))
+            pairs = {(objects.name(one), objects.get(one, "spec.claimRef.name")) for one in volumes}
+            assert pairs == {(one["spec"]["volumeName"], objects.name(one)) for one in claims
+                             if one["spec"].get("volumeName")}
+            assert {name for name, _ in made} == {"s-0", "s-1"} and len(made) == 2 and lives > 3
     asyncio.run(main())
