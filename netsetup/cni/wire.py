@@ -51,14 +51,23 @@ class Call:
     @property
     def port_mappings(self) -> list[dict[str, Any]]:
         given = (self.config.get("runtimeConfig") or {}).get("portMappings") or []
-        return [m for m in given if m.get("hostPort")]
+        return [m for m in (_spelled(m) for m in given) if m.get("hostPort")]
 
     @property
     def bandwidth(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """(rate, burst) in bits per second and bits of what the pod receives, and of what it sends; rate 0: any."""
-        given = (self.config.get("runtimeConfig") or {}).get("bandwidth") or {}
+        given = _spelled((self.config.get("runtimeConfig") or {}).get("bandwidth") or {})
         return ((int(given.get("ingressRate") or 0), int(given.get("ingressBurst") or 0)),
                 (int(given.get("egressRate") or 0), int(given.get("egressBurst") or 0)))
+
+
+_NAMES = {name.lower(): name for name in ("hostPort", "containerPort", "protocol", "hostIP", "ingressRate",
+                                          "ingressBurst", "egressRate", "egressBurst")}
+
+
+def _spelled(given: dict[str, Any]) -> dict[str, Any]:
+    """Names as the conventions spell them: containerd capitalizes them, and Go programs do not mind."""
+    return {_NAMES.get(key.lower(), key): value for key, value in given.items()}
 
 
 def parse(data: bytes) -> Call:

@@ -49,7 +49,7 @@ def test_no_two_containers_share_an_address(steps: list[tuple[bool, int]]) -> No
 
 def test_calls_and_answers() -> None:
     env = b"CNI_COMMAND=ADD\0CNI_CONTAINERID=abc\0CNI_NETNS=/run/netns/x\0CNI_ARGS=\0CNI_IFNAME=eth0\0\0"
-    ports = [{"hostPort": 0, "containerPort": 1}, {"hostPort": 80, "containerPort": 8}]
+    ports = [{"hostPort": 0, "containerPort": 1}, {"HostPort": 80, "ContainerPort": 8}]  # containerd's spelling
     body = {"cniVersion": "0.4.0", "type": "pelamis", "runtimeConfig": {"portMappings": ports}}
     call = wire.parse(env + json.dumps(body).encode())
     assert (call.command, call.container, call.netns, call.interface) == ("ADD", "abc", "/run/netns/x", "eth0")
