@@ -2,15 +2,16 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver import lists
+from controlplane.apiserver import lists, protocol
 from controlplane.apiserver.config import Options, parse
 from controlplane.apiserver.server import Server
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from controlplane.store.memory import MemoryLog
 from controlplane.store.sqlite import SqliteLog
-from tests.unit.apiserver.harness import config_map, serving
+from tests.unit.apiserver.harness import DEADLINE, config_map, serving
 
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 CMS = "/api/v1/namespaces/default/configmaps"
 
 
@@ -61,6 +62,26 @@ def test_a_stop_finishes_what_runs_and_accepts_nothing_more(monkeypatch):
             with pytest.raises(OSError):
                 await asyncio.open_connection("127.0.0.1", api.server.port)
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\nX: y"])
+def test_a_connection_without_a_request_ends(monkeypatch, begun):
+    monkeypatch.setattr(protocol, "FIRST_SECONDS", 0.1)
+
+    async def play():
+        async with serving() as api:
+            kept, asks = await asyncio.open_connection("127.0.0.1", api.server.port)
+            asks.write(LIVEZ)
+            async with asyncio.timeout(DEADLINE):
+                assert (await kept.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+                idle, says = await asyncio.open_connection("127.0.0.1", api.server.port)
+                says.write(begun)
+                assert await idle.read() == b""
+                asks.write(LIVEZ)  # older, but it asked in time
+                assert (await kept.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            says.close()
+            asks.close()
+    asyncio.run(play())
 
 
 def test_flags_and_their_faults(tmp_path):
