@@ -48,12 +48,14 @@ class Autoscalers(Controller):
         self.kinds = Kinds(context.informers)
         self.figures = MetricSource(context.client)
         self._memories: dict[str, Memory] = {}  # by uid
+        self._selectors: dict[str, tuple[Key, Any]] = {}  # uid -> whose it is and which pods it scales by
         super().__init__(context, self.autoscalers, self.pods, self.kinds.informer)
         self.autoscalers.subscribe(self._changed)
 
     def _changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         if kind == "DELETED":
             self._memories.pop(objects.uid(new), None)
+            self._selectors.pop(objects.uid(new), None)
         elif old is None or old.get("spec") != new.get("spec"):  # our own status is no news
             self.queue.add(objects.key(new))
 
@@ -127,6 +129,11 @@ class Autoscalers(Controller):
         selector = selectors.parse_labels(text)
         pods = [pod for pod in self.pods.by("namespace", objects.namespace(autoscaler))
                 if selector.matches(objects.labels(pod))]
+        if rivals := self._rivals(autoscaler, selector, pods):
+            message = f"pods by selector {text} are controlled by multiple HPAs: [{' '.join(rivals)}]"
+            self.recorder.event(autoscaler, "Warning", "AmbiguousSelector", message)
+            made.conditions.append((ACTIVE, "False", "AmbiguousSelector", message))
+            return
         target = Target(scale, objects.namespace(autoscaler), text, pods, self._kind,
                         scalingbehavior.tolerance(autoscaler), self.clock.now())
         made.metrics = []
@@ -152,6 +159,13 @@ class Autoscalers(Controller):
                                                        self.clock.monotonic())
         made.conditions += said
         made.reason = f"{words} above target" if made.desired > made.current else "All metrics below target"
+
+    def _rivals(self, autoscaler: Obj, selector: Any, pods: list[Obj]) -> list[str]:
+        """All autoscalers these pods are scaled by, when this is not the only one."""
+        self._selectors[objects.uid(autoscaler)] = objects.key(autoscaler), selector
+        found = ["/".join(key) for key, other in self._selectors.values() if key[0] == objects.namespace(autoscaler)
+                 and any(other.matches(objects.labels(pod)) for pod in pods)]
+        return sorted(found) if len(found) > 1 else []
 
     def _fail(self, autoscaler: Obj, failures: list[MetricFailure], count: int, made: Outcome) -> None:
         if not failures:

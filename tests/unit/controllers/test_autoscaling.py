@@ -132,6 +132,13 @@ def test_a_deployment_follows_its_metrics(monkeypatch):
                 "ScalingLimited": ("False", "DesiredWithinRange")}
             await made.until(lambda: objects.get(made.of("deployments.apps").get("default", "web"),
                                                  "spec.replicas") == 4)
+            other = {"metadata": {"name": "rival", "namespace": "default"}, "spec": {
+                "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "web"}, "maxReplicas": 20}}
+            await made.client.create(named("horizontalpodautoscalers.autoscaling"), other)
+            await made.until(lambda: (objects.condition(made.of("horizontalpodautoscalers.autoscaling").get(
+                "default", "rival") or {}, "ScalingActive") or {}).get("reason") == "AmbiguousSelector")
+            await made.client.delete(named("horizontalpodautoscalers.autoscaling"), "rival", "default")
+            await made.until(lambda: not made.of("horizontalpodautoscalers.autoscaling").get("default", "rival"))
             percent["now"] = 0
             await made.client.patch(named("horizontalpodautoscalers.autoscaling"), "web", {"spec": {
                 "maxReplicas": 9}}, "default", "merge")
