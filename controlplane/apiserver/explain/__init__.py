@@ -51,7 +51,14 @@ def explains(*kinds: str) -> Callable[[Explain], Explain]:
 
 def findings(obj: Object, world: World) -> list[Finding]:
     """Everything known about an object, without repetitions."""
-    from controlplane.apiserver.explain import deletion, pods, refusals, services, workloads  # noqa: F401 - they register
+    from controlplane.apiserver.explain import (  # noqa: F401 - they register
+        apiservices,
+        deletion,
+        pods,
+        refusals,
+        services,
+        workloads,
+    )
     found: dict[str, Finding] = {}
     for explain in (*_BY_KIND.get(obj.get("kind", ""), ()), *_BY_KIND.get("*", ())):
         for finding in explain(obj, world):

@@ -202,3 +202,22 @@ def test_the_server_says_why_to_whom_it_may(tmp_path):
             assert (await api.call("GET", f"/why{space}/other"))[0] == 404
             assert (await api.call("GET", f"/why{space}/settings"))[1]["findings"] == []
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("reason", "message", "services", "fix"), [
+    ("ServiceNotFound", 'service/api in "d" is not present', [], "create service api in namespace d"),
+    ("ServicePortError", "", [{"port": 80}], "one of the service's ports: 80"),
+    ("MissingEndpoints", "", [{"port": 443}], "pelamis why service/api -n d"),
+    ("FailedDiscoveryCheck", "tls: failed to verify certificate: x509: signed by nobody", [{"port": 443}],
+     "which must name api.d.svc"),
+    ("FailedDiscoveryCheck", "bad status from https://api.d.svc: 500", [{"port": 443}],
+     "kubectl logs service/api -n d")])
+def test_an_api_server_that_is_away(reason, message, services, fix):
+    behind = [{"kind": "Service", "metadata": {"name": "api", "namespace": "d"}, "spec": {"ports": services}}]
+    text = told({"kind": "APIService", "metadata": {"name": "v1.x.io"}, "spec": {
+        "group": "x.io", "version": "v1", "service": {"name": "api", "namespace": "d"}}, "status": {"conditions": [
+            {"type": "Available", "status": "False", "reason": reason, "message": message}]}},
+        services=behind if services else [])
+    assert "apiservice v1.x.io is not available: nothing of x.io/v1 can be read or written" in text and fix in text
+    assert (message or reason) in text
+    assert ("service d/api has no endpoints" in text) == (reason == "MissingEndpoints")
