@@ -157,7 +157,8 @@ class Agent:
         from agent.kubelet.credentials import Credentials, read
         from agent.kubelet.specs import Node
         options = self.options
-        systemd = systemd_cgroups() if options.systemd is None else options.systemd
+        known = (options.systemd, self._features.systemd)
+        systemd = next((k for k in known if k is not None), systemd_cgroups())
         node = Node(name=options.name, ips=options.node_ips, root=options.root, logs=self.paths.pod_logs,
                     cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
                     cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),

@@ -20,6 +20,7 @@ from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
 CAP_SYS_RESOURCE = 24
+PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOST_REGISTRIES = "/etc/containerd/certs.d"
 VERSION_SECONDS = 10
 READY_SECONDS = 30.0  # it reads its whole store first; a cold disk with many images takes seconds
@@ -32,11 +33,12 @@ _DISABLED = tuple(f"io.containerd.snapshotter.v1.{name}" for name in ("aufs", "b
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the configuration depends on: containerd's major version and two properties of the host."""
+    """What the configuration depends on: containerd's major version and properties of the host."""
 
     major: int
     systemd_cgroups: bool
     may_lower_oom_score: bool
+    crun: str = ""  # its path, when it is installed: then pods may choose it by a RuntimeClass with the handler `crun`
 
 
 def systemd_cgroups(root: Path = Path("/")) -> bool:
@@ -54,9 +56,9 @@ def may_lower_oom_score(status: str) -> bool:
 def binary() -> str:
     """containerd's path. Raises Finding when it or runc is missing."""
     for name in ("containerd", "runc"):
-        if shutil.which(name, path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin") is None:
+        if shutil.which(name, path=PROGRAMS) is None:
             raise Finding(f"{name} is not installed", "pods run in it", "apt-get install containerd runc")
-    return str(shutil.which("containerd", path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"))
+    return str(shutil.which("containerd", path=PROGRAMS))
 
 
 def facts() -> Facts:
@@ -66,7 +68,8 @@ def facts() -> Facts:
     if match is None:
         raise Finding("containerd does not tell its version", f"it said {output.strip()!r}",
                       "install the distribution's containerd, 1.6 or newer")
-    return Facts(int(match[1]), systemd_cgroups(), may_lower_oom_score(Path("/proc/self/status").read_text()))
+    return Facts(int(match[1]), systemd_cgroups(), may_lower_oom_score(Path("/proc/self/status").read_text()),
+                 shutil.which("crun", path=PROGRAMS) or "")
 
 
 def config_path(paths: Paths) -> Path:
@@ -99,15 +102,21 @@ disabled_plugins = [{disabled}]
 
 def _runtime(plugin: str, known: Facts) -> str:
     """The part that both dialects share below their runtime plugin's name."""
-    flag = str(known.systemd_cgroups).lower()
     return f"""\
   [plugins."{plugin}".containerd]
     default_runtime_name = "runc"
-    [plugins."{plugin}".containerd.runtimes.runc]
+""" + _handler(plugin, known, "runc") + (_handler(plugin, known, "crun", known.crun) if known.crun else "")
+
+
+def _handler(plugin: str, known: Facts, name: str, program: str = "") -> str:
+    """One runtime that a RuntimeClass may name as its handler."""
+    named = f'        BinaryName = "{program}"\n' if program else ""
+    return f"""\
+    [plugins."{plugin}".containerd.runtimes.{name}]
       runtime_type = "io.containerd.runc.v2"
-      [plugins."{plugin}".containerd.runtimes.runc.options]
-        SystemdCgroup = {flag}
-"""
+      [plugins."{plugin}".containerd.runtimes.{name}.options]
+        SystemdCgroup = {str(known.systemd_cgroups).lower()}
+{named}"""
 
 
 def _cni(plugin: str, paths: Paths) -> str:

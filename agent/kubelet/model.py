@@ -63,6 +63,7 @@ class Features:
 
     strict_groups: bool = False  # SupplementalGroupsPolicy Strict
     handlers: frozenset[str] = frozenset()  # what a RuntimeClass may name; empty where the runtime does not tell
+    systemd: bool | None = None  # whether it asks systemd for control groups; None where it does not tell
     recursive: frozenset[str] = frozenset()  # the handlers that mount read-only all the way down
     user_namespaces: frozenset[str] = frozenset()  # the handlers that know them
 

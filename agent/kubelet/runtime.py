@@ -73,6 +73,15 @@ def failure(error: grpc.aio.AioRpcError) -> CallError:
     return kind(describe(error), error.details() or "", error.code().name)
 
 
+def asks_systemd(config: str) -> bool | None:
+    """Whether containerd's configuration, as its status tells it in JSON, has runc ask systemd for control groups; None
+    for any other text."""
+    try:
+        return bool(json.loads(config)["containerd"]["runtimes"]["runc"]["options"]["SystemdCgroup"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
 class Runtime:
     """Sandboxes and containers over one `Connection`, which the caller opens and closes.
 
@@ -103,9 +112,14 @@ class Runtime:
 
     async def features(self) -> model.Features:
         """What this runtime can do beyond what all can; releases that do not say so can nothing of it."""
-        answer = await self._call("Status", cri.StatusRequest())
+        answer = await self._call("Status", cri.StatusRequest(verbose=True))
         handlers = answer.runtime_handlers
-        return model.Features(strict_groups=answer.features.supplemental_groups_policy,
+        try:
+            driver = (await self._call("RuntimeConfig", cri.RuntimeConfigRequest())).linux.cgroup_driver
+            systemd: bool | None = driver == cri.SYSTEMD
+        except CallError:  # before containerd 2.0; its status tells its configuration
+            systemd = asks_systemd(answer.info.get("config", ""))
+        return model.Features(strict_groups=answer.features.supplemental_groups_policy, systemd=systemd,
                               handlers=frozenset(h.name for h in handlers),
                               recursive=frozenset(h.name for h in handlers if h.features.recursive_read_only_mounts),
                               user_namespaces=frozenset(h.name for h in handlers if h.features.user_namespaces))

@@ -78,13 +78,13 @@ def _agent(paths: Paths, settings: Settings) -> list[str]:
         f"--cluster-dns={settings.dns_ip}", f"--service-cluster-ip-range={settings.service_range}",
         f"--cluster-cidr={settings.cluster_range}", f"--proxy-mode={settings.proxy_mode}",
         f"--client-ca-file={pki}/ca.crt", f"--tls-cert-file={pki}/kubelet.crt",
-        f"--tls-private-key-file={pki}/kubelet.key", *rotate]
+        f"--tls-private-key-file={pki}/kubelet.key", f"--pod-manifest-path={paths.manifests}", *rotate]
 
 
 def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
     """Everything the components read; True when a running component would have to start anew to see a change."""
     for folder in (paths.etc, paths.lib, paths.run, paths.log, paths.store.parent, paths.containerd, paths.cni_bin,
-                   paths.kubelet, paths.ipam, paths.lib / "images"):
+                   paths.kubelet, paths.ipam, paths.lib / "images", paths.manifests):
         ledger.make_directory(folder)
     for shared in SHARED:
         ledger.record("directory", path=shared)

@@ -79,6 +79,11 @@ class Paths:
         return self.lib / "ipam"
 
     @property
+    def manifests(self) -> Path:
+        """Static pods: files here run on this node without the API server."""
+        return self.etc / "manifests"
+
+    @property
     def kubelet(self) -> Path:
         return self.lib / "kubelet"
 

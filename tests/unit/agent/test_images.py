@@ -49,13 +49,16 @@ def test_the_closest_registry_path_comes_first() -> None:
 def test_configuration_is_toml_in_both_dialects_and_stays_below_our_folders() -> None:
     paths = Paths(Path("/somewhere"))
     for major, version in ((1, 2), (2, 3)):
-        text = containerd.config(paths, containerd.Facts(major, systemd_cgroups=True, may_lower_oom_score=False))
+        text = containerd.config(paths, containerd.Facts(major, systemd_cgroups=True, may_lower_oom_score=False,
+                                                          crun="/usr/bin/crun"))
         parsed = tomllib.loads(text)
         assert parsed["version"] == version
         for value in (parsed["root"], parsed["state"], parsed["grpc"]["address"]):
             assert value.startswith("/somewhere/")
         flat = str(parsed["plugins"])
         assert "'SystemdCgroup': True" in flat and "'restrict_oom_score_adj': True" in flat
+        assert "'crun': {'runtime_type': 'io.containerd.runc.v2', 'options': {'SystemdCgroup': True, 'BinaryName': " \
+            "'/usr/bin/crun'}}" in flat
         assert "/somewhere/etc/pelamis/certs.d" in flat and "'pelamis.local/pause:1'" in flat
 
 

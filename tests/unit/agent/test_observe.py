@@ -96,3 +96,10 @@ def test_another_runtimes_events_are_understood(tmp_path: Path) -> None:
     assert (relist.kind, box.kind, started.kind) == ("relist", "changed", "started")
     assert exited == model.RuntimeEvent("u", "exited", "c", 4, 8.0)
     assert again.kind == "relist"  # the stream ended: whoever listens must look anew
+
+
+def test_the_control_group_driver_is_read_from_an_older_containerds_configuration() -> None:
+    from agent.kubelet.runtime import asks_systemd
+    told = '{"containerd": {"runtimes": {"runc": {"options": {"SystemdCgroup": %s}}}}}'
+    assert [asks_systemd(text) for text in (told % "true", told % "false", "{}", "", '{"containerd": []}')] == [
+        True, False, None, None, None]
