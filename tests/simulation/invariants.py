@@ -40,7 +40,7 @@ class Invariants:
         for name in WATCHED:
             server.cache.observe(prefix_of(named(name).name), lambda event, name=name: self._heard(name, event))
 
-    def _tell(self, text: str) -> None:
+    def tell(self, text: str) -> None:
         if len(self.broken) < 20:  # the first are what matters
             self.broken.append(f"after {self._now():,.1f} s: {text}")
 
@@ -49,7 +49,10 @@ class Invariants:
         obj = event.item.obj
         if resource == "replicasets.apps":
             size = 0 if event.kind == "DELETED" else objects.get(obj, "spec.replicas", 0)
-            self._wanted[objects.uid(obj)] = max(self._wanted.get(objects.uid(obj), 0), size)
+            # Until it says that it has what it wants now, it may still be making what it wanted before.
+            settled = size == objects.get(obj, "status.replicas", 0) and \
+                obj["metadata"].get("generation") == objects.get(obj, "status.observedGeneration", 0)
+            self._wanted[objects.uid(obj)] = size if settled else max(self._wanted.get(objects.uid(obj), 0), size)
             before = objects.get(event.previous.obj, "spec.replicas", 0) if event.previous is not None else 0
             if size > before:
                 self._grown(obj)
@@ -67,7 +70,7 @@ class Invariants:
                     if (objects.controller_of(one) or {}).get("uid") == objects.uid(deployment))
         most = self._sizes.get(objects.uid(deployment), 0)
         if total > most:
-            self._tell(f"deployment {objects.name(deployment)} wants {total} pods, {most} are allowed")
+            self.tell(f"deployment {objects.name(deployment)} wants {total} pods, {most} are allowed")
         elif total <= _allowed(deployment):
             self._sizes[objects.uid(deployment)] = _allowed(deployment)
 
@@ -79,10 +82,7 @@ class Invariants:
                     for one in self.all("pods"))
         most = self._wanted.get(owner["uid"], 0)
         if count > most:
-            self._tell(f"replicaset {owner['name']} has {count} pods and never wanted more than {most}")
-        replicaset = self._find("replicasets.apps", pod, owner)
-        if replicaset is not None and count <= objects.get(replicaset, "spec.replicas", 0):
-            self._wanted[owner["uid"]] = objects.get(replicaset, "spec.replicas", 0)
+            self.tell(f"replicaset {owner['name']} has {count} pods and never wanted more than {most}")
 
     def evicted(self, pod: Obj) -> None:
         """An eviction was granted: every budget of the pod must still be kept."""
@@ -94,7 +94,7 @@ class Invariants:
                           and objects.namespace(one) == objects.namespace(pod))
             least = objects.get(budget, "spec.minAvailable", None)
             if isinstance(least, int) and healthy < least:
-                self._tell(f"the eviction of {objects.name(pod)} left {healthy} healthy pods, "
+                self.tell(f"the eviction of {objects.name(pod)} left {healthy} healthy pods, "
                            f"budget {objects.name(budget)} keeps {least}")
 
     # --- when all has settled ----------------------------------------------------------------------------------

@@ -20,8 +20,8 @@ from tests.simulation.invariants import Invariants, ready
 from tests.simulation.kubelets import Kubelets
 from tests.simulation.wire import Faults
 
-ACTS = 6  # in one storm
-PAUSE_SECONDS = 90.0  # at most, between acts
+ACTS = 12  # in one storm
+PAUSE_SECONDS = 60.0  # at most, between acts
 SETTLE_SECONDS = 3600.0  # of calm, after which all must agree: back-offs end far sooner
 QUIET_SECONDS = 700.0  # after that nothing may be written: the last look-agains are ten minutes apart
 IDLE_SECONDS = 6 * 3600.0  # of a round: nothing to do, nothing done
@@ -74,7 +74,7 @@ class Story:
         before = self._rules.writes
         await asyncio.sleep(IDLE_SECONDS)
         if self._rules.writes != before:
-            self._rules._tell(f"{self._rules.writes - before} writes in {IDLE_SECONDS / 3600:.0f} idle hours")
+            self._rules.tell(f"{self._rules.writes - before} writes in {IDLE_SECONDS / 3600:.0f} idle hours")
 
     async def settle(self, after: str) -> None:
         """Wait until all agree; a broken rule when that does not come."""
@@ -82,13 +82,13 @@ class Story:
         begun = loop.time()
         while (left := self._rules.unsettled()) and not self._rules.broken:
             if loop.time() - begun > SETTLE_SECONDS:
-                self._rules._tell(f"not settled after {after}: {'; '.join(left[:5])}")
+                self._rules.tell(f"not settled after {after}: {'; '.join(left[:5])}")
                 return
             await asyncio.sleep(LOOK_SECONDS)
         self._say(f"settled {loop.time() - begun:,.0f} s after {after}")
         await asyncio.sleep(LOOK_SECONDS)
         for orphan in self._rules.orphans():
-            self._rules._tell(orphan)
+            self._rules.tell(orphan)
 
     # --- acts --------------------------------------------------------------------------------------------------
 

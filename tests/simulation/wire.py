@@ -26,10 +26,10 @@ from controlplane.store.cache import prefix_of
 from controlplane.store.log import Compacted
 from controlplane.store.watch import Closed, Lagged
 
-UNSENT, UNANSWERED, SLOW, REFUSED = 0.01, 0.01, 0.05, 0.02  # shares of writes that are met by each fault
+UNSENT, UNANSWERED, SLOW, REFUSED = 0.03, 0.03, 0.1, 0.06  # shares of writes that are met by each fault
 SLOW_SECONDS = 5.0  # at most
 REQUEST_SECONDS, EVENT_SECONDS = 0.02, 0.1  # at most, for each way: what is told is always a little old
-CUT = 0.003  # share of watch events after which the watch ends
+CUT = 0.015  # share of watch events after which the watch ends
 PATIENCE_SECONDS, PATIENCE_TRIES = 1.0, 10  # as the real client, when the server asks to come back
 
 
