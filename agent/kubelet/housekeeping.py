@@ -12,6 +12,7 @@ from typing import Any
 
 from agent.kubelet import resources, signals
 from agent.kubelet.accounting import Accounting
+from agent.kubelet.addresswatch import AddressWatch
 from agent.kubelet.admit import amounts
 from agent.kubelet.collection import Collector
 from agent.kubelet.context import Context
@@ -37,6 +38,8 @@ class Housekeeping:
                                    context.clock)
         self.shutdown = Shutdown(self._keeping, kubelet.workers, node.check, context.clock)
         node.closing = lambda: self.shutdown.going
+        self.addresses = AddressWatch(node.host.ips, node.check, context.clock)
+        node.problem = lambda: self.addresses.problem
         node.pressures = lambda: self.evictions.conditions
         if context.volumes.csi is not None:
             node.volumes = context.volumes.csi.in_use
@@ -57,6 +60,7 @@ class Housekeeping:
         async with asyncio.TaskGroup() as group:
             group.create_task(self.collector.run(), name="image collection")
             group.create_task(self.evictions.run(), name="evictions")
+            group.create_task(self.addresses.run(), name="own address")
             group.create_task(self.shutdown.run(), name="shutdown")
             group.create_task(self._weigh(), name="cgroup weights")
 

@@ -81,6 +81,7 @@ class NodeAgent:
                  sysctls: tuple[str, ...] = ()) -> None:
         self.host = host
         self.pressures: Callable[[], frozenset[str]] = frozenset  # conditions of the node that hold now
+        self.problem: Callable[[], str] = str  # what keeps the node from being reached, "" = nothing
         self.closing: Callable[[], bool] = bool  # whether the host is about to go down
         self.volumes: Callable[[], list[str]] = list  # of storage drivers, mounted here
         self._client, self._runtime, self._images, self._clock = client, runtime, images, clock
@@ -210,7 +211,7 @@ class NodeAgent:
         if not network and not self._pod_cidr:
             network = "this node has no pod range yet"
         return Health(runtime=runtime, network=network, pressures=self.pressures(), volumes=tuple(self.volumes()),
-                      images=images, closing=self.closing())
+                      images=images, closing=self.closing(), unreachable=self.problem())
 
     # --- lease
 

@@ -55,6 +55,7 @@ class Health:
     pressures: frozenset[str] = frozenset()  # conditions that hold
     volumes: tuple[str, ...] = ()  # of storage drivers, mounted here
     closing: bool = False  # the host is about to go down
+    unreachable: str = ""
     images: tuple[tuple[tuple[str, ...], int], ...] = ()  # names, bytes
 
 
@@ -128,6 +129,8 @@ def conditions(health: Health, now: str, old: dict[str, Any]) -> list[dict[str, 
     elif health.network:
         problems.append(f"container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
                         f"message:{health.network}")
+    if health.unreachable:
+        problems.append(health.unreachable)
     if health.closing:
         problems.append("node is shutting down")
     ready = ("False", "KubeletNotReady", ", ".join(problems)) if problems else \

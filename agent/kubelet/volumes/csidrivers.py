@@ -40,10 +40,13 @@ Object = dict[str, Any]
 def home(root: Path, usual: Path, ledger: Ledger) -> Path:
     """The kubelet's folder as drivers know it: `usual`, which becomes a link to `root` when nothing is there, for the
     manifests of drivers name it; else `root` itself."""
-    if not os.path.lexists(usual):
-        ledger.make_directory(usual.parent)
-        ledger.record("symlink", path=usual)
-        usual.symlink_to(root)
+    try:
+        if not os.path.lexists(usual):
+            ledger.make_directory(usual.parent)
+            ledger.record("symlink", path=usual)
+            usual.symlink_to(root)
+    except OSError as error:
+        log.warning("storage drivers that look for the kubelet at %s will not find it: %s", usual, error)
     return usual if usual.is_symlink() and usual.resolve() == root.resolve() else root
 
 

@@ -21,9 +21,11 @@ from agent.kubelet.volumes.csi import CsiVolumes
 from agent.kubelet.volumes.imagevolumes import ImageVolumes
 from agent.kubelet.volumes.mounts import Mounts
 from agent.kubelet.volumes.objects import Objects
+from agent.kubelet.volumes.patience import within
 from agent.kubelet.volumes.tokens import Tokens
 
 REMOVE_TRIES = 3  # a process that is just ending may still write
+OWNERSHIP_SECONDS = 900.0  # a volume of millions of files is given to its group in minutes
 DRIVER_TRIES = 5  # how often a storage driver is asked for a volume back before its mount is ended without it
 
 
@@ -76,6 +78,9 @@ class Volumes:
         try:
             if kind == "image":
                 return await self._image(pod, volume, images), 0.0
+            if kind == "hostPath" and (volume["hostPath"].get("type") or ""):  # it is looked at, and may hang
+                path = volume["hostPath"]["path"]
+                return await within(path, plugins.checked_path, volume["hostPath"]), 0.0
             if kind in plugins.PLUGINS:
                 return plugins.PLUGINS[kind](pod, volume, folder, self._mounts), 0.0
             if kind == "csi" or kind in plugins.CLAIMED:
@@ -89,7 +94,8 @@ class Volumes:
             raise ConfigError("persistent volumes are not served by this node")
         claimed = await self._claims.resolve(pod, volume) if kind != "csi" else None
         if claimed is not None and persistent.kind_of(claimed.volume) != "csi":
-            return await asyncio.to_thread(persistent.set_up, pod, claimed)
+            return await within(claimed.volume["metadata"]["name"], persistent.set_up, pod, claimed,
+                                seconds=OWNERSHIP_SECONDS)
         name = claimed.volume["metadata"]["name"] if claimed is not None else volume["name"]
         folder = self._folder(pod["metadata"]["uid"]) / "volumes" / plugins.FOLDERS["csi"] / name
         return await self.csi.publish(pod, claimed, volume, folder)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.kubelet.env import ConfigError
+from agent.kubelet.resources import pod_resources
 from agent.kubelet.volumes.mounts import Mounts
 from agent.kubelet.volumes.payload import fs_group
 from controlplane.machinery import quantity
@@ -31,7 +32,8 @@ def empty_dir(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts:
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     if spec.get("medium") == "Memory" and not mounts.mounted(folder):
-        size = quantity.parse(str(spec["sizeLimit"])).value() if spec.get("sizeLimit") else 0
+        sizes = (quantity.parse(str(spec.get("sizeLimit") or "0")).value(), pod_resources(pod).memory_limit)
+        size = min(filter(None, sizes), default=0)  # what the pod may not use, its files need not hold
         mounts.tmpfs(folder, size)
         new = True
     elif spec.get("medium") not in (None, "", "Memory"):

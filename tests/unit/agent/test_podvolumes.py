@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.volumes import payload, plugins
+from agent.kubelet.volumes import patience, payload, plugins
 from agent.kubelet.volumes.manager import Volumes
 from tests.unit.agent.pods import pod
 
@@ -111,6 +112,21 @@ def test_host_paths_are_what_they_claim(tmp_path):
         check("Directory", tmp_path / "file")
     with pytest.raises(ConfigError, match="is not a file"):
         check("File", tmp_path / "absent")
+
+
+def test_a_file_system_that_hangs_holds_up_nobody_else():
+    release = threading.Event()
+
+    async def main() -> None:
+        with pytest.raises(OSError, match="/gone did not answer within"):
+            await patience.within("/gone", release.wait, seconds=0.05)
+        assert await patience.within("/there", str, 5) == "5"
+        with pytest.raises(KeyError):
+            await patience.within("/bad", {}.__getitem__, "x")
+    try:
+        asyncio.run(main())
+    finally:
+        release.set()
 
 
 def test_a_sub_path_stays_inside_its_volume(tmp_path):

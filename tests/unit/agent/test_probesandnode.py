@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from agent.kubelet import nodestatus
+from agent.kubelet.addresswatch import AddressWatch
 from agent.kubelet.nodestatus import Health, Host
 from agent.kubelet.probes import EAGER, Timing, Verdict, judge
+from controlplane.machinery.clock import FakeClock
 
 
 def row(results, kind="liveness", **probe):
@@ -53,6 +55,20 @@ def test_a_node_is_ready_only_with_runtime_and_network():
     assert ready["reason"] == "KubeletNotReady" and ready["message"].endswith("message:no pod range")
     assert later["conditions"][0]["status"] == "True"
     assert later["conditions"][1]["lastTransitionTime"] == "2026-01-01T00:00:00Z"
+
+
+def test_a_node_says_when_its_address_is_gone():
+    present, told = {"10.0.0.1"}, []
+    watch = AddressWatch(HOST.ips, lambda: told.append(watch.problem), FakeClock(), lambda: present)
+    watch.look()
+    assert told == []
+    present.clear()
+    watch.look()
+    status = nodestatus.status(HOST, Health(unreachable=watch.problem), "2026-01-01T00:00:00Z", {})
+    assert status["conditions"][-1]["message"] == 'node IP: "10.0.0.1" not found in the host\'s network interfaces'
+    present.add("10.0.0.1")
+    watch.look()
+    assert told[1:] == [""]
 
 
 def test_only_a_real_change_is_told():
