@@ -1,4 +1,4 @@
-"""kubectl with kinds of another API server behind a Service: found, listed, watched, explained, and missed when away."""
+"""kubectl with kinds of another API server behind a Service: found, listed, watched, explained, missed when away."""
 
 import asyncio
 import shutil
