@@ -1,4 +1,4 @@
-"""Charts as installers apply them: installed, upgraded and removed by kubectl, by the client's side and the server's."""
+"""Charts as installers apply them: installed, upgraded and removed by kubectl by either side's merge."""
 
 import asyncio
 import shutil
