@@ -117,7 +117,7 @@ class Pipeline:
         self.admit_sender(request)
         flow = self.flows.flow(request)
         request.trace += flow.trace
-        if long_running(request):
+        if long_running(request) or ("Upgrade" in request.headers and self._remote(request) is not None):
             return await self._dispatch(request)
         if "timeout=" in request.raw_query:
             check_timeout(request.query.get("timeout"))
@@ -155,10 +155,14 @@ class Pipeline:
         about = why.subject(request, self._context) if request.path.startswith(why.PREFIX) else request
         self._authorizer.authorize(access.attributes_of(about))
 
-    async def _dispatch(self, request: Request) -> Answer:
+    def _remote(self, request: Request) -> Any:
+        """The other server a request is for, None when it is this one's."""
         aggregator = self._context.aggregator
-        if aggregator is not None and (remote := aggregator.remotes.at(request.path)) is not None:
-            answer: Answer = await aggregator.pass_on(request, remote)
+        return aggregator.remotes.at(request.path) if aggregator is not None else None
+
+    async def _dispatch(self, request: Request) -> Answer:
+        if (remote := self._remote(request)) is not None:
+            answer: Answer = await self._context.aggregator.pass_on(request, remote)
             return answer
         if request.is_resource:
             group_versions = self._context.registry
