@@ -1,0 +1,59 @@
+"""A service proxy that is killed in the middle of a load leaves rules that work, and the next one completes them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from . import proxynode
+from .proxynode import A, B, Cluster, endpoints, service
+
+pytestmark = pytest.mark.kernel
+cluster = proxynode.cluster
+CHECKOUT = Path(__file__).resolve().parents[2]
+COUNT = 600
+# Loads many services beside the one that must go on answering, again and again until it is killed.
+LOADER = f"""
+import sys
+from agent.proxy.model import service_ports
+from agent.proxy.side import Side
+from netsetup import xtables
+from tests.kernel.proxynode import PODS, endpoints, service
+mode, variant = sys.argv[1:]
+side = Side(mode, PODS, 4, backend=xtables.Backend(variant))
+wanted = {{f"s{{n}}": (f"10.96.{{6 + n // 250}}.{{n % 250}}", "{B}") for n in range({COUNT})}}
+wanted["kept"] = ("10.96.5.250", "{A}")
+side.plan({{("t", name): service_ports(service(name, ip), [endpoints(name, end)], "n1")
+           for name, (ip, end) in wanted.items()}})
+print("ready", flush=True)
+while True:
+    side.fail()
+    side.write()
+    print("loaded", flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_leaves_working_rules(cluster: Cluster) -> None:
+    cluster.put(service("kept", "10.96.5.250"), endpoints("kept", A))
+    assert cluster.b.tcp("10.96.5.250", 80).startswith("a|")
+    cluster.stop()
+    variant = cluster.backend.variant
+    for milliseconds in (5, 20, 45, 80, 130, 200):
+        loader = subprocess.Popen(
+            ["ip", "netns", "exec", cluster.node.name, sys.executable, "-c", LOADER, cluster.mode, variant],
+            stdout=subprocess.PIPE, text=True, cwd=CHECKOUT, env={**os.environ, "PYTHONPATH": str(CHECKOUT)})
+        assert loader.stdout is not None and loader.stdout.readline() == "ready\n"
+        threading.Event().wait(milliseconds / 1000)  # the moment of the crash is what is varied here
+        loader.kill()
+        loader.wait(10)
+        assert cluster.b.tcp("10.96.5.250", 80).startswith("a|"), milliseconds
+    cluster.start()
+    assert cluster.b.tcp("10.96.5.250", 80).startswith("a|")
+    assert cluster.b.tcp("10.96.6.7", 80, 0.3) != f"b|{B}"  # what only the killed ones knew is gone
+    cluster.put(service("kept", "10.96.5.250"), endpoints("kept", B))
+    assert cluster.b.tcp("10.96.5.250", 80).startswith("b|")
