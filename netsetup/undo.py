@@ -198,6 +198,8 @@ def _package(entry: Entry, _: Path) -> str:
     name = entry["name"]
     if shutil.which("apt-get") is None:
         return f"package {name} is gone, and apt with it"
+    if not _known_to_dpkg(name):
+        return f"package {name} went with another"  # and apt, without lists, would not even know the name
     planned = [line.split()[1] for line in _apt("-s", "remove", name).splitlines() if line.startswith("Remv ")]
     others = sorted(set(planned) - {name, *entry.get("along", ())})
     if others:
@@ -205,6 +207,13 @@ def _package(entry: Entry, _: Path) -> str:
     if planned:
         _apt("remove" if entry.get("known") else "purge", "-y", name)
     return f"removed package {name}"
+
+
+def _known_to_dpkg(name: str) -> bool:
+    """Whether the package is installed, or something of it is left."""
+    done = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Abbrev}", name], capture_output=True, text=True,
+                          timeout=PACKAGE_TIMEOUT, check=False)
+    return done.returncode == 0 and not done.stdout.startswith("un")
 
 
 def _user(entry: Entry, _: Path) -> str:

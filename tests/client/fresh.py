@@ -117,10 +117,14 @@ class Fresh:
         """The file tree: Debian and the checkout, in root's home."""
         subprocess.run(["tar", "-xf", debian(), "-C", self.root], check=True)
         shutil.copytree(CHECKOUT, self.root / "root/pelamis", ignore=shutil.ignore_patterns(*SKIPPED), symlinks=True)
+        self._point_out()
+        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n")
+
+    def _point_out(self) -> None:
+        """Let its package managers use the way out."""
         (self.root / "etc/apt/apt.conf.d/00test").write_text(
             f'Acquire::http::Proxy "http://127.0.0.1:{wayout.PORT}";\nAcquire::http::Pipeline-Depth "0";\n')
         shutil.copy("/etc/ssl/certs/ca-certificates.crt", self.root / "root/authorities.crt")
-        (self.root / "etc/hosts").write_text("127.0.0.1 localhost\n")
 
     def _connect(self) -> None:
         """Its network: one card, whose cable ends nowhere."""

@@ -60,8 +60,8 @@ class Lab:
         return True
 
     def close(self) -> None:
-        for machine in self.machines:
-            machine.close()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Machine.close, self.machines))
         self.segment.close()
 
 

@@ -98,6 +98,7 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/system
         (self.root / "etc/hostname").write_text(self.name + "\n")
         (self.root / "etc/hosts").write_text(f"127.0.0.1 localhost\n{self.address} {self.name}\n")
         (self.root / "etc/machine-id").write_text(uuid.uuid4().hex + "\n")
+        self._point_out()
         for name in MASKED:
             (self.root / "etc/systemd/system" / name).symlink_to("/dev/null")
         shutil.copytree(CHECKOUT, self.root / "root/pelamis", ignore=shutil.ignore_patterns(*SKIPPED), symlinks=True)
