@@ -39,6 +39,7 @@ class LinuxResources:
     cpu_period: int = 0
     memory_limit: int = 0
     oom_score_adj: int = 0
+    hugepages: tuple[tuple[str, int], ...] = ()  # (size of a page as the kernel names it, such as `2MB`; bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ class SandboxSpec:
     labels: tuple[tuple[str, str], ...] = ()  # the pod's own labels; the runtime adds the identifying ones
     annotations: tuple[tuple[str, str], ...] = ()
     runtime_handler: str = ""
+    resources: LinuxResources = field(default_factory=LinuxResources)  # of the whole pod, for virtual machines
+    overhead: LinuxResources = field(default_factory=LinuxResources)  # what they take beside the containers
 
 
 @dataclass(frozen=True, slots=True)

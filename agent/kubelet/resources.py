@@ -14,6 +14,7 @@ from controlplane.machinery import quantity
 PERIOD = 100_000  # microseconds; the kernel's default CFS period
 MIN_QUOTA = 1000  # microseconds; the kernel refuses less
 MIN_SHARES, MAX_SHARES = 2, 262_144  # the kernel's bounds
+HUGE = "hugepages-"
 GUARANTEED_SCORE, BEST_EFFORT_SCORE = -997, 1000
 
 
@@ -87,7 +88,26 @@ def linux_resources(pod: dict[str, Any], container: dict[str, Any], node_memory:
         cpu_shares=shares(limit if request is None else request),
         cpu_quota=quota(limit), cpu_period=PERIOD,
         memory_limit=memory or 0,
-        oom_score_adj=oom_score(pod, container, node_memory))
+        oom_score_adj=oom_score(pod, container, node_memory), hugepages=hugepages(resources))
+
+
+def hugepages(resources: dict[str, Any] | None) -> tuple[tuple[str, int], ...]:
+    """The limits of huge pages: `hugepages-2Mi` is the kernel's `2MB`."""
+    found = []
+    for name in sorted((resources or {}).get("limits") or ()):
+        if name.startswith(HUGE):
+            size = quantity.parse(name.removeprefix(HUGE)).value()
+            unit, by = next((u, b) for u, b in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)) if size >= b)
+            found.append((f"{size // by}{unit}", whole(resources, "limits", name) or 0))
+    return tuple(found)
+
+
+def overhead(pod: dict[str, Any]) -> LinuxResources:
+    """What the pod takes beside its containers, by its RuntimeClass."""
+    said = {"limits": pod["spec"].get("overhead") or {}}
+    cpu = milli(said, "limits", "cpu") or 0
+    return LinuxResources(cpu_shares=shares(cpu) if cpu else 0, cpu_quota=quota(cpu), cpu_period=PERIOD if cpu else 0,
+                          memory_limit=whole(said, "limits", "memory") or 0)
 
 
 def pod_resources(pod: dict[str, Any]) -> LinuxResources:

@@ -91,7 +91,7 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, h
                           supplemental_groups=_groups(context),
                           strict_groups=context.get("supplementalGroupsPolicy") == "Strict",
                           seccomp=_seccomp(context.get("seccompProfile"), node) or "RuntimeDefault"),
-        runtime_handler=handler,
+        runtime_handler=handler, resources=resources.pod_resources(pod), overhead=resources.overhead(pod),
         labels=tuple(sorted((meta.get("labels") or {}).items())),
         annotations=tuple(sorted((meta.get("annotations") or {}).items())))
 

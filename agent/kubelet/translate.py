@@ -84,6 +84,8 @@ def sandbox_config(spec: model.SandboxSpec) -> Any:
                                      host_port=port.host_port, host_ip=port.host_ip)
     linux = config.linux
     linux.cgroup_parent = spec.cgroup_parent
+    linux.resources.CopyFrom(resources(spec.resources))
+    linux.overhead.CopyFrom(resources(spec.overhead))
     for key, value in spec.sysctls:
         linux.sysctls[key] = value
     context = linux.security_context
@@ -126,7 +128,8 @@ def container_config(sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> A
 def resources(wanted: model.LinuxResources) -> Any:
     return cri.LinuxContainerResources(
         cpu_shares=wanted.cpu_shares, cpu_quota=wanted.cpu_quota, cpu_period=wanted.cpu_period,
-        memory_limit_in_bytes=wanted.memory_limit, oom_score_adj=wanted.oom_score_adj)
+        memory_limit_in_bytes=wanted.memory_limit, oom_score_adj=wanted.oom_score_adj,
+        hugepage_limits=[cri.HugepageLimit(page_size=size, limit=limit) for size, limit in wanted.hugepages])
 
 
 def _secure(context: Any, sandbox: model.SandboxSpec, security: model.Security) -> None:

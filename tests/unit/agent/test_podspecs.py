@@ -151,3 +151,13 @@ def test_pod_groups_are_made_and_removed_on_both_hierarchies(tmp_path):
         file.unlink()  # a real group's files vanish with it
     new.remove("u")
     assert not (v2 / "kubepods/podu").exists() and (v2 / "kubepods").exists()
+
+
+def test_huge_pages_and_overhead_reach_the_runtime():
+    huge = sized(limits={"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi", "cpu": "1"})
+    assert resources.linux_resources(pod(huge), huge, 1 << 30).hugepages == (("1GB", 1 << 30), ("2MB", 4 << 20))
+    heavy = pod(sized(limits={"cpu": "500m", "memory": "64Mi"}))
+    heavy["spec"]["overhead"] = {"cpu": "250m", "memory": "32Mi"}
+    made = specs.sandbox(heavy, NODE, 0, "/kubepods")
+    assert (made.overhead.cpu_shares, made.overhead.memory_limit) == (256, 32 << 20)
+    assert made.resources.memory_limit == 96 << 20
