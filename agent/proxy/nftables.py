@@ -37,19 +37,33 @@ class Writer:
         if self._ledger:
             self._ledger.record("nftables", table=TABLE)
         table = self._open()
+        clients = self._clients(table, everything)
         try:
-            self._fill(table, everything)
+            self._fill(table, everything, clients)
         except OSError as error:
             if error.errno not in NO_OWNERS or not table.flags:
                 raise
             table.flags = 0  # a kernel before 5.12 (owners) or 6.9 (tables that stay)
-            self._fill(table, everything)
+            self._fill(table, everything, clients)
         self._counts = dict.fromkeys(sets(self._family), 0)
         for name, _ in everything.add:
             self._counts[name] += 1
         self._uses = table.uses()
 
-    def _fill(self, table: Table, everything: MapChange) -> None:
+    def _clients(self, table: Table, everything: MapChange) -> dict[str, list[bytes]]:
+        """Who is bound to which endpoint by affinity: a load forgets nobody, only their time begins anew."""
+        if not everything.remembered or table.uses() < 0:
+            return {}
+        found = {}
+        for name in everything.remembered:
+            try:
+                found[name] = list(table.elements(name))
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+        return found
+
+    def _fill(self, table: Table, everything: MapChange, clients: dict[str, list[bytes]]) -> None:
         table.create()  # adopt it, for only the owner may remove it
         table.destroy()
         table.create()
@@ -62,6 +76,8 @@ class Writer:
         for name, rules in base.items():
             table.rules(name, rules)
         self._add(table, everything.add)
+        for name, keys in clients.items():
+            table.add(name, ((key, None) for key in keys))
         table.commit()
 
     def apply(self, change: MapChange) -> None:

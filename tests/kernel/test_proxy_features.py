@@ -93,6 +93,10 @@ def test_affinity_ends_with_its_time_and_can_be_switched(cluster: Cluster) -> No
     assert len({*clients(), *clients(), *clients()}) == 3
     cluster.put(service("aff", "10.96.3.20", sessionAffinity="ClientIP"))
     assert len({*clients(), *clients()}) == 1
+    bound = clients()
+    cluster.stop()
+    cluster.start()
+    assert {*clients(), *clients()} == bound  # also by a proxy that is started anew
     cluster.put(endpoints("aff", B))
     assert clients() == {"b"}  # the endpoint it was bound to may be gone
 
