@@ -183,6 +183,9 @@ class Scheduler:
             if not isinstance(error, NotFound | Conflict):  # gone, or bound by somebody else: the informer will tell
                 log.warning("binding %s/%s to %s failed: %s", objects.namespace(pod), objects.name(pod), node, error)
             self._listening.unbind(uid, node)
+            live = self._pods.get(objects.namespace(pod), objects.name(pod))
+            if live is not None and objects.uid(live) == uid and uid in self.queue:
+                self.queue.put(live, self._clock.monotonic())  # what happened to it meanwhile was not looked at
             self.queue.refused(uid, self._clock.monotonic(), park=False)
         finally:
             if choice is not None:

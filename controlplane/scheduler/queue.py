@@ -53,6 +53,7 @@ class Queue:
     def __init__(self, first: float = BACKOFF_FIRST, most: float = BACKOFF_MOST) -> None:
         self._first, self._most = first, most
         self._waiting: dict[str, Waiting] = {}
+        self._parked: dict[str, Waiting] = {}  # those of them that a change may help
         self._active: list[tuple[int, float, int, str]] = []
         self._timers: list[tuple[float, int, str]] = []
         self._order = itertools.count(1)
@@ -84,6 +85,7 @@ class Queue:
 
     def drop(self, uid: str) -> None:
         self._waiting.pop(uid, None)
+        self._parked.pop(uid, None)
 
     def pop(self, now: float) -> Waiting | None:
         """The next pod to try. It stays taken until `drop` (it has a node) or `refused` (it found none)."""
@@ -105,7 +107,8 @@ class Queue:
 
     def take(self, entry: Waiting) -> Waiting:
         """Take a certain pod, whatever it waits for."""
-        entry.state, entry.moved, entry.eager = TAKEN, self._changes, False
+        self._become(entry, TAKEN)
+        entry.moved, entry.eager = self._changes, False
         return entry
 
     def refused(self, uid: str, now: float, *, park: bool = True, verdict: Any = None) -> None:
@@ -117,14 +120,14 @@ class Queue:
         entry.verdict = verdict
         entry.not_before = now + min(self._first * 2 ** min(entry.attempts - 1, 16), self._most)
         entry.try_by = now + UNSCHEDULABLE_MOST
-        entry.state = PARKED if park and entry.moved == self._changes else BACKING_OFF
+        self._become(entry, PARKED if park and entry.moved == self._changes else BACKING_OFF)
         self._arm(entry)
 
     def cluster_changed(self, now: float, helps: Helps | None = None) -> None:
         """Something happened: every parked pod whom it `helps` is tried again when its back-off is over."""
         self._changes += 1
-        for entry in list(self._waiting.values()):
-            if entry.state == PARKED and (helps is None or helps(entry)):
+        if self._parked:
+            for entry in [one for one in self._parked.values() if helps is None or helps(one)]:
                 self._unpark(entry, now)
 
     def deadline(self) -> float | None:
@@ -139,11 +142,19 @@ class Queue:
 
     def _unpark(self, entry: Waiting, now: float) -> None:
         if entry.state == PARKED:
-            entry.state, entry.eager = BACKING_OFF, True
+            self._become(entry, BACKING_OFF)
+            entry.eager = True
             if entry.not_before <= now:
                 self._push(entry)
             else:
                 self._arm(entry)
+
+    def _become(self, entry: Waiting, state: str) -> None:
+        entry.state = state
+        if state == PARKED:
+            self._parked[entry.uid] = entry
+        else:
+            self._parked.pop(entry.uid, None)
 
     def _arm(self, entry: Waiting) -> None:
         entry.ticket = next(self._order)
@@ -154,5 +165,6 @@ class Queue:
             heapq.heapify(self._timers)
 
     def _push(self, entry: Waiting) -> None:
-        entry.state, entry.ticket = ACTIVE, next(self._order)
+        self._become(entry, ACTIVE)
+        entry.ticket = next(self._order)
         heapq.heappush(self._active, (-entry.priority, entry.since, entry.ticket, entry.uid))
