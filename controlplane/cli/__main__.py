@@ -7,6 +7,7 @@ so that `pelamis status` does not pay for gRPC. A `Finding` is printed as its se
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import sys
 
@@ -36,6 +37,12 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        print(f"pelamis: the disk is full: {error.filename or 'a file could not be written'}\n"
+              "  fix: free some space (df -h), then run the same command again: it goes on", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ async def _run(args: argparse.Namespace) -> int:
     from controlplane.client.config import load
     from controlplane.client.rest import Client
     from controlplane.hosts import membership
+    from controlplane.hosts.layout import Layout
     from controlplane.machinery.errors import NotFound
     from controlplane.machinery.paths import Paths
     paths = Paths.from_environment()
@@ -56,6 +57,7 @@ async def _run(args: argparse.Namespace) -> int:
     lifetime = seconds(args.ttl) if args.verb == "create" else 0.0
     async with Client(load(paths.admin_kubeconfig), user_agent="pelamis-token") as client:
         if args.verb == "create":
+            await membership.welcome(client, paths, kept, Layout(paths).installed)  # its address may have changed
             token = await membership.create_token(client, lifetime, args.description)
             say(token if args.token_only else membership.command(paths, kept, token))
         elif args.verb == "list":

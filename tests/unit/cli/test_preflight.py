@@ -40,3 +40,9 @@ def test_our_own_configuration_is_no_trouble(tmp_path):
 def test_an_address_of_another_machine_is_refused():
     with pytest.raises(Finding, match=r"192\.0\.2\.1 is not an address of this machine"):
         preflight.node_ip("192.0.2.1")
+
+
+def test_the_address_all_virtualbox_machines_share_is_not_taken():
+    assert preflight.beyond_nat("10.0.2.15", ["10.0.2.15", "192.168.56.11"]) == "192.168.56.11"
+    assert preflight.beyond_nat("10.0.2.15", ["10.0.2.15"]) == "10.0.2.15", "better than none"
+    assert preflight.beyond_nat("10.1.2.3", ["10.1.2.3", "192.168.56.11"]) == "10.1.2.3"
