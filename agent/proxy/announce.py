@@ -117,6 +117,7 @@ class Announcer:
                  clock: Clock) -> None:
         self._node, self._ledger, self._clock = node, ledger, clock
         self._services, self._nodes, self._slices = services, nodes, slices
+        services.add_index("announced", lambda service: ["yes"] if election.wanted(service) else [])
         self._cards: dict[int, Card] = {}
         self._told: set[str] = set()
         self._missed: dict[str, int] = {}
@@ -151,7 +152,7 @@ class Announcer:
     def _elect(self) -> None:
         self._known = election.ready(self._nodes.items())
         self._ranks = {}
-        for service in self._services.items():
+        for service in self._services.by("announced", "yes"):
             for address in election.wanted(service):
                 meta = service["metadata"]
                 slices = self._slices.by("service", f"{meta['namespace']}/{meta['name']}")
