@@ -339,14 +339,19 @@ class Steps:
         for container in self.seen.containers:
             if not self.seen.sandboxes:
                 await context.runtime.remove_container(container.id)
-        context.volumes.release(uid)
+        await self.give_back(whole=True)
+        context.cgroups.remove(uid)
+        shutil.rmtree(context.node.log_folder(self.pod), ignore_errors=True)
+
+    async def give_back(self, *, whole: bool = False) -> None:
+        """Give back the volumes of a pod that runs no more, and with `whole` all its files. Raises StepFailed."""
+        uid = self.pod["metadata"]["uid"]
+        self.context.volumes.release(uid)
         try:
-            await context.volumes.tear_down(uid)
+            await self.context.volumes.tear_down(uid, whole=whole)
         except (ConfigError, OSError) as error:
             self._tell("Warning", "FailedUnMount", str(error))
             raise StepFailed("", str(error)) from error
-        context.cgroups.remove(uid)
-        shutil.rmtree(context.node.log_folder(self.pod), ignore_errors=True)
 
 
 async def _outcome(work: Coroutine[Any, Any, Any]) -> tuple[Any, Exception | None]:

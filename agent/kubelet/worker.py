@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 DELETE_RETRY = 1.0
 FINISH = "/finish"
-REFRESH, RESIZE = "/refresh", "/resize"
+REFRESH, RESIZE, RELEASE = "/refresh", "/resize", "/release"
 
 
 def _inside(pod: dict[str, Any]) -> tuple[Any, ...]:
@@ -67,6 +67,7 @@ class Worker:
         self._ending_since = 0.0
         self._first_seen = self.clock.now()
         self._done = False
+        self._released = False  # an ended pod's volumes are given back
         self._ended = False  # everything is stopped and cleaned; the API may drop the pod
         self._writer: StatusWriter | None = None
         self._group: asyncio.TaskGroup
@@ -215,7 +216,12 @@ class Worker:
         made = plan.plan(self.pod, self.seen, now, self._facts())
         for action in made.actions:
             self._act(action)
-        if (self._refresh or 0 < self.steps.renew_at <= now) and not ending and REFRESH not in self._tasks:
+        over = not ending and bool(self._doomed or plan.finished(self.pod, self.seen))
+        if ending or over:
+            self.steps.renew_at = 0.0
+        if over and not (made.actions or self._tasks or self._kills or self._released):
+            self._begin(RELEASE, self._release(), look=False)
+        if (self._refresh or 0 < self.steps.renew_at <= now) and not (ending or over) and REFRESH not in self._tasks:
             self._refresh = False
             self.steps.renew_at = 0.0
             self._begin(REFRESH, self.steps.refresh_volumes(), look=False)
@@ -223,6 +229,11 @@ class Worker:
                                                   self._failures.not_before, made.waiting, now)
         self._report(waiting, now)
         return min(filter(None, (made.wake_at, shown_at, self.steps.renew_at)), default=0.0)
+
+    async def _release(self) -> None:
+        """The pod runs no more: its volumes are free for others, and their room on the disk too."""
+        await self.steps.give_back()
+        self._released = True
 
     def _hooked(self) -> set[str]:
         """Containers being started that are not to be called so before their postStart hook has run."""

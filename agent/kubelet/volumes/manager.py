@@ -145,9 +145,9 @@ class Volumes:
 
     # --- the end
 
-    async def tear_down(self, uid: str) -> None:
-        """Give back, unmount and remove everything of the pod; may be repeated. Raises ConfigError while a storage
-        driver keeps a volume, OSError when something stays busy."""
+    async def tear_down(self, uid: str, *, whole: bool = True) -> None:
+        """Give back, unmount and remove the pod's volumes, and with `whole` everything else of it; may be repeated.
+        Raises ConfigError while a storage driver keeps a volume, OSError when something stays busy."""
         if self.csi is not None and self._refusals.get(uid, 0) < DRIVER_TRIES:
             try:
                 await self.csi.unpublish(uid)
@@ -155,19 +155,20 @@ class Volumes:
                 self._refusals[uid] = self._refusals.get(uid, 0) + 1
                 raise
         had_images = (self._folder(uid) / "volumes" / plugins.FOLDERS["image"]).is_dir()
-        await asyncio.to_thread(self.take_down, uid)
+        await asyncio.to_thread(self.take_down, uid, whole)
         if self.images is not None and had_images:
             await self.images.release(uid)
         self._refusals.pop(uid, None)
 
-    def take_down(self, uid: str) -> None:
-        """Unmount and remove everything of the pod; blocking, for a thread. OSError when something stays busy."""
-        folder = self._folder(uid)
-        for attempt in range(REMOVE_TRIES):
-            self._mounts.unmount_below(folder)
-            shutil.rmtree(folder, ignore_errors=attempt < REMOVE_TRIES - 1)
-            if not folder.exists():
-                return
+    def take_down(self, uid: str, whole: bool = True) -> None:
+        """Unmount and remove what lies here of the pod; blocking, for a thread. OSError when something stays busy."""
+        own = self._folder(uid)
+        for folder in (own,) if whole else (own / "volume-subpaths", own / "volumes"):
+            for attempt in range(REMOVE_TRIES):
+                self._mounts.unmount_below(folder)
+                if not folder.exists():
+                    break
+                shutil.rmtree(folder, ignore_errors=attempt < REMOVE_TRIES - 1)
 
     def release(self, uid: str) -> None:
         self.objects.release(uid)
