@@ -115,6 +115,8 @@ async def applied(request: Request, resource: Resource, api_version: str = "", k
     obj = await _configuration(request)
     if not isinstance(obj, dict):
         raise BadRequest("error decoding YAML: the configuration is no object")
+    if not isinstance(obj.get("metadata") or {}, dict):
+        raise BadRequest("error decoding YAML: metadata is no object")
     if (obj.get("metadata") or {}).get("managedFields"):
         raise BadRequest("metadata.managedFields must be nil")
     for field in ("apiVersion", "kind"):

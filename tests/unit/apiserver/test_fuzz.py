@@ -239,3 +239,13 @@ def test_no_credential_breaks_it(server, caplog, value, name):
     caplog.clear()
     head = f"GET /api/v1/namespaces/default HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{name}: {value}\r\n\r\n"
     judge(running, exchange(address, head.encode("latin-1", "replace"), False), running.cache.revision, caplog)
+
+
+@pytest.mark.parametrize("metadata", [b'"x"', b"[{}]", b"5", b"true"])
+def test_an_applied_configuration_has_metadata_or_none(server, caplog, metadata):
+    address, running = server
+    caplog.clear()
+    body = b'{"apiVersion":"v1","kind":"ConfigMap","metadata":%b}' % metadata
+    head = (b"PATCH /api/v1/namespaces/default/configmaps/a?fieldManager=f HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            b"Content-Type: application/apply-patch+yaml\r\nContent-Length: %d\r\n\r\n" % len(body))
+    assert judge(running, exchange(address, head + body, False), running.cache.revision, caplog) == 400
