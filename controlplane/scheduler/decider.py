@@ -68,7 +68,7 @@ class Decider:
     def _late(self, wants: Ask, wanted: Needs | None, node: NodeInfo) -> Refusal | None:
         """What is judged only of a node about to be chosen: volumes, and room promised to pods as important."""
         if wanted is not None:
-            refused = volumes.refusal(wanted, node, self.world, self.reserved)
+            refused = volumes.refusal(wanted, node, self.world, self.reserved, self.snapshot)
             if refused is not None:
                 return refused
         promised = self.promised(node.name, wants)
@@ -143,7 +143,7 @@ class Decider:
         wanted = volumes.needs(wants.pod, self.world)
 
         def holds(node: NodeInfo) -> bool:
-            return wanted is None or volumes.refusal(wanted, node, self.world, self.reserved) is None
+            return wanted is None or volumes.refusal(wanted, node, self.world, self.reserved, self.snapshot) is None
         plans = preemption.plans(wants, found.table, found.late, self.snapshot, Budgets(self.world.budgets()),
                                  preemption.always if wanted is None else holds,
                                  lambda node: self.promised(node, wants), self._memory)

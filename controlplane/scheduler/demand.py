@@ -1,4 +1,4 @@
-"""What a pod asks of a node: resources, host ports. Pure.
+"""What a pod asks of a node: resources, host ports, claims. Pure.
 
 `requests` is the truth that must fit; `cpu_floor` and `memory_floor` count containers that name none as a little, so
 that scoring does not pile all such pods on one node. Called by `fit` and `snapshot`.
@@ -65,6 +65,7 @@ class Demand:
     ports: tuple[HostPort, ...] = ()
     cpu_floor: int = LEAST_CPU
     memory_floor: int = LEAST_MEMORY
+    claims: tuple[str, ...] = ()  # `namespace/name` of the volume claims it uses
 
 
 def _requests(container: Mapping[str, Any], granted: Mapping[str, Amounts]) -> Amounts:
@@ -112,6 +113,17 @@ def _worst(spec: Mapping[str, Any], granted: Mapping[str, Amounts], least: Mappi
     return total
 
 
+def claim_names(pod: Mapping[str, Any]) -> list[tuple[str, bool]]:
+    """(name of a claim, whether it is made for this pod alone)."""
+    found = []
+    for volume in (pod.get("spec") or {}).get("volumes") or ():
+        if claim := volume.get("persistentVolumeClaim"):
+            found.append((claim["claimName"], False))
+        elif "ephemeral" in volume:
+            found.append((f"{pod['metadata']['name']}-{volume['name']}", True))
+    return found
+
+
 def of(pod: Mapping[str, Any]) -> Demand:
     """What the pod needs at its worst moment."""
     spec = pod.get("spec") or {}
@@ -122,4 +134,5 @@ def of(pod: Mapping[str, Any]) -> Demand:
     containers = [*(spec.get("containers") or ()),
                   *(c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always")]
     return Demand({name: value for name, value in total.items() if value}, _ports(containers),
-                  floors.get("cpu", 0), floors.get("memory", 0))
+                  floors.get("cpu", 0), floors.get("memory", 0),
+                  tuple(f"{pod['metadata'].get('namespace', '')}/{name}" for name, _ in claim_names(pod)))

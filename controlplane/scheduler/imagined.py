@@ -13,7 +13,7 @@ from typing import Any
 from controlplane.machinery import objects, selectors, strategy
 from controlplane.machinery.resources import named
 from controlplane.machinery.selectors import LabelSelector
-from controlplane.scheduler import nearest, preemption, volumes
+from controlplane.scheduler import nearest, preemption
 from controlplane.scheduler.configuration import Profile
 from controlplane.scheduler.decider import Decider
 from controlplane.scheduler.snapshot import counts
@@ -76,10 +76,6 @@ class Cluster:
 
     def csi_node(self, name: str) -> Obj | None:
         return self._named("csinodes.storage.k8s.io", name)
-
-    def users(self, namespace: str, claim: str) -> Sequence[Obj]:
-        return [pod for pod in self._of.get("pods", ()) if objects.get(pod, "spec.nodeName") and counts(pod)
-                and f"{namespace}/{claim}" in volumes.claims_of(pod)]
 
     def _named(self, resource: str, name: str) -> Obj | None:
         return next((one for one in self._of.get(resource, ()) if objects.name(one) == name), None)

@@ -16,7 +16,7 @@ from typing import Any
 from controlplane.client.informer import Informer
 from controlplane.machinery import objects
 from controlplane.machinery.clock import Clock
-from controlplane.scheduler import constraints, fit, volumes
+from controlplane.scheduler import constraints, demand, fit
 from controlplane.scheduler.configuration import NAME
 from controlplane.scheduler.decider import Decider
 from controlplane.scheduler.fit import Ask
@@ -65,7 +65,7 @@ class Listening:
             self._room(objects.name(new))
 
     def _on_storage(self, kind: str, old: Obj | None, new: Obj) -> None:
-        self._changed(lambda waiting: bool(volumes.claim_names(waiting.pod)))
+        self._changed(lambda waiting: bool(demand.claim_names(waiting.pod)))
 
     def _on_pod(self, kind: str, old: Obj | None, new: Obj) -> None:
         uid, spec = objects.uid(new), new.get("spec") or {}
@@ -118,7 +118,7 @@ class Listening:
             wants: Ask = waiting.verdict[0]
             if wants.kind not in fitting:
                 fitting[wants.kind] = fit.refusal(wants, node) is None
-            return fitting[wants.kind] or _was_social(waiting) or _is_promised(waiting)
+            return fitting[wants.kind] or bool(wants.demand.claims) or _was_social(waiting) or _is_promised(waiting)
         self._changed(helps)
 
     def _changed(self, helps: Any) -> None:

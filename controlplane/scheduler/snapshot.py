@@ -112,6 +112,7 @@ class Snapshot:
         self.namespaces: dict[str, dict[str, str]] = {}
         self.images: dict[str, int] = {}  # name -> nodes that have it
         self.size = 0  # nodes
+        self.users: dict[str, set[str]] = {}  # `namespace/name` of a claim -> uids of the placed pods that use it
         self.changes = Journal()
         self.epoch = 0  # changes when all that was derived must be derived again
 
@@ -229,6 +230,11 @@ class Snapshot:
             del group.nodes[placed.node]
         for tally in group.tallies:
             tally.add(placed.node, sign)
+        for claim in placed.demand.claims:
+            users = self.users.setdefault(claim, set())
+            users.add(uid) if sign > 0 else users.discard(uid)
+            if not users:
+                del self.users[claim]
         self.changes.note(placed.node)
         if not group.pods:
             self._forget(group)

@@ -9,14 +9,15 @@ Upstream: pkg/scheduler/framework/plugins/{volumebinding,volumerestrictions,volu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from controlplane.controllers import volumes as matching
 from controlplane.machinery import objects
+from controlplane.scheduler import demand
 from controlplane.scheduler.fit import Refusal, term_matches
-from controlplane.scheduler.snapshot import NodeInfo
+from controlplane.scheduler.snapshot import NodeInfo, Snapshot
 
 UNREACHABLE = Refusal(("node(s) didn't match PersistentVolume's node affinity",), True)
 NONE_TO_BIND = Refusal(("node(s) didn't find available persistent volumes to bind",), True)
@@ -38,9 +39,6 @@ class Shelf(Protocol):
     def volumes(self) -> Iterable[Obj]: ...
     def storage_class(self, name: str) -> Obj | None: ...
     def csi_node(self, name: str) -> Obj | None: ...
-    def users(self, namespace: str, claim: str) -> Sequence[Obj]:
-        """Pods on nodes that use a claim."""
-        ...
 
 
 @dataclass(slots=True)
@@ -50,7 +48,7 @@ class Needs:
     outright: str = ""
     bound: list[Obj] = field(default_factory=list)  # volumes
     open: list[tuple[Obj, Obj]] = field(default_factory=list)  # claims that wait for a node, with their class
-    exclusive: list[tuple[str, str]] = field(default_factory=list)  # ReadWriteOncePod claims
+    exclusive: list[str] = field(default_factory=list)  # `namespace/name` of ReadWriteOncePod claims
 
 
 @dataclass(slots=True)
@@ -61,25 +59,9 @@ class Choice:
     provision: list[Obj] = field(default_factory=list)
 
 
-def claim_names(pod: Obj) -> list[tuple[str, bool]]:
-    """(name of a claim, whether it is made for this pod alone)."""
-    found = []
-    for volume in (pod.get("spec") or {}).get("volumes") or ():
-        if claim := volume.get("persistentVolumeClaim"):
-            found.append((claim["claimName"], False))
-        elif "ephemeral" in volume:
-            found.append((f"{objects.name(pod)}-{volume['name']}", True))
-    return found
-
-
-def claims_of(pod: Obj) -> list[str]:
-    """Index of pods: `namespace/name` of their claims."""
-    return [f"{objects.namespace(pod)}/{name}" for name, _ in claim_names(pod)]
-
-
 def needs(pod: Obj, shelf: Shelf) -> Needs | None:
     """None for a pod without claims."""
-    names = claim_names(pod)
+    names = demand.claim_names(pod)
     if not names:
         return None
     found, namespace = Needs(), objects.namespace(pod)
@@ -105,7 +87,7 @@ def needs(pod: Obj, shelf: Shelf) -> Needs | None:
 
 def _sort(found: Needs, claim: Obj, shelf: Shelf) -> None:
     if "ReadWriteOncePod" in objects.get(claim, "spec.accessModes", ()):
-        found.exclusive.append(objects.key(claim))
+        found.exclusive.append("/".join(objects.key(claim)))
     name = objects.get(claim, "spec.volumeName", "")
     if name and matching.BIND_COMPLETED in objects.annotations(claim):
         volume = shelf.volume(name)
@@ -134,11 +116,11 @@ def _zoned(volume: Obj, node: NodeInfo) -> bool:
     return all(node.labels.get(key) in labels[key].split("__") for key in ZONE_LABELS if key in labels)
 
 
-def refusal(wanted: Needs, node: NodeInfo, shelf: Shelf, reserved: dict[str, tuple[str, str]]) -> Refusal | None:
-    """Why the node does not do for the pod's volumes; None when it does."""
-    for key in wanted.exclusive:
-        if shelf.users(*key) and any(objects.uid(pod) in node.placed or pod["spec"].get("nodeName") != node.name
-                                     for pod in shelf.users(*key)):
+def refusal(wanted: Needs, node: NodeInfo, shelf: Shelf, reserved: dict[str, tuple[str, str]],
+            snapshot: Snapshot) -> Refusal | None:
+    """Why the node, perhaps without some pods, does not do for the pod's volumes; None when it does."""
+    for claim in wanted.exclusive:
+        if any(uid in node.placed or snapshot.node_of(uid) != node.name for uid in snapshot.users.get(claim, ())):
             return IN_USE
     for volume in wanted.bound:
         if not reaches(volume, node):

@@ -7,15 +7,13 @@ never decides. `changed` tells which part of the world moved. Made by the proces
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from controlplane.client.informer import Informer, Informers
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.resources import named
 from controlplane.machinery.selectors import LabelSelector
-from controlplane.scheduler import volumes
-from controlplane.scheduler.snapshot import counts
 
 OWNERS = {"ReplicaSet": "replicasets.apps", "StatefulSet": "statefulsets.apps",
           "ReplicationController": "replicationcontrollers"}
@@ -37,7 +35,6 @@ class World:
             indexes = {"namespace": _namespace} if name == "services" else None
             return informers.of(resource, indexes=indexes, keep=keep(resource))
         self._of = {name: of(name) for name in (*OWNERS.values(), *STORAGE, *OTHERS)}
-        self._pods = informers.of(named("pods"), indexes={"claims": volumes.claims_of}, keep=keep(named("pods")))
 
     def informer(self, name: str) -> Informer:
         return self._of[name]
@@ -93,10 +90,6 @@ class World:
 
     def csi_node(self, name: str) -> Obj | None:
         return self._one("csinodes.storage.k8s.io", "", name)
-
-    def users(self, namespace: str, claim: str) -> Sequence[Obj]:
-        return [pod for pod in self._pods.by("claims", f"{namespace}/{claim}")
-                if objects.get(pod, "spec.nodeName") and counts(pod)]
 
     def _one(self, resource: str, namespace: str, name: str) -> Obj | None:
         return self._of[resource].get(namespace, name)
