@@ -137,14 +137,17 @@ class Cgroups:
         except (OSError, ValueError):
             return 0
 
-    def orphans(self, known: Callable[[str], bool]) -> list[str]:
-        """Uids of the pods that have groups here and are not known."""
+    def orphans(self, known: Callable[[str], bool], before: float) -> list[str]:
+        """Uids of the pods that are not known and have groups here made `before` (seconds since the epoch): younger
+        ones may be those of another kubelet on this host that is just starting a pod."""
         tops = [self.mount] if self.v2 else [self.mount / c for c in V1_CONTROLLERS if (self.mount / c).is_dir()]
         found = set()
         for top in tops:
             for place in {(top / name).parent for name in self._names("x")}:
-                names = os.listdir(place) if place.is_dir() else ()
-                found |= {match[1].replace("_", "-") for name in names if (match := _POD.search(name))}
+                for path in place.iterdir() if place.is_dir() else ():
+                    with contextlib.suppress(FileNotFoundError):
+                        if (match := _POD.search(path.name)) and path.stat().st_mtime < before:
+                            found.add(match[1].replace("_", "-"))
         return sorted(uid for uid in found if not known(uid))
 
     def hold(self, cpu: int, memory: int) -> None:

@@ -17,6 +17,7 @@ from agent.kubelet.context import Context
 from agent.kubelet.env import ConfigError
 
 log = logging.getLogger(__name__)
+YOUNG_SECONDS = 120.0  # a control group younger than that may be another kubelet's
 
 
 def _uids(folder: Path) -> list[str]:
@@ -43,7 +44,7 @@ async def sweep(context: Context, known: Callable[[str], bool]) -> None:
                 await context.volumes.tear_down(uid)
             except (ConfigError, OSError) as error:
                 log.warning("cannot remove what is left of pod %s: %s", uid, error)
-    for uid in await asyncio.to_thread(context.cgroups.orphans, known):
+    for uid in await asyncio.to_thread(context.cgroups.orphans, known, context.clock.now() - YOUNG_SECONDS):
         context.cgroups.remove(uid)
     for path in await asyncio.to_thread(_logs, node.logs, known):
         await asyncio.to_thread(shutil.rmtree, path, True)

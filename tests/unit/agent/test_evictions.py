@@ -158,11 +158,12 @@ def test_disk_is_counted_once_and_groups_of_unknown_pods_are_found(tmp_path):
     uid, known = "0a1b2c3d-0000-4000-8000-00000000000a", "0a1b2c3d-0000-4000-8000-00000000000b"
     for name in (f"memory/kubepods/burstable/pod{uid}", f"cpu/kubepods/pod{known}", "memory/kubepods/other"):
         (tmp_path / name).mkdir(parents=True)
-    assert Cgroups(mount=tmp_path).orphans(lambda u: u == known) == [uid]
+    assert Cgroups(mount=tmp_path).orphans(lambda u: u == known, float("inf")) == [uid]
+    assert Cgroups(mount=tmp_path).orphans(lambda u: False, 1.0) == []
     flat = uid.replace("-", "_")
     (tmp_path / f"systemd/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{flat}.slice").mkdir(
         parents=True)
-    assert Cgroups(systemd=True, mount=tmp_path).orphans(lambda u: False) == [uid]
+    assert Cgroups(systemd=True, mount=tmp_path).orphans(lambda u: False, float("inf")) == [uid]
 
 
 def test_pods_may_ask_for_what_is_not_reserved_nor_kept_free():
