@@ -5,6 +5,7 @@ Upstream: ValidatePodSpec in k8s.io/kubernetes/pkg/apis/core/validation.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from controlplane.machinery import names
@@ -21,6 +22,9 @@ MAX_NAMESERVERS = 3
 _NOT_EPHEMERAL = ("ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources",
                   "restartPolicy", "resizePolicy")
 MAX_SECONDS = 2**31 - 1
+SYSCTL_LIMIT = 253  # characters
+_SYSCTL = r"([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?"
+_IPC = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")  # what belongs to the namespace of IPC
 
 
 def pod(obj: Object) -> list[Cause]:
@@ -230,7 +234,24 @@ def _security(spec: Object, path: str) -> list[Cause]:
     if spec.get("shareProcessNamespace") and spec.get("hostPID"):
         found.append(invalid(f"{path}.shareProcessNamespace", True, "ShareProcessNamespace and HostPID cannot both be "
                              "enabled"))
+    return found + _sysctls(spec, context, f"{at}.sysctls") + containers.seccomp(context, at)
+
+
+def _sysctls(spec: Object, context: Object, path: str) -> list[Cause]:
+    found: list[Cause] = []
+    known: set[str] = set()
     for index, sysctl in enumerate(context.get("sysctls") or ()):
-        if not sysctl.get("name"):
-            found.append(required(f"{at}.sysctls[{index}].name"))
-    return found + containers.seccomp(context, at)
+        name, at = sysctl.get("name") or "", f"{path}[{index}].name"
+        dotted = name.replace("/", ".")
+        if not name:
+            found.append(required(at))
+        elif len(name) > SYSCTL_LIMIT or not re.fullmatch(_SYSCTL, name):
+            found.append(invalid(at, name, f"must have at most {SYSCTL_LIMIT} characters and match regex ^{_SYSCTL}$"))
+        elif name in known:
+            found.append(duplicate(at, name))
+        elif spec.get("hostNetwork") and dotted.startswith("net."):
+            found.append(invalid(at, name, "may not be specified when 'hostNetwork' is true"))
+        elif spec.get("hostIPC") and dotted.startswith(_IPC):
+            found.append(invalid(at, name, "may not be specified when 'hostIPC' is true"))
+        known.add(name)
+    return found

@@ -93,6 +93,12 @@ def test_metadata(meta, want):
     (pod(tolerations=[{"operator": "Equal"}]), "operator must be Exists when `key` is empty"),
     (pod(schedulingGates=[{"name": "a/b"}], nodeName="n"), "cannot be set until all schedulingGates have been cleared"),
     (pod({"securityContext": {"privileged": True, "allowPrivilegeEscalation": False}}), "and `privileged` to true"),
+    *((pod(securityContext={"sysctls": [{"name": "kernel.shmmax", "value": "1"}, {"name": name, "value": "1"}]}),
+       f'spec.securityContext.sysctls[1].name: {want}') for name, want in (
+        ("foo-", 'Invalid value: "foo-": must have at most 253 characters and match regex ^([a-z0-9]'),
+        ("bar..", 'Invalid value: "bar..": must have'), ("kernel.shmmax", 'Duplicate value: "kernel.shmmax"'))),
+    (pod(securityContext={"sysctls": [{"name": "net/ipv4/x", "value": "1"}]}, hostNetwork=True),
+     "may not be specified when 'hostNetwork' is true"),
     (pod({"ports": [{"containerPort": 1, "hostPort": 5}, {"containerPort": 2, "hostPort": 5}]}),
      'spec.containers[0].ports[1].hostPort: Duplicate value: "TCP//5"')])
 def test_pods(obj, want):
