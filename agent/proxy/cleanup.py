@@ -15,6 +15,6 @@ from netsetup import nftables, xtables
 PREFIX = "KUBE-"
 
 
-def cleanup(family: int = 4) -> int:
+def cleanup(families: tuple[int, ...] = (4, 6)) -> int:
     """How many chains and tables went. Raises Finding or OSError when the kernel refuses."""
-    return xtables.remove_chains(PREFIX, family) + nftables.delete(TABLE, (family,))
+    return sum(xtables.remove_chains(PREFIX, family) for family in families) + nftables.delete(TABLE, families)

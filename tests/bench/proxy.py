@@ -6,6 +6,7 @@ this host's rules is touched and no figure sees another's leftovers. Endpoints a
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import json
 import os
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from agent.proxy import conntrack
 from agent.proxy.conntrack import Flow
 from agent.proxy.model import service_ports
+from agent.proxy.proxy import Proxy
 from agent.proxy.side import Side
 from controlplane.machinery.errors import Finding
 from netsetup import links, netns, rtnetlink, xtables
@@ -190,6 +192,67 @@ def wiring() -> float:
     return statistics.median(took)
 
 
+class Objects:
+    """As much of a client as the proxy's informers use: what there is, and then what is put in."""
+
+    def __init__(self, **known: list[dict[str, Any]]) -> None:
+        self.known, self.revision = known, 1
+        self.queues: dict[str, asyncio.Queue[tuple[str, dict[str, Any]]]] = {}
+
+    def put(self, plural: str, obj: dict[str, Any]) -> None:
+        self.revision += 1
+        obj["metadata"] |= {"resourceVersion": str(self.revision), "uid": obj["metadata"]["name"]}
+        self.queues[plural].put_nowait(("MODIFIED", obj))
+
+    async def pages(self, resource: Any, **_: Any) -> AsyncIterator[tuple[list[dict[str, Any]], str]]:
+        self.queues[resource.plural] = asyncio.Queue()
+        yield self.known.get(resource.plural, []), "1"
+
+    async def watch(self, resource: Any, **_: Any) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        while True:
+            yield await self.queues[resource.plural].get()
+
+
+async def _reactions(writer: str, count: int) -> dict[str, float]:
+    """Milliseconds from an EndpointSlice's event to the kernel, and from a foreign flush to whole rules."""
+    services, slices = [service(n) for n in range(count)], [slice_of(n) for n in range(count)]
+    for number, (one, piece) in enumerate(zip(services, slices)):
+        one["metadata"] |= {"resourceVersion": "1", "uid": f"s{number}"}
+        piece["metadata"] |= {"resourceVersion": "1", "uid": f"e{number}", "labels": {
+            "kubernetes.io/service-name": one["metadata"]["name"]}}
+    backend = xtables.Backend(writer.partition("-")[2]) if writer != "nftables" else None
+    client = Objects(services=services, endpointslices=slices)
+    proxy = Proxy(client, "n", "", PODS, None, "nftables" if backend is None else "iptables", backend=backend)
+
+    async def until(done: Callable[[], bool]) -> float:
+        begun = perf_counter()
+        async with asyncio.timeout(RUN_SECONDS):
+            while not done():  # noqa: ASYNC110 - outside of what is measured
+                await asyncio.sleep(0.001)
+        return (perf_counter() - begun) * 1000
+
+    running = asyncio.create_task(proxy.run())
+    await proxy.synced.wait()
+    syncs, found = proxy.syncs, {}
+    changed = slice_of(3, 1)
+    changed["metadata"]["labels"] = {"kubernetes.io/service-name": "s3"}
+    client.put("endpointslices", changed)
+    found["event"] = await until(lambda: proxy.syncs > syncs)
+    if backend is not None:
+        loads = proxy.full_loads
+        command = backend.command("") or ""
+        await asyncio.to_thread(subprocess.run, f"{command} -t nat -F; {command} -F", shell=True, check=True)
+        found["heal"] = await until(lambda: proxy.full_loads > loads)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    return found
+
+
+def reactions(writer: str, count: int) -> dict[str, float]:
+    listen()
+    return asyncio.run(_reactions(writer, count))
+
+
 def names() -> float:
     """Answers per second of the cluster's DNS: many services, each asked in turn, nothing finished before."""
     import dnslib
@@ -250,6 +313,10 @@ def measure(args: Namespace) -> list[dict[str, object]]:
             row(f"{what}: connection to the first", found["first"], "µs")
             row(f"{what}: last above first", found["last"] - found["first"], "µs", "5" if last else "")
             row(f"{what}: connection past them", found["direct"], "µs")
+            quick = separately("reactions", writer, str(count))
+            row(f"{what}: an event reaches the kernel", quick["event"], "ms", "100" if last else "")
+            if "heal" in quick:
+                row(f"{what}: healed after a flush", quick["heal"], "ms", "1,000" if last else "")
             if "udp" in found:
                 row(f"forget a UDP service, {FLOWS:,} flows", found["udp"], "ms", "20")
     row("wire one pod", separately("wiring"), "ms", "3")
@@ -260,4 +327,5 @@ def measure(args: Namespace) -> list[dict[str, object]]:
 if __name__ == "__main__":
     TASKS: dict[str, Callable[[], Any]] = {"wiring": wiring, "names": names}
     what = sys.argv[1]
-    print(json.dumps(TASKS[what]() if what in TASKS else one_run(what, int(sys.argv[2]))))
+    print(json.dumps(TASKS[what]() if what in TASKS else reactions(sys.argv[2], int(sys.argv[3]))
+                     if what == "reactions" else one_run(what, int(sys.argv[2]))))
