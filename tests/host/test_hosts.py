@@ -44,6 +44,19 @@ for wanted in certificates.of_node(sys.argv[1], sys.argv[2]):
     Path("/root/late", wanted.file + ".crt").write_bytes(pair.certificate)
     Path("/root/late", wanted.file + ".key").write_bytes(pair.key)
 """
+OLD = """
+from pathlib import Path
+from controlplane.machinery.clock import FakeClock, SYSTEM
+from controlplane.pki import leaves
+from controlplane.pki.authority import Authority
+folder = Path("/etc/pelamis/pki")
+authority = Authority.load(folder, FakeClock(SYSTEM.now() - 300 * 86400))
+leaf = leaves.wanted("host1", "192.168.79.11", "10.96.0.0/16", "cluster.local")[0]
+pair = authority.issue(leaf.common_name, leaf.organizations, leaf.usages, leaf.sans)
+(folder / "apiserver.crt").write_bytes(pair.certificate)
+(folder / "apiserver.key").write_bytes(pair.key)
+Path("/root/old.crt").write_bytes(pair.certificate)
+"""
 
 
 def address(lab: Lab) -> str:
@@ -114,6 +127,19 @@ def test_certificates_are_renewed_while_the_agent_runs(lab: Lab) -> None:
     assert lab.kubectl("exec", name, "--", "/bin/busybox", "echo", "still") == "still\n"
     assert agent.run("systemctl", "show", "pelamis-agent", "-p", "MainPID", "--value").stdout == pid
     assert pods(lab) == before, "no container was restarted"
+
+
+def test_the_servers_certificates_are_renewed_beside_the_authority(lab: Lab) -> None:
+    server, before = lab.server, pods(lab)
+    server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", OLD)
+    shown = ("/root/venv/bin/python", "-c", "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 6443)))")
+    server.run("systemctl", "restart", "pelamis-apiserver")  # whatever starts a service prepares it first
+    right = (server.root / "etc/pelamis/pki/apiserver.crt").read_text().strip()
+    assert right != (server.root / "root/old.crt").read_text().strip()
+    eventually(lambda: server.run(*shown).stdout.strip() == right)
+    assert "apiserver.crt" in server.run("pelamis", "certs").stdout
+    eventually(lambda: lab.ready() and answers(lab))
+    assert pods(lab) == before
 
 
 def test_every_service_may_be_killed(lab: Lab) -> None:
