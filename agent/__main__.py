@@ -162,7 +162,8 @@ class Agent:
         node = Node(name=options.name, ips=options.node_ips, root=options.root, logs=self.paths.pod_logs,
                     cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
                     cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
-                    strict_groups=self._features.strict_groups, runtime=host.runtime_version.partition("://")[0])
+                    strict_groups=self._features.strict_groups, recursive="" in self._features.recursive,
+                    runtime=host.runtime_version.partition("://")[0])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
                        volumes=volumes, cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
                        checks=Checks(runtime), credentials=Credentials(

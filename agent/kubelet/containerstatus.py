@@ -33,6 +33,7 @@ class Report:
     allocated: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources granted
     actual: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources it runs with
     marks: tuple[tuple[str, str, str, str], ...] = ()  # further conditions, such as DisruptionTarget
+    recursive: bool = False  # the runtime makes mounts read-only down to those below them
     start_time: float = 0.0  # when this node first saw the pod
     runtime: str = "containerd"  # whose ids they are
 
@@ -127,6 +128,12 @@ def _resources(entry: dict[str, Any], spec: dict[str, Any], report: Report) -> N
     if entry.get("containerID"):  # once there is a container they are told, also when they are none
         entry["resources"] = {k: dict(resources[k]) for k in ("limits", "requests") if resources.get(k)}
     mounts = [{k: m[k] for k in ("name", "mountPath", "readOnly") if m.get(k)} | (
-        {"recursiveReadOnly": "Disabled"} if m.get("readOnly") else {}) for m in spec.get("volumeMounts") or ()]
+        {"recursiveReadOnly": _recursive(m, report)} if m.get("readOnly") else {})
+        for m in spec.get("volumeMounts") or ()]
     if mounts:
         entry["volumeMounts"] = mounts
+
+
+def _recursive(mount: dict[str, Any], report: Report) -> str:
+    mode = mount.get("recursiveReadOnly") or "Disabled"
+    return "Enabled" if mode != "Disabled" and report.recursive else "Disabled"

@@ -28,6 +28,7 @@ class Mount:
     container_path: str
     readonly: bool = False
     propagation: str = "None"  # None | HostToContainer | Bidirectional
+    recursive: bool = False  # read-only down to every mount below it
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,7 @@ class Node:
     apparmor: bool = False
     user_namespaces: bool = False
     strict_groups: bool = False  # the runtime can leave out the groups of the image's /etc/group
+    recursive: bool = False  # the runtime can make mounts read-only down to those below them
     runtime: str = "containerd"  # what the ids of containers are told to be of
 
     def pod_folder(self, uid: str) -> Path:
@@ -121,13 +122,23 @@ def _mounts(pod: dict[str, Any], spec: dict[str, Any], node: Node, volumes: Mapp
     uid = pod["metadata"]["uid"]
     fixed = {v["name"] for v in pod["spec"].get("volumes") or () if read_only(v)}
     made = [Mount(volumes[m["mountPath"]], m["mountPath"], bool(m.get("readOnly")) or m["name"] in fixed,
-                  m.get("mountPropagation") or "None") for m in spec.get("volumeMounts") or ()]
+                  m.get("mountPropagation") or "None", recursive(m, node.recursive))
+            for m in spec.get("volumeMounts") or ()]
     taken = {m.container_path for m in made}
     if "/etc/hosts" not in taken:
         made.append(Mount(str(node.hosts_file(uid)), "/etc/hosts"))
     if termination not in taken:
         made.append(Mount(str(node.termination_file(uid, spec["name"], attempt)), termination))
     return tuple(made)
+
+
+def recursive(mount: dict[str, Any], supported: bool) -> bool:
+    """Whether the mounts below a read-only one are to be so too. Raises ConfigError when that must be and cannot."""
+    mode = mount.get("recursiveReadOnly") or "Disabled"
+    if mode == "Enabled" and not supported:
+        raise ConfigError(f'failed to resolve recursive read-only mode: volume "{mount["name"]}" requested recursive '
+                          "read-only mode, but it is not supported by the runtime")
+    return mode != "Disabled" and supported
 
 
 def _groups(context: dict[str, Any]) -> tuple[int, ...]:

@@ -112,7 +112,8 @@ def container_config(sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> A
         config.envs.add(key=key, value=value.encode("utf-8", "surrogateescape"))
     for mount in spec.mounts:
         config.mounts.add(host_path=mount.host_path, container_path=mount.container_path, readonly=mount.readonly,
-                          propagation=getattr(cri, _PROPAGATION[mount.propagation]))
+                          propagation=getattr(cri, _PROPAGATION[mount.propagation]),
+                          recursive_read_only=mount.recursive)
     for on_node, inside in spec.devices:
         config.devices.add(host_path=on_node, container_path=inside, permissions="mrw")
     if spec.grace is not None:

@@ -263,7 +263,7 @@ class Worker:
         report = Report(waiting=waiting, ready=frozenset(self._prober.ready), started=self._prober.started,
                         messages=self._words.of(self.pod, self.seen), host_ips=self.context.node.ips,
                         doomed=self._doomed, ended=self._ended, start_time=self._first_seen, marks=self._marks,
-                        runtime=self.context.node.runtime,
+                        runtime=self.context.node.runtime, recursive=self.context.node.recursive,
                         resize=tuple(self.resizer.conditions()), allocated=self.resizer.allocated,
                         actual=self.resizer.actual)
         self._writer.offer(status.compute(self.pod, self.seen, now, report, self._writer.current))

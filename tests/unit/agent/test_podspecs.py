@@ -102,6 +102,23 @@ def test_what_the_runtime_would_ignore_is_refused():
         specs.security(pod(rootless), rootless, NODE)
 
 
+def test_mounts_are_read_only_as_deep_as_asked_and_content_of_the_api_always():
+    spec = {"name": "c", "image": "i", "volumeMounts": [
+        {"name": "h", "mountPath": "/h", "readOnly": True, "recursiveReadOnly": "IfPossible"},
+        {"name": "m", "mountPath": "/m"}]}
+    made = pod(spec)
+    made["spec"]["volumes"] = [{"name": "h", "hostPath": {"path": "/"}}, {"name": "m", "configMap": {"name": "m"}}]
+
+    def mounts(node):
+        found = specs.container(made, spec, node, Sources(), image="i", attempt=0, volumes={"/h": "/", "/m": "/x"})
+        return {m.container_path: (m.readonly, m.recursive) for m in found.mounts if len(m.container_path) == 2}
+    assert mounts(NODE) == {"/h": (True, False), "/m": (True, False)}
+    assert mounts(replace(NODE, recursive=True))["/h"] == (True, True)
+    spec["volumeMounts"][0]["recursiveReadOnly"] = "Enabled"
+    with pytest.raises(ConfigError, match='volume "h" requested recursive read-only mode, but it is not supported'):
+        mounts(NODE)
+
+
 def test_profiles_and_kernel_parameters_reach_the_runtime_in_its_own_spelling():
     assert [specs.dotted(n) for n in ("kernel.shm_rmid_forced", "kernel/shm_rmid_forced", "net/ipv4/conf/eth0.100/x",
                                       "net.ipv4.conf.eth0/100.x")] == [
