@@ -30,10 +30,10 @@ def running(cluster, name):
 def test_important_pods_take_seats_and_whatif_knew_it(cluster, tmp_path):
     cluster.kubectl("create", "namespace", SPACE)
     advertise(cluster, "5")
-    for name, value in (("seats-low", 1), ("seats-high", 100)):
+    for name, value in (("seats-low", 1), ("seats-middle", 10), ("seats-high", 100)):
         cluster.kubectl("create", "priorityclass", name, f"--value={value}")
     try:
-        for one in (pod("meek", 2, "seats-low"), pod("modest", 3, "seats-low")):
+        for one in (pod("meek", 2, "seats-low"), pod("modest", 3, "seats-middle")):
             cluster.kubectl("apply", "-f", "-", input=json.dumps(one))
         eventually(lambda: running(cluster, "meek") and running(cluster, "modest"))
         file = tmp_path / "grand.json"
@@ -51,5 +51,5 @@ def test_important_pods_take_seats_and_whatif_knew_it(cluster, tmp_path):
         assert "fits on no node" in done or "no scheduler has looked" in done
     finally:
         advertise(cluster, None)
-        cluster.kubectl("delete", "priorityclass", "seats-low", "seats-high")
+        cluster.kubectl("delete", "priorityclass", "seats-low", "seats-middle", "seats-high")
         cluster.kubectl("delete", "namespace", SPACE, "--wait=false")
