@@ -64,6 +64,7 @@ def test_roles_by_kubectl(cluster, space):
     assert may("list", "pods", "--as=jane", "-n", "default") == "no"
     listed = may("--list", "--as=jane")
     assert "pods/exec" in listed and "selfsubjectreviews.authentication.k8s.io" in listed
+    assert "pods.metrics.k8s.io" in listed  # gathered, as kubectl top needs it
     again = json.dumps({"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {
         "name": "r", "namespace": space}, "rules": [{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]})
     for _ in range(2):
