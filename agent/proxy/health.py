@@ -34,7 +34,7 @@ class HealthServers:
         for key, ports in services.items():
             for port in ports:
                 if port.health_port and port.external_local:
-                    wanted[port.health_port] = (key, len(port.local))
+                    wanted[port.health_port] = (key, port.ready_here)
         self._counts = wanted
         for number in self._servers.keys() - wanted.keys():
             self._servers.pop(number).close()

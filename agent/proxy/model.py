@@ -39,7 +39,8 @@ class Endpoint:
 class ServicePort:
     """One port of one service. `cluster` and `local`: the endpoints for either traffic policy.
 
-    `affinity` is the ClientIP time-out in seconds, 0 without affinity."""
+    `affinity` is the ClientIP time-out in seconds, 0 without affinity; `ready_here` how many endpoints of this node are
+    ready, which is what balancers ask."""
 
     namespace: str
     service: str
@@ -55,6 +56,7 @@ class ServicePort:
     internal_local: bool = False
     external_local: bool = False
     health_port: int = 0
+    ready_here: int = 0
     cluster: tuple[Endpoint, ...] = field(default=())
     local: tuple[Endpoint, ...] = field(default=())
 
@@ -108,14 +110,15 @@ def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family:
     found = []
     for port in spec.get("ports") or []:
         name, protocol = port.get("name") or "", port.get("protocol") or "TCP"
-        cluster, local = choose(_endpoints(usable, name, protocol, node), node, zone)
+        states = _endpoints(usable, name, protocol, node)
+        cluster, local = choose(states, node, zone)
         found.append(ServicePort(
             meta.get("namespace") or "", meta["name"], name, protocol.lower(), ips[0], port["port"],
             port.get("nodePort") or 0 if kind != "ClusterIP" else 0,
             tuple(ip for ip in spec.get("externalIPs") or () if is_family(ip, family)), balancers,
             tuple(sorted(_ranges(spec.get("loadBalancerSourceRanges") or (), family))), affinity,
             spec.get("internalTrafficPolicy") == "Local", spec.get("externalTrafficPolicy") == "Local",
-            spec.get("healthCheckNodePort") or 0, cluster, local))
+            spec.get("healthCheckNodePort") or 0, sum(s.ready and s.endpoint.local for s in states), cluster, local))
     return tuple(found)
 
 

@@ -65,6 +65,9 @@ def test_policy_local_keeps_to_this_node_and_tells_balancers(cluster: Cluster) -
     assert {cluster.a.tcp("10.96.3.11", 80).split("|")[0] for _ in range(12)} == {"b"}
     assert cluster.a.tcp("10.96.3.12", 80, timeout=0.4) == "TIMEOUT"
     assert health(cluster) == (200, 1)
+    cluster.put(endpoints("loc", A, terminating=True))  # it still serves, but balancers shall look elsewhere
+    cluster.until(lambda: health(cluster) == (503, 0))
+    assert cluster.ext.tcp("203.0.113.10", 80) == f"a|{EXT}"
     cluster.put(endpoints("loc", C))
     cluster.until(lambda: health(cluster) == (503, 0))
     assert cluster.ext.tcp("203.0.113.10", 80, timeout=0.4) == "TIMEOUT"

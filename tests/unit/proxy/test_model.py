@@ -155,7 +155,7 @@ def test_health_servers_tell_whether_this_node_has_endpoints() -> None:
         probe.close()
         for local in ((Endpoint("1.1.1.1", 80, True),), ()):
             port = ServicePort("d", "s", "", "tcp", "10.96.0.1", 80, external_local=True, health_port=number,
-                               local=local)
+                               ready_here=len(local), local=local)
             await servers.update({("d", "s"): (port,)})
             reader, writer = await asyncio.open_connection("127.0.0.1", number)
             writer.write(b"GET / HTTP/1.1\r\n\r\n")
