@@ -12,6 +12,7 @@ Upstream: k8s.io/kubernetes/pkg/registry/core/pod/{rest,strategy.go}.
 from __future__ import annotations
 
 import ipaddress
+import re
 import ssl
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,16 @@ from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Query, Request
 from controlplane.apiserver.response import Answer, Response
 from controlplane.apiserver.tunnel import Backend
-from controlplane.machinery.errors import ApiError, BadRequest, NotFound, ServiceUnavailable
+from controlplane.machinery.errors import (
+    ApiError,
+    BadRequest,
+    Cause,
+    Invalid,
+    NotFound,
+    ServiceUnavailable,
+    forbidden,
+    invalid,
+)
 from controlplane.store.cache import key_of, prefix_of
 
 KUBELET_PORT = 10250
@@ -32,6 +42,7 @@ DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
 SERVICE_LABEL = "kubernetes.io/service-name"
 _RENAMED = {"stdin": "input", "stdout": "output", "stderr": "error", "ports": "port"}
 _LOG_OPTIONS = ("follow", "limitBytes", "previous", "sinceSeconds", "sinceTime", "stream", "tailLines", "timestamps")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII).fullmatch
 _SAFE = "/~!$&'()*+,;=:@-._"
 Object = dict[str, Any]
 
@@ -74,6 +85,8 @@ class Streams:
         return await tunnel.run(request, self._kubelet(node), path + kubelet_query(request.query))
 
     async def _log(self, request: Request) -> Answer:
+        if causes := log_causes(request.query):
+            raise Invalid.of("PodLogOptions", request.name, causes)
         pod = self._pod(request)
         container = container_of(pod, request.query.get("container"))
         node = (pod.get("spec") or {}).get("nodeName")
@@ -196,6 +209,21 @@ def container_of(pod: Object, asked: str) -> str:
         if names["initContainers"]:
             text += f" or one of the init containers: [{' '.join(names['initContainers'])}]"
     raise BadRequest(text)
+
+
+def log_causes(query: Query) -> list[Cause]:
+    """What is wrong with the options of a log. Raises BadRequest for what is no number. Pure."""
+    found: list[Cause] = []
+    for option, least in (("tailLines", 0), ("limitBytes", 1), ("sinceSeconds", 1)):
+        if not (text := query.get(option)):
+            continue
+        if not _NUMBER(text):
+            raise BadRequest(f'strconv.ParseInt: parsing "{text}": invalid syntax')
+        if int(text) < least:
+            found.append(invalid(option, int(text), f"must be greater than {'' if least else 'or equal to '}0"))
+    if query.get("sinceSeconds") and query.get("sinceTime"):
+        found.append(forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"))
+    return found
 
 
 def kubelet_query(query: Query) -> str:

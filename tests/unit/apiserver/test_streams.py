@@ -11,7 +11,7 @@ from controlplane.apiserver import weblogs
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.request import Query
 from controlplane.apiserver.server import Server
-from controlplane.apiserver.streams import container_of, endpoint, kubelet_query, split_name
+from controlplane.apiserver.streams import container_of, endpoint, kubelet_query, log_causes, split_name
 from controlplane.apiserver.tunnel import unchunked
 from controlplane.machinery.errors import BadRequest, ServiceUnavailable
 from controlplane.machinery.paths import Paths
@@ -238,6 +238,16 @@ def test_links_of_proxied_pages_lead_back_through_the_proxy(tmp_path):
         writer.close()
 
     playing(tmp_path, play)
+
+
+def test_options_of_logs_are_judged_before_a_node_is_asked():
+    assert log_causes(Query("tailLines=0&limitBytes=1&sinceSeconds=1&follow=true")) == []
+    found = log_causes(Query("tailLines=-1&limitBytes=0&sinceSeconds=5&sinceTime=2026-01-01T00:00:00Z"))
+    assert [(c.field, c.message.rpartition(": ")[2]) for c in found] == [
+        ("tailLines", "must be greater than or equal to 0"), ("limitBytes", "must be greater than 0"),
+        ("", "at most one of `sinceTime` or `sinceSeconds` may be specified")]
+    with pytest.raises(BadRequest, match='parsing "many": invalid syntax'):
+        log_causes(Query("tailLines=many"))
 
 
 def test_which_container_is_meant():
