@@ -21,10 +21,12 @@ MAX_SEARCHES, MAX_SERVERS = 32, 3  # what resolvers accept; more are dropped, as
 
 
 def hostname(pod: dict[str, Any], node_name: str) -> str:
-    """The pod's short host name; the node's name on the host network."""
+    """The pod's host name: the node's on the host network, else what the pod asks for, short or of any form."""
     spec = pod["spec"]
     if spec.get("hostNetwork"):
         return node_name
+    if spec.get("hostnameOverride"):
+        return str(spec["hostnameOverride"])
     return str(spec.get("hostname") or pod["metadata"]["name"])[:NAME_LIMIT].rstrip("-.")
 
 
@@ -42,7 +44,7 @@ def kernel_name(pod: dict[str, Any], node_name: str, domain: str) -> str:
 def fqdn(pod: dict[str, Any], domain: str, short: str) -> str:
     """The name under the pod's subdomain, or "" without one."""
     subdomain = pod["spec"].get("subdomain")
-    if not subdomain or not domain:
+    if not subdomain or not domain or pod["spec"].get("hostnameOverride"):
         return ""
     return f"{short}.{subdomain}.{pod['metadata'].get('namespace', '')}.svc.{domain}"
 

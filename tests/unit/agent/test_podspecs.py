@@ -63,6 +63,9 @@ def test_hosts_and_resolver():
     the_pod["spec"].update(hostname="h", subdomain="sub", hostAliases=[{"ip": "1.2.3.4", "hostnames": ["a", "b"]}])
     text = hosts.render(the_pod, ("10.244.0.9",), "n1", "cluster.local", "")
     assert "10.244.0.9\th.sub.default.svc.cluster.local\th\n" in text and text.endswith("1.2.3.4\ta\tb\n")
+    other = {**the_pod, "spec": {**the_pod["spec"], "hostnameOverride": "of.another.kind"}}
+    assert hosts.kernel_name(other, "n1", "cluster.local") == "of.another.kind"
+    assert "10.244.0.9\tof.another.kind\n" in hosts.render(other, ("10.244.0.9",), "n1", "cluster.local", "")
     dns = hosts.dns(the_pod, NODE.resolv, NODE.cluster_dns, NODE.cluster_domain)
     assert dns == DNS(("10.96.0.10",), ("default.svc.cluster.local", "svc.cluster.local", "cluster.local", "lan"),
                       ("ndots:5",))
