@@ -39,6 +39,11 @@ class Dimension:
     tally: Tally
     counted: bool  # whether coordinates are counts
 
+    @property
+    def current(self) -> bool:
+        """Whether it is still counted, and its domains are still few if they were: a cluster may have grown."""
+        return self.tally.alive and (self.counted or self.tally.domains <= 2 * FEW_DOMAINS)
+
     def at(self, node: NodeInfo) -> Coordinate:
         domain = node.labels.get(self.tally.key)
         if domain is None or not self.counted:

@@ -165,6 +165,8 @@ def plans(wants: Ask, table: Table, late: Sequence[str], snapshot: Snapshot, bud
           nominated: Callable[[str], Sequence[Placed]], memory: Memory) -> list[Plan]:
     """What could be done, on as many nodes as are worth trying; `late` are nodes that only `holds` refuses."""
     found: list[Plan] = []
+    if not snapshot.has_lesser(wants.priority):
+        return found
     for name in chain(late, (name for name, _ in table.refused_nodes(final=False))):
         node = snapshot.node(name)
         if node is None:

@@ -8,6 +8,7 @@ changed, which is what lets tables be brought up to date instead of being made a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -112,6 +113,7 @@ class Snapshot:
         self.namespaces: dict[str, dict[str, str]] = {}
         self.images: dict[str, int] = {}  # name -> nodes that have it
         self.size = 0  # nodes
+        self.priorities: Counter[int] = Counter()  # of the placed pods
         self.users: dict[str, set[str]] = {}  # `namespace/name` of a claim -> uids of the placed pods that use it
         self.changes = Journal()
         self.epoch = 0  # changes when all that was derived must be derived again
@@ -212,6 +214,10 @@ class Snapshot:
         if placed is not None:
             self._count(uid, placed, -1)
 
+    def has_lesser(self, priority: int) -> bool:
+        """Whether any placed pod is less important."""
+        return any(count and one < priority for one, count in self.priorities.items())
+
     def node_of(self, uid: str) -> str:
         placed = self._placed.get(uid)
         return placed.node if placed else ""
@@ -230,6 +236,7 @@ class Snapshot:
             del group.nodes[placed.node]
         for tally in group.tallies:
             tally.add(placed.node, sign)
+        self.priorities[placed.priority] += sign
         for claim in placed.demand.claims:
             users = self.users.setdefault(claim, set())
             users.add(uid) if sign > 0 else users.discard(uid)

@@ -62,7 +62,7 @@ class Table:
     def refresh(self) -> bool:
         """Re-judge what changed; False when the table must be made anew."""
         dimensions = self.constraints.dimensions
-        if self._epoch != self.snapshot.epoch or not all(d.tally.alive for d in dimensions):
+        if self._epoch != self.snapshot.epoch or not all(d.current for d in dimensions):
             return False
         changed = self.snapshot.changes.since(self._position)
         if changed is None:
