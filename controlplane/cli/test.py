@@ -24,6 +24,8 @@ TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox"
          "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps",
          "mmdebstrap": "mmdebstrap"}
 
+NIGHTLY_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs"}
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("test", help="install what the tests need and run them")
@@ -40,7 +42,8 @@ def _install(tiers: list[str]) -> None:
         raise Finding("the tiers kernel, node, client and host need root",
                       "they make network namespaces and run containers",
                       "sudo ./pelamis test, or ./pelamis test tidy unit golden")
-    lacking = sorted({package for tool, package in TOOLS.items() if shutil.which(tool, path=packages.SEARCH) is None})
+    tools = {**TOOLS, **(NIGHTLY_TOOLS if "nightly" in tiers else {})}
+    lacking = sorted({package for tool, package in tools.items() if shutil.which(tool, path=packages.SEARCH) is None})
     if lacking:
         say(f"Installing {', '.join(lacking)} from Debian …")
         with packages.no_services():

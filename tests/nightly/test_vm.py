@@ -1,0 +1,78 @@
+"""A node on a kernel of its own with cgroup v2 under systemd: limits hold, and nothing is left of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from agent.image import demo
+from controlplane.machinery.paths import Paths
+from tests.client.cluster import kubectls
+from tests.nightly import vm
+
+pytestmark = pytest.mark.host
+MEMORY_LIMIT = 48 << 20
+WORKLOAD = f"""
+apiVersion: apps/v1
+kind: Deployment
+metadata: {{name: web}}
+spec:
+  replicas: 2
+  selector: {{matchLabels: {{app: web}}}}
+  template:
+    metadata: {{labels: {{app: web}}}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: web
+        image: {demo.DEMO}
+        imagePullPolicy: IfNotPresent
+        resources: {{requests: {{cpu: 50m, memory: 32Mi}}, limits: {{cpu: 500m, memory: 48Mi}}}}
+---
+apiVersion: v1
+kind: Service
+metadata: {{name: web}}
+spec: {{selector: {{app: web}}, ports: [{{port: 80}}]}}
+"""
+SCRIPT = f"""#!/bin/sh
+export PELAMIS_VENV=/root/venv HOME=/root KUBECONFIG=/etc/pelamis/admin.kubeconfig NO_COLOR=1
+PATH=/root:$PATH
+chmod +x /root/kubectl
+cd /root
+ids() {{ kubectl get pods -o 'jsonpath={{.items[*].status.containerStatuses[0].containerID}}'; }}
+stat -fc 'cgroups: %T' /sys/fs/cgroup
+/root/pelamis/pelamis install server --node-ip {vm.ADDRESS}; echo "install: $?"
+pelamis doctor; echo "doctor: $?"
+pelamis image import /root/demo.tar
+kubectl apply -f /root/work.yaml
+kubectl rollout status deploy/web --timeout=240s; echo "rollout: $?"
+curl -s --max-time 30 http://$(kubectl get svc web -o 'jsonpath={{.spec.clusterIP}}')/; echo "curl: $?"
+for group in $(find /sys/fs/cgroup/kubepods.slice -name 'cri-containerd*.scope'); do
+    echo "limit: $(cat $group/memory.max) $(cat $group/cpu.max)"
+done
+before=$(ids)
+systemctl restart pelamis-containerd pelamis-agent pelamis-apiserver
+kubectl wait --for=condition=Ready node --all --timeout=120s
+[ "$(ids)" = "$before" ] && echo "containers: the same"
+kubectl exec deploy/web -- /bin/busybox sh -c 'x=a; while :; do x=$x$x; done'; echo "greedy: $?"
+pelamis reset; echo "reset: $?"
+systemctl poweroff
+"""
+
+
+def test_a_node_on_cgroup_v2(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root: it makes a disk of a file tree that root owns")
+    if shutil.which("qemu-system-x86_64") is None or shutil.which("mmdebstrap") is None:
+        pytest.skip("needs qemu: apt-get install qemu-system-x86 mmdebstrap")
+    work = tmp_path / "work.yaml"
+    work.write_text(WORKLOAD)
+    told = vm.run(SCRIPT, tmp_path, {"work.yaml": work, "demo.tar": demo.built(demo.DEMO, Paths(tmp_path / "images")),
+                                     "kubectl": Path(kubectls()[0]).resolve()})
+    for line in ("cgroups: cgroup2fs", "install: 0", "doctor: 0", "rollout: 0", "curl: 0", "containers: the same",
+                 "greedy: 137", "This host is as it was.", "reset: 0"):
+        assert line in told, told[-6000:]
+    assert told.count(f"limit: {MEMORY_LIMIT} 50000 100000") == 2, told
