@@ -79,7 +79,8 @@ def test_a_container_that_was_being_started_is_not_taken_for_a_leftover(tmp_path
             steps.done.set()  # the start ends before the answer is there
             await until(lambda: "c" not in worker._tasks)
             runtime.gate.set()
-            await until(lambda: [c.state for c in worker.seen.containers] == ["running"])
+            await until(lambda: [c.state for c in worker.seen.containers] == ["running"]
+                        and not worker._tasks)
         assert steps.started == ["c"] and not steps.removed and runtime.looks == 2
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
