@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -18,6 +19,7 @@ from .proxynode import Api, endpoints, service
 pytestmark = pytest.mark.kernel
 NET = "192.168.90"
 VIPS = [f"{NET}.{last}" for last in range(200, 206)]
+NET6, VIP6 = "fd00:90:", "fd00:90::200"
 DEADLINE = 20.0
 
 
@@ -37,6 +39,11 @@ class Node:
             made["status"] = {"loadBalancer": {"ingress": [{"ip": vip}]}}
             self.api.change("services", "ADDED", made)
             self.api.change("endpointslices", "ADDED", endpoints(f"s{number}", f"{NET}.1"))
+        six = service("six", "fd00:96::1", type="LoadBalancer")
+        six["metadata"]["annotations"] = {election.ANNOUNCED: "true"}
+        six["status"] = {"loadBalancer": {"ingress": [{"ip": VIP6}]}}
+        self.api.change("services", "ADDED", six)
+        self.api.change("endpointslices", "ADDED", {**endpoints("six", f"{NET6}:1"), "addressType": "IPv6"})
         self.ledger = ledger
         self.start()
 
@@ -45,7 +52,8 @@ class Node:
 
         async def main() -> None:
             self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
-            self.proxy = Proxy(self.api, self.name, "", "10.244.0.0/16", self.ledger, "nftables")
+            self.proxy = Proxy(self.api, self.name, "", "10.244.0.0/16,fd00:10::/56", self.ledger,
+                               "nftables")
             running = asyncio.create_task(self.proxy.run())
             await self.proxy.synced.wait()
             ready.set()
@@ -71,18 +79,35 @@ def segment(make_namespace: Callable[[str], Namespace], tmp_path_factory) -> Ite
               check=False)
     for number, host in enumerate((*hosts, outside), 1):
         host.sh(f"ip link add eth0 type veth peer name p{number} netns {switch.name};"
-                f"ip addr add {NET}.{number}/24 dev eth0; ip link set eth0 up")
+                f"ip addr add {NET}.{number}/24 dev eth0; ip addr add {NET6}:{number}/64 dev eth0 nodad;"
+                "ip link set eth0 up")
         switch.sh(f"ip link set p{number} master br0 up")
     for host in hosts:
         host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0"
-                " net.ipv4.conf.eth0.send_redirects=0")
+                " net.ipv4.conf.eth0.send_redirects=0 net.ipv6.conf.all.forwarding=1")
     hosts[0].serve("web")
+    serve6(hosts[0])
     folder = tmp_path_factory.mktemp("ledgers")
     nodes = [Node(f"n{number}", host, Ledger(folder / f"{number}.jsonl")) for number, host in enumerate(hosts, 1)]
     yield nodes, outside
     for node in nodes:
         if not node.future.done():
             node.stop()
+
+
+def serve6(host: Namespace) -> None:
+    server = host.run(lambda: socket.create_server(("::", 8080), family=socket.AF_INET6))
+    host._servers.append(server)
+
+    def accept() -> None:
+        try:
+            while True:
+                with server.accept()[0] as peer:
+                    peer.sendall(b"web|six")
+        except OSError:
+            pass
+
+    threading.Thread(target=accept, daemon=True).start()
 
 
 def until(check: Callable[[], bool]) -> None:
@@ -99,6 +124,7 @@ def test_addresses_are_shared_and_survive_a_node(segment: tuple[list[Node], Name
     owners = {vip: election.ranked(vip, ["n1", "n2"])[0] for vip in VIPS}
     assert set(owners.values()) == {"n1", "n2"}
     until(lambda: all(outside.tcp(vip, 80, 0.5).startswith("web|") for vip in VIPS))
+    until(lambda: outside.tcp(VIP6, 80, 1.0) == "web|six")
     macs = {node.name: node.namespace.sh("ip link show eth0").split("link/ether ")[1].split()[0] for node in nodes}
 
     def at(vip: str) -> str:
