@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 ASK_EVERY, ANSWER_WITHIN, MISSES = 1.0, 1.0, 3  # seconds, seconds, unanswered questions: silence is noticed in 4 s
 REPEATS, REPEAT_SECONDS = 3, 1.0  # of the news that an address moved: one broadcast may get lost
 GATHER = 0.1  # seconds
-ETH_P_ARP = 0x0806
+ETH_P_ARP, ETH_P_IPV6, ICMPV6 = 0x0806, 0x86DD, 58
+NEIGHBOUR_ADVERTISEMENT, OVERRIDE = 136, 1 << 29
 REQUEST, REPLY = 1, 2
 BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
@@ -42,6 +43,19 @@ def arp(operation: int, mac: bytes, address: str, to_mac: bytes, to_address: str
     """A frame: `address` is at `mac`. Pure."""
     return destination + mac + struct.pack("!H", ETH_P_ARP) + _ARP.pack(
         1, 0x0800, 6, 4, operation, mac, socket.inet_aton(address), to_mac, socket.inet_aton(to_address))
+
+
+def advertisement(mac: bytes, address: str) -> bytes:
+    """A frame to all hosts of the network: the IPv6 `address` is at `mac` now. Pure."""
+    own, everybody = rtnetlink.packed(address), rtnetlink.packed("ff02::1")
+    body = struct.pack("!BBHI", NEIGHBOUR_ADVERTISEMENT, 0, 0, OVERRIDE) + own + b"\x02\x01" + mac
+    summed = own + everybody + struct.pack("!IHBB", len(body), 0, 0, ICMPV6) + body
+    total = sum(struct.unpack(f"!{len(summed) // 2}H", summed))
+    total = (total & 0xFFFF) + (total >> 16)
+    check = ~(total + (total >> 16)) & 0xFFFF
+    head = struct.pack("!IHBB", 6 << 28, len(body), ICMPV6, 255) + own + everybody
+    return (b"\x33\x33\0\0\0\x01" + mac + struct.pack("!H", ETH_P_IPV6) + head + body[:2]
+            + struct.pack("!H", check) + body[4:])
 
 
 def asked(frame: bytes) -> tuple[str, bytes, str] | None:
@@ -74,6 +88,9 @@ class Card:
 
     def tell(self, address: str) -> None:
         """Everybody who knew the address elsewhere shall know it here."""
+        if ":" in address:
+            self._send(advertisement(self.mac, address))
+            return
         for operation, target in ((REQUEST, b"\0" * 6), (REPLY, BROADCAST)):
             self._send(arp(operation, self.mac, address, target, address, BROADCAST))
 
@@ -203,7 +220,7 @@ class Announcer:
             self._cards.pop(index).close()
         self._proxy_neighbours(gone, {a for a, index in placed.items() if index})
         self.announced = ours
-        return [a for a, index in placed.items() if index and ":" not in a]
+        return [a for a, index in placed.items() if index]
 
     async def _repeat(self, address: str) -> None:
         for _ in range(REPEATS):

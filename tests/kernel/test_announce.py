@@ -19,7 +19,8 @@ from .proxynode import Api, endpoints, service
 pytestmark = pytest.mark.kernel
 NET = "192.168.90"
 VIPS = [f"{NET}.{last}" for last in range(200, 206)]
-NET6, VIP6 = "fd00:90:", "fd00:90::200"
+NET6 = "fd00:90:"
+VIP6 = next(f"{NET6}:{n}" for n in range(200, 300) if election.ranked(f"{NET6}:{n}", ["n1", "n2"])[0] == "n2")
 DEADLINE = 20.0
 
 
@@ -130,10 +131,10 @@ def test_addresses_are_shared_and_survive_a_node(segment: tuple[list[Node], Name
     def at(vip: str) -> str:
         return outside.sh(f"ip neigh show {vip}")
 
-    for vip, owner in owners.items():
+    for vip, owner in {**owners, VIP6: "n2"}.items():
         assert macs[owner] in at(vip)
     nodes[1].stop()
-    until(lambda: all(macs["n1"] in at(vip) for vip in VIPS))  # told, not asked for
+    until(lambda: all(macs["n1"] in at(vip) for vip in (*VIPS, VIP6)))  # told, not asked for
     assert all(outside.tcp(vip, 80, 2.0).startswith("web|") for vip in VIPS)
     nodes[1].start()
     until(lambda: all(macs[owner] in at(vip) for vip, owner in owners.items()))
