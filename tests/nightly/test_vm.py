@@ -38,13 +38,13 @@ metadata: {{name: web}}
 spec: {{selector: {{app: web}}, ports: [{{port: 80}}]}}
 """
 SCRIPT = f"""#!/bin/sh
-export PELAMIS_VENV=/root/venv HOME=/root KUBECONFIG=/etc/pelamis/admin.kubeconfig NO_COLOR=1
+export HOME=/root KUBECONFIG=/etc/pelamis/admin.kubeconfig NO_COLOR=1
 PATH=/root:$PATH
 chmod +x /root/kubectl
 cd /root
 ids() {{ kubectl get pods -o 'jsonpath={{.items[*].status.containerStatuses[0].containerID}}'; }}
 stat -fc 'cgroups: %T' /sys/fs/cgroup
-/root/pelamis/pelamis install server --node-ip {vm.ADDRESS}; echo "install: $?"
+PELAMIS_VENV=/root/venv /root/pelamis/pelamis install server --node-ip {vm.ADDRESS}; echo "install: $?"
 pelamis doctor; echo "doctor: $?"
 pelamis image import /root/demo.tar
 kubectl apply -f /root/work.yaml
