@@ -31,6 +31,11 @@ class Mounts:
         self._check(self._libc.mount(b"tmpfs", os.fsencode(target), b"tmpfs", MS_NOSUID | MS_NODEV, options.encode()),
                     str(target))
 
+    def hugepages(self, target: Path, page: int) -> None:
+        """A file system of huge pages of `page` bytes each."""
+        self._check(self._libc.mount(b"nodev", os.fsencode(target), b"hugetlbfs", 0, f"pagesize={page}".encode()),
+                    str(target))
+
     def bind(self, source: str, target: Path) -> None:
         self._check(self._libc.mount(os.fsencode(source), os.fsencode(target), None, MS_BIND | MS_REC, None),
                     str(target))

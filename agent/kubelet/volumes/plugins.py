@@ -20,6 +20,7 @@ from agent.kubelet.volumes.payload import fs_group
 from controlplane.machinery import quantity
 
 Plugin = Callable[[dict[str, Any], dict[str, Any], Path, Mounts], str]
+HUGE = "HugePages"  # an emptyDir's medium, alone or with a size: HugePages-2Mi
 _IS = {"Directory": stat.S_ISDIR, "File": stat.S_ISREG, "Socket": stat.S_ISSOCK, "CharDevice": stat.S_ISCHR,
        "BlockDevice": stat.S_ISBLK}
 _CALLED = {"Directory": "a directory", "File": "a file", "Socket": "a socket file",
@@ -36,8 +37,12 @@ def empty_dir(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts:
         size = min(filter(None, sizes), default=0)  # what the pod may not use, its files need not hold
         mounts.tmpfs(folder, size)
         new = True
+    elif str(spec.get("medium") or "").startswith(HUGE):
+        if not mounts.mounted(folder):
+            mounts.hugepages(folder, page_size(pod, spec["medium"]))
+            new = True
     elif spec.get("medium") not in (None, "", "Memory"):
-        raise ConfigError(f"unknown emptyDir medium {spec['medium']!r}")
+        raise ConfigError(f"unknown storage medium {spec['medium']!r}")
     if new:
         folder.chmod(0o777)
         group = fs_group(pod)
@@ -45,6 +50,19 @@ def empty_dir(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts:
             os.chown(folder, -1, group)
             folder.chmod(0o2777)
     return str(folder)
+
+
+def page_size(pod: dict[str, Any], medium: str) -> int:
+    """The bytes of one huge page that an emptyDir of `medium` is made of. Raises ConfigError."""
+    asked = {name.partition("-")[2] for c in pod["spec"]["containers"]
+             for kind in ("requests", "limits") for name in (c.get("resources") or {}).get(kind) or ()
+             if name.startswith("hugepages-")}
+    wanted = medium.removeprefix(HUGE).removeprefix("-")
+    if wanted and wanted not in asked:
+        raise ConfigError(f"medium {medium!r} not in container resource requests")
+    if not wanted and len(asked) != 1:
+        raise ConfigError(f"medium {medium!r} can only be used if container requests use only one huge page size")
+    return quantity.parse(wanted or asked.pop()).value()
 
 
 def host_path(pod: dict[str, Any], volume: dict[str, Any], folder: Path, mounts: Mounts) -> str:

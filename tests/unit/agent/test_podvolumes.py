@@ -114,6 +114,15 @@ def test_host_paths_are_what_they_claim(tmp_path):
         check("File", tmp_path / "absent")
 
 
+def test_huge_pages_are_of_the_size_the_pod_asks_for():
+    two = pod({"name": "c", "resources": {"limits": {"hugepages-2Mi": "4Mi"}}})
+    both = pod({"name": "c", "resources": {"limits": {"hugepages-2Mi": "4Mi", "hugepages-1Gi": "1Gi"}}})
+    assert plugins.page_size(two, "HugePages") == plugins.page_size(both, "HugePages-2Mi") == 2 << 20
+    for the_pod, medium in ((both, "HugePages"), (two, "HugePages-1Gi"), (pod(), "HugePages")):
+        with pytest.raises(ConfigError, match="medium"):
+            plugins.page_size(the_pod, medium)
+
+
 def test_a_file_system_that_hangs_holds_up_nobody_else():
     release = threading.Event()
 
