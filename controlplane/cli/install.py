@@ -38,6 +38,7 @@ def run_server(args: argparse.Namespace) -> int:
     wanted = replace(commands.node_settings(args), service_range=args.service_cidr, cluster_range=args.cluster_cidr,
                      cluster_domain=args.cluster_domain)
     kept = install.look(layout.paths, wanted)
+    install.not_an_upgrade(layout, services)
     _check_bundle(args)
     _check_runtime(kept or wanted, layout)
     install.put(layout, kept or wanted, services, step, bundled=args.bundle)
@@ -98,6 +99,7 @@ def run_agent(args: argparse.Namespace) -> int:
     required()
     layout, services = commands.fresh_layout(), Services()
     kept = install.look(layout.paths, joining.asked(args))
+    install.not_an_upgrade(layout, services)
     _check_bundle(args)
     if kept is None:
         with step(f"asking {args.server} to be a node"):

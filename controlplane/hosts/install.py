@@ -45,6 +45,13 @@ def look(paths: Paths, wanted: Settings | None) -> Settings | None:
     return kept
 
 
+def not_an_upgrade(layout: Layout, services: Services) -> None:
+    """Raises Finding when another version runs here: that is for `upgrade`, which looks after it."""
+    if layout.installed not in ("", layout.version) and services.state(unit("agent")).active == "active":
+        raise Finding(f"version {layout.installed} runs here, and this is {layout.version}",
+                      "an install would not look whether the other version works", "./pelamis upgrade")
+
+
 def put(layout: Layout, wanted: Settings, services: Services, step: Step, source: Path = product.SOURCE,
         bundled: Path | None = None) -> None:
     """Everything on the disk, nothing started. `layout.version` is the program's in `source`; packages come from the

@@ -177,6 +177,8 @@ def test_an_upgrade_restarts_no_container(lab: Lab) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert "0.2.0" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
     assert lab.ready() and pods(lab) == before and answers(lab)
+    other = lab.server.pelamis("install", "server", check=False)
+    assert other.returncode == 1 and "./pelamis upgrade" in other.stderr, "an older checkout does not take over"
     assert "0.2.0 runs here already" in re.sub(r"\+\w+", "", upgrade(lab, folder, lab.server).stdout)
 
 
