@@ -1,4 +1,4 @@
-"""A node that is there already is taken over, and its lease renewed, whoever tells of it first."""
+"""A node that is there already is taken over, its lease renewed, and every range of pods it is given handed on."""
 
 import asyncio
 
@@ -46,6 +46,30 @@ def test_the_lease_is_renewed_when_the_watch_is_faster_than_the_registration():
                     except NotFound:
                         await asyncio.sleep(0.02)
                 assert lease["spec"]["holderIdentity"] == "n1" and node.registered.is_set()
+                working.cancel()
+                watching.cancel()
+    asyncio.run(main())
+
+
+def test_a_node_that_is_made_anew_may_be_given_another_range():
+    ranges = asyncio.Queue()
+
+    async def main():
+        async with serving() as api, Client(ClientConfig(api.url)) as client:
+            nodes = Informer(client, NODES)
+            async with asyncio.timeout(SECONDS), asyncio.TaskGroup() as group:
+                watching = group.create_task(nodes.run())
+                await nodes.synced()
+                node = NodeAgent(HOST, client, Runtime(), Images(), SYSTEM, nodes, ranges.put)
+                working = group.create_task(node.run())
+                await node.registered.wait()
+                for cidr in ("10.244.0.0/24", "10.244.7.0/24"):
+                    await client.patch(NODES, "n1", {"spec": {"podCIDR": cidr}})
+                    assert await ranges.get() == cidr
+                    before = (await client.get(NODES, "n1"))["metadata"]["uid"]
+                    await client.delete(NODES, "n1")
+                    while nodes.get("", "n1") is None or nodes.get("", "n1")["metadata"]["uid"] == before:  # noqa: ASYNC110
+                        await asyncio.sleep(0.02)
                 working.cancel()
                 watching.cancel()
     asyncio.run(main())
