@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from controlplane.cli.output import good, say, step
+from controlplane.cli.settings import check_ranges
 
 if TYPE_CHECKING:
     from controlplane.cli.settings import Settings
@@ -36,7 +37,8 @@ def run_server(args: argparse.Namespace) -> int:
     required()
     layout, services = commands.fresh_layout(), Services()
     wanted = replace(commands.node_settings(args), service_range=args.service_cidr, cluster_range=args.cluster_cidr,
-                     cluster_domain=args.cluster_domain)
+                     cluster_domain=args.cluster_domain, proxy_mode=args.proxy_mode)
+    check_ranges(wanted)
     kept = install.look(layout.paths, wanted)
     install.not_an_upgrade(layout, services)
     _check_bundle(args)

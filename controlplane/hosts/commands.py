@@ -28,8 +28,12 @@ def bundle_flag(parser: argparse.ArgumentParser) -> None:
 def server_flags(parser: argparse.ArgumentParser) -> None:
     known = Settings("", "")
     add = parser.add_argument
-    add("--service-cidr", default=known.service_range, help=f"addresses of Services (default {known.service_range})")
-    add("--cluster-cidr", default=known.cluster_range, help=f"addresses of pods (default {known.cluster_range})")
+    add("--service-cidr", default=known.service_range, metavar="CIDR[,CIDR]",
+        help=f"addresses of Services (default {known.service_range}); two ranges for IPv4 and IPv6")
+    add("--cluster-cidr", default=known.cluster_range, metavar="CIDR[,CIDR]",
+        help=f"addresses of pods (default {known.cluster_range}); two ranges for IPv4 and IPv6")
+    add("--proxy-mode", choices=("iptables", "nftables"), default=known.proxy_mode,
+        help=f"how Services are put into the kernel (default {known.proxy_mode})")
     add("--cluster-domain", default=known.cluster_domain, help=f"the DNS domain (default {known.cluster_domain})")
 
 
