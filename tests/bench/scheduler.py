@@ -178,7 +178,7 @@ async def _bound(kubeconfig: Path) -> float:
             await client.create(NODES, {**made, "status": {**made["status"], "conditions": ready}})
         await _each(fill, BOUND_NODES)
         async with asyncio.timeout(LIMIT_SECONDS):
-            while any(n["spec"].get("taints")  # noqa: ASYNC110 - not measured
+            while any(n["spec"].get("taints") or not n["spec"].get("podCIDR")  # noqa: ASYNC110 - not measured
                       for n in (await client.list(NODES))[0]) or not (await client.list(ACCOUNTS, "default"))[0]:
                 await asyncio.sleep(0.2)
         _, revision = await client.list(PODS, "default")
