@@ -64,7 +64,9 @@ class Accounting:
 
     async def disk(self, pods: list[tuple[dict[str, Any], ObservedPod]]) -> list[Use]:
         """Disk of each pod. Raises CallError when the runtime cannot tell."""
-        layers = await self._layers() if pods else {}
+        if not pods:
+            return []
+        layers = await self._layers()
         return await asyncio.to_thread(lambda: [self.disk_of(pod, seen, layers) for pod, seen in pods])
 
     def disk_of(self, pod: dict[str, Any], seen: ObservedPod, layers: dict[str, int]) -> Use:
