@@ -79,8 +79,8 @@ def swap(host: Host, node: Node) -> Iterator[Diagnosis]:
 
 
 def clock(host: Host, node: Node) -> Iterator[Diagnosis]:
-    if node.server_clock is not None and abs(node.server_clock - host.now) > SKEW_SECONDS:
-        off = node.server_clock - host.now
+    if node.skew is not None and abs(node.skew) > SKEW_SECONDS:
+        off = node.skew
         side = "behind" if off > 0 else "ahead of"
         yield Diagnosis("clock", PROBLEM, f"this host's clock is {abs(off):.0f} s {side} the server's",
                         "certificates, tokens and leases are judged by time",

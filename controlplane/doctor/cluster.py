@@ -23,6 +23,7 @@ from controlplane.hosts import running
 from controlplane.hosts.layout import Layout
 from controlplane.hosts.services import Services
 from controlplane.machinery import objects
+from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import ApiError, Finding
 from controlplane.machinery.paths import Paths
 from controlplane.machinery.resources import named
@@ -89,12 +90,12 @@ async def _with_cluster(found: Node, paths: Paths, kept: Settings) -> Node:
     except (ApiError, Finding, TimeoutError) as error:
         found = replace(found, api_error=str(error) or f"no answer within {ASK_SECONDS:.0f} s")
     found = await _with_runtime(found, paths, kept, known)
-    found = replace(found, server_clock=await asyncio.to_thread(_clock, config.server))
+    found = replace(found, skew=await asyncio.to_thread(_skew, config.server))
     return replace(found, peers=tuple([await _reached(p, found) for p in found.peers[:MOST_PEERS]]))
 
 
-def _clock(server: str) -> float | None:
-    """Wall seconds at the server, by the date of its answer. Its certificate is not looked at: to a host whose clock is
+def _skew(server: str) -> float | None:
+    """Seconds the server's clock is ahead of ours, by the date of its answer. Its certificate is not looked at: to a host whose clock is
     off it would not be valid, and nothing but the date is taken."""
     url = urlsplit(server)
     connection = http.client.HTTPSConnection(url.hostname or "", url.port or 443, timeout=ASK_SECONDS,
@@ -102,7 +103,7 @@ def _clock(server: str) -> float | None:
     try:
         connection.request("GET", "/readyz")
         date = connection.getresponse().headers.get("Date")
-        return parsedate_to_datetime(date).timestamp() if date else None
+        return parsedate_to_datetime(date).timestamp() - SYSTEM.now() if date else None
     except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:

@@ -90,7 +90,7 @@ class Node:
     stale_sandboxes: tuple[str, ...] = ()
     runtime_error: str = ""
     api_error: str = ""
-    server_clock: float | None = None
+    skew: float | None = None  # seconds the server's clock is ahead of this host's
     server_version: str = ""
     version: str = ""
     peers: tuple[Peer, ...] = ()

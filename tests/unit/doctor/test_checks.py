@@ -14,7 +14,7 @@ FINE = Host(cgroups="v2", controllers=("cpu", "memory", "pids", "io"), clock_syn
             resolver_file="/etc/resolv.conf",
             cards=(Card("eth0", ("10.0.2.15",), 1500), Card("eth1", ("192.168.56.10",), 1500)),
             default_address="192.168.56.10", iptables="nf_tables")
-NODE = Node(name="lab-1", address="192.168.56.10", services=(("agent", "running", ""),), server_clock=NOW + 1,
+NODE = Node(name="lab-1", address="192.168.56.10", services=(("agent", "running", ""),), skew=-1.0,
             certificates=(Certificate("node.crt", NOW - DAY, NOW + 300 * DAY),), store_size=1 << 20, snapshots=3,
             newest_snapshot=NOW - 3600, server_version="v1.36.0+pelamis", version="v1.36.0+pelamis",
             peers=(Peer("lab-2", "192.168.56.11", "True", "", "v1.35.2", True, True),))
@@ -47,6 +47,7 @@ def test_faults_of_a_host(changed, level, fact, fix):
 
 
 @pytest.mark.parametrize(("changed", "level", "fact", "fix"), [
+    ({"skew": DAY}, PROBLEM, "86400 s behind", "timedatectl"),
     ({"services": (("agent", "failed", "exit-code"),)}, PROBLEM, "agent is failed", "journalctl"),
     ({"runtime_error": "refused"}, PROBLEM, "runtime does not answer", "pelamis-containerd"),
     ({"api_error": "refused", "server": "https://a:6443"}, PROBLEM, "does not answer this node", "https://a:6443/readyz"),
