@@ -95,8 +95,8 @@ async def _with_cluster(found: Node, paths: Paths, kept: Settings) -> Node:
 
 
 def _skew(server: str) -> float | None:
-    """Seconds the server's clock is ahead of ours, by the date of its answer. Its certificate is not looked at: to a host whose clock is
-    off it would not be valid, and nothing but the date is taken."""
+    """Seconds the server's clock is ahead of ours, by the date of its answer. Its certificate is not looked at: to a
+    host whose clock is off it would not be valid, and nothing but the date is taken."""
     url = urlsplit(server)
     connection = http.client.HTTPSConnection(url.hostname or "", url.port or 443, timeout=ASK_SECONDS,
                                              context=ssl._create_unverified_context())
