@@ -152,6 +152,9 @@ def test_a_census_tells_what_changed():
     before = {"links": ["lo", "eth0"], "users": ["root"]}
     assert census.differences(before, before) == {}
     assert census.differences(before, {"links": ["lo", "cni0"], "users": ["root"]}) == {"links": ["- eth0", "+ cni0"]}
+    loaded = {"settings": ["net/a = 1"]}
+    assert census.differences(loaded, {"settings": ["net/a = 1", "net/netfilter/b = 7"]}) == {}
+    assert census.differences(loaded, {"settings": ["net/a = 2"]}) == {"settings": ["- net/a = 1", "+ net/a = 2"]}
     lines, same = reset.proof(before, before, [])
     assert same and lines == ["links: 2 before, 2 after, the same", "users: 1 before, 1 after, the same"]
 
