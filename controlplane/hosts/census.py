@@ -47,8 +47,8 @@ def take(root: Path = Path("/")) -> Census:
 
 
 def differences(before: Census, after: Census) -> dict[str, list[str]]:
-    """Section → what is new ("+ …") or gone ("- …"); sections that are the same are absent. A setting that was not there
-    before came with a kernel module, which stays until the next boot, at the module's own value. Pure."""
+    """Section → what is new ("+ …") or gone ("- …"); sections that are the same are absent. A setting that was not
+    there before came with a kernel module, which stays until the next boot, at the module's own value. Pure."""
     found = {}
     known = {line.partition(" = ")[0] for line in before.get("settings", ())}
     after = {**after, "settings": [s for s in after.get("settings", ()) if s.partition(" = ")[0] in known]}
