@@ -1,8 +1,8 @@
 """Routes to the pods of other nodes: direct where nodes share a network segment, through the tunnel elsewhere.
 
-Owns the routes with our own protocol number (`PROTOCOL`), so that ours are told from an administrator's, can be
-reconciled after a restart and removed by one purge. `plan` is pure; `Routes.reconcile` makes the kernel agree. Which
-way a node is reached is the kernel's to say, asked at each reconciliation, so that it follows the host's links.
+Decides which routes of ours (`ownroutes`) there should be: they can be reconciled after a restart and removed by one
+purge. `plan` is pure; `Routes.reconcile` makes the kernel agree. Which way a node is reached is the kernel's to say,
+asked at each reconciliation, so that it follows the host's links.
 
 Called by the agent when nodes appear, change or go.
 """
@@ -13,21 +13,12 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from controlplane.machinery.errors import Finding
 from netsetup import addresses, rtnetlink, vxlan
 from netsetup.ledger import Ledger
-
-PROTOCOL = 77  # rtm_protocol of our routes: free in /etc/iproute2/rt_protos, so nobody else's routes match
-GONE = (errno.ESRCH, errno.ENODEV)
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    destination: str
-    gateway: str
+from netsetup.ownroutes import GONE, PROTOCOL, Route, present
 
 
 def plan(nodes: Iterable[Mapping[str, Any]], own_name: str) -> set[Route]:
@@ -43,26 +34,6 @@ def plan(nodes: Iterable[Mapping[str, Any]], own_name: str) -> set[Route]:
         cidrs = node.get("spec", {}).get("podCIDRs") or [node.get("spec", {}).get("podCIDR")]
         wanted |= {Route(cidr, inner[":" in cidr]) for cidr in cidrs if cidr and (":" in cidr) in inner}
     return wanted
-
-
-def present(netlink: rtnetlink.RtNetlink) -> set[Route]:
-    """The routes of ours in the main table."""
-    found = set()
-    for family in (socket.AF_INET, socket.AF_INET6):
-        body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
-        for answer in netlink.query(rtnetlink.RTM_GETROUTE, body, dump=True):
-            if answer[5] != PROTOCOL or answer[4] != rtnetlink.RT_TABLE_MAIN:
-                continue
-            parts = rtnetlink.attributes(answer, 12)
-            if rtnetlink.RTA_DST in parts and rtnetlink.RTA_GATEWAY in parts:
-                found.add(Route(f"{socket.inet_ntop(family, parts[rtnetlink.RTA_DST])}/{answer[1]}",
-                                socket.inet_ntop(family, parts[rtnetlink.RTA_GATEWAY])))
-    return found
-
-
-def remove_all(netlink: rtnetlink.RtNetlink) -> None:
-    netlink.send([rtnetlink.delete_route(r.destination, gateway=r.gateway, protocol=PROTOCOL)
-                  for r in present(netlink)], ignore=GONE)
 
 
 def own_end(nodes: Iterable[Mapping[str, Any]], own_name: str) -> Route | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from controlplane.machinery.errors import Finding
-from netsetup import nftables, rtnetlink, xtables
+from netsetup import nftables, ownroutes, rtnetlink, xtables
 
 Entry = dict[str, Any]
 MNT_DETACH = 2
@@ -141,8 +141,7 @@ def _route(entry: Entry, _: Path) -> str:
                     return f"route to {entry['destination']} went with {entry['device']}"
                 raise
         if entry["destination"] == "*":
-            from netsetup import routes
-            routes.remove_all(netlink)
+            ownroutes.remove_all(netlink)
         else:
             message = rtnetlink.delete_route(entry["destination"], index, entry.get("gateway") or "",
                                              entry.get("protocol") or 0)

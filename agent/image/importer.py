@@ -18,6 +18,7 @@ import grpc.aio
 
 from agent.image import oci
 from agent.image.archive import Archive
+from agent.image.reference import normalise
 from controlplane.machinery.clock import SYSTEM, Clock, rfc3339
 from controlplane.machinery.errors import Finding
 from cri_proto.client import Connection, describe, metadata
@@ -41,8 +42,6 @@ async def import_archive(connection: Connection, path: Path, clock: Clock = SYST
 
 async def import_image(connection: Connection, image: oci.Image, clock: Clock = SYSTEM) -> list[str]:
     """Store `image` and name it; the normalised names. Raises Finding when containerd refuses it."""
-    from agent.kubelet.images import normalise
-
     names = [normalise(name) for name in image.names]
     if not names:
         raise Finding("the image has no name", "a pod could not refer to it", "save it with its tag: NAME:TAG")

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from agent.kubelet.images import Image, ImageError, Images, normalise
+from agent.image.reference import ImageError, normalise
+from agent.kubelet.images import Image, Images
 from agent.kubelet.keeping import Keeping
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.plan import finished, of_pod

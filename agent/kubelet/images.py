@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from agent.image.reference import DEFAULT_REGISTRY, ImageError, normalise
 from agent.kubelet.credentials import fits
 from controlplane.machinery.clock import SYSTEM, Clock
 from cri_proto.client import Connection, describe
@@ -31,24 +31,7 @@ CALL_SECONDS = 60.0
 PULL_SECONDS = 1800.0  # containerd itself gives up a pull that makes no progress for minutes; this bounds the slow ones
 PARALLEL_PULLS = 3  # more only share the same link and disk
 
-DEFAULT_REGISTRY, DEFAULT_FOLDER, DEFAULT_TAG = "docker.io", "library", "latest"
-
-_LABEL = r"[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?"
-_HOST = rf"(?:{_LABEL}(?:\.{_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?"
-_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REFERENCE = re.compile(rf"((?:{_HOST}/)?{_PART}(?:/{_PART})*)(?::(\w[\w.-]{{0,127}}))?"
-                        r"(?:@([a-z0-9+.-]+:[0-9a-fA-F]{32,}))?", re.ASCII)
-
 Auths = Mapping[str, Mapping[str, str]]  # the `auths` of one .dockerconfigjson: registry -> username, password, auth …
-
-
-class ImageError(Exception):
-    """An image is not to be had. `reason` is what the container's waiting state shows, `message` its message."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.message = message
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +44,6 @@ class Image:
     size: int
     user: str = ""  # the image's own user: a number or a name; "" = root or unset
     pinned: bool = False  # the runtime itself needs it
-
-
-def normalise(reference: str) -> str:
-    """`busybox` -> `docker.io/library/busybox:latest`. Raises ImageError InvalidImageName."""
-    match = _REFERENCE.fullmatch(reference)
-    if match is None or len(match[1]) > 255:
-        problem = "invalid reference format"
-        if re.fullmatch(r"[0-9a-f]{64}", reference) is None and _REFERENCE.fullmatch(reference.lower()):
-            problem += ": repository name must be lowercase"
-        raise ImageError("InvalidImageName", f'Failed to apply default image tag "{reference}": '
-                                             f'couldn\'t parse image name "{reference}": {problem}')
-    name, tag, digest = match.groups()
-    first, slash, rest = name.partition("/")
-    if not slash or not ("." in first or ":" in first or first == "localhost"):
-        first, rest = DEFAULT_REGISTRY, name
-    if first == "index.docker.io":
-        first = DEFAULT_REGISTRY
-    if first == DEFAULT_REGISTRY and "/" not in rest:
-        rest = f"{DEFAULT_FOLDER}/{rest}"
-    tag = tag or ("" if digest else DEFAULT_TAG)
-    return f"{first}/{rest}" + (f":{tag}" if tag else "") + (f"@{digest}" if digest else "")
 
 
 def _path(registry: str) -> str:

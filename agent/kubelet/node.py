@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from agent.image.reference import ImageError
 from agent.kubelet import nodestatus
 from agent.kubelet.admit import Place
-from agent.kubelet.images import ImageError, Images
+from agent.kubelet.images import Images
 from agent.kubelet.keeping import Keeping
 from agent.kubelet.model import Features
 from agent.kubelet.nodestatus import Health, Host

@@ -15,11 +15,12 @@ import shutil
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from agent.image.reference import ImageError, normalise
 from agent.kubelet import env, hosts, plan, specs
 from agent.kubelet.checks import Failed
 from agent.kubelet.context import Context
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.images import Auths, ImageError, normalise
+from agent.kubelet.images import Auths
 from agent.kubelet.model import ObservedPod, SandboxSpec
 from agent.kubelet.runtime import CallError
 from agent.kubelet.staticpods import SOURCE

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
 def _build(args: argparse.Namespace) -> int:
     from agent.image import archive, debian, demo, oci
     from agent.image.layer import Layer
-    from agent.kubelet.images import ImageError, normalise
+    from agent.image.reference import ImageError, normalise
     from controlplane.cli.output import say
     from controlplane.machinery.errors import Finding
     from controlplane.machinery.paths import Paths
@@ -108,7 +108,8 @@ async def _import(files: list[Path]) -> int:
 
 
 async def _list() -> int:
-    from agent.kubelet.images import ImageError, Images
+    from agent.image.reference import ImageError
+    from agent.kubelet.images import Images
     from controlplane.cli.output import columns, say
     from controlplane.machinery.errors import Finding
     from controlplane.machinery.paths import Paths

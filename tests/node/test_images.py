@@ -17,7 +17,8 @@ import pytest
 
 from agent.image import archive, demo, oci
 from agent.image.layer import Layer
-from agent.kubelet.images import ImageError, Images
+from agent.image.reference import ImageError
+from agent.kubelet.images import Images
 from agent.kubelet.runtime import Runtime
 from tests.node.rig import Host
 

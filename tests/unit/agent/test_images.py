@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.image.reference import ImageError, normalise
 from agent.kubelet import containerd
-from agent.kubelet.images import ImageError, auth_message, credentials, normalise
+from agent.kubelet.images import auth_message, credentials
 from controlplane.machinery.paths import Paths
 
 
