@@ -11,6 +11,7 @@ Run as `python -m controlplane.cli.supervisor COMPONENTS_FILE RUN_DIR LOG_DIR`; 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -79,14 +80,19 @@ class Process:
         env = {**os.environ, **component.env}
         if component.notify:
             env["NOTIFY_SOCKET"] = str(self.notify_path)
+        self.pid_file.parent.mkdir(parents=True, exist_ok=True)
         with open(self.log, "ab") as out:
             child = subprocess.Popen(component.argv, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-                                     start_new_session=True, cwd="/")
+                                     start_new_session=True, cwd="/", preexec_fn=self._leave_pid)
         self.pid, self.pidfd, self.ready = child.pid, os.pidfd_open(child.pid), not component.notify
         child.returncode = 0  # we reap by pidfd; keeps Popen from warning about a running child
         self.since, self.due = time.monotonic(), None
-        self.pid_file.parent.mkdir(parents=True, exist_ok=True)
-        self.pid_file.write_text(f"{child.pid} {start_time(child.pid)}")
+
+    def _leave_pid(self) -> None:
+        """In the child, before it becomes the component: there is no moment at which this supervisor can be killed and
+        the next one would not know of it."""
+        with contextlib.suppress(OSError):  # a full disk keeps nothing from running
+            self.pid_file.write_text(f"{os.getpid()} {start_time(os.getpid())}")
 
     def reap(self) -> None:
         """The process is gone: note why, and when to start it again."""

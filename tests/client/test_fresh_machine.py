@@ -58,7 +58,8 @@ def kill_up_when(machine: Fresh, reached: Callable[[str], bool]) -> None:
     def there() -> bool:
         nonlocal said
         said += (run.stdout.read() or b"").decode()
-        assert run.poll() is None, f"it ended: {said}"
+        if run.poll() is not None:
+            pytest.fail(f"it ended: {said}")
         return reached(said)
     eventually(there, seconds=240)
     for process in [*psutil.Process(run.pid).children(recursive=True), psutil.Process(run.pid)]:
