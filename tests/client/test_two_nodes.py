@@ -43,6 +43,7 @@ class Joined:
         try:
             self._join_segment()
             self._certificates()
+            (self.host.paths.cni_conf / "10-test.conflist").unlink()  # of the rig: an early pod would get its network
             cni.install(self.host.paths, Ledger(self.host.paths.ledger))
             asyncio.run(self._images())
             self.start()
