@@ -14,7 +14,7 @@ from controlplane.client import config, rest
 from controlplane.machinery import resources
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
-from tests.bench.pods import SPACE, TOGETHER, clear, start
+from tests.bench.pods import SPACE, TOGETHER, clear, have_image, start
 
 NAMESPACES = resources.named("namespaces")
 SETTLE_SECONDS = 10.0  # start-up work (status, first lease, garbage collection) must not count as idle
@@ -50,6 +50,7 @@ async def _measure(paths: Paths, seconds: float) -> list[dict[str, object]]:
 
     def note(what: str, figure: float, unit: str, aim: str = "") -> None:
         rows.append({"area": "idle", "what": what, "figure": figure, "unit": unit, "aim": aim})
+    await have_image(paths)
     async with rest.Client(config.load(paths.admin_kubeconfig)) as client:
         await client.create(NAMESPACES, {"metadata": {"name": SPACE}})
         names = [f"idle-{n}" for n in range(TOGETHER)]

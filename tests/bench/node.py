@@ -26,7 +26,7 @@ from controlplane.machinery.paths import Paths
 from cri_proto.client import Connection
 from cri_proto.messages import cri
 from tests.bench.idle import processes
-from tests.bench.pods import NAMESPACES, PODS, bare, clear, manifest, ready, start
+from tests.bench.pods import NAMESPACES, PODS, bare, clear, have_image, manifest, ready, start
 
 SPACE = "pelamis-bench"
 SINGLE, CROWDS, STORM, EXITS = 20, (30, 60), 20, 10
@@ -217,6 +217,7 @@ def _exited_now(pod: dict[str, Any]) -> bool:
 
 
 async def _measure(paths: Paths) -> list[dict[str, object]]:
+    await have_image(paths)
     async with rest.Client(config.load(paths.admin_kubeconfig)) as client:
         await client.create(NAMESPACES, {"metadata": {"name": SPACE}})
         bench = Bench(paths, client)
