@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from netsetup.nftexpr import DROP, GOTO, number, verdict
-from netsetup.rtnetlink import attribute, attributes, nested
+from netsetup.rtnetlink import attribute, attributes, framed, nested
 
 NETLINK_NETFILTER, SUBSYSTEM = 12, 10
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)
@@ -185,7 +185,7 @@ class Table:
         failed = 0
         while True:
             done = False
-            for kind, sequence, body in _answers(self.socket.recv(1 << 18)):
+            for kind, sequence, body in framed(self.socket.recv(1 << 18)):
                 if kind != 2:
                     done = done or sequence == last
                     continue
@@ -212,7 +212,7 @@ class Table:
     def uses(self) -> int:
         """How many chains and sets the table holds; -1 when there is no table."""
         self.socket.send(self._message(SUBSYSTEM << 8 | GETTABLE, 0, self._domain, self._named))
-        for kind, _, body in _answers(self.socket.recv(1 << 16)):
+        for kind, _, body in framed(self.socket.recv(1 << 16)):
             if kind == 2:
                 number_ = -struct.unpack_from("=i", body)[0]
                 if number_ != errno.ENOENT:
@@ -242,23 +242,13 @@ class Table:
         self.socket.send(self._message(SUBSYSTEM << 8 | kind, DUMP, self._domain, body))
         found: list[dict[int, bytes]] = []
         while True:
-            for answer, _, content in _answers(self.socket.recv(1 << 18)):
+            for answer, _, content in framed(self.socket.recv(1 << 18)):
                 if answer in (2, 3):
                     failed = -struct.unpack_from("=i", content)[0] if answer == 2 else 0
                     if failed:
                         raise OSError(failed, os.strerror(failed), f"nf_tables table {self.name}")
                     return found
                 found.append(attributes(content, 4))
-
-
-def _answers(data: bytes) -> Iterable[tuple[int, int, bytes]]:
-    offset = 0
-    while offset + 16 <= len(data):
-        length, kind, _, sequence = struct.unpack_from("=IHHI", data, offset)
-        if length < 16:
-            return
-        yield kind, sequence, data[offset + 16:offset + length]
-        offset += (length + 3) & ~3
 
 
 def _nested(data: bytes) -> Iterable[tuple[int, bytes]]:

@@ -114,6 +114,17 @@ class Forwarder:
         return Stream(_Pump(answer), answer.status, kind, kept)
 
 
+async def whole(answer: aiohttp.ClientResponse, limit: int, too_long: str) -> bytes:
+    """The body of an answer to a question of this server's own. Raises ServiceUnavailable(`too_long`) above `limit`."""
+    body = bytearray()
+    async with answer:
+        async for piece in answer.content.iter_any():
+            body += piece
+            if len(body) > limit:
+                raise ServiceUnavailable(too_long)
+    return bytes(body)
+
+
 def text(answer: aiohttp.ClientResponse) -> Stream:
     """A log as it comes."""
     return Stream(_Pump(answer), 200, "text/plain")

@@ -15,12 +15,12 @@ from typing import Any
 
 from controlplane.apiserver.allocator import Allocator
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.following import follow
 from controlplane.apiserver.lists import collection_prefix
 from controlplane.machinery import objects
 from controlplane.machinery.resources import named
 from controlplane.store.item import Item
 from controlplane.store.log import Stale
-from controlplane.store.watch import Lagged
 
 Object = dict[str, Any]
 
@@ -52,18 +52,7 @@ class Ranges:
 
     async def run(self) -> None:
         """Tell of each range whether it is in use. Ends by cancellation, or Closed when the cache closes."""
-        cache = self._context.cache
-        while True:
-            with cache.watch(self._prefix, None) as watch:
-                for item in cache.list(self._prefix):
-                    await self._tell(item)
-                try:
-                    while True:
-                        for event in await watch.take():
-                            if event.kind != "DELETED":
-                                await self._tell(event.item)
-                except Lagged:
-                    continue  # all of them are looked at anew
+        await follow(self._context.cache, self._prefix, self._tell)
 
     async def _tell(self, item: Item) -> None:
         obj = objects.deep_copy(item.obj)

@@ -146,13 +146,7 @@ class Streams:
     async def ask(self, node: str, target: str, limit: int) -> bytes:
         """A kubelet's answer to a GET, of at most `limit` bytes. Raises ApiError."""
         answer = await self._forwarder.get(self._kubelet(node), target)
-        body = bytearray()
-        async with answer:
-            async for piece in answer.content.iter_any():
-                body += piece
-                if len(body) > limit:
-                    raise ServiceUnavailable(f"node {node} answers {target} with more than {limit} bytes")
-        return bytes(body)
+        return await forward.whole(answer, limit, f"node {node} answers {target} with more than {limit} bytes")
 
     def _kubelet_tls(self) -> ssl.SSLContext:
         """How this server speaks to kubelets: made once, at first use. Without an authority they are not verified, as

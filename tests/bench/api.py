@@ -51,23 +51,31 @@ def server() -> Iterator[tuple[Target, Path, int]]:
         tokens.write_text('bench-token,bench,1,"system:masters"\n')
         pki = paths.pki
         paths.store.parent.mkdir(parents=True)
-        command = [sys.executable, "-m", "controlplane.apiserver", "--bind-address=127.0.0.1",
+        command = ["controlplane.apiserver", "--bind-address=127.0.0.1",
                    f"--secure-port={port}", "--advertise-address=127.0.0.1", f"--storage-path={paths.store}",
                    f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key",
                    f"--client-ca-file={pki}/ca.crt", f"--token-auth-file={tokens}",
                    f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key"]
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(f"{folder}/log", "w") as log:
-            ready.bind(f"{folder}/notify")
-            ready.settimeout(0.2)
-            env = {**os.environ, **environment(), "NOTIFY_SOCKET": f"{folder}/notify"}
-            process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-            try:
-                wait_ready(ready, process, Path(f"{folder}/log"))
-                yield (Target("127.0.0.1", port, f"{pki}/ca.crt", "Authorization: Bearer bench-token\r\n"),
-                       paths.kubeconfig("admin"), process.pid)
-            finally:
-                process.terminate()
-                process.wait(20)
+        with running(paths.root, "apiserver", *command) as pid:
+            yield (Target("127.0.0.1", port, f"{pki}/ca.crt", "Authorization: Bearer bench-token\r\n"),
+                   paths.kubeconfig("admin"), pid)
+
+
+@contextmanager
+def running(folder: Path, name: str, *command: str) -> Iterator[int]:
+    """A process of ours from when it says that it is ready, its log in `folder`; yields its pid."""
+    notify, file = folder / f"notify-{name}", folder / f"{name}.log"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, file.open("w") as log:
+        ready.bind(str(notify))
+        ready.settimeout(0.2)
+        process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log,
+                                   env={**os.environ, **environment(), "NOTIFY_SOCKET": str(notify)})
+        try:
+            wait_ready(ready, process, file)
+            yield process.pid
+        finally:
+            process.terminate()
+            process.wait(20)
 
 
 def wait_ready(ready: socket.socket, process: subprocess.Popen, log: Path) -> None:

@@ -6,22 +6,15 @@ No node and no scheduler: what is measured is how fast pods are made and unmade.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 
 import psutil
 
-from controlplane.cli.control import environment
 from controlplane.client import config, rest
 from controlplane.machinery import objects, resources
-from tests.bench.api import server, wait_ready
+from tests.bench.api import running, server
 
 DEPLOYMENTS, PODS, ACCOUNTS = (resources.named(n) for n in ("deployments.apps", "pods", "serviceaccounts"))
 REPLICAS = 1000
@@ -29,24 +22,6 @@ LIMIT_SECONDS = 120.0  # of one phase
 SETTLE_SECONDS = 8.0  # status writes and look-agains that follow a change must not count as idle
 IDLE_SECONDS = 10.0
 AIMS = {"create": "≥ 300"}
-
-
-@contextmanager
-def controllers(kubeconfig: Path) -> Iterator[int]:
-    """The controllers' process, ready; yields its pid."""
-    folder = kubeconfig.parent
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(folder / "controllers.log", "w") as log:
-        ready.bind(f"{folder}/notify-controllers")
-        ready.settimeout(0.2)
-        env = {**os.environ, **environment(), "NOTIFY_SOCKET": f"{folder}/notify-controllers"}
-        process = subprocess.Popen([sys.executable, "-m", "controlplane.controllers", f"--kubeconfig={kubeconfig}",
-                                    "--leader-elect=false"], env=env, stdout=log, stderr=log)
-        try:
-            wait_ready(ready, process, folder / "controllers.log")
-            yield process.pid
-        finally:
-            process.terminate()
-            process.wait(20)
 
 
 def deployment() -> dict:
@@ -94,7 +69,9 @@ async def _measure(kubeconfig: Path, pid: int) -> dict[str, tuple[float, str]]:
 
 
 def measure(args: Namespace) -> list[dict[str, object]]:
-    with server() as (_, kubeconfig, _), controllers(kubeconfig) as pid:
+    with server() as (_, kubeconfig, _), running(
+            kubeconfig.parent, "controllers", "controlplane.controllers", f"--kubeconfig={kubeconfig}",
+            "--leader-elect=false") as pid:
         found = asyncio.run(_measure(kubeconfig, pid))
     return [{"area": "controllers", "what": f"Deployment 0 ⇄ {REPLICAS}, {what}" if unit == "pods/s" else what,
              "figure": figure, "unit": unit, "aim": AIMS.get(what, "")} for what, (figure, unit) in found.items()]

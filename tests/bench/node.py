@@ -21,12 +21,11 @@ from agent.kubelet.runtime import Runtime
 from controlplane.cli.output import say
 from controlplane.client import config, rest
 from controlplane.machinery import objects
-from controlplane.machinery.errors import Finding, NotFound
 from controlplane.machinery.paths import Paths
 from cri_proto.client import Connection
 from cri_proto.messages import cri
 from tests.bench.idle import processes
-from tests.bench.pods import NAMESPACES, PODS, bare, clear, have_image, manifest, ready, start
+from tests.bench.pods import NAMESPACES, PODS, bare, clear, have_image, manifest, on_cluster, ready, start
 
 SPACE = "pelamis-bench"
 SINGLE, CROWDS, STORM, EXITS = 20, (30, 60), 20, 10
@@ -233,10 +232,4 @@ async def _measure(paths: Paths) -> list[dict[str, object]]:
 
 
 def measure(args: Namespace) -> list[dict[str, object]]:
-    paths = Paths.from_environment()
-    if not paths.admin_kubeconfig.exists():
-        raise Finding("no cluster runs here to measure pods on", fix="./pelamis up --demo")
-    try:
-        return asyncio.run(_measure(paths))
-    except NotFound as error:
-        raise Finding("the cluster is not complete", str(error), "./pelamis status") from None
+    return on_cluster(_measure)

@@ -6,7 +6,9 @@ import asyncio
 import statistics
 import uuid
 from argparse import Namespace
+from collections.abc import Callable, Coroutine
 from time import monotonic
+from typing import Any
 
 from agent.image import demo
 from agent.kubelet.model import ContainerSpec, SandboxSpec
@@ -111,11 +113,16 @@ async def _measure(paths: Paths) -> list[dict[str, object]]:
     return rows
 
 
-def measure(args: Namespace) -> list[dict[str, object]]:
+def on_cluster(measure: Callable[[Paths], Coroutine[Any, Any, list[dict[str, object]]]]) -> list[dict[str, object]]:
+    """The rows that `measure` finds on the cluster that runs here. Raises Finding."""
     paths = Paths.from_environment()
     if not paths.admin_kubeconfig.exists():
         raise Finding("no cluster runs here to measure pods on", fix="./pelamis up --demo")
     try:
-        return asyncio.run(_measure(paths))
+        return asyncio.run(measure(paths))
     except NotFound as error:
         raise Finding("the cluster is not complete", str(error), "./pelamis status") from None
+
+
+def measure(args: Namespace) -> list[dict[str, object]]:
+    return on_cluster(_measure)

@@ -7,25 +7,19 @@ row is the whole way: created over TLS, decided, bound, stored, seen by a watch.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
-import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from controlplane.cli.control import environment
 from controlplane.client import config, rest
 from controlplane.machinery import objects, resources
 from controlplane.scheduler import preemption
 from controlplane.scheduler.configuration import Profile
 from controlplane.scheduler.decider import Decider
 from controlplane.scheduler.imagined import Cluster
-from tests.bench.api import server, wait_ready
+from tests.bench.api import running, server
 
 PODS, NODES, ACCOUNTS = (resources.named(n) for n in ("pods", "nodes", "serviceaccounts"))
 SIZES = (1000, 5000)
@@ -138,26 +132,6 @@ def preempting(nodes: int) -> float:
 
 # --- the whole way -----------------------------------------------------------------------------------------------
 
-@contextmanager
-def scheduler(kubeconfig: Path) -> Iterator[None]:
-    """The controllers' process with the scheduler in it, ready."""
-    folder = kubeconfig.parent
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, open(folder / "scheduler.log", "w") as log:
-        ready.bind(f"{folder}/notify-scheduler")
-        ready.settimeout(0.2)
-        env = {**os.environ, **environment(), "NOTIFY_SOCKET": f"{folder}/notify-scheduler"}
-        process = subprocess.Popen([sys.executable, "-m", "controlplane.controllers", f"--kubeconfig={kubeconfig}",
-                                    f"--scheduler-kubeconfig={kubeconfig}", "--leader-elect=false",
-                                    "--cluster-cidr=10.0.0.0/8"],
-                                   env=env, stdout=log, stderr=log)
-        try:
-            wait_ready(ready, process, folder / "scheduler.log")
-            yield
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
 async def _each(work: Callable[[int], Any], count: int) -> None:
     numbers = iter(range(count))
 
@@ -209,7 +183,9 @@ def measure(args: Namespace) -> list[dict[str, object]]:
         figures |= {"churn": churning(nodes), "preemption": preempting(nodes)}
         rows += [{"area": "scheduler", "what": f"{nodes:,} nodes, {name}", "figure": figure, "unit": "pods/s",
                   "aim": AIMS[name] if nodes == max(SIZES) else ""} for name, figure in figures.items()]
-    with server() as (_, kubeconfig, _), scheduler(kubeconfig):
+    with server() as (_, kubeconfig, _), running(
+            kubeconfig.parent, "controllers", "controlplane.controllers", f"--kubeconfig={kubeconfig}",
+            f"--scheduler-kubeconfig={kubeconfig}", "--leader-elect=false", "--cluster-cidr=10.0.0.0/8"):
         seconds = asyncio.run(_bound(kubeconfig))
     rows.append({"area": "scheduler", "what": f"{BOUND_NODES:,} nodes, created to bound", "unit": "pods/s",
                  "figure": BOUND_PODS / seconds, "aim": "≥ 350"})

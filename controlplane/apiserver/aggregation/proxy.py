@@ -88,13 +88,8 @@ class Proxy:
         backend = self._backend(remote)
         async with asyncio.timeout(seconds):
             answer = await self._forwarder.ask(backend, target, [*told_of(user), *(headers or {}).items()])
-            body = bytearray()
-            async with answer:
-                async for piece in answer.content.iter_any():
-                    body += piece
-                    if len(body) > MAX_DOCUMENT:
-                        raise ServiceUnavailable(f"{target} of {remote.name} exceeds {MAX_DOCUMENT} bytes")
-        return answer, bytes(body)
+            body = await forward.whole(answer, MAX_DOCUMENT, f"{target} of {remote.name} exceeds {MAX_DOCUMENT} bytes")
+        return answer, body
 
     def _backend(self, remote: Remote) -> Backend:
         namespace, name, port = remote.service

@@ -13,12 +13,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
+from controlplane.apiserver.following import follow
 from controlplane.machinery import objects, schema
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.resources import Registry, Resource, named
 from controlplane.store.cache import prefix_of
 from controlplane.store.log import Stale
-from controlplane.store.watch import Lagged
 
 if TYPE_CHECKING:
     from controlplane.apiserver.context import Context
@@ -82,19 +82,7 @@ class TypeChecks:
         self._context = context
 
     async def run(self) -> None:
-        cache = self._context.cache
-        while True:
-            since = cache.revision
-            with cache.watch(prefix_of(POLICIES.name), since) as watch:
-                for item in cache.list(prefix_of(POLICIES.name)):
-                    await self._tell(item)
-                try:
-                    while True:
-                        for event in await watch.take():
-                            if event.kind != "DELETED":
-                                await self._tell(event.item)
-                except Lagged:
-                    continue
+        await follow(self._context.cache, prefix_of(POLICIES.name), self._tell)
 
     async def _tell(self, item: Item) -> None:
         generation = item.obj["metadata"].get("generation") or 0
