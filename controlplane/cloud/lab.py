@@ -104,9 +104,6 @@ class Lab:
         spec = service.get("spec") or {}
         return bool(self.spans) and spec.get("type") == "LoadBalancer" and spec.get("loadBalancerClass", CLASS) == CLASS
 
-    def owns(self, ingress: Obj) -> bool:
-        return bool(ingress.get("ip")) and any(ipaddress.ip_address(ingress["ip"]) in span for span in self.spans)
-
     def ensure(self, service: Obj, others: Iterable[Obj]) -> list[Obj]:
         taken = {address for other in others for address in addresses(other)}
         spec, held = service["spec"], addresses(service)

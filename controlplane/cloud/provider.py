@@ -22,9 +22,6 @@ class Balancers(Protocol):
     def handles(self, service: Obj) -> bool:
         """Whether the Service is this provider's to serve."""
 
-    def owns(self, ingress: Obj) -> bool:
-        """Whether this provider gave out an entry of `status.loadBalancer.ingress`."""
-
     def ensure(self, service: Obj, others: Iterable[Obj]) -> list[Obj]:
         """The entries of `status.loadBalancer.ingress` the Service is to have; the same ones as long as it can keep
         them. `others`: every other Service. Raises Finding when there is none to give."""

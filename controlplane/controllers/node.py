@@ -25,10 +25,6 @@ def by_node(pod: Obj) -> list[str]:
     return [objects.get(pod, "spec.nodeName", "")]
 
 
-def forget_lease_metadata(lease: Obj) -> None:
-    lease["metadata"].pop("labels", None)
-
-
 class NodeLifecycle(Controller):
     """Keys are node names."""
 

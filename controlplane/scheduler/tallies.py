@@ -66,10 +66,6 @@ class Tally:
         """The smallest count of any domain; 0 when there is none. There are as many levels as counts differ: few."""
         return min(self._levels, default=0)
 
-    def least_without(self, domain: str, removed: int) -> int:
-        """`least` if `removed` pods left `domain`."""
-        return min(self.least, self.counts.get(domain, 0) - removed)
-
     def enter(self, node: str, domain: str, pods: int) -> None:
         """The node counts from now on, with the pods it has."""
         self._nodes[node] = [domain, pods]

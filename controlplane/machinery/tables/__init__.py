@@ -59,8 +59,3 @@ def table(resource: Resource, items: list[Object], now: float) -> dict[str, Any]
     """A Table without metadata, its rows without objects: what to attach is the caller's choice."""
     return {"kind": "Table", "apiVersion": "meta.k8s.io/v1", "columnDefinitions": columns(resource),
             "rows": [row(resource, item, now) for item in items]}
-
-
-def partial_metadata(obj: Object) -> Object:
-    """The PartialObjectMetadata of an object."""
-    return {"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": obj.get("metadata") or {}}
