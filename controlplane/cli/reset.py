@@ -20,7 +20,6 @@ def run(args: argparse.Namespace) -> int:
     check_root()
     layout, services = commands.layout(), Services()
     before = reset.first(layout)
-    reset.prepare_to_vanish()
     if before is None and not layout.paths.ledger.exists():
         say("nothing of ours is on this host")
         return 0

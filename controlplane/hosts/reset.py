@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -21,7 +20,6 @@ from controlplane.hosts.layout import TARGET, Layout, unit
 from controlplane.hosts.services import Services
 from controlplane.hosts.units import TIMERS
 from controlplane.machinery.errors import Finding
-from netsetup import undo
 from netsetup.ledger import Ledger
 
 Say = Callable[[str], None]
@@ -83,11 +81,3 @@ def proof(before: Census, after: Census, kept: list[tuple[Path, int]]) -> tuple[
                      + ("different" if section in found else "the same"))
         lines += [f"  {line}" for line in found.get(section, ())]
     return lines, not found
-
-
-def prepare_to_vanish() -> None:
-    """Load what is needed after the program itself is gone: this process may run from the folder it removes."""
-    import netsetup.nftables
-    import netsetup.routes
-    import netsetup.xtables  # noqa: F401
-    assert undo.STEPS and shutil.rmtree
