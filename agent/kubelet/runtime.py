@@ -29,8 +29,11 @@ CALL_SECONDS = 120.0  # upstream's runtimeRequestTimeout: a busy disk may take a
 SANDBOX_SECONDS = 240.0  # a sandbox also waits for the network plugin
 NAME_ATTEMPTS = 8  # how often a name still held by an interrupted attempt is waited for
 NAME_PAUSE = 0.25  # the runtime lets go of such a name within a few hundred milliseconds
+END_ATTEMPTS = 8  # how often a stop or removal is asked for whose shim died under it
+END_PAUSE = 0.25  # the runtime notices a dead shim, and ends what it held, within a few hundred milliseconds
 
 _UNENDED = re.compile(r"cannot delete running task ([0-9a-f]{12,64})")
+_SHIMLESS = re.compile(r"ttrpc: closed|container is still running, to stop first")
 _RESERVED = re.compile(r'is reserved for "?([0-9a-f]{12,64})')
 
 
@@ -150,10 +153,7 @@ class Runtime:
 
     async def stop_sandbox(self, sandbox_id: str) -> None:
         """End everything in it at once and take its network down."""
-        try:
-            await self._call("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=sandbox_id), SANDBOX_SECONDS)
-        except Missing:
-            pass
+        await self._end("StopPodSandbox", cri.StopPodSandboxRequest(pod_sandbox_id=sandbox_id), SANDBOX_SECONDS)
 
     async def remove_sandbox(self, sandbox_id: str) -> None:
         """Remove it with its containers; their logs stay."""
@@ -163,15 +163,27 @@ class Runtime:
         """Remove; what is gone is gone. A containerd that was killed in the middle of a start may hold a container for
         ended whose process runs: that is ended by containerd's own service, as nothing else can."""
         try:
-            await self._call(method, request, timeout)
-        except Missing:
-            pass
+            await self._end(method, request, timeout)
         except CallError as error:
             running = _UNENDED.search(error.details)
             if running is None:
                 raise
             await self._end_task(running[1])
-            await self._call(method, request, timeout)
+            await self._end(method, request, timeout)
+
+    async def _end(self, method: str, request: Any, timeout: float) -> None:
+        """Call what stops or removes; what is gone is gone. A shim that dies meanwhile fails the call once, until the
+        runtime has noticed."""
+        for attempt in range(END_ATTEMPTS):
+            try:
+                await self._call(method, request, timeout)
+                return
+            except Missing:
+                return
+            except CallError as error:
+                if attempt == END_ATTEMPTS - 1 or not _SHIMLESS.search(error.details):
+                    raise
+                await self._clock.sleep(END_PAUSE)
 
     async def _end_task(self, container_id: str) -> None:
         tasks = self._connection.containerd("Tasks")
@@ -211,12 +223,9 @@ class Runtime:
     async def stop_container(self, container_id: str, grace_seconds: float) -> None:
         """Send its stop signal, and SIGKILL after `grace_seconds`; returns when it has ended."""
         grace = max(0, int(-(-grace_seconds // 1)))
-        try:
-            # The runtime gives up the stop when its caller does, so our limit lies well behind the grace period.
-            await self._call("StopContainer", cri.StopContainerRequest(container_id=container_id, timeout=grace),
-                             grace + CALL_SECONDS)
-        except Missing:
-            pass
+        # The runtime gives up the stop when its caller does, so our limit lies well behind the grace period.
+        await self._end("StopContainer", cri.StopContainerRequest(container_id=container_id, timeout=grace),
+                        grace + CALL_SECONDS)
 
     async def signal_container(self, container_id: str, name: str, limit: float) -> None:
         """Send the signal called `name` to its first process and wait at most `limit` seconds for the end. For runtimes

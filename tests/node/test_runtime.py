@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 from agent.kubelet.images import Images
 from agent.kubelet.model import LinuxResources, RuntimeEvent, Security
 from agent.kubelet.runtime import Runtime, TimedOut
-from tests.node.rig import Host
+from tests.node.rig import Host, processes_of
 
 pytestmark = pytest.mark.node
 PATIENCE = 30.0  # a loaded machine; every wait ends with its event
@@ -107,6 +108,30 @@ def test_exits_execs_and_out_of_memory_are_told_apart(host: Host) -> None:
                                "calm": ("running", "")}
             assert pod.sandbox is not None and pod.sandbox.host_network and pod.sandbox.ips == ()
         await runtime.remove_sandbox(sandbox)
+    host.run(body)
+
+
+def test_a_pod_whose_shim_dies_is_removed_all_the_same(host: Host) -> None:
+    def shim_of(sandbox: str) -> int:
+        assert host.holder is not None
+        for pid in processes_of(os.readlink(f"/proc/{host.holder.pid}/ns/mnt")):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if words[0].endswith(b"containerd-shim-runc-v2") and sandbox.encode() in words:
+                return pid
+        raise AssertionError(f"no shim of {sandbox}")
+
+    async def body(runtime: Runtime, images: Images) -> None:
+        for stopping in (False, True) * 3:  # what a call meets depends on how far the runtime is with noticing
+            spec = host.sandbox("shimless", host_network=True)
+            sandbox = await runtime.run_sandbox(spec)
+            container = await runtime.create_container(sandbox, spec, host.shell("sleep 600"))
+            await runtime.start_container(container)
+            os.kill(await asyncio.to_thread(shim_of, sandbox), signal.SIGKILL)
+            if stopping:
+                await runtime.stop_container(container, 0)
+                await runtime.stop_sandbox(sandbox)
+            await runtime.remove_sandbox(sandbox)
+            assert spec.uid not in await runtime.observe()
     host.run(body)
 
 
