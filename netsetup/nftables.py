@@ -15,7 +15,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,6 +32,7 @@ SET_MAP, SET_TIMEOUT, SET_EVAL = 8, 0x10, 0x20
 DATA_VERDICT = 0xFFFFFF00
 IPV4, IPV6, PROTOCOL, PORT, INDEX = 7, 8, 12, 13, 19  # data types, which only matter to who prints them
 ELEMENTS_BYTES = 60000  # of one message: an attribute's length has 16 bits
+MARGIN = 500  # bytes: one element that leads to a chain is smaller
 SNDBUF, RCVBUF = 128 << 20, 8 << 20  # bytes: a batch is one send, of 60 bytes per element
 TIMEOUT = 60.0  # seconds for one batch: a hundred thousand elements take a fraction of a second
 SO_SNDBUFFORCE, SO_RCVBUFFORCE, NETLINK_CAP_ACK, SOL_NETLINK = 32, 33, 10, 270
@@ -138,22 +139,14 @@ class Table:
         self._add(DELSET, 0, self._named, attribute(2, name))
 
     def add(self, name: str, elements: Iterable[tuple[bytes, Value]]) -> None:
-        self._elements(NEWSETELEM, CREATE, name, (_element(key, value) for key, value in elements))
+        self._elements(NEWSETELEM, CREATE, name, list(elements))
 
     def remove(self, name: str, keys: Iterable[bytes]) -> None:
-        self._elements(DELSETELEM, 0, name, (_element(key, None) for key in keys))
+        self._elements(DELSETELEM, 0, name, [(key, None) for key in keys])
 
-    def _elements(self, kind: int, flags: int, name: str, encoded: Iterable[bytes]) -> None:
-        chunk: list[bytes] = []
-        size = 0
-        for one in encoded:
-            if size + len(one) > ELEMENTS_BYTES:
-                self._add(kind, flags, self._named, attribute(2, name), nested(3, *chunk))
-                chunk, size = [], 0
-            chunk.append(one)
-            size += len(one)
-        if chunk:
-            self._add(kind, flags, self._named, attribute(2, name), nested(3, *chunk))
+    def _elements(self, kind: int, flags: int, name: str, elements: list[tuple[bytes, Value]]) -> None:
+        for body in _encoded(elements):
+            self._add(kind, flags, self._named, attribute(2, name), nested(3, body))
 
     def _add(self, kind: int, flags: int, *parts: bytes) -> None:
         self._messages.append(self._message(SUBSYSTEM << 8 | kind, flags, self._domain, b"".join(parts)))
@@ -273,17 +266,38 @@ _KEY = struct.Struct("=HHHHHH")
 _PLAIN = struct.Struct("=HHHH")
 
 
-def _element(key: bytes, value: Value) -> bytes:
-    """One list element; keys and data have whole words, so nothing needs padding. This runs once per endpoint."""
-    size = len(key)
-    if value is None:
-        return _KEY.pack(12 + size, 0x8001, 8 + size, 0x8001, 4 + size, 1) + key
-    if isinstance(value, bytes):
-        data = len(value)
-        return (_KEY.pack(20 + size + data, 0x8001, 8 + size, 0x8001, 4 + size, 1) + key
-                + _PLAIN.pack(8 + data, 0x8002, 4 + data, 1) + value)
-    body = _target(value)
-    return _KEY.pack(12 + size + len(body), 0x8001, 8 + size, 0x8001, 4 + size, 1) + key + body
+def _encoded(elements: list[tuple[bytes, Value]]) -> Iterator[bytes]:
+    """The lists of elements of one set, each as large as an attribute may be.
+
+    Elements of a set have the same sizes, unless they lead to chains; so all that surrounds keys and data is made once.
+    Keys and data have whole words: nothing needs padding."""
+    if not elements:
+        return
+    key, value = elements[0]
+    if isinstance(value, str):
+        yield from _leading(elements)
+        return
+    size, data = len(key), len(value) if value is not None else 0
+    between = _PLAIN.pack(8 + data, 0x8002, 4 + data, 1) if data else b""
+    head = _KEY.pack(12 + size + len(between) + data, 0x8001, 8 + size, 0x8001, 4 + size, 1)
+    many = ELEMENTS_BYTES // (len(head) + size + len(between) + data)
+    for start in range(0, len(elements), many):
+        part = elements[start:start + many]
+        yield head + head.join([k + between + v if isinstance(v, bytes) else k for k, v in part])
+
+
+def _leading(elements: list[tuple[bytes, Value]]) -> Iterator[bytes]:
+    """The same of elements that lead to chains."""
+    made: list[bytes] = []
+    room = ELEMENTS_BYTES
+    for key, value in elements:
+        body, size = _target(str(value)), len(key)
+        made.append(_KEY.pack(12 + size + len(body), 0x8001, 8 + size, 0x8001, 4 + size, 1) + key + body)
+        room -= len(made[-1])
+        if room < MARGIN:
+            yield b"".join(made)
+            made, room = [], ELEMENTS_BYTES
+    yield b"".join(made)
 
 
 @lru_cache(maxsize=1024)  # of the few shared chains that most elements lead to

@@ -82,10 +82,14 @@ class Backend:
 
 
 def _run(command: list[str], data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    try:
-        return subprocess.run(command, input=data, capture_output=True, timeout=COMMAND_TIMEOUT, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise RestoreError(f"{command[0]} did not finish within {COMMAND_TIMEOUT} s") from error
+    """The data is given as a file: a full load has many megabytes, and a pipe hands them over in small pieces."""
+    with os.fdopen(os.memfd_create("rules"), "wb+") as file:
+        file.write(data)
+        file.seek(0)
+        try:
+            return subprocess.run(command, stdin=file, capture_output=True, timeout=COMMAND_TIMEOUT, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise RestoreError(f"{command[0]} did not finish within {COMMAND_TIMEOUT} s") from error
 
 
 def detect(family: int = 4) -> Backend:

@@ -11,12 +11,12 @@ Called by `proxy`, on its worker thread.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from agent.proxy import rules
 from agent.proxy.cleanup import PREFIX
 from agent.proxy.nftchains import TABLE
-from agent.proxy.rules import Chain, Change, Rules
+from agent.proxy.rules import Chain, Change, Hook, Rules
 from netsetup import nftables, xtables
 from netsetup.ledger import Ledger
 
@@ -40,32 +40,37 @@ def rank(chain: Chain) -> tuple[int, int]:
     return side, _BRANCH + 200
 
 
-def batches(change: Change, chunk: int = 0) -> list[str]:
-    """iptables-restore texts, to be applied in order. `chunk`: chains per batch, 0 for one batch."""
+def batches(change: Change, chunk: int = 0, hooks: Sequence[Hook] = ()) -> list[str]:
+    """iptables-restore texts, to be applied in order. `chunk`: chains per batch, 0 for one batch.
+
+    `hooks` are put in when what they lead to is there."""
     order = sorted(change.write, key=lambda c: (rank(c), c[1]))
     dead = sorted(change.delete, key=lambda c: (rank(c), c[1]), reverse=True)  # first those that lead to others
     if not chunk or len(order) + len(dead) <= chunk:
-        return [_text({c: change.write[c] for c in order}, dead)] if change else []
+        return [_text({c: change.write[c] for c in order}, dead, hooks)] if change else []
     found = []
     for start in range(0, len(order), chunk):
-        found.append(_text({c: change.write[c] for c in order[start:start + chunk]}, []))
+        part = order[start:start + chunk]
+        found.append(_text({c: change.write[c] for c in part}, hooks=hooks if part[-1] is order[-1] else ()))
     for start in range(0, len(dead), chunk):
         found.append(_text({}, dead[start:start + chunk]))
     return found
 
 
-def _text(write: dict[Chain, Rules], dead: Iterable[Chain]) -> str:
+def _text(write: dict[Chain, Rules], dead: Iterable[Chain] = (), hooks: Sequence[Hook] = ()) -> str:
     out: list[str] = []
-    dead = list(dead)
     for table in rules.TABLES:
-        chains = [c for c in write if c[0] == table]
-        gone = [c for c in dead if c[0] == table]
-        if not chains and not gone:
+        chains = [(name, lines) for (of, name), lines in write.items() if of == table]
+        gone = [name for of, name in dead if of == table]
+        put = [f"-I {chain} 1 {rule}" for of, chain, rule in hooks if of == table]
+        if not chains and not gone and not put:
             continue
         out.append(f"*{table}")
-        out += [f":{name} - [0:0]" for _, name in (*chains, *gone)]
-        out += [f"-A {chain[1]} {rule}" for chain in chains for rule in write[chain]]
-        out += [f"-X {name}" for _, name in gone]
+        out += [f":{name} - [0:0]" for name, _ in chains]
+        out += [f":{name} - [0:0]" for name in gone]
+        out += [f"-A {name} {rule}" for name, lines in chains for rule in lines]
+        out += put
+        out += [f"-X {name}" for name in gone]
         out.append("COMMIT")
     return "\n".join([*out, ""])
 
@@ -90,13 +95,9 @@ class Writer:
         self._counts = {}
         if self._chunk:  # a shared chain may be named by a service's before its own turn to be written comes
             base = {c: r for c, r in everything.items() if c in rules.FIXED}
-            self.backend.restore(_text(base, []))
-        for text in batches(Change(dict(everything)), self._chunk):
-            self.backend.restore(text)
+            self.backend.restore(_text(base))
         missing = [(t, c, rule) for t, c, rule in rules.HOOKS if f"-A {c} {rule}\n" not in saved[t]]
-        if missing:
-            self.backend.restore(_hooks(missing))
-        for text in batches(Change(delete=stale), self._chunk):
+        for text in batches(Change(everything, stale), self._chunk, missing):
             self.backend.restore(text)
         self._counts = {chain: len(lines) for chain, lines in everything.items()}
         self._entries = self._legacy_entries()
@@ -149,12 +150,3 @@ class Writer:
             # Saved without naming a table: naming one would make the kernel create it, and hook it into every packet.
             if not same and other.present and ":KUBE-SERVICES " in other.save():
                 xtables.remove_from(other, PREFIX)
-
-
-def _hooks(missing: list[tuple[str, str, str]]) -> str:
-    out: list[str] = []
-    for table in rules.TABLES:
-        lines = [f"-I {chain} 1 {rule}" for t, chain, rule in missing if t == table]
-        if lines:
-            out += [f"*{table}", *lines, "COMMIT"]
-    return "\n".join([*out, ""])

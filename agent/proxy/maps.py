@@ -13,6 +13,8 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 from agent.proxy.model import Endpoint, ServiceKey, ServicePort
@@ -60,9 +62,15 @@ def place(protocol: str, port: int) -> bytes:
 
 
 def data(endpoint: Endpoint) -> bytes:
-    return packed(endpoint.address) + struct.pack(">H2x", endpoint.port)
+    return packed(endpoint.address) + _number(endpoint.port)
 
 
+@lru_cache(maxsize=1024)  # of the ports pods listen on; there are few, and this is asked once per endpoint
+def _number(port: int) -> bytes:
+    return struct.pack(">H2x", port)
+
+
+@lru_cache(maxsize=4096)
 def index(number: int) -> bytes:
     return struct.pack("=I", number)
 
@@ -72,9 +80,12 @@ class _Port:
 
     def __init__(self, port: ServicePort, chains: Chains, piece: Piece) -> None:
         self.port, self.chains, self.piece = port, chains, piece
-        self.unique = chain_hash(port.name + port.protocol)
         self.where = place(port.protocol, port.port)
-        self.stays: set[bool] = set()
+
+    @property
+    def unique(self) -> str:
+        """The names of chains of its own are made from it."""
+        return chain_hash(self.port.name + self.port.protocol)
 
     def put(self, name: str, key: bytes, value: Value = None) -> None:
         self.piece.elements[name, key] = value
@@ -203,7 +214,7 @@ class MapSet:
     def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> MapChange:
         """Take the new ports of some services (() for gone) and tell what that changes in the kernel."""
         change = MapChange()
-        before: dict[Element, Any] = {}  # of each element touched: what the kernel holds
+        before: dict[Element, Any] = {}  # of elements that were there before, or have several services: what it was
         held = self.held
         for key, ports in services.items():
             old, new = self._pieces.pop(key, _NOTHING), piece(ports, self.chains)
@@ -213,15 +224,13 @@ class MapSet:
                 if new.elements.get(element, _ABSENT) != value:
                     before.setdefault(element, held[element][1])
                     self._release(element, key)
-            for element, value in new.elements.items():
-                if old.elements.get(element, _ABSENT) == value:
-                    continue
-                if element in held:
-                    before.setdefault(element, held[element][1])
-                    self._holders.setdefault(element, [held[element][0]]).append(key)
-                else:
-                    before.setdefault(element, _ABSENT)
-                    held[element] = key, value
+            fresh = {e: v for e, v in new.elements.items() if old.elements.get(e, _ABSENT) != v} if (
+                old.elements) else new.elements
+            if held.keys().isdisjoint(fresh) and before.keys().isdisjoint(fresh):
+                held.update(zip(fresh, zip(repeat(key), fresh.values())))
+                change.add.update(fresh)
+            else:
+                self._share(key, fresh, before, change.add)
             change.chains |= {n: rules for n, rules in new.chains.items() if old.chains.get(n) != rules}
             change.dead |= old.chains.keys() - new.chains.keys()
             change.remembered |= {n: t for n, t in new.remembered.items() if old.remembered.get(n) != t}
@@ -234,7 +243,8 @@ class MapSet:
                 change.remove.append(element)
             if now is not _ABSENT:
                 change.add[element] = now
-                self._need(now, change)
+        for value in {value for value in change.add.values() if isinstance(value, str)}:
+            self._need(value, change)
         for name in change.forgotten & change.remembered.keys():  # another time-out: the chains that use it go along
             change.chains |= {n: r for p in self._pieces.values() for n, r in p.chains.items() if name in p.remembered}
         return change
@@ -249,6 +259,18 @@ class MapSet:
             change.remembered |= made.remembered
         return change
 
+    def _share(self, key: ServiceKey, fresh: Mapping[Element, Value], before: dict[Element, Any],
+               added: dict[Element, Value]) -> None:
+        """Elements of which some are another service's as well, or were until now."""
+        for element, value in fresh.items():
+            if element in self.held:
+                first, was = self.held[element]
+                before.setdefault(element, was if added.pop(element, _ABSENT) is _ABSENT else _ABSENT)
+                self._holders.setdefault(element, [first]).append(key)
+            else:
+                before.setdefault(element, _ABSENT)
+                self.held[element] = key, value
+
     def _release(self, element: Element, key: ServiceKey) -> None:
         holders = self._holders.get(element)
         if holders is None:
@@ -259,9 +281,9 @@ class MapSet:
         if len(holders) == 1:
             del self._holders[element]
 
-    def _need(self, value: Value, change: MapChange) -> None:
+    def _need(self, value: str, change: MapChange) -> None:
         """The shared chains an element leads to, made when the first one does; they are few and stay."""
-        if not isinstance(value, str) or value in self._shared or not is_shared(value):
+        if value in self._shared or not is_shared(value):
             return
         for name in leads_to(value):
             self._need(name, change)

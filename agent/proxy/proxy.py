@@ -25,7 +25,7 @@ from agent.proxy.lockwatch import LockWatch
 from agent.proxy.model import ServiceKey, ServicePort
 from agent.proxy.peers import Peers
 from agent.proxy.report import Report
-from agent.proxy.side import Side
+from agent.proxy.side import Side, uncollected
 from controlplane.client.informer import Informer
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
@@ -151,7 +151,9 @@ class Proxy:
         self._wake.clear()
         keys, self._dirty = self._dirty, set()
         look, self._look = self._look, False
-        changed = [ports for side in self.sides for ports in side.plan({k: self._plan(k, side.family) for k in keys})]
+        with uncollected(len(keys)):
+            changed = [ports for side in self.sides
+                       for ports in side.plan({k: self._plan(k, side.family) for k in keys})]
         if look and True in [await self._do(side.lost) for side in self.sides]:
             log.warning("rules of the service proxy were removed by somebody else; loading them again")
         if look and self._repair:

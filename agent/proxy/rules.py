@@ -1,11 +1,12 @@
 """From service ports to iptables chains.
 
-Pure. Owns the shape of the rules: upstream's chain names and meaning, made lean in two ways. A connection is sent to a
-remote endpoint straight from the KUBE-SVC chain; only endpoints on this node (a pod may reach itself: hairpin) and
-affinity need a KUBE-SEP chain. And KUBE-SERVICES does not list every service but branches by address, /24 and then /27,
-so that each new connection passes a few dozen rules however many services there are. `piece` turns one service into its
-own chains and its lines in shared chains; `RuleSet` keeps the pieces and answers with exactly the chains a change
-touches.
+Pure. Owns the shape of the rules: upstream's chain names and meaning, made lean, for the kernel's work grows with the
+number of rules. A connection is sent to a remote endpoint straight from the KUBE-SVC chain; only endpoints on this node
+(a pod may reach itself: hairpin) and affinity need a KUBE-SEP chain. KUBE-SERVICES does not list every service but
+branches by address, /24 and then /27, so that each new connection passes a few dozen rules however many services there
+are; who is to be masqueraded is asked once per leaf. Only the rules that lead to a service say its name. `piece` turns
+one service into its own chains and its lines in shared chains; `RuleSet` keeps the pieces and answers with exactly the
+chains a change touches.
 
 Called by `proxy`; written out by `iptables`. Upstream: pkg/proxy/iptables/proxier.go.
 """
@@ -17,18 +18,24 @@ import hashlib
 import ipaddress
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from agent.proxy.model import Endpoint, ServiceKey, ServicePort
+from netsetup.rtnetlink import packed
 
 Chain = tuple[str, str]  # table, chain
 Rules = tuple[str, ...]
+Hook = tuple[str, str, str]  # table, built-in chain, rule
+Line = tuple[int, str]  # of a shared chain: its place among others, and the rule
 
 MASQUERADE_BIT = "0x4000"
 MARK = f"{MASQUERADE_BIT}/{MASQUERADE_BIT}"
 TABLES = ("nat", "filter")
 BUCKETS = {4: (24, 27), 6: (112, 123)}  # prefix lengths of the two branches: at most 32 services in a leaf
 OWN_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-IPS-")
+UNMARK = f"-j MARK --set-xmark 0x0/{MASQUERADE_BIT}"  # no service of the leaf took the packet: it goes as it came
 CANARY = "KUBE-PROXY-CANARY"
+OUTER, MASKED, INNER, STRAY = range(4)  # places in a leaf: addresses of the outside come before the mark
 _LAST = ('-m comment --comment "kubernetes service nodeports; NOTE: this must be the last rule in this chain" '
          "-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS")
 
@@ -53,8 +60,8 @@ SHARED: dict[Chain, Rules] = {
     ("filter", "KUBE-EXTERNAL-SERVICES"): (), ("filter", "KUBE-NODEPORTS"): (), ("filter", "KUBE-PROXY-FIREWALL"): (),
 }
 _NEW = "-m conntrack --ctstate NEW -m comment --comment"
-# (table, built-in chain, rule): put first in this order reversed, so that the last one here is the first in the kernel.
-HOOKS: tuple[tuple[str, str, str], ...] = (
+# Put first in this order reversed, so that the last one here is the first in the kernel.
+HOOKS: tuple[Hook, ...] = (
     ("filter", "INPUT", f'{_NEW} "kubernetes externally-visible service portals" -j KUBE-EXTERNAL-SERVICES'),
     ("filter", "INPUT", '-m comment --comment "kubernetes health check service ports" -j KUBE-NODEPORTS'),
     ("filter", "INPUT", f'{_NEW} "kubernetes load balancer firewall" -j KUBE-PROXY-FIREWALL'),
@@ -77,7 +84,7 @@ class Piece:
     """What one service adds: chains of its own, and lines in shared ones."""
 
     own: dict[Chain, Rules] = field(default_factory=dict)
-    shared: dict[Chain, list[str]] = field(default_factory=dict)
+    shared: dict[Chain, list[Line]] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -92,7 +99,7 @@ class Change:
 
 
 def chain_hash(text: str) -> str:
-    return base64.b32encode(hashlib.sha256(text.encode()).digest()).decode()[:16]
+    return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
 
 
 def bucket_name(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
@@ -100,6 +107,23 @@ def bucket_name(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
     if network.version == 4:
         return f"KUBE-IPS-{network.network_address.packed.hex().upper()}-{network.prefixlen}"
     return f"KUBE-IPS-{chain_hash(str(network))}"
+
+
+@lru_cache(maxsize=1024)
+def _chance(rest: int) -> str:
+    """One of so many."""
+    return f"-m statistic --mode random --probability {1 / rest:.11f} " if rest > 1 else ""
+
+
+@lru_cache(maxsize=4096)  # leaves of a large cluster: consecutive addresses share theirs
+def branches(leaf: bytes, family: int) -> tuple[str, tuple[tuple[Chain, Line], ...]]:
+    """The leaf chain of all addresses that begin with `leaf`, and the lines of the branches that lead there."""
+    chain, lines = "KUBE-SERVICES", []
+    for length in BUCKETS[family]:
+        network = ipaddress.ip_network((leaf, length), strict=False)
+        lines.append((("nat", chain), (INNER, f"-d {network} -j {bucket_name(network)}")))
+        chain = bucket_name(network)
+    return chain, tuple(lines)
 
 
 def fixed(family: int) -> dict[Chain, Rules]:
@@ -118,8 +142,8 @@ class _Writer:
     def own(self, name: str, rules: Iterable[str]) -> None:
         self.piece.own["nat", name] = tuple(rules)
 
-    def line(self, table: str, chain: str, rule: str) -> None:
-        self.piece.shared.setdefault((table, chain), []).append(rule)
+    def line(self, table: str, chain: str, rule: str, place: int = INNER) -> None:
+        self.piece.shared.setdefault((table, chain), []).append((place, rule))
 
     def says(self, what: str) -> str:
         return f'-m comment --comment "{self.port.name}{" " + what if what else ""}"'
@@ -132,15 +156,14 @@ class _Writer:
         protocol = self.port.protocol
         return f"-p {protocol} -m addrtype --dst-type LOCAL -m {protocol} --dport {self.port.node_port}"
 
-    def dispatch(self, address: str, what: str, target: str) -> None:
-        """The rule in its leaf, and the branches that lead there."""
-        chain = "KUBE-SERVICES"
-        for length in BUCKETS[self.family]:
-            network = ipaddress.ip_network(f"{address}/{length}", strict=False)
-            leaf = bucket_name(network)
-            self.line("nat", chain, f"-d {network} -j {leaf}")
-            chain = leaf
-        self.line("nat", chain, f"{self.says(what)} {self.to(address, self.port.port)} -j {target}")
+    def dispatch(self, address: str, what: str, target: str, place: int = OUTER) -> str:
+        """The rule in its leaf, and the branches that lead there; the leaf."""
+        whole = packed(address)
+        leaf, lines = branches(whole[:-1] + bytes([whole[-1] & 0xE0]), self.family)
+        for chain, line in lines:
+            self.piece.shared.setdefault(chain, []).append(line)
+        self.line("nat", leaf, f"{self.says(what)} {self.to(address, self.port.port)} -j {target}", place)
+        return leaf
 
     def write(self) -> None:
         port = self.port
@@ -155,10 +178,10 @@ class _Writer:
         port = self.port
         target = self.svl if port.internal_local else self.svc
         if port.internal_endpoints:
-            self.dispatch(port.cluster_ip, "cluster IP", target)
-            masquerade = (f"{self.says('cluster IP')} ! -s {self.pods} {self.to(port.cluster_ip, port.port)} "
-                          "-j KUBE-MARK-MASQ")
-            self.own(target, [masquerade, *self._balance(port.internal_endpoints)])
+            leaf = self.dispatch(port.cluster_ip, "cluster IP", target, INNER)
+            self.line("nat", leaf, f"! -s {self.pods} -j KUBE-MARK-MASQ", MASKED)
+            self.line("nat", leaf, UNMARK, STRAY)
+            self.own(target, self._balance(port.internal_endpoints))
         else:
             self.line("filter", "KUBE-SERVICES", self._refusal(self.to(port.cluster_ip, port.port)))
 
@@ -223,16 +246,14 @@ class _Writer:
         if self.port.affinity:
             for endpoint in endpoints:
                 sep = self._sep(endpoint)
-                found.append(f"{self.says(f'-> {endpoint}')} -m recent --rcheck --seconds {self.port.affinity} --reap "
+                found.append(f"-m recent --rcheck --seconds {self.port.affinity} --reap "
                              f"--name {sep} --rsource -j {sep}")
         for index, endpoint in enumerate(endpoints):
-            rest = len(endpoints) - index
-            chance = f"-m statistic --mode random --probability {1 / rest:.11f} " if rest > 1 else ""
+            chance = _chance(len(endpoints) - index)
             if self._needs_sep(endpoint):
-                found.append(f"{self.says(f'-> {endpoint}')} {chance}-j {self._sep(endpoint)}")
+                found.append(f"{chance}-j {self._sep(endpoint)}")
             else:
-                found.append(f"-p {self.port.protocol} {self.says(f'-> {endpoint}')} {chance}"
-                             f"-j DNAT --to-destination {endpoint}")
+                found.append(f"-p {self.port.protocol} {chance}-j DNAT --to-destination {endpoint}")
         return found
 
     def _needs_sep(self, endpoint: Endpoint) -> bool:
@@ -244,8 +265,8 @@ class _Writer:
         port = self.port
         name = f"KUBE-SEP-{chain_hash(port.name + port.protocol + str(endpoint))}"
         remember = f"-m recent --set --name {name} --rsource " if port.affinity else ""
-        self.own(name, [f"-s {endpoint.address}/{self.host} {self.says('')} -j KUBE-MARK-MASQ",
-                        f"-p {port.protocol} {self.says('')} {remember}-j DNAT --to-destination {endpoint}"])
+        self.own(name, [f"-s {endpoint.address}/{self.host} -j KUBE-MARK-MASQ",
+                        f"-p {port.protocol} {remember}-j DNAT --to-destination {endpoint}"])
         return name
 
 
@@ -263,7 +284,7 @@ class RuleSet:
     def __init__(self, pods: str, family: int = 4) -> None:
         self.pods, self.family = pods, family
         self._pieces: dict[ServiceKey, Piece] = {}
-        self._lines: dict[Chain, dict[ServiceKey, tuple[str, ...]]] = {}
+        self._lines: dict[Chain, dict[ServiceKey, list[Line]]] = {}
         self._last: dict[Chain, Rules] = {}
 
     def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> Change:
@@ -274,16 +295,15 @@ class RuleSet:
             new = piece(ports, self.pods, self.family)
             if ports:
                 self._pieces[key] = new
-            change.write |= {c: rules for c, rules in new.own.items() if old.own.get(c) != rules}
+            change.write.update(new.own if not old.own else {c: r for c, r in new.own.items() if old.own.get(c) != r})
             change.delete |= old.own.keys() - new.own.keys()
-            for chain in old.shared.keys() | new.shared.keys():
-                if old.shared.get(chain) == new.shared.get(chain):
-                    continue
+            for chain, lines in new.shared.items():
+                if old.shared.get(chain) != lines:
+                    touched.add(chain)
+                    self._lines.setdefault(chain, {})[key] = lines
+            for chain in old.shared.keys() - new.shared.keys():
                 touched.add(chain)
-                lines = self._lines.setdefault(chain, {})
-                lines.pop(key, None)
-                if chain in new.shared:
-                    lines[key] = tuple(new.shared[chain])
+                self._lines[chain].pop(key, None)
         for chain in touched:
             if not self._lines[chain] and chain not in SHARED:
                 del self._lines[chain]
@@ -306,4 +326,4 @@ class RuleSet:
 
     def _shared(self, chain: Chain) -> Rules:
         lines = {line for lines in self._lines.get(chain, {}).values() for line in lines}
-        return (*sorted(lines), *SHARED.get(chain, ()))
+        return (*(rule for _, rule in sorted(lines)), *SHARED.get(chain, ()))

@@ -40,10 +40,10 @@ class Writer(Protocol):
 
 
 @contextmanager
-def uncollected(many: bool) -> Iterator[None]:
+def uncollected(services: int) -> Iterator[None]:
     """Work without the collector of cyclic garbage: a full load makes hundreds of thousands of objects that all stay,
     and looking through them again and again takes longer than making them."""
-    if not many or not gc.isenabled():
+    if services < MANY or not gc.isenabled():
         yield
         return
     gc.disable()
@@ -74,10 +74,6 @@ class Side:
 
     def plan(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> list[tuple[ServicePort, ...]]:
         """Take what some services want now; the old and new ports of those that changed."""
-        with uncollected(len(services) >= MANY):
-            return self._take(services)
-
-    def _take(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> list[tuple[ServicePort, ...]]:
         changed = {key: ports for key, ports in services.items() if ports != self.ports.get(key, ())}
         seen = [*changed.values(), *(self.ports[key] for key in changed if key in self.ports)]
         for key, ports in changed.items():
@@ -103,7 +99,7 @@ class Side:
         if self._first:
             self.writer.leave()
         if whole:
-            with uncollected(len(self.ports) >= MANY):
+            with uncollected(len(self.ports)):
                 self.writer.load(self._planner.everything())
         else:
             self.writer.apply(self._change)

@@ -55,8 +55,7 @@ def ours() -> str:
     for one, slices in SERVICES:
         meta = one["metadata"]
         made.update({(meta["namespace"], meta["name"]): service_ports(one, slices, "node0")})
-    text = "".join(iptables.batches(rules.Change(made.everything())))
-    return text + iptables._hooks(list(rules.HOOKS))
+    return "".join(iptables.batches(rules.Change(made.everything()), hooks=rules.HOOKS))
 
 
 def packets() -> list[Packet]:

@@ -101,7 +101,7 @@ def test_rules_do_what_services_promise(traits: list[dict[str, Any]]) -> None:
         "endpoints": endpoints}], "me") for s, endpoints in services}
     made = rules.RuleSet(PODS)
     made.update(wanted)
-    tables = parse("".join(iptables.batches(rules.Change(made.everything()))) + iptables._hooks(list(rules.HOOKS)))
+    tables = parse("".join(iptables.batches(rules.Change(made.everything()), hooks=rules.HOOKS)))
     maps = MapSet(PODS)
     maps.update(wanted)
     everything = maps.everything()
