@@ -20,7 +20,8 @@ from netsetup.cni import install as cni
 from netsetup.ledger import Ledger
 
 # Folders that containerd, its shims and libcni make whatever their configuration says; recorded only when they are new.
-SHARED = ("/run/containerd", "/run/netns", "/var/lib/cni")
+SHARED = ("/run/containerd", "/run/containerd/runc", "/run/containerd/runc/k8s.io", "/run/containerd/s", "/run/netns",
+          "/var/lib/cni", "/var/lib/cni/results")
 CGROUPS = Path("/sys/fs/cgroup")
 AGENT_STOP_SECONDS = 15.0  # it finishes what it is writing; containers run on
 

@@ -82,8 +82,11 @@ class Host:
         subprocess.run(["ip", "netns", "add", self.netns], check=True)
         subprocess.run(["ip", "-n", self.netns, "link", "set", "lo", "up"], check=True)
         subprocess.run(["ip", "-n", self.netns, "address", "add", "10.0.0.1/32", "dev", "lo"], check=True)
-        # A tmpfs of its own, so that the names of pods' namespaces never appear outside and vanish with the holder.
-        script = "mount -t tmpfs tmpfs /run/netns && mount --make-rshared / && echo ready && exec sleep infinity"
+        # A tmpfs each: the names of pods' namespaces, the shims' sockets and the plugins' notes stay on this host, and
+        # vanish with the holder.
+        script = ("for folder in /run/netns /run/containerd /var/lib/cni; do mkdir -p $folder && "
+                  "mount -t tmpfs tmpfs $folder || exit 1; done; "
+                  "mount --make-rshared / && echo ready && exec sleep infinity")
         self.holder = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-m", "--propagation", "private", "sh", "-c",
              script], stdout=subprocess.PIPE)
