@@ -14,6 +14,7 @@ from typing import Any
 from controlplane.controllers import replicas
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
+from controlplane.machinery.selectors import LabelSelector
 
 DELETION_SECONDS = 120.0  # an evicted pod that is not being deleted by then was not evicted after all: upstream's
 STALE_SECONDS = 120.0  # and a pod marked as a target that long ago, but not deleted, is none any more
@@ -31,10 +32,9 @@ class Verdict:
     wake: float | None = None
 
 
-def covers(budget: Obj, pod: Obj) -> bool:
-    """An empty selector takes every pod of the namespace, a missing one none."""
-    selector = objects.get(budget, "spec.selector")
-    return selector is not None and selectors.from_label_selector(selector).matches(objects.labels(pod))
+def selector(budget: Obj) -> LabelSelector:
+    """Whom it covers: an empty selector takes every pod of the namespace, a missing one none."""
+    return selectors.from_label_selector(objects.get(budget, "spec.selector", None))
 
 
 def needs_scale(budget: Obj) -> bool:

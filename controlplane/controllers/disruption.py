@@ -51,7 +51,8 @@ class Disruption(Controller):
         if kind == "MODIFIED" and old is not None and not budgets.matters(old, new):
             return
         for budget in picked(self.budgets.by("namespace", objects.namespace(new)),
-                             lambda one: any(pod is not None and budgets.covers(one, pod) for pod in (old, new))):
+                             lambda one: any(pod is not None and budgets.selector(one).matches(objects.labels(pod))
+                                             for pod in (old, new))):
             self.queue.add(objects.key(budget))
 
     async def reconcile(self, key: Any) -> float | None:
@@ -70,7 +71,9 @@ class Disruption(Controller):
             raise
 
     async def _count(self, budget: Obj) -> float | None:
-        pods = [pod for pod in self.pods.by("namespace", objects.namespace(budget)) if budgets.covers(budget, pod)]
+        covered = budgets.selector(budget)
+        pods = [pod for pod in self.pods.by("namespace", objects.namespace(budget))
+                if covered.matches(objects.labels(pod))]
         if not pods:
             self.recorder.event(budget, "Normal", "NoPods", "No matching pods found")
         scale = 0

@@ -54,8 +54,8 @@ def test_a_granted_eviction_counts_until_it_is_seen_or_never_came():
 
 
 def test_selectors_and_stale_targets():
-    assert budgets.covers(budget(selector={}), pod("p"))
-    assert not budgets.covers({"spec": {}}, pod("p"))
+    assert budgets.selector(budget(selector={})).matches(objects.labels(pod("p")))
+    assert not budgets.selector({"spec": {}}).matches(objects.labels(pod("p")))
     one = pod("p")
     one["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
                                     "lastTransitionTime": rfc3339(NOW - 100)}]

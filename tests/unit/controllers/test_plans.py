@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from controlplane.controllers import backends, health, ownership, podgc, progress, replicas, rollout, slices, subsets
 from controlplane.controllers.ownership import Owner, Verdict
-from controlplane.controllers.podcidrs import free_block
+from controlplane.controllers.podcidrs import Blocks
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 from tests.unit.controllers.samples import deployment, pod, replica_set, service
@@ -232,15 +232,25 @@ def test_eviction_waits_as_long_as_tolerated():
 
 
 def test_blocks_are_never_given_twice():
-    import ipaddress
-    cluster = ipaddress.ip_network("10.244.0.0/22")
-    taken = {"", "10.244.1.0/24"}
-    given_out = []
-    while (block := free_block(cluster, taken)) is not None:
+    blocks, given_out = Blocks("10.244.0.0/22"), []
+    blocks.take("10.244.1.0/24")
+    while (block := blocks.free()) is not None:
         given_out.append(block)
-        taken.add(block)
+        blocks.take(block)
     assert given_out == ["10.244.0.0/24", "10.244.2.0/24", "10.244.3.0/24"]
-    assert free_block(cluster, {"10.244.0.0/23"}) == "10.244.2.0/24"
+    blocks.release("10.244.2.0/24")
+    assert blocks.free() == "10.244.2.0/24"
+
+
+def test_blocks_keep_clear_of_what_others_gave_out():
+    blocks = Blocks("fd00::/60")
+    blocks.take("no network")
+    blocks.take("10.0.0.0/24")
+    blocks.take("fd00::/63")
+    blocks.take("fd00:0:0:2:8000::/65")
+    assert blocks.free() == "fd00:0:0:3::/64"
+    blocks.release("fd00::/63")
+    assert blocks.free() == "fd00::/64"
 
 
 def test_only_the_oldest_finished_pods_go():
