@@ -17,15 +17,17 @@ from netsetup import rtnetlink
 PASSING = 0x01 | 0x20  # IFA_F_TEMPORARY, IFA_F_DEPRECATED: an address that will soon be another
 DEFAULT_MTU = 1500  # Ethernet's, for a host without a default route
 ELSEWHERE = ("192.0.2.1", 9)  # TEST-NET-1: connecting a UDP socket sends nothing, it only chooses a route
+ELSEWHERE6 = ("2001:db8::1", 9)
 
 
-def node_address() -> str:
-    """Raises Finding when the host has no default route."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+def node_address(family: int = 4) -> str:
+    """Raises Finding when the host has no default route of this family."""
+    domain, elsewhere = (socket.AF_INET6, ELSEWHERE6) if family == 6 else (socket.AF_INET, ELSEWHERE)
+    with socket.socket(domain, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect(ELSEWHERE)
+            probe.connect(elsewhere)
         except OSError as error:
-            raise Finding("this host has no default route", f"its own address cannot be told: {error}",
+            raise Finding(f"this host has no default route of IPv{family}", f"its own address cannot be told: {error}",
                           "add a default route, or name the node's address") from error
         return probe.getsockname()[0]
 
@@ -53,24 +55,27 @@ def links_of_addresses() -> dict[str, int]:
 
 def uplink_mtu() -> int:
     """The MTU of the link the default route leaves by: a pod's packets must fit through it."""
-    body = struct.pack("=BBBBBBBBI", socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)
     with rtnetlink.RtNetlink() as netlink:
-        for answer in netlink.query(rtnetlink.RTM_GETROUTE, body, dump=True):
-            leaves_by = rtnetlink.attributes(answer, 12).get(rtnetlink.RTA_OIF)
-            if answer[1] or answer[4] != rtnetlink.RT_TABLE_MAIN or leaves_by is None:
-                continue
-            name = socket.if_indextoname(struct.unpack("=I", leaves_by)[0])
-            return struct.unpack("=I", netlink.link(name)[1][rtnetlink.IFLA_MTU])[0]
+        for family in (socket.AF_INET, socket.AF_INET6):
+            body = struct.pack("=BBBBBBBBI", family, 0, 0, 0, 0, 0, 0, 0, 0)
+            for answer in netlink.query(rtnetlink.RTM_GETROUTE, body, dump=True):
+                leaves_by = rtnetlink.attributes(answer, 12).get(rtnetlink.RTA_OIF)
+                everywhere = not answer[1] and answer[4] == rtnetlink.RT_TABLE_MAIN
+                if not everywhere or leaves_by is None or answer[7] != rtnetlink.RTN_UNICAST:
+                    continue
+                name = socket.if_indextoname(struct.unpack("=I", leaves_by)[0])
+                return struct.unpack("=I", netlink.link(name)[1][rtnetlink.IFLA_MTU])[0]
     return DEFAULT_MTU
 
 
 def local_addresses() -> list[str]:
-    """Every IPv4 address of this namespace."""
-    with rtnetlink.RtNetlink() as netlink:
-        answers = netlink.query(rtnetlink.RTM_GETADDR, struct.pack("=BBBBi", socket.AF_INET, 0, 0, 0, 0), dump=True)
+    """Every address of this namespace."""
     found = []
-    for answer in answers:
-        local = rtnetlink.attributes(answer, 8).get(rtnetlink.IFA_LOCAL)
-        if local:
-            found.append(socket.inet_ntoa(local))
+    with rtnetlink.RtNetlink() as netlink:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            query = struct.pack("=BBBBi", family, 0, 0, 0, 0)
+            for answer in netlink.query(rtnetlink.RTM_GETADDR, query, dump=True):
+                parts = rtnetlink.attributes(answer, 8)
+                if raw := parts.get(rtnetlink.IFA_LOCAL) or parts.get(rtnetlink.IFA_ADDRESS):
+                    found.append(socket.inet_ntop(family, raw))
     return found

@@ -18,9 +18,10 @@ from collections.abc import Callable
 from netsetup import links, rtnetlink
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 1, 0x10, 0x40
-RTMGRP_IPV6_IFADDR = 0x100
+RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
 ROUTE_PROTOCOL = 77  # of our routes, as in `routes`
-HOST_LENGTH = 32
+HOST_LENGTHS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
+PASSED_OVER = (b"\xfe\x80", b"\xff")  # link-local and multicast networks of IPv6: every new link has them
 
 
 class HostWatch:
@@ -32,7 +33,8 @@ class HostWatch:
     def __enter__(self) -> HostWatch:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0)
         try:
-            self._socket.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR))
+            self._socket.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV4_ROUTE | RTMGRP_IPV6_IFADDR
+                               | RTMGRP_IPV6_ROUTE))
             asyncio.get_running_loop().add_reader(self._socket, self._readable)
         except OSError:
             self._socket.close()
@@ -67,15 +69,17 @@ def concerns(data: bytes) -> bool:
             return False
         body = data[offset + 16:offset + length]
         if kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
-            if body[1] != HOST_LENGTH:  # /32s are ours: the cluster's DNS, the end of the tunnel
-                return True
+            if body[1] != HOST_LENGTHS.get(body[0]) and body[3] != rtnetlink.RT_SCOPE_LINK:
+                return True  # single ones are ours: the cluster's DNS, the end of the tunnel
         elif kind == rtnetlink.RTM_DELLINK:
             name = rtnetlink.attributes(body, 16).get(rtnetlink.IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
             if not links.is_ours(name):
                 return True
         elif kind in (rtnetlink.RTM_NEWROUTE, rtnetlink.RTM_DELROUTE) and body[4] == rtnetlink.RT_TABLE_MAIN:
             ours = body[5] == ROUTE_PROTOCOL
-            if (ours and kind == rtnetlink.RTM_DELROUTE) or (not ours and body[1] != HOST_LENGTH):
+            passed = rtnetlink.attributes(body, 12).get(rtnetlink.RTA_DST, b"").startswith(PASSED_OVER)
+            network = body[1] != HOST_LENGTHS.get(body[0]) and not passed
+            if (ours and kind == rtnetlink.RTM_DELROUTE) or (not ours and network):
                 return True
         offset += (length + 3) & ~3
     return False

@@ -21,7 +21,10 @@ from typing import Any
 
 LAST = "last"  # the file with the address given out last
 RESERVED = 2  # the network's own address and the first host, which tools take for the gateway
+CIRCLE = 1 << 16  # addresses of a node that are used at most: a range of IPv6 has more than could be looked through
 SETTLING = 120.0  # seconds a holder may be unknown to the runtime: it lists a sandbox only after its network is made
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class ExhaustedError(Exception):
@@ -43,7 +46,7 @@ class Ipam:
     """The addresses of `cidr`, kept below `folder`."""
 
     def __init__(self, folder: Path, cidr: str) -> None:
-        self.network = ipaddress.IPv4Network(cidr)
+        self.network = ipaddress.ip_network(cidr)
         self.folder = folder / cidr.replace("/", "_")
         self._lock = threading.Lock()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -53,13 +56,13 @@ class Ipam:
             if holding:
                 self._held[holding.address] = holding
         try:
-            self._last = int(ipaddress.IPv4Address((self.folder / LAST).read_text().strip()))
+            self._last = int(ipaddress.ip_address((self.folder / LAST).read_text().strip()))
         except (OSError, ValueError):
             self._last = 0
 
     @property
     def capacity(self) -> int:
-        return max(0, self.network.num_addresses - RESERVED - 1)  # less the broadcast address
+        return max(0, min(self.network.num_addresses - RESERVED - 1, CIRCLE))  # less the broadcast address
 
     def holdings(self) -> list[Holding]:
         with self._lock:
@@ -78,14 +81,14 @@ class Ipam:
             first = int(self.network.network_address) + RESERVED
             start = self._last + 1 - first if first <= self._last < first + self.capacity else 0
             for step in range(self.capacity):
-                address = str(ipaddress.IPv4Address(first + (start + step) % self.capacity))
+                address = str(self.network[RESERVED + (start + step) % self.capacity])
                 if address in self._held:
                     continue
                 holding = Holding(address, container, interface, now, ports or [])
                 if self._claim(holding):
                     return holding
-            raise ExhaustedError(f"no IP addresses available in range set: {ipaddress.IPv4Address(first)}-"
-                                 f"{ipaddress.IPv4Address(first + self.capacity - 1)}")
+            raise ExhaustedError(f"no IP addresses available in range set: {self.network[RESERVED]}-"
+                                 f"{self.network[RESERVED + self.capacity - 1]}")
 
     def release(self, container: str, interface: str) -> Holding | None:
         """Free the container's address; None when it has none."""
@@ -114,14 +117,14 @@ class Ipam:
         finally:
             staged.unlink()
         self._held[holding.address] = holding
-        self._last = int(ipaddress.IPv4Address(holding.address))
+        self._last = int(ipaddress.ip_address(holding.address))
         (self.folder / LAST).write_text(holding.address)
         return True
 
 
-def companion(address: str, own: ipaddress.IPv4Network, other: ipaddress.IPv6Network) -> str:
+def companion(address: str, own: Network, other: Network) -> str:
     """A pod's second address: as far into the node's other range as the first is into its own. Nothing to keep."""
-    return str(other.network_address + (int(ipaddress.IPv4Address(address)) - int(own.network_address)))
+    return str(other.network_address + (int(ipaddress.ip_address(address)) - int(own.network_address)))
 
 
 def _read(path: Path) -> Holding | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import socket
 from dataclasses import dataclass
 
 from netsetup import netns, rtnetlink, shaping
@@ -30,7 +29,7 @@ DEFAULT_MTU = 1500
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What to build: `netns` is a path, `address` the pod's IPv4 address, `second` its IPv6 address or ""."""
+    """What to build: `netns` is a path, `address` the pod's address, `second` that of the other family or ""."""
 
     container: str
     netns: str
@@ -44,8 +43,8 @@ class Wire:
     @property
     def addresses(self) -> list[tuple[str, str, str]]:
         """(address with its length, gateway, everything) of each family."""
-        four = [(f"{self.address}/32", GATEWAY, "0.0.0.0/0")]
-        return [*four, (f"{self.second}/128", GATEWAY6, "::/0")] if self.second else four
+        return [(f"{own}/128", GATEWAY6, "::/0") if ":" in own else (f"{own}/32", GATEWAY, "0.0.0.0/0")
+                for own in (self.address, self.second) if own]
 
     @property
     def host(self) -> str:
@@ -53,7 +52,7 @@ class Wire:
 
     @property
     def mac(self) -> bytes:
-        return b"\x0a\x58" + socket.inet_aton(self.address)
+        return b"\x0a\x58" + rtnetlink.packed(self.address)[-4:]  # on its link it only has to differ from the host's
 
 
 def host_name(container: str, interface: str) -> str:

@@ -22,6 +22,10 @@ class Route:
     destination: str
     gateway: str
 
+    @property
+    def family(self) -> int:
+        return 6 if ":" in self.destination else 4
+
 
 def present(netlink: rtnetlink.RtNetlink) -> set[Route]:
     """The routes of ours in the main table."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from controlplane.machinery.errors import Finding
@@ -36,10 +36,9 @@ def plan(nodes: Iterable[Mapping[str, Any]], own_name: str) -> set[Route]:
     return wanted
 
 
-def own_end(nodes: Iterable[Mapping[str, Any]], own_name: str) -> Route | None:
-    """This node's own range and address of IPv4, in the same form; None while it has none."""
-    own = plan((n for n in nodes if n["metadata"]["name"] == own_name), "")
-    return next((route for route in own if ":" not in route.destination), None)
+def own_ends(nodes: Iterable[Mapping[str, Any]], own_name: str) -> set[Route]:
+    """This node's own ranges and addresses, one per family, in the same form; none while it has none."""
+    return plan((n for n in nodes if n["metadata"]["name"] == own_name), "")
 
 
 def ensure_way(ledger: Ledger, destination: str, source: str) -> bool:
@@ -87,11 +86,11 @@ class Routes:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def reconcile(self, wanted: set[Route], own: Route | None = None) -> list[Finding]:
+    def reconcile(self, wanted: set[Route], own: Collection[Route] = ()) -> list[Finding]:
         """Make our routes equal to `wanted`: direct to a node on a segment of ours, through the tunnel to any other.
 
-        `own` is this node's range and address: without it there is no tunnel. What cannot be reached becomes a
-        Finding, not a failure."""
+        `own` are this node's ranges and addresses: without one there is no tunnel of its family. What cannot be reached
+        becomes a Finding, not a failure."""
         problems: list[Finding] = []
         with rtnetlink.RtNetlink() as netlink:
             have = present(netlink)
@@ -103,29 +102,31 @@ class Routes:
                     netlink.send([rtnetlink.set_route(route.destination, gateway=route.gateway, protocol=PROTOCOL)])
                 except OSError as error:
                     problems.append(_unreachable(route, str(error)))
-            far = wanted - direct
-            problems += [_unreachable(r, "the tunnel carries IPv4 only") for r in far if ":" in r.destination]
-            tunnelled = self._tunnel(netlink, {r for r in far if ":" not in r.destination}, own, problems)
+            tunnelled: set[str] = set()
+            for family in vxlan.NAMES:
+                far = {route for route in wanted - direct if route.family == family}
+                end = next((route for route in own if route.family == family), None)
+                tunnelled |= self._tunnel(netlink, family, far, end, problems)
             kept = {r.destination for r in direct} | tunnelled
             stale = [r for r in have - direct if r.destination not in kept]
             netlink.send([rtnetlink.delete_route(r.destination, gateway=r.gateway, protocol=PROTOCOL) for r in stale],
                          ignore=GONE)
         return problems
 
-    def _tunnel(self, netlink: rtnetlink.RtNetlink, far: set[Route], own: Route | None,
+    def _tunnel(self, netlink: rtnetlink.RtNetlink, family: int, far: set[Route], own: Route | None,
                 problems: list[Finding]) -> set[str]:
-        """Routes through the tunnel; the destinations they serve."""
+        """Routes through the tunnel of a family; the destinations they serve."""
         if not far or own is None:
-            vxlan.remove(netlink)
+            vxlan.remove(netlink, family)
             problems += [_unreachable(r, "this node has no pod range yet") for r in far]
             return set()
         ends = [vxlan.End(r.destination, r.gateway) for r in far]
         try:
-            self._ledger.record("link", name=vxlan.NAME)
+            self._ledger.record("link", name=vxlan.NAMES[family])
             index = vxlan.reconcile(netlink, vxlan.End(own.destination, own.gateway), ends)
             netlink.send([rtnetlink.set_route(e.pods, index, e.address, onlink=True, protocol=PROTOCOL) for e in ends])
         except OSError as error:
-            problems += [_unreachable(r, f"the tunnel {vxlan.NAME} cannot be made: {error}") for r in far]
+            problems += [_unreachable(r, f"the tunnel {vxlan.NAMES[family]} cannot be made: {error}") for r in far]
             return set()
         return {e.pods for e in ends}
 

@@ -47,11 +47,11 @@ class Peers:
 
     async def _follow(self, do: Callable[[Callable[[], Any]], Any]) -> None:
         await self.nodes.synced()
-        have: tuple[set[routes.Route], routes.Route | None] | None = None
+        have: tuple[set[routes.Route], set[routes.Route]] | None = None
         while True:
             self._wake.clear()
             nodes = self.nodes.items()
-            wanted = routes.plan(nodes, self._node), routes.own_end(nodes, self._node)
+            wanted = routes.plan(nodes, self._node), routes.own_ends(nodes, self._node)
             if wanted != have or self._moved:
                 self._moved = False
                 have = wanted if await self._reconcile(do, *wanted) else None
@@ -72,7 +72,7 @@ class Peers:
         self._wake.set()
 
     async def _reconcile(self, do: Callable[[Callable[[], Any]], Any], wanted: set[routes.Route],
-                         own: routes.Route | None) -> bool:
+                         own: set[routes.Route]) -> bool:
         try:
             problems = [str(p) for p in await do(lambda: self._routes.reconcile(wanted, own))]
         except OSError as error:

@@ -23,6 +23,7 @@ from agent.proxy.guard import Guard
 from agent.proxy.health import HealthServers
 from agent.proxy.lockwatch import LockWatch
 from agent.proxy.model import ServiceKey, ServicePort
+from agent.proxy.orphans import Orphans
 from agent.proxy.peers import Peers
 from agent.proxy.report import Report
 from agent.proxy.side import Side, uncollected
@@ -64,6 +65,7 @@ class Proxy:
         self._wake = asyncio.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
         self._health = HealthServers()
+        self._orphans = Orphans(client, self.slices, self._do, clock)
         self.report = Report(mode, clock)
         self.synced = asyncio.Event()  # set once the kernel holds every service known at start
         self.syncs = 0
@@ -74,6 +76,7 @@ class Proxy:
         self.services.subscribe(lambda _kind, _old, new: self._mark(new["metadata"]["namespace"],
                                                                      new["metadata"]["name"]))
         self.slices.subscribe(self._slice_changed)
+        self.slices.subscribe(self._orphans.changed)
         if self._peers:
             self._peers.nodes.subscribe(self._node_changed)
         try:
@@ -83,6 +86,7 @@ class Proxy:
                 group.create_task(self._follow())
                 group.create_task(self._look_now_and_then())
                 group.create_task(self.report.run())
+                group.create_task(self._orphans.run())
                 if self._peers and self._ledger:
                     group.create_task(self._peers.run(self._do))
                     group.create_task(Announcer(self._node, self.services, self._peers.nodes, self.slices, self._ledger,
@@ -166,6 +170,7 @@ class Proxy:
         self.report.wrote(self._clock.monotonic() - begun if due else 0.0, bool(whole))
         for side in self.sides:
             await self._do(side.forget_flows)
+        self._orphans.rules_are_in()
         if self._health.concerns(changed):
             await self._health.update(self.sides[0].ports)
         self.syncs += bool(due)

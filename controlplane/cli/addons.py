@@ -1,7 +1,7 @@
-"""What belongs to every cluster and is an object like any other: the DNS Service, and what the node's network may read.
+"""What belongs to every cluster and is an object like any other: the DNS Service.
 
-Owns these objects at `up`: an absent one is made, roles are made right, but the DNS Service of somebody who replaced it
-stays theirs. `wanted` is pure.
+Owns it at `up`: an absent one is made, but the DNS Service of somebody who replaced it stays theirs. What the node's
+network may read is a role that every cluster begins with (`machinery.rbacdefaults`).
 
 Called by `up` once the node is ready.
 """
@@ -12,31 +12,9 @@ from typing import Any
 
 from controlplane.cli.settings import Settings
 from controlplane.machinery.errors import AlreadyExists, Finding, Invalid, NotFound
-from controlplane.machinery.resources import Resource, named
+from controlplane.machinery.resources import named
 
 Obj = dict[str, Any]
-PROXY = "system:kube-proxy"  # who the service proxy, the DNS and the policies are to the API
-ROLE = "pelamis:node-network"
-READ = ["get", "list", "watch"]
-
-
-def wanted(settings: Settings) -> list[tuple[str, Obj]]:
-    """(resource, object), in the order to make them."""
-    return [*_role(), ("services", _dns_service(settings))]
-
-
-def _role() -> list[tuple[str, Obj]]:
-    group = "rbac.authorization.k8s.io"
-    about = {"name": ROLE, "labels": {"app.kubernetes.io/managed-by": "pelamis"}}
-    rules = [{"apiGroups": [""], "resources": ["namespaces", "pods"], "verbs": READ},
-             {"apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["kube-dns"], "verbs": READ},
-             {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": READ}]
-    binding = {"apiVersion": f"{group}/v1", "kind": "ClusterRoleBinding", "metadata": dict(about),
-               "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": ROLE},
-               "subjects": [{"apiGroup": group, "kind": "User", "name": PROXY}]}
-    return [(f"clusterroles.{group}", {"apiVersion": f"{group}/v1", "kind": "ClusterRole", "metadata": about,
-                                       "rules": rules}),
-            (f"clusterrolebindings.{group}", binding)]
 
 
 def _dns_service(settings: Settings) -> Obj:
@@ -54,29 +32,17 @@ def _dns_service(settings: Settings) -> Obj:
 
 async def ensure(client: Any, settings: Settings) -> None:
     """Make what is absent. Raises Finding when the DNS address is in use."""
-    for name, obj in wanted(settings):
-        resource = named(name)
-        namespace = obj["metadata"].get("namespace", "")
-        try:
-            # Looked for first: the address of a Service that is there is taken, by itself, and a create would say so.
-            await client.get(resource, obj["metadata"]["name"], namespace)
-            await _correct(client, resource, obj)
-        except NotFound:
-            await _make(client, resource, obj, namespace, settings)
-
-
-async def _make(client: Any, resource: Resource, obj: Obj, namespace: str, settings: Settings) -> None:
+    services, wanted = named("services"), _dns_service(settings)
+    name, namespace = wanted["metadata"]["name"], wanted["metadata"]["namespace"]
     try:
-        await client.create(resource, obj, namespace)
-    except AlreadyExists:
-        await _correct(client, resource, obj)  # another `up` was faster
-    except Invalid as error:
-        raise Finding(f"{obj['kind']} {obj['metadata']['name']} cannot be made", error.message,
-                      f"kubectl get services -A | grep {settings.dns_ip}; delete the one that holds the address"
-                      ) from error
-
-
-async def _correct(client: Any, resource: Resource, obj: Obj) -> None:
-    """Roles are ours to keep right; a Service belongs to whoever changed it."""
-    if obj["kind"] == "ClusterRole":
-        await client.patch(resource, obj["metadata"]["name"], {"rules": obj["rules"]}, kind="merge")
+        # Looked for first: the address of a Service that is there is taken, by itself, and a create would say so.
+        await client.get(services, name, namespace)
+    except NotFound:
+        try:
+            await client.create(services, wanted, namespace)
+        except AlreadyExists:
+            pass  # another `up` was faster
+        except Invalid as error:
+            raise Finding(f"Service {name} cannot be made", error.message,
+                          f"kubectl get services -A | grep {settings.dns_ip}; delete the one that holds the address"
+                          ) from error

@@ -39,7 +39,7 @@ _CLUSTER_BINDINGS: dict[str, tuple[str, ...]] = {
     "system:kube-dns": ("ServiceAccount kube-system/kube-dns",),
     "system:node": (),  # nodes are authorized by their pods, not by this
     CONTROLLERS: ("User system:kube-controller-manager",),
-    "pelamis:dns": ("User system:kube-proxy",),  # every node answers DNS beside its service proxy
+    "pelamis:node-network": ("User system:kube-proxy",),  # every node's DNS and policies beside its service proxy
 }
 # namespace/name of a RoleBinding: the Role and who holds it.
 _BINDINGS: dict[str, tuple[str, ...]] = {

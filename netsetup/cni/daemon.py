@@ -19,7 +19,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from controlplane.machinery.clock import SYSTEM, Clock
@@ -29,6 +29,7 @@ from netsetup import addresses, flows, links, masquerade, sysctls, xtables
 from netsetup.cni import hostports, install, wire
 from netsetup.cni.wire import Call, CniError
 from netsetup.ipam import ExhaustedError, Holding, Ipam, companion
+from netsetup.ipam import Network as Range
 from netsetup.ledger import Ledger
 from netsetup.rtnetlink import RtNetlink
 
@@ -38,20 +39,32 @@ READ_SECONDS = 10.0  # the shim sends at once; a client that does not is not the
 
 
 @dataclass(slots=True)
+class Family:
+    """One address family: this node's range of pods, the cluster's, and where rules go."""
+
+    own: Range
+    cluster: str
+    backend: xtables.Backend
+
+
+@dataclass(slots=True)
 class Network:
-    """What `configure` makes: the ranges, the MTU and where rules go. `second`: the node's range of IPv6, if any."""
+    """What `configure` makes. Of two families `ipam` gives out the first's addresses; the other's follow from them."""
 
     ipam: Ipam
-    cluster_cidr: str
     mtu: int
-    backend: xtables.Backend
     host: RtNetlink
-    second: ipaddress.IPv6Network | None = None
-    backend6: xtables.Backend | None = None
+    families: list[Family]
 
     def beside(self, address: str) -> str:
-        """The IPv6 address that belongs to an IPv4 address; "" without IPv6."""
-        return companion(address, self.ipam.network, self.second) if self.second else ""
+        """The address of the second family that belongs to one of the first; "" with one family."""
+        return companion(address, self.ipam.network, self.families[1].own) if self.families[1:] else ""
+
+    def port_holders(self, family: Family, holdings: Collection[Holding]) -> list[Holding]:
+        """Those that map ports, with their addresses of this family."""
+        found = [held for held in holdings if held.ports]
+        return found if family is self.families[0] else [
+            replace(held, address=self.beside(held.address)) for held in found]
 
 
 class Daemon:
@@ -94,7 +107,7 @@ class Daemon:
     async def configure(self, pod_cidr: str, cluster_cidr: str = "10.244.0.0/16", mtu: int = 0) -> list[Finding]:
         """Open the node's range and set up what pods need from the host; the configuration is written last.
 
-        `pod_cidr` and `cluster_cidr` are of IPv4, or of IPv4 and IPv6 with a comma between. `mtu` 0: that of the
+        `pod_cidr` and `cluster_cidr` are of IPv4, of IPv6, or of both with a comma between. `mtu` 0: that of the
         link the default route leaves by.
         Returns what a person should know. Raises Finding when the host cannot carry pods at all."""
         return await self._do(lambda: self._configure(pod_cidr, cluster_cidr, mtu))
@@ -115,13 +128,14 @@ class Daemon:
 
     def _configure(self, pod_cidr: str, cluster_cidr: str, mtu: int) -> list[Finding]:
         mtu = mtu or addresses.uplink_mtu()
-        first, second = _ranges(pod_cidr)
-        problems = sysctls.apply(self._ledger, second is not None)
+        own, clusters = _ranges(pod_cidr), _ranges(cluster_cidr)
+        families = [Family(one, str(next((c for c in clusters if c.version == one.version), one)),
+                           xtables.detect(one.version)) for one in own]
+        problems = sysctls.apply(self._ledger, any(family.own.version == 6 for family in families))
         self._ledger.record("link", prefix=links.PREFIX)
         if self._network:
             self._network.host.close()
-        self._network = Network(Ipam(self._paths.ipam, first), cluster_cidr, mtu, xtables.detect(), RtNetlink(),
-                                second, xtables.detect(6) if second else None)
+        self._network = Network(Ipam(self._paths.ipam, str(own[0])), mtu, RtNetlink(), families)
         try:
             self._repair()
         except xtables.RestoreError as error:
@@ -135,15 +149,11 @@ class Daemon:
         network = self._network
         if network is None:
             return
-        clusters = network.cluster_cidr.split(",")
-        masquerade.apply(network.backend, self._ledger, str(network.ipam.network),
-                         next(c for c in clusters if ":" not in c))
-        if network.second and network.backend6:
-            masquerade.apply(network.backend6, self._ledger, str(network.second), next(
-                (c for c in clusters if ":" in c), str(network.second)))
         holdings = network.ipam.holdings()
-        if any(h.ports for h in holdings):
-            hostports.apply(network.backend, self._ledger, holdings)
+        for family in network.families:
+            masquerade.apply(family.backend, self._ledger, str(family.own), family.cluster)
+            if any(held.ports for held in holdings):
+                hostports.apply(family.backend, self._ledger, network.port_holders(family, holdings))
 
     def _collect(self, live: set[str]) -> list[str]:
         network = self._network
@@ -168,15 +178,16 @@ class Daemon:
         self._forget_flows(network, held.address)
         if held.ports:
             rest = [h for h in network.ipam.holdings() if h != held]
-            hostports.apply(network.backend, self._ledger, rest,
-                            [hostports.chain_name(container, m) for m in held.ports])
+            gone = [hostports.chain_name(container, mapping) for mapping in held.ports]
+            for family in network.families:
+                hostports.apply(family.backend, self._ledger, network.port_holders(family, rest), gone)
         network.ipam.release(container, interface)
 
     def _forget_flows(self, network: Network, address: str) -> None:
         for one in (address, network.beside(address)):
             try:
                 if one:
-                    flows.forget(one)
+                    flows.forget_address(one)
             except OSError as error:
                 log.debug("connections of %s stay until their time-out: %s", one, error)
 
@@ -188,7 +199,8 @@ class Daemon:
                 for folder in self._paths.ipam.glob("*_*"):
                     ipam = Ipam(self._paths.ipam, folder.name.replace("_", "/"))
                     if ipam.of(call.container, call.interface):
-                        self._remove(Network(ipam, "", 0, xtables.detect(), host), call.container, call.interface)
+                        only = Family(ipam.network, "", xtables.detect(ipam.network.version))
+                        self._remove(Network(ipam, 0, host, [only]), call.container, call.interface)
         except (OSError, xtables.RestoreError) as error:
             raise CniError(wire.TRY_LATER, f"failed to take down the pod's link: {error}") from error
 
@@ -201,8 +213,8 @@ class Daemon:
                           network.beside(held.address), *call.bandwidth)
         try:
             links.wire(network.host, spec)
-            if held.ports:
-                hostports.apply(network.backend, self._ledger, network.ipam.holdings())
+            for family in network.families if held.ports else ():
+                hostports.apply(family.backend, self._ledger, network.port_holders(family, network.ipam.holdings()))
         except (OSError, xtables.RestoreError) as error:
             self._remove(network, call.container, call.interface)
             raise CniError(wire.BROKEN, f"failed to set up the pod's link {spec.host}: {error}") from error
@@ -280,14 +292,9 @@ class Daemon:
             writer.close()
 
 
-def _ranges(pod_cidr: str) -> tuple[str, ipaddress.IPv6Network | None]:
-    """The node's ranges of IPv4 and IPv6. Raises Finding without the first."""
-    parts = pod_cidr.split(",")
-    first, second = next((p for p in parts if ":" not in p), ""), next((p for p in parts if ":" in p), "")
-    if not first:
-        raise Finding(f"this node's pods have the range {pod_cidr} alone", "pods have IPv4, and IPv6 beside it",
-                      "give the cluster two ranges: --cluster-cidr 10.244.0.0/16,fd00:10:244::/56")
-    return first, ipaddress.IPv6Network(second) if second else None
+def _ranges(text: str) -> list[Range]:
+    """The ranges of a text with commas, IPv4 first: a pod's first address is of it where there are two families."""
+    return sorted((ipaddress.ip_network(part) for part in text.split(",")), key=lambda network: network.version)
 
 
 async def _read_all(reader: asyncio.StreamReader) -> bytes:

@@ -32,20 +32,26 @@ def chain_name(container: str, mapping: dict[str, Any]) -> str:
 
 
 def rules(holdings: Iterable[Holding], gone: Iterable[str] = ()) -> str:
-    """The batch for the nat table that makes exactly these mappings so; `gone`: chains to delete."""
+    """The batch for the nat table that makes exactly these mappings so; `gone`: chains to delete.
+
+    The holdings' addresses are of one family; a mapping that names a host's address of the other one is not its."""
     chains, dispatch, inner = [f":{DISPATCH} - [0:0]"], [], []
     for held in holdings:
+        six = ":" in held.address
+        length, loopback = (128, "::1/128") if six else (32, "127.0.0.0/8")
         for mapping in held.ports:
+            if mapping.get("hostIP") and (":" in mapping["hostIP"]) != six:
+                continue
             protocol = str(mapping.get("protocol") or "tcp").lower()
             name = chain_name(held.container, mapping)
             host_ip = mapping.get("hostIP") or ""
-            only = f"-d {host_ip}/32 " if host_ip not in ("", "0.0.0.0", "::") else ""
+            only = f"-d {host_ip}/{length} " if host_ip not in ("", "0.0.0.0", "::") else ""
             chains.append(f":{name} - [0:0]")
             dispatch.append(f"-A {DISPATCH} {only}-p {protocol} -m {protocol} --dport {mapping['hostPort']} -j {name}")
             inner += [f"-A {name} -s {source} -j MARK --set-xmark {HOST_PORT_MARK}"
-                      for source in (f"{held.address}/32", "127.0.0.0/8")]
+                      for source in (f"{held.address}/{length}", loopback)]
             inner.append(f"-A {name} -p {protocol} -m {protocol} -j DNAT "
-                         f"--to-destination {held.address}:{mapping['containerPort']}")
+                         f"--to-destination {f'[{held.address}]' if six else held.address}:{mapping['containerPort']}")
     dead = [name for name in gone if f":{name} - [0:0]" not in chains]
     return "\n".join(["*nat", *chains, *(f":{name} - [0:0]" for name in dead), *dispatch, *inner,
                       *(f"-X {name}" for name in dead), "COMMIT", ""])

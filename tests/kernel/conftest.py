@@ -54,15 +54,20 @@ class Namespace:
 
     def serve(self, label: str, port: int = 8080) -> None:
         """TCP: greets with `label|client address`, then echoes. UDP on the next port: answers the same greeting."""
-        stream = self.run(lambda: socket.create_server(("0.0.0.0", port), backlog=256))
-        packets = self.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-        packets.bind(("0.0.0.0", port + 1))
+        stream = self.run(lambda: socket.create_server(("::", port), family=socket.AF_INET6, backlog=256,
+                                                       dualstack_ipv6=True))
+        packets = self.run(lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+        packets.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        packets.bind(("::", port + 1))
         self._servers += [stream, packets]
+
+        def plain(address: str) -> str:
+            return address.removeprefix("::ffff:")
 
         def talk(peer: socket.socket, address: tuple[str, int]) -> None:
             with peer:
                 try:
-                    peer.sendall(f"{label}|{address[0]}".encode())
+                    peer.sendall(f"{label}|{plain(address[0])}".encode())
                     while data := peer.recv(4096):
                         peer.sendall(data)
                 except OSError:
@@ -81,7 +86,7 @@ class Namespace:
                     _, address = packets.recvfrom(4096)
                     if not address:
                         return  # shut down
-                    packets.sendto(f"{label}|{address[0]}".encode(), address)
+                    packets.sendto(f"{label}|{plain(address[0])}".encode(), address)
             except OSError:
                 pass
 
@@ -103,8 +108,8 @@ class Namespace:
         except OSError as error:
             return str(error.strerror)
 
-    def udp_socket(self) -> socket.socket:
-        link = self.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+    def udp_socket(self, family: int = socket.AF_INET) -> socket.socket:
+        link = self.run(lambda: socket.socket(family, socket.SOCK_DGRAM))
         link.settimeout(1.0)
         return link
 

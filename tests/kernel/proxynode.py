@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agent.proxy.proxy import Proxy
+from controlplane.machinery.errors import NotFound
 from netsetup import links, xtables
 from netsetup.ledger import Ledger
 from netsetup.rtnetlink import RtNetlink
@@ -27,7 +28,8 @@ class Api:
     """The part of the client that informers use, over plain dicts; `put` and `drop` reach the watchers."""
 
     def __init__(self) -> None:
-        self.objects: dict[str, dict[tuple[str, str], dict]] = {"services": {}, "endpointslices": {}, "nodes": {}}
+        self.objects: dict[str, dict[tuple[str, str], dict]] = {
+            "services": {}, "endpointslices": {}, "nodes": {}, "pods": {}}
         self.queues: dict[str, asyncio.Queue] = {}
         self.revision = 1
 
@@ -42,6 +44,12 @@ class Api:
             self.objects[plural][key] = obj
         if plural in self.queues:
             self.queues[plural].put_nowait((kind, copy.deepcopy(obj)))
+
+    async def get(self, resource, name: str, namespace: str = "") -> dict:
+        found = self.objects[resource.plural].get((namespace, name))
+        if found is None:
+            raise NotFound.of(resource.plural, name)
+        return copy.deepcopy(found)
 
     async def pages(self, resource, **_: Any) -> AsyncIterator[tuple[list[dict], str]]:
         self.queues[resource.plural] = asyncio.Queue()
@@ -62,8 +70,14 @@ def endpoints(name: str, *addresses: str, port: int = 8080, protocol: str = "TCP
     conditions = {"ready": not terminating, "serving": True, "terminating": terminating}
     return {"metadata": {"namespace": "t", "name": f"{name}-x", "labels": {"kubernetes.io/service-name": name}},
             "addressType": "IPv4", "ports": [{"port": port, "protocol": protocol}],
-            "endpoints": [{"addresses": [a], "nodeName": "n2" if a == C else "n1", "conditions": conditions}
+            "endpoints": [{"addresses": [a], "nodeName": "n2" if a == C else "n1", "conditions": conditions,
+                           "targetRef": {"kind": "Pod", "namespace": "t", "name": f"pod-{a}", "uid": f"pod-{a}"}}
                           for a in addresses]}
+
+
+def pod(address: str) -> dict:
+    """Who the endpoint at this address is."""
+    return {"metadata": {"namespace": "t", "name": f"pod-{address}"}, "status": {"phase": "Running"}}
 
 
 class Cluster:
@@ -90,6 +104,8 @@ class Cluster:
         self.api.change("nodes", "ADDED", {  # the way to the other node's pods is the proxy's to make
             "metadata": {"name": "n2"}, "spec": {"podCIDR": "10.244.2.0/24"},
             "status": {"addresses": [{"type": "InternalIP", "address": "192.168.78.2"}]}})
+        for address in (A, B, C):
+            self.api.change("pods", "ADDED", pod(address))
         self.start()
         self.until(lambda: "10.244.2.0/24 via 192.168.78.2" in self.node.sh("ip route"))
 

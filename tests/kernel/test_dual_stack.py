@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import ipaddress
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -46,7 +45,7 @@ def two(request, make_namespace: Callable[[str], Namespace], tmp_path_factory) -
     assert node.run(routes.ensure_way, ledger, "fd00:96::/112", NODE6)
     assert not node.run(routes.ensure_way, ledger, "fd00:96::/112", NODE6)
     api, ready = Api(), threading.Event()
-    serve(a)
+    a.serve("a")
     state: dict = {}
 
     async def main() -> None:
@@ -72,22 +71,6 @@ def two(request, make_namespace: Callable[[str], Namespace], tmp_path_factory) -
     yield node, a, b, own, put
     state["loop"].call_soon_threadsafe(state["task"].cancel)
     future.result(DEADLINE)
-
-
-def serve(pod: Namespace) -> None:
-    server = pod.run(lambda: socket.create_server(("::", 8080), family=socket.AF_INET6, dualstack_ipv6=True))
-    pod._servers.append(server)
-
-    def accept() -> None:
-        try:
-            while True:
-                peer, address = server.accept()
-                peer.sendall(f"a|{address[0].removeprefix('::ffff:')}".encode())
-                peer.close()
-        except OSError:
-            pass
-
-    threading.Thread(target=accept, daemon=True).start()
 
 
 def test_both_families_reach_pods_and_services(two: tuple) -> None:

@@ -10,13 +10,13 @@ from collections import Counter
 
 import pytest
 
-from agent.proxy import conntrack
 from agent.proxy.cleanup import cleanup
-from netsetup import xtables
+from netsetup import flows, xtables
+from netsetup.rtnetlink import attributes
 
 from . import proxynode
 from .conftest import Namespace, ask
-from .proxynode import NODE, A, B, C, Cluster, endpoints, service
+from .proxynode import NODE, A, B, C, Cluster, endpoints, pod, service
 
 pytestmark = pytest.mark.kernel
 cluster = proxynode.cluster
@@ -93,15 +93,41 @@ def test_udp_follows_its_endpoints_on_the_same_socket(cluster: Cluster) -> None:
 
 
 def test_udp_follows_also_with_a_kernel_that_knows_no_filter(cluster: Cluster, monkeypatch) -> None:
-    def unknown(*_: object) -> None:
-        raise OSError(errno.EINVAL, "no filter")
+    delete = flows._delete
 
-    monkeypatch.setattr(conntrack, "_delete", unknown)
+    def unknown(link: socket.socket, message: bytes) -> None:
+        if flows.CTA_FILTER in attributes(message, 20):
+            raise OSError(errno.EINVAL, "no filter")
+        delete(link, message)
+
+    monkeypatch.setattr(flows, "_delete", unknown)
     link = cluster.b.udp_socket()
     cluster.put(service("old", "10.96.0.54", 53, "UDP"), endpoints("old", A, port=8081, protocol="UDP"))
     assert ask(link, "10.96.0.54", 53) == f"a|{B}"
     cluster.put(endpoints("old", C, port=8081, protocol="UDP"))
     assert ask(link, "10.96.0.54", 53) == f"c|{B}"
+
+
+def test_tcp_to_a_pod_that_is_gone_is_reset_and_to_one_that_left_alive_goes_on(cluster: Cluster) -> None:
+    """The pod was on another node, whose silence a client here would otherwise wait for."""
+    cluster.put(service("end", "10.96.1.20"), endpoints("end", C))
+    link = cluster.b.connect("10.96.1.20", 80)
+    assert link.recv(100) == f"c|{B}".encode()
+    cluster.put(endpoints("end", A))
+    link.sendall(b"still here")
+    assert link.recv(100) == b"still here"  # it only left the Service
+
+    cluster.put(endpoints("end", C))
+    cluster.other.sh(f"ip addr del {C}/32 dev lo; ip route add blackhole {C}/32")  # whatever comes is swallowed
+    cluster.loop.call_soon_threadsafe(cluster.api.change, "pods", "DELETED", pod(C))
+    cluster.put(endpoints("end", A))
+    cluster.until(lambda: f"src={C} " not in cluster.node.sh("conntrack -L 2>/dev/null"))
+    link.sendall(b"anybody?")
+    with pytest.raises(ConnectionResetError):
+        link.recv(100)
+    assert cluster.b.tcp("10.96.1.20", 80).startswith("a|")
+    cluster.other.sh(f"ip route del blackhole {C}/32; ip addr add {C}/32 dev lo")
+    cluster.loop.call_soon_threadsafe(cluster.api.change, "pods", "ADDED", pod(C))
 
 
 def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster) -> None:

@@ -22,14 +22,33 @@ pytestmark = pytest.mark.kernel
 DEADLINE = 10.0
 
 
+class Plan:
+    """The addresses of one family: two segments, a range of pods per node."""
+
+    def __init__(self, family: int) -> None:
+        self.family, self.six = family, family == 6
+        self.tunnel, self.length = vxlan.NAMES[family], 64 if self.six else 24
+        self.tunnel_mtu = 1500 - vxlan.OVERHEADS[family]
+
+    def host(self, segment: int, number: int | str) -> str:
+        return f"fd00:{segment}::{number}" if self.six else f"192.168.{segment}.{number}"
+
+    def pods(self, number: int) -> str:
+        return f"fd00:10:244:{number}::" if self.six else f"10.244.{number}.0"
+
+    def pod(self, number: int) -> str:
+        return self.pods(number).removesuffix("0") + "2"
+
+
 class Node:
     """A host with one pod and the routes of the agent."""
 
-    def __init__(self, make: Callable[[str], Namespace], number: int, address: str, tmp: Path) -> None:
-        self.name, self.address, self.pods = f"n{number}", address, f"10.244.{number}.0/24"
-        self.pod_address = f"10.244.{number}.2"
+    def __init__(self, make: Callable[[str], Namespace], plan: Plan, number: int, segment: int, tmp: Path) -> None:
+        self.name, self.address, self.pods = f"n{number}", plan.host(segment, number), (
+            f"{plan.pods(number)}/{plan.length}")
+        self.gateway, self.pod_address = plan.host(segment, 254), plan.pod(number)
         self.host, self.pod = make(self.name), make(f"p{number}")
-        self.host.sh("sysctl -qw net.ipv4.ip_forward=1")
+        self.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
         self.host.run(self._wire)
         self.pod.serve(self.name)
         self.ledger = Ledger(tmp / f"{self.name}.jsonl")
@@ -68,24 +87,35 @@ class Node:
         self.future.result(DEADLINE)
 
 
+@pytest.fixture(params=[4, 6])
+def plan(request) -> Plan:
+    return Plan(request.param)
+
+
 @pytest.fixture
-def nodes(make_namespace: Callable[[str], Namespace], tmp_path: Path) -> Iterator[list[Node]]:
+def nodes(plan: Plan, make_namespace: Callable[[str], Namespace], tmp_path: Path) -> Iterator[list[Node]]:
     router = make_namespace("router")
-    router.sh("sysctl -qw net.ipv4.ip_forward=1; ip link add br0 type bridge; ip link set br0 up;"
-              "ip addr add 192.168.70.254/24 dev br0; sysctl -qw net.bridge.bridge-nf-call-iptables=0 || true")
-    made = [Node(make_namespace, 1, "192.168.70.1", tmp_path), Node(make_namespace, 2, "192.168.70.2", tmp_path),
-            Node(make_namespace, 3, "192.168.71.3", tmp_path)]
+    router.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1; ip link add br0 type bridge;"
+              f"ip link set br0 up; ip addr add {plan.host(70, 254)}/{plan.length} dev br0 {nodad(plan)};"
+              "sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 || true")
+    made = [Node(make_namespace, plan, number, 71 if number == 3 else 70, tmp_path) for number in (1, 2, 3)]
     for node in made:
-        gateway = node.address.rsplit(".", 1)[0] + ".254"
         node.host.sh(f"ip link add eth0 type veth peer name {node.name} netns {router.name}; ip link set eth0 up;"
-                     f"ip addr add {node.address}/24 dev eth0; ip route add default via {gateway}")
+                     f"ip addr add {node.address}/{plan.length} dev eth0 {nodad(plan)};"
+                     f"ip route add default via {node.gateway}")
         router.sh(f"ip link set {node.name} up " + (
-            "; ip addr add 192.168.71.254/24 dev n3" if node.name == "n3" else "master br0"))
+            f"; ip addr add {plan.host(71, 254)}/{plan.length} dev n3 {nodad(plan)}" if node.name == "n3"
+            else "master br0"))
     for node in made:
         node.start(made)
     yield made
     for node in made:
         node.stop()
+
+
+def nodad(plan: Plan) -> str:
+    """The address may be used at once, without asking whether somebody has it."""
+    return "nodad" if plan.six else ""
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -99,14 +129,18 @@ def reaches(one: Node, other: Node) -> bool:
     return one.pod.tcp(other.pod_address, 8080, 0.5) == f"{other.name}|{one.pod_address}"  # with its own address
 
 
-def test_pods_of_all_nodes_reach_each_other_without_translation(nodes: list[Node]) -> None:
+def ways(node: Node, plan: Plan, pods: str = "") -> str:
+    return node.host.sh(f"ip -{plan.family} route show {pods}")
+
+
+def test_pods_of_all_nodes_reach_each_other_without_translation(plan: Plan, nodes: list[Node]) -> None:
     one, two, three = nodes
     pairs = [(a, b) for a in nodes for b in nodes if a is not b]
     until(lambda: all(reaches(a, b) for a, b in pairs))
-    assert "10.244.2.0/24 via 192.168.70.2 dev eth0" in one.host.sh("ip route")
-    assert f"10.244.3.0/24 via 10.244.3.0 dev {vxlan.NAME}" in one.host.sh("ip route")
-    assert "mtu 1450" in one.host.sh(f"ip link show {vxlan.NAME}")
-    assert one.host.tcp(three.pod_address, 8080) == "n3|10.244.1.0"  # the node itself: back through the tunnel
+    assert f"{two.pods} via {two.address} dev eth0" in ways(one, plan)
+    assert f"{three.pods} via {plan.pods(3)} dev {plan.tunnel}" in ways(one, plan)
+    assert f"mtu {plan.tunnel_mtu}" in one.host.sh(f"ip link show {plan.tunnel}")
+    assert one.host.tcp(three.pod_address, 8080) == f"n3|{plan.pods(1)}"  # the node itself: back through the tunnel
     link = one.pod.connect(three.pod_address, 8080)
     link.settimeout(5)
     link.recv(100)
@@ -115,29 +149,31 @@ def test_pods_of_all_nodes_reach_each_other_without_translation(nodes: list[Node
     while got < 100_000:
         got += len(link.recv(65536))
 
-    two.address = "192.168.70.20"  # a node changes its address
-    two.host.sh("ip addr del 192.168.70.2/24 dev eth0; ip addr add 192.168.70.20/24 dev eth0;"
-                "ip route replace default via 192.168.70.254")
+    old, two.address = two.address, plan.host(70, 20)  # a node changes its address
+    two.host.sh(f"ip addr del {old}/{plan.length} dev eth0;"
+                f"ip addr add {two.address}/{plan.length} dev eth0 {nodad(plan)};"
+                f"ip route replace default via {two.gateway}")
     for node in nodes:
         node.tell("MODIFIED", two)
     until(lambda: all(reaches(a, b) for a, b in pairs))
-    assert "via 192.168.70.20" in one.host.sh("ip route show 10.244.2.0/24")
+    assert f"via {two.address}" in ways(one, plan, two.pods)
     link.sendall(b"still here")
     assert link.recv(100) == b"still here"
 
-    one.host.sh(f"ip link del {vxlan.NAME}")  # somebody tidies up
+    one.host.sh(f"ip link del {plan.tunnel}")  # somebody tidies up
     until(lambda: reaches(one, three) and reaches(three, one))
-    one.host.sh("ip addr add 192.168.71.9/24 dev eth0")  # now the kernel says that node 3 is on a segment of ours
-    until(lambda: "via 192.168.71.3 dev eth0" in one.host.sh("ip route show 10.244.3.0/24"))
-    one.host.sh("ip addr del 192.168.71.9/24 dev eth0")
+    near = f"{plan.host(71, 9)}/{plan.length} dev eth0"
+    one.host.sh(f"ip addr add {near}")  # now the kernel says that node 3 is on a segment of ours
+    until(lambda: f"via {three.address} dev eth0" in ways(one, plan, three.pods))
+    one.host.sh(f"ip addr del {near}")
     until(lambda: reaches(one, three))
 
     for node in (one, two):
         node.tell("DELETED", three)
-    until(lambda: vxlan.NAME not in one.host.sh("ip -o link") and vxlan.NAME not in two.host.sh("ip -o link"))
-    assert "10.244.3.0" not in one.host.sh("ip route") and reaches(one, two)
+    until(lambda: plan.tunnel not in one.host.sh("ip -o link") and plan.tunnel not in two.host.sh("ip -o link"))
+    assert three.pods not in ways(one, plan) and reaches(one, two)
     assert three.host.run(three.ledger.undo) and three.ledger.findings == []
-    assert vxlan.NAME not in three.host.sh("ip -o link") and "10.244.1.0" not in three.host.sh("ip route")
+    assert plan.tunnel not in three.host.sh("ip -o link") and one.pods not in ways(three, plan)
 
 
 def test_five_hundred_far_nodes(make_namespace: Callable[[str], Namespace]) -> None:
