@@ -22,13 +22,15 @@ from cri_proto.messages import containerd, cri, csi, registration
 
 MAX_MESSAGE = 32 << 20  # a listing of some thousand containers with their labels is a few megabytes
 RECONNECT_FIRST_MS, RECONNECT_MAX_MS = 50, 500  # the peer is on this host: its socket is back within a second
+HELLO_MS = 20_000
 NAMESPACE = "k8s.io"  # where containerd's CRI plugin keeps its images and tasks
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE),
     ("grpc.max_send_message_length", MAX_MESSAGE),
     ("grpc.initial_reconnect_backoff_ms", RECONNECT_FIRST_MS),
-    ("grpc.min_reconnect_backoff_ms", RECONNECT_FIRST_MS),
+    # Which gRPC takes for the least time that connecting may take: a busy host's runtime is slow to say hello.
+    ("grpc.min_reconnect_backoff_ms", HELLO_MS),
     ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
     ("grpc.default_authority", "localhost"),
     ("grpc.use_local_subchannel_pool", 1),  # two connections of one process stay two
