@@ -65,6 +65,11 @@ def fetch(package: str, folder: Path) -> Path:
         return Path(shutil.move(fetched, folder / fetched.name))
 
 
+def control(path: Path) -> str:
+    """What the .deb says of itself: the paragraph of fields that a package index has of it."""
+    return _run(["dpkg-deb", "-f", str(path)])
+
+
 def extract(package: str, root: Path, folder: Path) -> None:
     """Put the files of `package` below `root`; the download is kept in `folder`."""
     _run(["dpkg-deb", "-x", str(fetch(package, folder)), str(root)])

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,10 +53,23 @@ def no_services(ledger: Ledger | None = None) -> Iterator[None]:
         POLICY.unlink(missing_ok=True)
 
 
-def apt(*arguments: str) -> None:
+@contextmanager
+def only_from(folder: Path) -> Iterator[tuple[str, ...]]:
+    """Options that make apt see the packages of `folder`, which has their index, and no others. The host's own lists
+    stay as they are."""
+    with tempfile.TemporaryDirectory() as scratch:
+        for wanted in ("lists/partial", "cache/archives/partial"):
+            Path(scratch, wanted).mkdir(parents=True)
+        Path(scratch, "sources.list").write_text(f"deb [trusted=yes] file:{folder.resolve()} ./\n")
+        settings = (f"Dir::Etc::SourceList={scratch}/sources.list", "Dir::Etc::SourceParts=/dev/null",
+                    f"Dir::State::Lists={scratch}/lists", f"Dir::Cache={scratch}/cache", "APT::Sandbox::User=root")
+        yield tuple(word for setting in settings for word in ("-o", setting))
+
+
+def apt(*arguments: str, options: Sequence[str] = ()) -> None:
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
     try:
-        done = subprocess.run(["apt-get", "-q", *OPTIONS, *arguments], env=env,
+        done = subprocess.run(["apt-get", "-q", *OPTIONS, *options, *arguments], env=env,
                               capture_output=True, text=True, timeout=APT_SECONDS)
     except subprocess.TimeoutExpired:
         raise Finding(f"apt-get {arguments[0]} took longer than {APT_SECONDS} s", "the mirror may be unreachable",
@@ -66,26 +80,27 @@ def apt(*arguments: str) -> None:
                       "run it by hand, then run the command again")
 
 
-def install(packages: list[str], ledger: Ledger) -> list[str]:
-    """Install Debian packages; returns every package that is new. Raises Finding when apt cannot."""
+def install(packages: list[str], ledger: Ledger, options: Sequence[str] = ()) -> list[str]:
+    """Install Debian packages; returns every package that is new. `options` are apt's (`only_from`). Raises Finding
+    when apt cannot."""
     if shutil.which("apt-get") is None:
         raise Finding(f"missing: {', '.join(packages)}, and this is no Debian machine (no apt-get)",
                       fix="install containerd, runc, iptables and conntrack with your package manager")
     with no_services(ledger):
-        return _install(packages, ledger)
+        return _install(packages, ledger, options)
 
 
-def _install(packages: list[str], ledger: Ledger) -> list[str]:
+def _install(packages: list[str], ledger: Ledger, options: Sequence[str]) -> list[str]:
     _finish_interrupted()
     before = states()
-    apt("update")
-    plan = subprocess.run(["apt-get", "-s", "install", "--no-install-recommends", *packages], capture_output=True,
-                          text=True, env={**os.environ, "LC_ALL": "C"}, timeout=APT_SECONDS)
+    apt("update", options=options)
+    plan = subprocess.run(["apt-get", *options, "-s", "install", "--no-install-recommends", *packages],
+                          capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, timeout=APT_SECONDS)
     fresh = sorted({line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")}
                    - {name for name, state in before.items() if state == "ii"})
     for name in fresh:
         ledger.record("package", name=name, along=fresh, known=name in before)
-    apt("install", "-y", "--no-install-recommends", *packages)
+    apt("install", "-y", "--no-install-recommends", *packages, options=options)
     return fresh
 
 

@@ -2,8 +2,8 @@
 
 Owns the form: a tar of the program's tree with a folder `bundle` in it (`wheels`, `debs`, `images`, `MANIFEST.json`
 with a digest of each file). Promises that what is installed is what was packed (digests are checked), and that nothing
-is asked of a network: packages come by dpkg, libraries by the wheels, and images carry no registry's digest, so the
-kubelet never removes them to make room. Called by the command `bundle` and by `install --bundle`.
+is asked of a network: packages come by apt from the folder, libraries by the wheels, and images carry no registry's
+digest, so the kubelet never removes them to make room. Called by the command `bundle` and by `install --bundle`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from netsetup.ledger import Ledger
 
 Step = Callable[[str], AbstractContextManager[None]]
 FOLDER, MANIFEST = "bundle", "MANIFEST.json"
+DEBS, INDEX = "debs", "Packages"  # the index makes the folder a source for apt
 # What a node needs of Debian, and what the bootstrap script needs before there is a Python of ours.
 EXTRA_PACKAGES = ("python3", "python3-venv", "ca-certificates", "iproute2", "nftables")
 PIP_SECONDS = 600
-DPKG_SECONDS = 600
-CHUNK = 1 << 20
 
 
 def create(output: Path, images: Sequence[Path], step: Step, packages: bool = True) -> Path:
@@ -41,7 +40,7 @@ def create(output: Path, images: Sequence[Path], step: Step, packages: bool = Tr
             _wheels(folder / "wheels")
         if packages:
             with step("fetching Debian packages"):
-                _debs(folder / "debs")
+                _debs(folder / DEBS)
         with step("adding images"):
             _images(folder / "images", images)
         (folder / MANIFEST).write_text(json.dumps(manifest(folder), indent=1))
@@ -55,12 +54,13 @@ def manifest(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
-            digest = hashlib.sha256()
-            with open(path, "rb") as file:
-                while data := file.read(CHUNK):
-                    digest.update(data)
-            found[str(path.relative_to(folder))] = digest.hexdigest()
+            found[str(path.relative_to(folder))] = _digest(path)
     return found
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check(folder: Path) -> None:
@@ -78,23 +78,13 @@ def check(folder: Path) -> None:
 
 
 def install_packages(folder: Path, lacking: Sequence[str], ledger: Ledger) -> None:
-    """The Debian packages of the bundle that this host lacks, by dpkg alone."""
+    """What this host lacks, from the bundle alone: apt takes what is needed, and nothing older than what is there."""
     from controlplane.cli import packages
-    have = {name for name, state in packages.states().items() if state == "ii"}
-    files = {_package(path): path for path in sorted((folder / "debs").glob("*.deb"))}
-    if missing := [name for name in lacking if name not in files]:
-        raise Finding(f"the bundle has no package {missing[0]}", "it was made without packages, or for another release",
-                      "make it on a host of the same Debian release: ./pelamis bundle create")
-    fresh = sorted(set(files) - have)
-    before = packages.states()
-    for name in fresh:
-        ledger.record("package", name=name, along=fresh, known=name in before)
-    with packages.no_services(ledger):
-        done = subprocess.run(["dpkg", "-i", *(str(files[name]) for name in fresh)], capture_output=True, text=True,
-                              timeout=DPKG_SECONDS, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
-    if done.returncode:
-        raise Finding("the packages of the bundle cannot be installed", done.stderr.strip()[-500:],
-                      "make the bundle on a host of the same Debian release")
+    if not (folder / DEBS / INDEX).exists():
+        raise Finding(f"the bundle has no package {lacking[0]}", "it was made without packages",
+                      "make it without --without-packages, or install " + " ".join(lacking))
+    with packages.only_from(folder / DEBS) as options:
+        packages.install(list(lacking), ledger, options)
 
 
 async def import_images(folder: Path, socket: Path) -> list[str]:
@@ -106,10 +96,6 @@ async def import_images(folder: Path, socket: Path) -> list[str]:
         for path in sorted((folder / "images").glob("*.tar")):
             found += await importer.import_archive(connection, path)
     return found
-
-
-def _package(path: Path) -> str:
-    return path.name.partition("_")[0]
 
 
 def _wheels(folder: Path) -> None:
@@ -130,8 +116,12 @@ def _debs(folder: Path) -> None:
     from agent.image import debian
     from controlplane.cli import packages
     folder.mkdir(parents=True)
+    entries = []
     for package in debian.closure([*sorted(set(packages.NEEDED.values())), *EXTRA_PACKAGES]):
-        debian.fetch(package, folder)
+        path = debian.fetch(package, folder)
+        entries.append(f"{debian.control(path)}Filename: ./{path.name}\nSize: {path.stat().st_size}\n"
+                       f"SHA256: {_digest(path)}\n")
+    (folder / INDEX).write_text("\n".join(entries))
 
 
 def _images(folder: Path, more: Sequence[Path]) -> None:

@@ -65,7 +65,8 @@ def install(layout: Layout, ledger: Ledger, source: Path = SOURCE) -> None:
     _environment(staged / ".venv")
     stamp = hashlib.sha256((source / "pyproject.toml").read_bytes()).hexdigest()
     (staged / ".venv/.installed-base").write_text(f"{stamp}  {layout.folder}/pyproject.toml")
-    compileall.compile_dir(staged, quiet=2, maxlevels=12, rx=re.compile(r"\.venv"))
+    # The services write no byte code, so all of it is made here; what came along with libraries is kept.
+    compileall.compile_dir(staged, quiet=2, maxlevels=12, workers=0)
     staged.rename(layout.folder)
 
 
