@@ -22,7 +22,7 @@ NEEDS_ROOT = {"kernel", "node", "client", "host", "nightly"}
 # tool -> Debian package: what the tests use beyond what a node needs
 TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox": "busybox-static",
          "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps",
-         "mmdebstrap": "mmdebstrap"}
+         "mmdebstrap": "mmdebstrap", "crun": "crun"}
 
 NIGHTLY_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs"}
 

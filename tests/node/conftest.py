@@ -12,6 +12,7 @@ import pytest
 from tests.node.rig import Host
 
 TAIL = 30  # lines of a log
+CONTAINERD = "PELAMIS_CONTAINERD"  # the version to test with, of tests.node.releases; else the host's own
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,7 @@ def host() -> Iterator[Host]:
     """A host with containerd, a pod network and the busybox and pause images."""
     if os.geteuid() != 0 or shutil.which("containerd") is None:
         pytest.skip("needs root and containerd")
-    made = Host()
+    made = Host(version=os.environ.get(CONTAINERD, ""))
     try:
         yield made
     finally:

@@ -28,11 +28,13 @@ from agent.kubelet.model import ContainerSpec, SandboxSpec
 from agent.kubelet.runtime import Runtime
 from controlplane.machinery.paths import Paths
 from cri_proto.client import Connection
+from tests.node import releases
 
 CLONE_NEWNET, CLONE_NEWNS, CLONE_FS = 0x40000000, 0x20000, 0x200
 STOP_SECONDS = 15
 SOCKET_LIMIT = 100  # of a Unix socket's path
-_KEPT = Path("/var/tmp/pelamis-test-images")  # built once for all runs on this machine
+KEPT = Path("/var/tmp/pelamis-test-images")  # built once for all runs on this machine
+UNIFIED = Path("/sys/fs/cgroup/unified")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -57,17 +59,21 @@ def processes_of(namespace: str) -> list[int]:
 
 
 class Host:
-    """One test host. `run_containerd=False` leaves containerd to the code under test."""
+    """One test host. `run_containerd=False` leaves containerd to the code under test; `version` is the containerd to
+    run where it is not the host's own; `hybrid=False` hides a cgroup v2 tree that is mounted beside v1, as crun runs
+    with either and not with both."""
 
-    def __init__(self, run_containerd: bool = True) -> None:
+    def __init__(self, run_containerd: bool = True, version: str = "", hybrid: bool = True) -> None:
         self.id = uuid.uuid4().hex[:8]
         self.netns = f"pelamis-{self.id}"
         self.root = Path("/tmp") / self.netns
         self.paths = Paths(self.root)
         self.cgroup = f"/pelamis-test-{self.id}"
+        self.programs = f"{releases.programs(version, KEPT)}:{containerd.PROGRAMS}" if version else containerd.PROGRAMS
         self.containerd: subprocess.Popen[bytes] | None = None
         self.holder: subprocess.Popen[bytes] | None = None
         self._attempts = 0
+        self._hybrid = hybrid
         try:
             self._open(run_containerd)
         except BaseException:
@@ -77,8 +83,8 @@ class Host:
     def _open(self, run_containerd: bool) -> None:
         self.root.mkdir()
         self.paths.lib.mkdir(parents=True)
-        _KEPT.mkdir(exist_ok=True)
-        (self.paths.lib / "images").symlink_to(_KEPT)
+        KEPT.mkdir(exist_ok=True)
+        (self.paths.lib / "images").symlink_to(KEPT)
         subprocess.run(["ip", "netns", "add", self.netns], check=True)
         subprocess.run(["ip", "-n", self.netns, "link", "set", "lo", "up"], check=True)
         subprocess.run(["ip", "-n", self.netns, "address", "add", "10.0.0.1/32", "dev", "lo"], check=True)
@@ -87,6 +93,8 @@ class Host:
         script = ("for folder in /run/netns /run/containerd /var/lib/cni; do mkdir -p $folder && "
                   "mount -t tmpfs tmpfs $folder || exit 1; done; "
                   "mount --make-rshared / && echo ready && exec sleep infinity")
+        if not self._hybrid and UNIFIED.is_mount():
+            script = f"umount {UNIFIED} && mount -t tmpfs tmpfs {UNIFIED} && {script}"
         self.holder = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-m", "--propagation", "private", "sh", "-c",
              script], stdout=subprocess.PIPE)
@@ -108,10 +116,10 @@ class Host:
 
     def network(self) -> None:
         """A bridge network by the reference plugins, from Debian's package."""
-        plugins = _KEPT / "plugins/usr/lib/cni"
+        plugins = KEPT / "plugins/usr/lib/cni"
         if not plugins.is_dir():
-            package = debian.fetch("containernetworking-plugins", _KEPT / "packages")
-            subprocess.run(["dpkg-deb", "-x", package, _KEPT / "plugins"], check=True)
+            package = debian.fetch("containernetworking-plugins", KEPT / "packages")
+            subprocess.run(["dpkg-deb", "-x", package, KEPT / "plugins"], check=True)
         self.paths.cni_bin.mkdir(parents=True)
         self.paths.cni_conf.mkdir(parents=True)
         for plugin in ("bridge", "host-local", "loopback", "portmap"):
@@ -124,9 +132,13 @@ class Host:
 
     def start_containerd(self) -> None:
         assert len(str(self.paths.containerd_socket)) < SOCKET_LIMIT
-        containerd.prepare(self.paths)
+
+        async def prepare() -> None:
+            containerd.prepare(self.paths, self.programs)
+        self.inside(prepare)
         with open(self.root / "containerd.log", "ab") as log:
-            self.containerd = subprocess.Popen(self.enter(*containerd.command(self.paths)), stdout=log, stderr=log)
+            self.containerd = subprocess.Popen(self.enter(*containerd.command(self.paths, self.programs)), stdout=log,
+                                               stderr=log, env=os.environ | {"PATH": self.programs})
         asyncio.run(containerd.ready(self.paths))
 
     def stop_containerd(self, how: signal.Signals = signal.SIGTERM) -> None:
@@ -170,7 +182,8 @@ class Host:
         def thread() -> None:
             try:
                 assert self.holder is not None
-                with open(f"/run/netns/{self.netns}") as network, open(f"/proc/{self.holder.pid}/ns/mnt") as mounts:
+                own = f"/proc/{self.holder.pid}/ns"  # good also for a caller that is inside
+                with open(f"{own}/net") as network, open(f"{own}/mnt") as mounts:
                     # The kernel lets a thread change its mounts only when it shares its root with no other.
                     if _LIBC.unshare(CLONE_FS) or _LIBC.setns(network.fileno(), CLONE_NEWNET) \
                             or _LIBC.setns(mounts.fileno(), CLONE_NEWNS):

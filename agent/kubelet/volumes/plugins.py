@@ -112,6 +112,7 @@ def kind_of(volume: dict[str, Any]) -> str:
 
 
 def read_only(volume: dict[str, Any]) -> bool:
-    """Whether containers get the volume read-only whatever they ask for: content of the API is not theirs to change."""
+    """Whether containers get the volume read-only whatever they ask for: content of the API and of images is not theirs
+    to change."""
     kind = kind_of(volume)
-    return kind in PAYLOADS or bool((volume.get(kind) or {}).get("readOnly"))
+    return kind in (*PAYLOADS, "image") or bool((volume.get(kind) or {}).get("readOnly"))

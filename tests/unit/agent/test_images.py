@@ -60,7 +60,24 @@ def test_configuration_is_toml_in_both_dialects_and_stays_below_our_folders() ->
         assert "'SystemdCgroup': True" in flat and "'restrict_oom_score_adj': True" in flat
         assert "'crun': {'runtime_type': 'io.containerd.runc.v2', 'options': {'SystemdCgroup': True, 'BinaryName': " \
             "'/usr/bin/crun'}}" in flat
-        assert "/somewhere/etc/pelamis/certs.d" in flat and "'pelamis.local/pause:1'" in flat
+        assert "'/somewhere/etc/pelamis/certs.d'" in flat and "'pelamis.local/pause:1'" in flat
+        assert "'default_runtime_name': 'crun'" in flat
+        lame = containerd.Facts(major, systemd_cgroups=False, may_lower_oom_score=True, crun_fault='no "cgroup"')
+        plain = tomllib.loads(containerd.config(paths, lame))
+        assert "'default_runtime_name': 'runc'" in str(plain["plugins"]) and "'crun'" not in str(plain["plugins"])
+
+
+def test_the_hosts_own_registries_count_until_they_go(tmp_path: Path) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    containerd_knows = ["both", "mine"]
+    for folder in (ours / "mine", ours / "both", theirs / "both", theirs / "theirs"):
+        folder.mkdir(parents=True)
+    containerd.adopt_registries(ours, theirs)
+    assert sorted(e.name for e in ours.iterdir()) == [*containerd_knows, "theirs"]
+    assert (ours / "theirs").samefile(theirs / "theirs") and not (ours / "both").is_symlink()
+    (theirs / "theirs").rmdir()
+    containerd.adopt_registries(ours, theirs)
+    assert sorted(e.name for e in ours.iterdir()) == containerd_knows
 
 
 def test_capabilities_are_read_from_the_kernels_mask() -> None:

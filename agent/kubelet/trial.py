@@ -1,0 +1,64 @@
+"""Whether a low-level runtime works on this host: it is given one container of ours to run.
+
+Owns that container: a bundle in a folder of its own with the pause program, in new namespaces, with limits and a
+seccomp filter, as every pod's containers have them. Promises to leave nothing of it. Being installed says too little: a
+runtime may lack what the kernel or the mounted control groups want. Called by `containerd` before it makes a runtime
+the default.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from agent.image import pause
+
+SECONDS = 10.0  # for each of its commands; they take a few hundredths
+MEMORY = 16 << 20  # bytes; more than a runtime's own process needs before it becomes the container's
+LIMITS = {"memory": {"limit": MEMORY}, "cpu": {"shares": 64, "quota": 50_000, "period": 100_000}, "pids": {"limit": 8}}
+
+
+def bundle(name: str, systemd: bool) -> dict[str, Any]:
+    """The container's config.json."""
+    return {
+        "ociVersion": "1.0.0", "hostname": name, "root": {"path": "rootfs"},
+        "process": {"args": ["/pause"], "cwd": "/", "user": {"uid": 65535, "gid": 65535}, "noNewPrivileges": True},
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"},
+                   {"destination": "/dev", "type": "tmpfs", "source": "tmpfs"}],
+        "linux": {"namespaces": [{"type": kind} for kind in ("pid", "mount", "ipc", "uts", "network")],
+                  "cgroupsPath": f"system.slice:pelamis:{name}" if systemd else f"/{name}", "resources": LIMITS,
+                  "seccomp": {"defaultAction": "SCMP_ACT_ALLOW",
+                              "syscalls": [{"names": ["kexec_load"], "action": "SCMP_ACT_ERRNO"}]}}}
+
+
+def fault(program: str, *, systemd: bool) -> str:
+    """Why `program` cannot run containers here, "" when it can. `systemd` says whose the control groups are."""
+    name = f"pelamis-trial-{uuid.uuid4().hex[:8]}"
+    with tempfile.TemporaryDirectory(prefix=name) as scratch:
+        root = Path(scratch, "rootfs")
+        for folder in ("proc", "dev"):
+            (root / folder).mkdir(parents=True)
+        (root / "pause").write_bytes(pause.program())
+        (root / "pause").chmod(0o755)
+        Path(scratch, "config.json").write_text(json.dumps(bundle(name, systemd)))
+        command = [program, "--root", f"{scratch}/state", *(["--systemd-cgroup"] if systemd else [])]
+        try:
+            return _said(*command, "create", "--bundle", scratch, name) or _said(*command, "start", name)
+        finally:
+            _said(*command, "delete", "--force", name)
+
+
+def _said(*command: str) -> str:
+    """What a failing command said last, "" when it succeeded."""
+    with tempfile.TemporaryFile() as errors:  # a pipe would stay open in the container
+        try:
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, timeout=SECONDS)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+    return (lines[-1] if lines else f"exit code {done.returncode}") if done.returncode else ""
