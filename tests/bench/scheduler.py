@@ -13,6 +13,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import psutil
+
 from controlplane.client import config, rest
 from controlplane.machinery import objects, resources
 from controlplane.scheduler import preemption
@@ -143,8 +145,8 @@ async def _each(work: Callable[[int], Any], count: int) -> None:
             tasks.create_task(worker())
 
 
-async def _bound(kubeconfig: Path) -> float:
-    """Seconds from the first creation until all pods are seen bound."""
+async def _bound(kubeconfig: Path, processes: Iterable[psutil.Process]) -> tuple[float, float]:
+    """Seconds from the first creation until all pods are seen bound, and those the processes worked meanwhile."""
     ready = [{"type": "Ready", "status": "True", "lastHeartbeatTime": "2100-01-01T00:00:00Z"}]
     async with rest.Client(config.load(kubeconfig)) as client:
         async def fill(number: int) -> None:
@@ -164,11 +166,16 @@ async def _bound(kubeconfig: Path) -> float:
                     left.discard(objects.name(one))
                     if not left:
                         return
-        begun = perf_counter()
+        begun, worked = perf_counter(), _worked(processes)
         async with asyncio.timeout(LIMIT_SECONDS), asyncio.TaskGroup() as tasks:
             tasks.create_task(follow())
             tasks.create_task(_each(lambda n: client.create(PODS, _bare(pod(n))), BOUND_PODS))
-        return perf_counter() - begun
+        return perf_counter() - begun, _worked(processes) - worked
+
+
+def _worked(processes: Iterable[psutil.Process]) -> float:
+    """Seconds of CPU: what tells of our work even where others keep the machine busy."""
+    return sum(times.user + times.system for times in (process.cpu_times() for process in processes))
 
 
 def _bare(made: Obj) -> Obj:
@@ -183,10 +190,12 @@ def measure(args: Namespace) -> list[dict[str, object]]:
         figures |= {"churn": churning(nodes), "preemption": preempting(nodes)}
         rows += [{"area": "scheduler", "what": f"{nodes:,} nodes, {name}", "figure": figure, "unit": "pods/s",
                   "aim": AIMS[name] if nodes == max(SIZES) else ""} for name, figure in figures.items()]
-    with server() as (_, kubeconfig, _), running(
+    with server() as (_, kubeconfig, serving), running(
             kubeconfig.parent, "controllers", "controlplane.controllers", f"--kubeconfig={kubeconfig}",
-            f"--scheduler-kubeconfig={kubeconfig}", "--leader-elect=false", "--cluster-cidr=10.0.0.0/8"):
-        seconds = asyncio.run(_bound(kubeconfig))
-    rows.append({"area": "scheduler", "what": f"{BOUND_NODES:,} nodes, created to bound", "unit": "pods/s",
-                 "figure": BOUND_PODS / seconds, "aim": "≥ 350"})
+            f"--scheduler-kubeconfig={kubeconfig}", "--leader-elect=false", "--cluster-cidr=10.0.0.0/8") as controlling:
+        seconds, worked = asyncio.run(_bound(kubeconfig, [psutil.Process(pid) for pid in (serving, controlling)]))
+    rows += [{"area": "scheduler", "what": f"{BOUND_NODES:,} nodes, created to bound", "unit": "pods/s",
+              "figure": BOUND_PODS / seconds, "aim": "≥ 350"},
+             {"area": "scheduler", "what": "… CPU of the API server and the controllers for each pod", "unit": "ms",
+              "figure": 1000 * worked / BOUND_PODS, "aim": "< 5"}]
     return rows
