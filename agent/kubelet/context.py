@@ -18,6 +18,7 @@ from agent.kubelet.images import Images
 from agent.kubelet.prober import PARALLEL
 from agent.kubelet.runtime import Runtime
 from agent.kubelet.specs import Node
+from agent.kubelet.turns import Turns
 from agent.kubelet.volumes.manager import Volumes
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
@@ -41,6 +42,10 @@ class Context:
     others: Callable[[str], list[dict[str, Any]]] = lambda uid: []  # active pods of this node but the one with `uid`
     credentials: Credentials | None = None  # this node's own, for every pod
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
+    turns: Turns = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.turns = Turns(self.clock, self.node.cpu / 1000)
 
     def tell(self, pod: dict[str, Any], kind: str, reason: str, message: str, container: str = "") -> None:
         """An event about the pod, or about one of its containers."""

@@ -173,7 +173,7 @@ class Kubelet:
                 if self.relisted.is_set():
                     await self._everything()
             elif event.uid in self._workers:
-                self._workers[event.uid].look()
+                self._workers[event.uid].hear(event)
 
     def _told(self, kind: str, old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
         """A pod of this node was added, changed or removed in the API."""

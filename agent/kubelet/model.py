@@ -196,7 +196,7 @@ class RuntimeEvent:
     lags behind its events by tens of milliseconds. uid "" means: relist, the event stream was interrupted."""
 
     uid: str
-    kind: str  # started | exited | oom | changed | relist
+    kind: str  # exited | oom | changed | relist
     container_id: str = ""
     exit_code: int = 0
     finished_at: float = 0.0

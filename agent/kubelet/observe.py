@@ -28,8 +28,9 @@ SETTLE_SECONDS, SETTLE_PAUSE = 1.0, 0.02  # how long the last lines of a failed 
 LOGS = "FallbackToLogsOnError"
 KNOWN_LIMIT = 20_000  # ids remembered for events: some hundred pods with many restarts each
 
-# Exits of execs are told apart below; creations and deletions follow from what the kubelet itself asked for.
-TOPICS = ("/tasks/start", "/tasks/exit", "/tasks/oom")
+# Exits of execs are told apart below; creations, starts and deletions are what the kubelet itself asked for.
+TOPICS = ("/tasks/exit", "/tasks/oom")
+OWN = (cri.CONTAINER_CREATED_EVENT, cri.CONTAINER_STARTED_EVENT, cri.CONTAINER_DELETED_EVENT)
 FILTERS = tuple(f'namespace=={NAMESPACE},topic=="{topic}"' for topic in TOPICS)
 _STATES = ("created", "running", "exited", "unknown")
 
@@ -277,11 +278,9 @@ class Observer:
                 return None  # an exec ended
             when = told.exited_at.seconds * 10**9 + told.exited_at.nanos
             self._exits[told.container_id] = Exit(told.exit_status, _since(when))
-        elif envelope.topic == "/tasks/oom":
+        else:
             told = containerd.TaskOOM.FromString(value)
             self._ooms.add(told.container_id)
-        else:
-            told = containerd.TaskStart.FromString(value)
         id = told.container_id
         owner = await self._owner(id)
         if owner is None:
@@ -293,7 +292,7 @@ class Observer:
             return model.RuntimeEvent(uid, "changed", id)
         if envelope.topic == "/tasks/exit":
             return model.RuntimeEvent(uid, "exited", id, self._exits[id].code, self._exits[id].finished_at)
-        return model.RuntimeEvent(uid, "oom" if envelope.topic == "/tasks/oom" else "started", id)
+        return model.RuntimeEvent(uid, "oom", id)
 
     async def _owner(self, id: str) -> tuple[str, bool] | None:
         """The pod uid of a container or sandbox and whether it is a sandbox; None when the runtime has it no more."""
@@ -321,18 +320,16 @@ class Observer:
         try:
             yield model.RuntimeEvent("", "relist")
             async for message in call:
-                yield self._from_message(message)
+                if message.container_event_type not in OWN:
+                    yield self._from_message(message)
         finally:
             call.cancel()
 
     def _from_message(self, message: Any) -> model.RuntimeEvent:
         uid, id = message.pod_sandbox_status.metadata.uid, message.container_id
-        if id != message.pod_sandbox_status.id:
-            if message.container_event_type == cri.CONTAINER_STARTED_EVENT:
-                return model.RuntimeEvent(uid, "started", id)
-            status = next((s for s in message.containers_statuses if s.id == id), None)
-            if message.container_event_type == cri.CONTAINER_STOPPED_EVENT and status is not None:
-                if status.state == cri.CONTAINER_EXITED:
-                    self._exits[id] = Exit(status.exit_code, _since(status.finished_at))
-                return model.RuntimeEvent(uid, "exited", id, status.exit_code, _since(status.finished_at))
-        return model.RuntimeEvent(uid, "changed", id)
+        status = next((s for s in message.containers_statuses if s.id == id), None)
+        if id == message.pod_sandbox_status.id or status is None:
+            return model.RuntimeEvent(uid, "changed", id)
+        if status.state == cri.CONTAINER_EXITED:
+            self._exits[id] = Exit(status.exit_code, _since(status.finished_at))
+        return model.RuntimeEvent(uid, "exited", id, status.exit_code, _since(status.finished_at))

@@ -65,7 +65,7 @@ class RemoveContainer:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Nothing runs any more: remove what is left on the host, then the object."""
+    """No container runs any more: end and remove what is left on the host, then the object."""
 
 
 Action = RunSandbox | StopSandbox | RemoveSandbox | StartContainer | KillContainer | RemoveContainer | Finish
@@ -232,7 +232,7 @@ def _unless_early(action: RunSandbox, facts: Facts, now: float) -> Plan:
 
 
 def _end(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts, *, final: bool) -> Plan:
-    """Stop containers (main first, then sidecars in reverse), then the sandbox; `final` also removes everything."""
+    """Stop containers (main first, then sidecars in reverse), then the sandbox; `final` removes it with all else."""
     since = facts.terminating_since or now
     given = grace_of(pod) if facts.grace is None else facts.grace
     grace = max(given - (now - since), FORCED_GRACE)
@@ -246,10 +246,9 @@ def _end(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts, *, fi
         return Plan(tuple(KillContainer(c.id, c.name, grace, "Ended", f"Stopping container {c.name}") for c in first))
     if facts.busy:
         return Plan()  # a start or a removal is under way; its end wakes us
-    stops = tuple(StopSandbox(s.id) for s in seen.sandboxes if s.ready or s.id not in facts.stopped)
-    if stops:
-        return Plan(stops)
-    return Plan((Finish(),)) if final else Plan()
+    if final:
+        return Plan((Finish(),))
+    return Plan(tuple(StopSandbox(s.id) for s in seen.sandboxes if s.ready or s.id not in facts.stopped))
 
 
 class _Draft:

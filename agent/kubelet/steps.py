@@ -16,12 +16,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from agent.image.reference import ImageError, normalise
-from agent.kubelet import env, hosts, plan, specs
+from agent.kubelet import env, hosts, plan, specs, turns
 from agent.kubelet.checks import Failed
 from agent.kubelet.context import Context
 from agent.kubelet.env import ConfigError, Sources
 from agent.kubelet.images import Auths
-from agent.kubelet.model import ObservedPod, SandboxSpec
+from agent.kubelet.model import ContainerSpec, ObservedPod, ObservedSandbox, SandboxSpec
 from agent.kubelet.runtime import CallError
 from agent.kubelet.staticpods import SOURCE
 from controlplane.machinery.errors import ApiError
@@ -190,7 +190,8 @@ class Steps:
             node.pod_folder(uid).mkdir(parents=True, exist_ok=True, mode=0o750)
             self.context.cgroups.make(self.pod)
             self._sandbox_spec = await self._sandbox(action.attempt)
-            await self.context.runtime.run_sandbox(self._sandbox_spec)
+            async with self.context.turns.turn(turns.SANDBOX):
+                await self.context.runtime.run_sandbox(self._sandbox_spec)
         except (ConfigError, CallError, ApiError, OSError) as error:
             self._tell("Warning", "FailedCreatePodSandBox", f"Failed to create pod sandbox: {error}")
             raise StepFailed("", str(error)) from error
@@ -207,10 +208,17 @@ class Steps:
         image = await self._taken(name, self._image(spec))
         paths = await self._taken("/volumes", self.set_up_volumes())
         made = await self._resolved(spec, image, action.attempt, paths)
-        runtime = self.context.runtime
+        async with self.context.turns.turn(turns.CONTAINER):
+            id = await self._launched(spec, sandbox, made, action.attempt)
+        self._tell("Normal", "Started", f"Started container {name}", name)
+        await self._post_start(spec, id)
+
+    async def _launched(self, spec: dict[str, Any], sandbox: ObservedSandbox, made: ContainerSpec, attempt: int) -> str:
+        """The id of the container made and started. Raises StepFailed."""
+        name, runtime = spec["name"], self.context.runtime
         try:
             box = self._sandbox_spec = self._sandbox_spec or await self._sandbox(sandbox.attempt)
-            self._write_files(spec, action.attempt)
+            self._write_files(spec, attempt)
             id = await runtime.create_container(sandbox.id, box, made)
         except (CallError, ConfigError, ApiError, OSError) as error:
             message = getattr(error, "details", "") or str(error)
@@ -223,10 +231,9 @@ class Steps:
         except CallError as error:
             self._tell("Warning", "Failed", f"Error: {error.details}", name)
             raise StepFailed("RunContainerError", error.details) from error
-        self._tell("Normal", "Started", f"Started container {name}", name)
-        await self._post_start(spec, id)
+        return id
 
-    async def _resolved(self, spec: dict[str, Any], image: str, attempt: int, paths: dict[str, str]) -> Any:
+    async def _resolved(self, spec: dict[str, Any], image: str, attempt: int, paths: dict[str, str]) -> ContainerSpec:
         """The ContainerSpec. Raises StepFailed CreateContainerConfigError."""
         meta, context = self.pod["metadata"], self.context
         if SOURCE not in (meta.get("annotations") or {}):  # a static pod must not wait for the API

@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine, Mapping
+from dataclasses import replace
 from typing import Any
 
 from agent.kubelet import lastwords, plan, status
 from agent.kubelet.containerstatus import Report
 from agent.kubelet.context import Context
 from agent.kubelet.failures import Failures
-from agent.kubelet.model import ObservedPod
+from agent.kubelet.model import ObservedPod, RuntimeEvent
 from agent.kubelet.prober import Prober
 from agent.kubelet.resizer import Resizer
 from agent.kubelet.runtime import CallError
@@ -137,6 +138,11 @@ class Worker:
         self._look = True
         self._wake.set()
 
+    def hear(self, event: RuntimeEvent) -> None:
+        """The runtime tells of the pod. A sandbox that ends by our own call is looked at when that returns."""
+        if event.kind != "changed" or not self._tasks.keys() & {plan.SANDBOX, FINISH}:
+            self.look()
+
     def refresh(self) -> None:
         """An object the pod uses changed: mounted files follow, and what failed for its sake is tried again."""
         self._refresh = True
@@ -184,6 +190,9 @@ class Worker:
 
     async def _pass(self) -> float:
         """Look, plan, act, tell. Returns when to pass again without news, or 0.0."""
+        if self.gone and self._ended:
+            self._done = True
+            return 0.0
         if self._look:
             self._look = False
             ended = set(self._unseen)
@@ -200,9 +209,6 @@ class Worker:
             meta = self.pod["metadata"]
             self.seen = found.get(self.uid) or ObservedPod(self.uid, meta.get("namespace", ""), meta["name"])
             self.steps.seen = self.seen
-        if self.gone and self._ended:
-            self._done = True
-            return 0.0
         now = self.clock.now()
         ending = self.gone or plan.deleting(self.pod)
         if ending and not self._ending_since:
@@ -266,7 +272,10 @@ class Worker:
                         runtime=self.context.node.runtime, recursive=self.context.node.recursive,
                         resize=tuple(self.resizer.conditions()), allocated=self.resizer.allocated,
                         actual=self.resizer.actual)
-        self._writer.offer(status.compute(self.pod, self.seen, now, report, self._writer.current))
+        hooked = self._hooked()
+        told = replace(self.seen, containers=tuple(c for c in self.seen.containers if c.state != "running"
+                                                   or c.name not in hooked)) if hooked else self.seen
+        self._writer.offer(status.compute(self.pod, told, now, report, self._writer.current))
 
     # --- acting
 
@@ -355,9 +364,13 @@ class Worker:
             log.warning("pod %s: cannot stop %s: %s", self.pod["metadata"]["name"], action.name, error)
             self._later(self.clock.now() + self._failures.pause("stop"))
         finally:
-            if self._kills.get(action.id) == deadline:
-                self._unseen.add(action.id)
-            self.look()
+            if any(c.id == action.id and c.state == "exited" for c in self.seen.containers):
+                self._kills.pop(action.id, None)  # its event was faster
+                self._wake.set()
+            else:
+                if self._kills.get(action.id) == deadline:
+                    self._unseen.add(action.id)
+                self.look()
 
     async def _stop_sandbox(self, id: str) -> None:
         await self.context.runtime.stop_sandbox(id)

@@ -56,7 +56,6 @@ def test_a_container_lives_and_dies(host: Host) -> None:
                               security=Security(seccomp="RuntimeDefault"))
             container = await runtime.create_container(sandbox, spec, main)
             await runtime.start_container(container)
-            await events.wait("started", container)
             pod = (await runtime.observe(spec.uid))[spec.uid]
             assert pod.sandbox is not None and pod.sandbox.ready and pod.sandbox.ips[0].startswith("10.244.7.")
             seen = pod.container("main")

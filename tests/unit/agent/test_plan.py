@@ -106,7 +106,7 @@ def test_deletion_stops_then_cleans_then_gives_the_object_back():
     leaving = pod(deletionTimestamp="2023-11-14T22:13:20Z", deletionGracePeriodSeconds=5)
     assert steps(leaving, seen(box(), up("c"))) == ["kill c0 5s Ended"]
     assert steps(leaving, seen(box(), up("c")), NOW + 4, terminating_since=NOW) == ["kill c0 1s Ended"]
-    assert steps(leaving, seen(box(), down("c", 137))) == ["StopSandbox box0"]
+    assert steps(leaving, seen(box(), down("c", 137))) == ["Finish"]  # what removes a sandbox ends it, too
     stopped = {"stopped": frozenset({"box0"})}
     assert steps(leaving, seen(box(ready=False), down("c", 137)), **stopped, busy=frozenset({"c"})) == []
     assert steps(leaving, seen(box(ready=False), down("c", 137)), **stopped) == ["Finish"]

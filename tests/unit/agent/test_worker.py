@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent.kubelet import plan
-from agent.kubelet.model import ObservedPod
+from agent.kubelet.model import ObservedPod, RuntimeEvent
 from agent.kubelet.specs import Node
 from agent.kubelet.worker import Worker
 from controlplane.machinery.clock import SYSTEM
@@ -33,7 +33,11 @@ class SlowRuntime:
 
 
 class Client:
+    def __init__(self) -> None:
+        self.told: list[dict[str, Any]] = []
+
     async def patch(self, resource: Any, name: str, body: dict[str, Any], *rest: Any, **more: Any) -> dict[str, Any]:
+        self.told.append(body["status"])
         return pod("c") | {"status": body["status"]}
 
 
@@ -61,14 +65,16 @@ async def until(holds: Callable[[], bool]) -> None:
         await asyncio.sleep(0)
 
 
+def context(folder: Path, runtime: SlowRuntime, client: Client) -> Any:
+    return SimpleNamespace(node=Node("n1", ("10.0.0.1",), folder, folder), runtime=runtime, client=client, clock=SYSTEM,
+                           checks=None, probing=asyncio.Semaphore(1), others=lambda uid: [], place=lambda: None,
+                           tell=lambda *arguments: None)
+
+
 def test_a_container_that_was_being_started_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
     async def body() -> None:
         runtime = SlowRuntime()
-        context = SimpleNamespace(
-            node=Node("n1", ("10.0.0.1",), tmp_path, tmp_path), runtime=runtime, client=Client(), clock=SYSTEM,
-            checks=None, probing=asyncio.Semaphore(1), others=lambda uid: [], place=lambda: None,
-            tell=lambda *arguments: None)
-        worker = Worker(context, pod("c"), seen(box()))  # type: ignore[arg-type]
+        worker = Worker(context(tmp_path, runtime, Client()), pod("c"), seen(box()))
         steps = Steps(runtime)
         worker.steps = steps  # type: ignore[assignment]
         running = asyncio.create_task(worker.run())
@@ -82,6 +88,36 @@ def test_a_container_that_was_being_started_is_not_taken_for_a_leftover(tmp_path
             await until(lambda: [c.state for c in worker.seen.containers] == ["running"]
                         and not worker._tasks)
         assert steps.started == ["c"] and not steps.removed and runtime.looks == 2
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    asyncio.run(body())
+
+
+def test_a_container_is_not_called_running_before_its_hook_has_run(tmp_path: Path) -> None:
+    async def body() -> None:
+        runtime, client, hooked = SlowRuntime(), Client(), pod("c")
+        runtime.now = seen(box(), up("c"))
+        runtime.gate.set()
+        hooked["spec"]["containers"][0]["lifecycle"] = {"postStart": {"exec": {"command": ["true"]}}}
+        worker = Worker(context(tmp_path, runtime, client), hooked, seen(box()))
+        steps = Steps(runtime)
+        worker.steps = steps  # type: ignore[assignment]
+        running = asyncio.create_task(worker.run())
+
+        def states() -> list[str]:
+            return [next(iter(s["state"])) for told in client.told for s in told.get("containerStatuses") or ()]
+        async with asyncio.timeout(10):
+            await until(lambda: bool(steps.started))
+            worker.hear(RuntimeEvent(worker.uid, "oom"))  # of some other process: the runtime is asked
+            await until(lambda: bool(worker.seen.containers))
+            assert "running" not in states()
+            steps.done.set()
+            await until(lambda: "running" in states())
+            worker._tasks[plan.SANDBOX] = running  # its sandbox is being ended: that call's return tells
+            looks = runtime.looks
+            worker.hear(RuntimeEvent(worker.uid, "changed"))
+            assert not worker._look and runtime.looks == looks
+            del worker._tasks[plan.SANDBOX]
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     asyncio.run(body())
