@@ -65,7 +65,8 @@ def _controllers(paths: Paths, settings: Settings) -> list[str]:
         f"--kubeconfig={paths.kubeconfig('controller-manager')}",
         f"--scheduler-kubeconfig={paths.kubeconfig('scheduler')}", f"--cluster-cidr={settings.cluster_range}",
         f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key",
-        f"--root-ca-file={pki}/ca.crt", f"--service-account-private-key-file={pki}/sa.key", "--leader-elect=false"]
+        f"--root-ca-file={pki}/ca.crt", f"--service-account-private-key-file={pki}/sa.key", "--leader-elect=false",
+        *([f"--scheduler-config={paths.scheduler_config}"] if paths.scheduler_config.exists() else [])]
 
 
 def _agent(paths: Paths, settings: Settings) -> list[str]:
@@ -99,6 +100,17 @@ def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
         containerd.prepare(paths)
     cni.install(paths, ledger)
     return bool(issued) or before != _read(containerd.config_path(paths))
+
+
+def take_scheduler_config(paths: Paths, given: Path, ledger: Ledger) -> bool:
+    """Keep a KubeSchedulerConfiguration as this node's; whether it differs from the one before. Raises Finding."""
+    from controlplane.scheduler import configuration
+    configuration.read(given)
+    data, before = given.read_bytes(), _read(paths.scheduler_config)
+    if data != before:
+        ledger.make_directory(paths.etc)
+        ledger.write_file(paths.scheduler_config, data)
+    return data != before
 
 
 def _read(file: Path) -> bytes:

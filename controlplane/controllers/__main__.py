@@ -103,13 +103,7 @@ async def _together(client: Client, manager: Manager, options: argparse.Namespac
 def _configuration(file: Path | None) -> Configuration:
     """Raises Finding when the file cannot be used."""
     from controlplane.scheduler import configuration
-    if file is None:
-        return configuration.Configuration()
-    import yaml
-    try:
-        return configuration.parse(yaml.safe_load(file.read_text()) or {})
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
-        raise Finding(f"cannot use the scheduler's configuration {file}", str(error)) from error
+    return configuration.Configuration() if file is None else configuration.read(file)
 
 
 async def _with_scheduler(manager: Manager, client: Client, configuration: Configuration) -> None:

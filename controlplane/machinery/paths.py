@@ -43,6 +43,11 @@ class Paths:
     def admin_kubeconfig(self) -> Path:
         return self.etc / "admin.kubeconfig"
 
+    @property
+    def scheduler_config(self) -> Path:
+        """A KubeSchedulerConfiguration; the scheduler takes it when it is there."""
+        return self.etc / "scheduler.yaml"
+
     def kubeconfig(self, component: str) -> Path:
         return self.etc / f"{component}.kubeconfig"
 

@@ -22,7 +22,6 @@ from controlplane.scheduler.extenders import Extenders
 from controlplane.scheduler.volumes import Choice
 
 PODS, CLAIMS, VOLUMES = (resources.named(n) for n in ("pods", "persistentvolumeclaims", "persistentvolumes"))
-VOLUMES_SECONDS = 600.0  # for a volume to be made and bound: upstream's bindTimeoutSeconds
 Obj = dict[str, Any]
 
 
@@ -38,10 +37,10 @@ class Binder:
         if waiter is not None:
             waiter.set()
 
-    async def bind(self, pod: Obj, node: str, choice: Choice | None) -> None:
-        """Bring the pod to the node. Raises ApiError, TimeoutError."""
+    async def bind(self, pod: Obj, node: str, choice: Choice | None, seconds: float) -> None:
+        """Bring the pod to the node; its volumes have so many seconds. Raises ApiError, TimeoutError."""
         if choice is not None:
-            async with asyncio.timeout(VOLUMES_SECONDS):
+            async with asyncio.timeout(seconds):
                 await self._volumes(choice, node)
         name, namespace = objects.name(pod), objects.namespace(pod)
         body = {"apiVersion": "v1", "kind": "Binding",

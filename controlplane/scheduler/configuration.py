@@ -1,7 +1,8 @@
-"""The scheduler's settings: profiles, back-off, extenders; read from a KubeSchedulerConfiguration. Pure.
+"""The scheduler's settings: profiles, back-off, extenders; read from a KubeSchedulerConfiguration.
 
-Owns what of upstream's file means something here. Promises to refuse what it does not know rather than to ignore it.
-Called by the process that runs the scheduler.
+Owns what of upstream's file means something here. Promises to refuse what it does not know rather than to ignore it,
+with the place in the file; `parse` is pure, `read` reads the file. Called by the process that runs the scheduler, and by
+whoever is given such a file first.
 
 Upstream: kubescheduler.config.k8s.io/v1.
 """
@@ -10,29 +11,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from controlplane.machinery.errors import Finding
+from controlplane.scheduler import profiles
+from controlplane.scheduler.profiles import NAME, Profile
 from controlplane.scheduler.queue import BACKOFF_FIRST, BACKOFF_MOST
-from controlplane.scheduler.score import DEFAULT, Weights
+from controlplane.scheduler.settingsfile import Part
 
-NAME = "default-scheduler"
 EXTENDER_SECONDS = 5.0  # for one answer of an extender: upstream's default
-SCORERS = {"TaintToleration": "taints", "NodeAffinity": "affinity", "PodTopologySpread": "spread",
-           "InterPodAffinity": "neighbours", "NodeResourcesFit": "least",
-           "NodeResourcesBalancedAllocation": "balanced", "ImageLocality": "images"}
-MIX = "only score plugins can be switched: filters and everything else are always on"
+KIND, VERSION = "KubeSchedulerConfiguration", "kubescheduler.config.k8s.io/v1"
+# What is of the whole process, or needs no setting here, as all nodes are always looked at.
+NEEDLESS = ("parallelism", "percentageOfNodesToScore", "leaderElection", "clientConnection", "healthzBindAddress",
+            "metricsBindAddress", "enableProfiling", "enableContentionProfiling", "delayCacheUntilActive")
+_EXTENDER = ("urlPrefix", "filterVerb", "prioritizeVerb", "bindVerb", "preemptVerb", "weight", "enableHTTPS",
+             "tlsConfig", "httpTimeout", "nodeCacheCapable", "managedResources", "ignorable")
 Document = Mapping[str, Any]
 
-
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """How the pods that name it are scheduled. `family`: spread pods of a Service or workload by default."""
-
-    name: str = NAME
-    weights: Weights = DEFAULT
-    family: bool = True
-    affinity: Document | None = None  # required of every pod of the profile
+__all__ = ["NAME", "Configuration", "Extender", "Profile", "parse", "read"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,67 +57,54 @@ class Configuration:
     extenders: tuple[Extender, ...] = ()
 
 
-def parse(document: Document) -> Configuration:
-    """The configuration a decoded file stands for. Raises Finding."""
-    if document.get("kind") != "KubeSchedulerConfiguration" or \
-            document.get("apiVersion") != "kubescheduler.config.k8s.io/v1":
-        raise Finding("this is no KubeSchedulerConfiguration of kubescheduler.config.k8s.io/v1",
-                      f"it says {document.get('apiVersion')} {document.get('kind')}")
-    profiles: list[Profile] = [_profile(p) for p in document.get("profiles") or [{}]]
-    names = [p.name for p in profiles]
-    if len(set(names)) != len(names):
-        raise Finding("two profiles have one schedulerName", ", ".join(sorted(names)), "give each its own")
-    first, most = document.get("podInitialBackoffSeconds"), document.get("podMaxBackoffSeconds")
-    return Configuration({p.name: p for p in profiles}, float(first or BACKOFF_FIRST), float(most or BACKOFF_MOST),
-                         tuple(_extender(e) for e in document.get("extenders") or ()))
+def read(file: Path) -> Configuration:
+    """The configuration of a file. Raises Finding, which names the file and the place in it."""
+    import yaml
+    try:
+        return parse(yaml.safe_load(file.read_text()))
+    except OSError as error:
+        raise Finding(f"cannot read {file}", error.strerror or "", "give the path of a file that is there") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise Finding(f"{file} is no YAML", " ".join(str(error).split()), "mend the line it names") from error
+    except Finding as finding:
+        raise Finding(f"{file}: {finding.fact}", finding.because, finding.fix) from finding
 
 
-def _profile(given: Document) -> Profile:
-    profile = Profile(given.get("schedulerName") or NAME)
-    plugins = given.get("plugins") or {}
-    chosen = {field: getattr(DEFAULT, field) for field in SCORERS.values()}
-    for point, sets in plugins.items():
-        if point not in ("score", "multiPoint"):
-            raise Finding(f"plugins.{point} cannot be configured", MIX)
-        for one in sets.get("disabled") or ():
-            if one["name"] != "*" and one["name"] not in SCORERS:
-                raise Finding(f"the plugin {one['name']} cannot be disabled", MIX)
-            for name, scorer in SCORERS.items():
-                chosen[scorer] = 0 if one["name"] in ("*", name) else chosen[scorer]
-        for one in sets.get("enabled") or ():
-            if one["name"] not in SCORERS:
-                raise Finding(f"there is no score plugin {one['name']}", f"known: {', '.join(sorted(SCORERS))}")
-            chosen[SCORERS[one["name"]]] = one.get("weight") or 1
-    profile = replace(profile, weights=Weights(**chosen))
-    for entry in given.get("pluginConfig") or ():
-        profile = _arguments(profile, entry["name"], entry.get("args") or {})
-    return profile
+def parse(document: Any) -> Configuration:
+    """The configuration a decoded file stands for. Raises Finding, which names the place."""
+    if not isinstance(document, dict) or (document.get("kind"), document.get("apiVersion")) != (KIND, VERSION):
+        said = f"it says {document.get('apiVersion')} {document.get('kind')}" if isinstance(document, dict) else ""
+        raise Finding(f"this is no {KIND}", said, f"begin with apiVersion: {VERSION} and kind: {KIND}")
+    whole = Part(document, "")
+    whole.only("apiVersion", "kind", "profiles", "extenders", "podInitialBackoffSeconds", "podMaxBackoffSeconds",
+               *NEEDLESS)
+    whole.number("parallelism", 16, 1)
+    whole.number("percentageOfNodesToScore", 0, 0, 100)
+    found: dict[str, Profile] = {}
+    for part in whole.parts("profiles") or [Part({}, "profiles[0]")]:
+        profile = profiles.parse(part)
+        if profile.name in found:
+            raise part.refused("schedulerName", f"{profile.name} is the name of another profile", "give each its own")
+        found[profile.name] = profile
+    first = whole.number("podInitialBackoffSeconds", BACKOFF_FIRST, 1)
+    most = whole.number("podMaxBackoffSeconds", BACKOFF_MOST, 1)
+    if most < first:
+        raise whole.refused("podMaxBackoffSeconds", f"{most:g} is less than podInitialBackoffSeconds, {first:g}",
+                            "give the larger of the two")
+    extenders = whole.parts("extenders")
+    theirs = frozenset(one.text("name") for part in extenders for one in part.parts("managedResources")
+                       if one.truth("ignoredByScheduler"))
+    return Configuration({name: replace(p, ignored=p.ignored | theirs) for name, p in found.items()}, first, most,
+                         tuple(_extender(part) for part in extenders))
 
 
-def _arguments(profile: Profile, plugin: str, arguments: Document) -> Profile:
-    if plugin == "NodeResourcesFit":
-        kind = (arguments.get("scoringStrategy") or {}).get("type", "LeastAllocated")
-        if kind == "MostAllocated":
-            return replace(profile, weights=replace(profile.weights, least=0, most=profile.weights.least))
-        if kind != "LeastAllocated":
-            raise Finding(f"the scoring strategy {kind} is not known", fix="LeastAllocated or MostAllocated")
-    elif plugin == "PodTopologySpread":
-        if arguments.get("defaultConstraints"):
-            raise Finding("defaultConstraints of one's own are not known",
-                          fix="take defaultingType: System, or List without any")
-        return replace(profile, family=arguments.get("defaultingType", "System") == "System")
-    elif plugin == "NodeAffinity":
-        return replace(profile, affinity=(arguments.get("addedAffinity") or {}).get(
-            "requiredDuringSchedulingIgnoredDuringExecution"))
-    elif arguments and plugin not in ("DefaultPreemption", "VolumeBinding", *SCORERS):
-        raise Finding(f"there is no plugin {plugin} to configure")
-    return profile
-
-
-def _extender(given: Document) -> Extender:
-    text = str(given.get("httpTimeout") or f"{EXTENDER_SECONDS}s")
-    seconds = float(text[:-2]) / 1000 if text.endswith("ms") else float(text.rstrip("s"))
-    return Extender(given["urlPrefix"].rstrip("/"), given.get("filterVerb") or "", given.get("prioritizeVerb") or "",
-                    given.get("bindVerb") or "", given.get("preemptVerb") or "", given.get("weight") or 1, seconds,
-                    bool(given.get("nodeCacheCapable")), bool(given.get("ignorable")),
-                    frozenset(r["name"] for r in given.get("managedResources") or ()), given.get("tlsConfig") or {})
+def _extender(part: Part) -> Extender:
+    part.only(*_EXTENDER)
+    url = part.text("urlPrefix")
+    if not url:
+        raise part.refused("urlPrefix", "is missing", "give the address that the verbs are appended to")
+    resources = frozenset(one.text("name") for one in part.parts("managedResources"))
+    return Extender(url.rstrip("/"), part.text("filterVerb"), part.text("prioritizeVerb"), part.text("bindVerb"),
+                    part.text("preemptVerb"), int(part.number("weight", 1, 1)),
+                    part.seconds("httpTimeout", EXTENDER_SECONDS), part.truth("nodeCacheCapable"),
+                    part.truth("ignorable"), resources, part.mapping("tlsConfig").given)

@@ -59,7 +59,8 @@ class Dimension:
 class Constraints:
     """`wants` against the snapshot it was made for. `identity` is equal for pods whose constraints are equal."""
 
-    def __init__(self, wants: Ask, snapshot: Snapshot) -> None:
+    def __init__(self, wants: Ask, snapshot: Snapshot, pull: int = 1, shy: bool = False) -> None:
+        """`pull` and `shy` as in `score.Weights`."""
         self.wants, self._snapshot = wants, snapshot
         self.dimensions: list[Dimension] = []
         self._number: dict[Tally, int] = {}
@@ -70,12 +71,14 @@ class Constraints:
         self.apart = [self._add(self._term(t)) for t in wants.affinities.apart]
         self.wishes = [(self._add(self._term(t)), t.weight) for t in wants.affinities.wishes]
         self.barred: list[int] = []
+        ignored = shy and not wants.affinities.wishes
         for kind, term in foreign(wants, snapshot):
-            number = self._add(snapshot.own[kind, term])
             if kind == "apart":
-                self.barred.append(number)
-            else:
-                self.wishes.append((number, term.weight))
+                self.barred.append(self._add(snapshot.own[kind, term]))
+            elif not ignored and (weight := pull if kind == "near" else term.weight):
+                self.wishes.append((self._add(snapshot.own[kind, term]), weight))
+        if "InterPodAffinity" in wants.off:
+            self.near, self.apart, self.barred = [], [], []
 
     # --- questions ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ Upstream: pkg/scheduler/schedule_one.go.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from controlplane.machinery import objects
@@ -44,9 +45,10 @@ class Decider:
     # --- one pod -----------------------------------------------------------------------------------------------
 
     def ask(self, pod: Obj, profile: Profile) -> Ask:
-        if profile.affinity is not None:
-            pod = _with_affinity(pod, profile.affinity)
-        return fit.ask(pod, self.world.family(pod) if profile.family else None)
+        if profile.required is not None or profile.preferred:
+            pod = _with_affinity(pod, profile)
+        wants = fit.ask(pod, self.world.family(pod) if profile.spreads else None, profile.spreads, profile.off)
+        return fit.ignoring(wants, profile.ignored) if profile.ignored else wants
 
     def decide(self, wants: Ask, profile: Profile) -> Verdict:
         """A node, or why there is none."""
@@ -154,15 +156,17 @@ def preemption_hopeless(nodes: int) -> str:
     return f"0/{nodes} nodes are available: {nodes} {preemption.NOT_HELPFUL}."
 
 
-def _with_affinity(pod: Obj, required: Any) -> Obj:
+def _with_affinity(pod: Obj, profile: Profile) -> Obj:
     """The pod, whose nodes must also satisfy the profile's terms: each of its alternatives with each of theirs."""
     affinity = dict((pod.get("spec") or {}).get("affinity") or {})
     node = dict(affinity.get("nodeAffinity") or {})
-    own = (node.get(fit.terms.REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
-    node[fit.terms.REQUIRED] = {"nodeSelectorTerms": [_both(a, b) for a in own for b in required["nodeSelectorTerms"]]}
+    if profile.required is not None:
+        own = (node.get(fit.terms.REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
+        node[fit.terms.REQUIRED] = {"nodeSelectorTerms": [_both(a, b) for a in own for b in profile.required]}
+    node[fit.terms.PREFERRED] = [*(node.get(fit.terms.PREFERRED) or ()), *profile.preferred]
     return {**pod, "spec": {**pod["spec"], "affinity": {**affinity, "nodeAffinity": node}}}
 
 
-def _both(left: Obj, right: Obj) -> Obj:
+def _both(left: Mapping[str, Any], right: Mapping[str, Any]) -> Obj:
     return {field: [*(left.get(field) or ()), *(right.get(field) or ())]
             for field in ("matchExpressions", "matchFields")}

@@ -10,8 +10,8 @@ noderesources).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -21,7 +21,7 @@ from controlplane.machinery.selectors import LabelSelector
 from controlplane.scheduler import demand, terms
 from controlplane.scheduler.demand import Demand
 from controlplane.scheduler.snapshot import NodeInfo
-from controlplane.scheduler.terms import Affinities, Spread
+from controlplane.scheduler.terms import Affinities, DefaultSpread, Spread
 
 UNSCHEDULABLE_TAINT = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
 HARD = ("NoSchedule", "NoExecute")
@@ -33,6 +33,10 @@ TAINT = "node(s) had untolerated taint "
 EXCLUDED = "node(s) didn't satisfy plugin(s) [NodeAffinity]"
 TOO_MANY = "Too many pods"
 INSUFFICIENT = "Insufficient "
+
+
+Off = frozenset[str]  # filters that are switched off, by their plugins' names
+EVERYTHING_ON: Off = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,13 @@ class Ask:
     labels: Mapping[str, str]
     priority: int
     kind: bytes
+    off: Off = EVERYTHING_ON
 
 
-def ask(pod: dict[str, Any], family: LabelSelector | None = None) -> Ask:
-    """`family` finds the pods of the same Services and workload, which a pod without constraints is spread among."""
+def ask(pod: dict[str, Any], family: LabelSelector | None = None,
+        defaults: Sequence[DefaultSpread] = terms.SYSTEM_SPREADS, off: Off = EVERYTHING_ON) -> Ask:
+    """`family` finds the pods of the same Services and workload, which a pod without constraints is spread among by
+    `defaults`."""
     spec = pod.get("spec") or {}
     affinity = (spec.get("affinity") or {}).get("nodeAffinity") or {}
     required = affinity.get(terms.REQUIRED)
@@ -73,18 +80,28 @@ def ask(pod: dict[str, Any], family: LabelSelector | None = None) -> Ask:
     labels = objects.labels(pod)
     images = tuple(sorted(c.get("image", "") for field in ("containers", "initContainers")
                           for c in spec.get(field) or ()))
-    soft = terms.spreads(pod, "ScheduleAnyway")
+    hard, soft = terms.spreads(pod, "DoNotSchedule"), terms.spreads(pod, "ScheduleAnyway")
     if family is not None and not spec.get("topologySpreadConstraints"):
-        soft = terms.default_spreads(family, labels)
+        hard, soft = (terms.default_spreads([one for one in defaults if one.hard == wanted_hard], family, labels)
+                      for wanted_hard in (True, False))
     kind = orjson.dumps([wanted.requests, wanted.cpu_floor, wanted.memory_floor,
                          [[p.ip, p.protocol, p.port] for p in wanted.ports], spec.get("nodeName"),
-                         spec.get("nodeSelector"), affinity, spec.get("tolerations"), images],
+                         spec.get("nodeSelector"), affinity, spec.get("tolerations"), images, sorted(off)],
                         option=orjson.OPT_SORT_KEYS)
     return Ask(pod, wanted, spec.get("nodeName") or "", spec.get("nodeSelector") or {},
                None if required is None else required.get("nodeSelectorTerms") or [],
                affinity.get(terms.PREFERRED) or [], spec.get("tolerations") or [], images, terms.affinities(pod),
-               terms.spreads(pod, "DoNotSchedule"), soft, objects.namespace(pod), labels,
-               spec.get("priority") or 0, kind)
+               () if "PodTopologySpread" in off else hard, soft, objects.namespace(pod), labels,
+               spec.get("priority") or 0, kind, off)
+
+
+def ignoring(wants: Ask, resources: frozenset[str]) -> Ask:
+    """The ask without resources that somebody else counts; a name that ends with a slash stands for its group."""
+    kept = {name: value for name, value in wants.demand.requests.items()
+            if name not in resources and f"{name.rpartition('/')[0]}/" not in resources}
+    if len(kept) == len(wants.demand.requests):
+        return wants
+    return replace(wants, demand=replace(wants.demand, requests=kept), kind=wants.kind + orjson.dumps(sorted(kept)))
 
 
 # --- taints ------------------------------------------------------------------------------------------------------
@@ -156,7 +173,7 @@ def selects(selector: Mapping[str, str], alternatives: list[dict[str, Any]] | No
 
 def named_nodes(wants: Ask) -> set[str] | None:
     """The only nodes the pod can be meant for, where its affinity names them; None when it does not."""
-    if not wants.terms:
+    if not wants.terms or "NodeAffinity" in wants.off:
         return None
     names: set[str] = set()
     for term in wants.terms:
@@ -172,17 +189,22 @@ def named_nodes(wants: Ask) -> set[str] | None:
 
 def refusal(wants: Ask, node: NodeInfo) -> Refusal | None:
     """Why the node by itself does not take the pod; None when it does."""
-    if node.unschedulable and not any(tolerates(t, UNSCHEDULABLE_TAINT) for t in wants.tolerations):
+    off = wants.off
+    if node.unschedulable and "NodeUnschedulable" not in off and not any(
+            tolerates(t, UNSCHEDULABLE_TAINT) for t in wants.tolerations):
         return Refusal((UNSCHEDULABLE,), True)
     if wants.node_name and wants.node_name != node.name:
         return Refusal((OTHER_NAME,), True)
-    if node.taints and (taint := untolerated(wants.tolerations, node.taints, HARD)) is not None:
+    if node.taints and "TaintToleration" not in off and (
+            taint := untolerated(wants.tolerations, node.taints, HARD)) is not None:
         return Refusal((TAINT + shown(taint),), True)
-    if (wants.selector or wants.terms is not None) and not selects(wants.selector, wants.terms, node):
+    if (wants.selector or wants.terms is not None) and "NodeAffinity" not in off and not selects(
+            wants.selector, wants.terms, node):
         return Refusal((SELECTOR,), True)
-    if wants.demand.ports and any(port.clashes(taken) for port in wants.demand.ports for taken in node.ports):
+    if wants.demand.ports and "NodePorts" not in off and any(
+            port.clashes(taken) for port in wants.demand.ports for taken in node.ports):
         return Refusal((PORTS,))
-    return _short(wants.demand, node)
+    return None if "NodeResourcesFit" in off else _short(wants.demand, node)
 
 
 def _short(wanted: Demand, node: NodeInfo) -> Refusal | None:

@@ -178,7 +178,7 @@ class Scheduler:
 
     async def _bind(self, pod: Obj, uid: str, node: str, choice: Choice | None) -> None:
         try:
-            await self._binder.bind(pod, node, choice)
+            await self._binder.bind(pod, node, choice, self._profile(pod).bind_seconds)
         except (ApiError, OSError, TimeoutError) as error:
             if not isinstance(error, NotFound | Conflict):  # gone, or bound by somebody else: the informer will tell
                 log.warning("binding %s/%s to %s failed: %s", objects.namespace(pod), objects.name(pod), node, error)
@@ -196,7 +196,7 @@ class Scheduler:
     async def _refuse(self, waiting: Waiting, wants: Ask, found: Verdict) -> None:
         """Park the pod and say why; let less important pods make room, when that helps."""
         pod, message, nominated = waiting.pod, found.message, None
-        if found.nodes and not found.outright:
+        if found.nodes and not found.outright and self._profile(pod).preempts:
             plans, why = self.decider.preempt(wants, found)
             plan = preemption.choose(await self._extenders.spare(pod, plans))
             held = (pod.get("status") or {}).get("nominatedNodeName") or ""

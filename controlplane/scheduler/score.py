@@ -8,6 +8,7 @@ Upstream: the score plugins of pkg/scheduler/framework/plugins and their weights
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,47 +21,92 @@ IMAGE_LEAST, IMAGE_MOST = 23 * MIB, 1000 * MIB  # bytes of present images that c
 ROUNDING = 6  # digits: sums of equal parts must compare equal
 
 
+Resources = tuple[tuple[str, int], ...]  # names with weights
+EVENLY: Resources = (("cpu", 1), ("memory", 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How full nodes are liked: free ones (LeastAllocated), full ones (MostAllocated), or by `shape`, points of
+    (utilisation 0–100, score 0–100) with straight lines between them (RequestedToCapacityRatio)."""
+
+    kind: str = "LeastAllocated"
+    resources: Resources = EVENLY
+    shape: tuple[tuple[int, float], ...] = ()
+
+
+LEAST_ALLOCATED = Strategy()
+
+
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What each scorer counts; 0 switches it off."""
+    """What each scorer counts; 0 switches it off. Equal ones rank all nodes alike."""
 
     taints: int = 3
     affinity: int = 2
     spread: int = 2
     neighbours: int = 2
-    least: int = 1
+    fit: int = 1
     balanced: int = 1
     images: int = 1
-    most: int = 0  # MostAllocated instead of LeastAllocated: packs nodes
+    strategy: Strategy = LEAST_ALLOCATED
+    balance: Resources = EVENLY  # what `balanced` looks at
+    pull: int = 1  # a running pod's required affinity in a newcomer's score: hardPodAffinityWeight
+    shy: bool = False  # pods without preferences ignore those of running pods: ignorePreferredTermsOfExistingPods
 
 
 DEFAULT = Weights()
 
 
-def _free(wants: Ask, node: NodeInfo) -> float:
-    """The mean share of cpu and memory left once the pod runs there, 0–100."""
-    total, parts = 0.0, 0
-    cpu, memory = node.allocatable.get("cpu", 0), node.allocatable.get("memory", 0)
-    if cpu:
-        parts += 1
-        total += max(0.0, 1 - (node.cpu_floor + wants.demand.cpu_floor) / cpu)
-    if memory:
-        parts += 1
-        total += max(0.0, 1 - (node.memory_floor + wants.demand.memory_floor) / memory)
-    return BEST * total / parts if parts else 0.0
+def _used(wants: Ask, node: NodeInfo, resource: str) -> int:
+    """What is taken once the pod runs there; containers that ask for nothing count as a little."""
+    if resource == "cpu":
+        return node.cpu_floor + wants.demand.cpu_floor
+    if resource == "memory":
+        return node.memory_floor + wants.demand.memory_floor
+    return node.requested.get(resource, 0) + wants.demand.requests.get(resource, 0)
 
 
-def _balance(wants: Ask, node: NodeInfo) -> float:
-    """How near the used shares of cpu and memory are to each other; only for pods that ask for something."""
+def _liked(strategy: Strategy, share: float) -> float:
+    """0–100 for a node of which `share` would be used."""
+    if strategy.kind == "LeastAllocated":
+        return BEST * max(0.0, 1 - share)
+    if strategy.kind == "MostAllocated":
+        return BEST * min(1.0, share)
+    utilisation, before = 100 * min(1.0, share), strategy.shape[0]
+    for point in strategy.shape:
+        if utilisation <= point[0]:
+            run = point[0] - before[0]
+            return point[1] if not run else before[1] + (point[1] - before[1]) * (utilisation - before[0]) / run
+        before = point
+    return before[1]
+
+
+def _fit(wants: Ask, node: NodeInfo, strategy: Strategy) -> float:
+    """The weighted mean of how the use of each resource is liked, 0–100."""
+    total, weights = 0.0, 0
+    for resource, weight in strategy.resources:
+        have = node.allocatable.get(resource, 0)
+        if not have or (resource not in ("cpu", "memory") and not wants.demand.requests.get(resource)):
+            continue
+        points = _liked(strategy, _used(wants, node, resource) / have)
+        if points or not strategy.shape:  # by a shape, resources without a point do not count
+            total += weight * points
+            weights += weight
+    return total / weights if weights else 0.0
+
+
+def _balance(wants: Ask, node: NodeInfo, resources: Resources) -> float:
+    """How near the used shares of the resources are to each other; only for pods that ask for something."""
     asked = wants.demand.requests
     if not asked:
         return 0.0
-    cpu, memory = node.allocatable.get("cpu", 0), node.allocatable.get("memory", 0)
-    if not cpu or not memory:
+    shares = [min(1.0, (node.requested.get(name, 0) + asked.get(name, 0)) / have) for name, _ in resources
+              if (have := node.allocatable.get(name, 0)) and (name in ("cpu", "memory") or asked.get(name))]
+    if len(shares) < 2:
         return BEST
-    used_cpu = min(1.0, (node.requested.get("cpu", 0) + asked.get("cpu", 0)) / cpu)
-    used_memory = min(1.0, (node.requested.get("memory", 0) + asked.get("memory", 0)) / memory)
-    return BEST * (1 - abs(used_cpu - used_memory) / 2)
+    mean = sum(shares) / len(shares)
+    return BEST * (1 - math.sqrt(sum((share - mean) ** 2 for share in shares) / len(shares)))
 
 
 def _images(wants: Ask, node: NodeInfo, snapshot: Snapshot, nodes: int) -> float:
@@ -79,8 +125,9 @@ def _tagged(image: str) -> str:
 
 def base(wants: Ask, node: NodeInfo, weights: Weights, snapshot: Snapshot, nodes: int) -> float:
     """The weighted part that the node's own state decides; `nodes` is how many there are."""
-    free = _free(wants, node) if weights.least or weights.most else 0.0
-    found = weights.least * free + weights.most * (BEST - free) + weights.balanced * _balance(wants, node)
+    found = weights.fit * _fit(wants, node, weights.strategy) if weights.fit else 0.0
+    if weights.balanced:
+        found += weights.balanced * _balance(wants, node, weights.balance)
     if weights.images and node.images:
         found += weights.images * _images(wants, node, snapshot, nodes)
     return round(found, ROUNDING)

@@ -21,7 +21,6 @@ from controlplane.scheduler.terms import Affinities, Term
 
 TERMINAL = ("Succeeded", "Failed")
 TALLY_LIMIT = 512  # questions kept answered; the one not asked for longest is forgotten first
-AFFINITY_WEIGHT = 1  # a running pod's required affinity in a newcomer's score: upstream's hardPodAffinityWeight
 Obj = dict[str, Any]
 
 
@@ -108,7 +107,7 @@ class Snapshot:
         self._placed: dict[str, Placed] = {}  # by pod uid
         self._groups: dict[Hashable, Group] = {}
         self._tallies: dict[Hashable, Tally] = {}
-        self.own: dict[tuple[str, Term], Tally] = {}  # what placed pods ask of newcomers: ("apart" | "wish", term)
+        self.own: dict[tuple[str, Term], Tally] = {}  # what placed pods ask of newcomers: (apart | near | wish, term)
         self.own_version = 0  # changes whenever `own` gains or loses a term
         self.namespaces: dict[str, dict[str, str]] = {}
         self.images: dict[str, int] = {}  # name -> nodes that have it
@@ -330,9 +329,9 @@ def _domain(tally: Tally, info: NodeInfo) -> str | None:
 
 
 def _asked(affinities: Affinities) -> list[tuple[str, Term]]:
-    """What pods with these terms ask of newcomers: required affinity counts as a wish, as upstream has it."""
-    wishes = [Term(t.key, t.selector, t.namespaces, t.everywhere, AFFINITY_WEIGHT) for t in affinities.near]
-    return [*(("apart", t) for t in affinities.apart), *(("wish", t) for t in (*wishes, *affinities.wishes))]
+    """What pods with these terms ask of newcomers; a required affinity is but a wish about them, as upstream has it."""
+    return [(kind, term) for kind, listed in (("apart", affinities.apart), ("near", affinities.near),
+                                              ("wish", affinities.wishes)) for term in listed]
 
 
 def counts(pod: Obj) -> bool:

@@ -41,7 +41,7 @@ class Table:
 
     def __init__(self, wants: Ask, snapshot: Snapshot, weights: Weights, only: Iterable[str] | None = None) -> None:
         self.wants, self.snapshot, self.weights = wants, snapshot, weights
-        self.constraints = Constraints(wants, snapshot)
+        self.constraints = Constraints(wants, snapshot, weights.pull, weights.shy)
         self.refused: Counter[Refusal] = Counter()  # by the nodes themselves
         self._places: dict[Place, _Heap] = {}
         self._judged: dict[str, Refusal | tuple[Place, Entry]] = {}

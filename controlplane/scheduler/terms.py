@@ -127,7 +127,20 @@ def spreads(pod: Mapping[str, Any], when: str) -> tuple[Spread, ...]:
     return tuple(found)
 
 
-def default_spreads(selector: LabelSelector, labels: Labels) -> tuple[Spread, ...]:
-    """Upstream's system defaults for pods of a Service or workload, which `selector` finds."""
+@dataclass(frozen=True, slots=True)
+class DefaultSpread:
+    """A constraint for pods of a Service or workload that have none of their own."""
+
+    key: str
+    skew: int
+    hard: bool = False
+    system: bool = False  # one of upstream's own, which take nodes without the label, too
+
+
+SYSTEM_SPREADS = (DefaultSpread(HOSTNAME, 3, system=True), DefaultSpread(ZONE, 5, system=True))
+
+
+def default_spreads(wanted: Iterable[DefaultSpread], selector: LabelSelector, labels: Labels) -> tuple[Spread, ...]:
+    """The constraints for pods that `selector` finds."""
     own = selector.matches(labels)
-    return (Spread(HOSTNAME, 3, selector, own, defaulted=True), Spread(ZONE, 5, selector, own, defaulted=True))
+    return tuple(Spread(one.key, one.skew, selector, own, defaulted=one.system) for one in wanted)

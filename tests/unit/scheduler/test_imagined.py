@@ -3,11 +3,8 @@
 import argparse
 import json
 
-import pytest
-
 from controlplane.cli import whatif
 from controlplane.scheduler import imagined
-from controlplane.scheduler.configuration import parse
 from tests.unit.scheduler.test_decisions import node, pod
 
 
@@ -65,15 +62,3 @@ def test_whatif_prints_json_and_fails_when_something_does_not_fit(tmp_path, monk
     answer = json.loads(capsys.readouterr().out)
     assert [p["node"] for p in answer["pods"]] == ["x", "x", ""]
     assert answer["pods"][2]["nearestMiss"]["node"] == "x"
-
-
-def test_a_configuration_names_profiles_and_refuses_what_it_does_not_know():
-    from controlplane.machinery.errors import Finding
-    head = {"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"}
-    found = parse({**head, "profiles": [{"schedulerName": "pack", "pluginConfig": [
-        {"name": "NodeResourcesFit", "args": {"scoringStrategy": {"type": "MostAllocated"}}}],
-        "plugins": {"score": {"disabled": [{"name": "ImageLocality"}]}}}]})
-    weights = found.profiles["pack"].weights
-    assert (weights.most, weights.least, weights.images, weights.taints) == (1, 0, 0, 3)
-    with pytest.raises(Finding, match="filters"):
-        parse({**head, "profiles": [{"plugins": {"filter": {"disabled": [{"name": "NodePorts"}]}}}]})
