@@ -44,7 +44,7 @@ echo 'LABEL=root / ext4 defaults,noatime 0 1' > /etc/fstab
 echo debian > /etc/hostname
 printf '127.0.0.1 localhost\\n127.0.1.1 debian\\n' > /etc/hosts
 if [ -d /etc/network ]; then
-    printf 'auto lo\\niface lo inet loopback\\n\\nallow-hotplug eth0\\niface eth0 inet dhcp\\n' > /etc/network/interfaces
+    printf 'auto lo\\niface lo inet loopback\\nallow-hotplug eth0\\niface eth0 inet dhcp\\n' > /etc/network/interfaces
     : > /etc/resolv.conf
 else
     printf '[Match]\\nName=eth0\\n\\n[Network]\\nDHCP=ipv4\\n' > /etc/systemd/network/10-eth0.network
@@ -95,7 +95,7 @@ def tree(release: str, folder: Path) -> None:
          "--include=" + ",".join((*PACKAGES, *NETWORK[release])), release, folder, MIRROR)
     units = folder / "etc/systemd/system"
     (units / "ssh-keys.service").write_text(KEYS_UNIT)
-    (units / "ssh.service.wants").mkdir()
+    (units / "ssh.service.wants").mkdir(exist_ok=True)
     (units / "ssh.service.wants/ssh-keys.service").symlink_to("../ssh-keys.service")
     _run("chroot", folder, "sh", "-c", CONFIGURE, "configure", KEY)
 

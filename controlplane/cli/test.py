@@ -24,7 +24,10 @@ TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox"
          "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps",
          "mmdebstrap": "mmdebstrap", "crun": "crun"}
 
-NIGHTLY_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "mke2fs": "e2fsprogs"}
+# emulated machines, and a Vagrant lab of them
+NIGHTLY_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mke2fs": "e2fsprogs",
+                 "vagrant": "vagrant-libvirt", "libvirtd": "libvirt-daemon", "virsh": "libvirt-clients",
+                 "virt-qemu-run": "libvirt-daemon-driver-qemu", "dnsmasq": "dnsmasq-base", "ssh": "openssh-client"}
 
 
 def register(commands: argparse._SubParsersAction) -> None:
