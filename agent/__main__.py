@@ -165,7 +165,8 @@ class Agent:
                     strict_groups=self._features.strict_groups, recursive="" in self._features.recursive,
                     runtime=host.runtime_version.partition("://")[0])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
-                       volumes=volumes, cgroups=Cgroups(options.cgroup_root, systemd=systemd), services=services,
+                       volumes=volumes, services=services, cgroups=Cgroups(options.cgroup_root, systemd=systemd,
+                                                                           pids=options.keeping.pod_pids),
                        checks=Checks(runtime), credentials=Credentials(
                            SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
                            [options.root, Path.home() / ".docker", Path("/.docker")]))

@@ -1,21 +1,27 @@
 """The kubelet's cgroups: /kubepods, the QoS classes and one group per pod, made before and removed after the pod.
 
-Owns their names (cgroupfs paths or systemd slices) and their limits, on cgroup v2 and v1. Promises: `make` and `remove`
-are idempotent and never touch a group outside the prefix. Containers' own groups belong to the runtime. Synchronous: a
-handful of writes to a kernel file system. Called by `worker`.
+Owns their names (cgroupfs paths or systemd slices) and their limits, on cgroup v2 and v1: a handful of writes to a
+kernel file system, or where systemd keeps the groups, what `slices` asks of it. Promises: `make` and `remove` are
+idempotent and never touch a group outside the prefix. Containers' own groups belong to the runtime. Called by `steps`,
+`resizer`, `sweep` and `housekeeping`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from agent.kubelet.model import LinuxResources
-from agent.kubelet.resources import pod_resources, qos_class, shares
+from agent.kubelet.resources import PERIOD, pod_resources, qos_class, shares
+from agent.kubelet.slices import Slices, v2_weight
+
+log = logging.getLogger(__name__)
 
 MOUNT = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = ("cpu", "memory", "pids", "cpuset", "cpuacct", "blkio", "devices", "freezer", "hugetlb", "net_cls",
@@ -24,11 +30,6 @@ V2_WANTED = ("cpu", "memory", "pids", "cpuset", "io")
 
 
 _POD = re.compile(r"(?:^|-)pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$")
-
-
-def v2_weight(shares: int) -> int:
-    """cpu.weight of v1 shares, by the runtimes' formula."""
-    return 1 + ((shares - 2) * 9999) // 262142 if shares else 100
 
 
 def cgroup_parent(pod: dict[str, Any], prefix: str, *, systemd: bool) -> str:
@@ -49,25 +50,32 @@ def _slice_path(name: str) -> str:
 
 
 class Cgroups:
-    """The pod groups of one kubelet. With systemd the slices are systemd's to make; only limits are not set."""
+    """The pod groups of one kubelet. `pids` bounds the processes of each pod, 0 = not at all."""
 
-    def __init__(self, prefix: str = "kubepods", *, systemd: bool = False, mount: Path = MOUNT) -> None:
-        self.prefix, self.systemd, self.mount = prefix, systemd, mount
+    def __init__(self, prefix: str = "kubepods", *, systemd: bool = False, mount: Path = MOUNT, pids: int = 0) -> None:
+        self.prefix, self.systemd, self.mount, self.pids = prefix, systemd, mount, pids
         self.v2 = (mount / "cgroup.controllers").exists()
+        self._slices = Slices(v2=self.v2)
 
     def parent(self, pod: dict[str, Any]) -> str:
         return cgroup_parent(pod, self.prefix, systemd=self.systemd)
 
-    def make(self, pod: dict[str, Any], limits: LinuxResources | None = None) -> str:
-        """Make the pod's group with its limits and return its name for the runtime. OSError when the kernel refuses."""
+    async def make(self, pod: dict[str, Any], limits: LinuxResources | None = None) -> str:
+        """Make the pod's group with its limits and return its name for the runtime. OSError when the kernel or systemd
+        refuses."""
         parent = self.parent(pod)
-        if not self.systemd:
-            limits = limits or pod_resources(pod)
-            if self.v2:
-                self._make_v2(parent, limits)
-            else:
-                self._make_v1(parent, limits)
+        await self._make({parent: replace(limits or pod_resources(pod), pids=self.pids)})
         return parent
+
+    async def _make(self, wanted: dict[str, LinuxResources]) -> None:
+        if self.systemd:
+            await self._slices.set(wanted)
+            return
+        for name, limits in wanted.items():
+            if self.v2:
+                self._make_v2(name, limits)
+            else:
+                self._make_v1(name, limits)
 
     def _make_v2(self, parent: str, limits: LinuxResources) -> None:
         folder = self.mount
@@ -77,10 +85,9 @@ class Cgroups:
             folder.mkdir(exist_ok=True)
         self._delegate(folder)
         _write(folder / "cpu.weight", str(v2_weight(limits.cpu_shares)))
-        if limits.cpu_quota:
-            _write(folder / "cpu.max", f"{limits.cpu_quota} {limits.cpu_period}")
-        if limits.memory_limit:
-            _write(folder / "memory.max", str(limits.memory_limit))
+        _write(folder / "cpu.max", f"{limits.cpu_quota or 'max'} {limits.cpu_period or PERIOD}")
+        _write(folder / "memory.max", str(limits.memory_limit or "max"))
+        _write(folder / "pids.max", str(limits.pids or "max"))
 
     def _delegate(self, folder: Path) -> None:
         with contextlib.suppress(OSError):
@@ -95,14 +102,14 @@ class Cgroups:
         for controller in ("cpu", "memory", "pids"):
             if (self.mount / controller).is_dir():
                 (self.mount / controller / relative).mkdir(parents=True, exist_ok=True)
-        cpu, memory = self.mount / "cpu" / relative, self.mount / "memory" / relative
+        cpu = self.mount / "cpu" / relative
         if limits.cpu_shares:
             _write(cpu / "cpu.shares", str(limits.cpu_shares))
         if limits.cpu_quota:
             _write(cpu / "cpu.cfs_period_us", str(limits.cpu_period))
-            _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_quota))
-        if limits.memory_limit:
-            _write(memory / "memory.limit_in_bytes", str(limits.memory_limit))
+        _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_quota or -1))
+        _write(self.mount / "memory" / relative / "memory.limit_in_bytes", str(limits.memory_limit or -1))
+        _write(self.mount / "pids" / relative / "pids.max", str(limits.pids or "max"))
 
     @property
     def top(self) -> str:
@@ -140,9 +147,8 @@ class Cgroups:
     def orphans(self, known: Callable[[str], bool], before: float) -> list[str]:
         """Uids of the pods that are not known and have groups here made `before` (seconds since the epoch): younger
         ones may be those of another kubelet on this host that is just starting a pod."""
-        tops = [self.mount] if self.v2 else [self.mount / c for c in V1_CONTROLLERS if (self.mount / c).is_dir()]
         found = set()
-        for top in tops:
+        for top in self._tops():
             for place in {(top / name).parent for name in self._names("x")}:
                 for path in place.iterdir() if place.is_dir() else ():
                     with contextlib.suppress(FileNotFoundError):
@@ -150,30 +156,49 @@ class Cgroups:
                             found.add(match[1].replace("_", "-"))
         return sorted(uid for uid in found if not known(uid))
 
-    def hold(self, cpu: int, memory: int) -> None:
-        """Hold all pods together to so many milli-cores by weight and so many bytes by limit (0: no limit). With
-        systemd the slice is systemd's, made with the first pod."""
-        if self.systemd:
-            return
-        limits = LinuxResources(cpu_shares=shares(cpu), memory_limit=memory)
-        if self.v2:
-            self._make_v2(f"/{self.prefix}", limits)
-        else:
-            self._make_v1(f"/{self.prefix}", limits)
+    async def hold(self, cpu: int, memory: int) -> None:
+        """Hold all pods together to so many milli-cores by weight and so many bytes by limit (0: no limit)."""
+        await self._make({self._class(): LinuxResources(cpu_shares=shares(cpu), memory_limit=memory)})
 
-    def weigh(self, burstable: int) -> None:
+    async def weigh(self, burstable: int) -> None:
         """Weigh the groups of the two lower classes: the milli-cores all Burstable pods ask for, and next to none."""
-        for name, milli in (() if self.systemd else (("burstable", burstable), ("besteffort", 0))):
-            limits = LinuxResources(cpu_shares=shares(milli))
-            make = self._make_v2 if self.v2 else self._make_v1
-            make(f"/{self.prefix}/{name}", limits)
+        await self._make({self._class(name): LinuxResources(cpu_shares=shares(milli))
+                          for name, milli in (("burstable", burstable), ("besteffort", 0))})
 
-    def remove(self, uid: str) -> None:
+    def _class(self, name: str = "") -> str:
+        """The group of all pods, or of those of one class."""
+        if self.systemd:
+            return f"{self.prefix}{name and '-'}{name}.slice"
+        return f"/{self.prefix}{name and '/'}{name}"
+
+    async def remove(self, uid: str) -> None:
         """Remove the pod's group wherever it is; nothing when there is none or something still lives in it."""
-        tops = [self.mount] if self.v2 else [self.mount / c for c in V1_CONTROLLERS if (self.mount / c).is_dir()]
-        for top in tops:
+        if self.systemd:
+            await self._end(path for path in self._names(uid) if any((top / path).is_dir() for top in self._tops()))
+        for top in self._tops():
             for name in self._names(uid):
                 _remove_tree(top / name)
+
+    async def clear(self) -> None:
+        """Remove the groups above the pods, where no pod is left: those that systemd keeps, as it would for ever."""
+        def idle(path: str) -> bool:
+            folders = [top / path for top in self._tops() if (top / path).is_dir()]
+            return bool(folders) and not any(entry.is_dir() for folder in folders for entry in folder.iterdir())
+        if self.systemd:
+            for name in ("besteffort", "burstable", ""):
+                path = _slice_path(self._class(name))
+                await self._end([path] if idle(path) else [])
+
+    async def _end(self, paths: Iterable[str]) -> None:
+        """Have systemd end the slices at these paths, with what is left in them."""
+        try:
+            await self._slices.end([path.rpartition("/")[2] for path in paths])
+        except OSError as error:
+            log.warning("systemd does not end the groups of pods that are gone: %s", error)
+
+    def _tops(self) -> list[Path]:
+        """Every hierarchy that is mounted."""
+        return [self.mount] if self.v2 else [self.mount / c for c in V1_CONTROLLERS if (self.mount / c).is_dir()]
 
     def _names(self, uid: str) -> list[str]:
         if self.systemd:

@@ -56,7 +56,7 @@ class Housekeeping:
     async def run(self) -> None:
         """Until cancelled."""
         await self._kubelet.relisted.wait()
-        self._hold()
+        await self._hold()
         async with asyncio.TaskGroup() as group:
             group.create_task(self.collector.run(), name="image collection")
             group.create_task(self.evictions.run(), name="evictions")
@@ -64,11 +64,11 @@ class Housekeeping:
             group.create_task(self.shutdown.run(), name="shutdown")
             group.create_task(self._weigh(), name="cgroup weights")
 
-    def _hold(self) -> None:
+    async def _hold(self) -> None:
         """Hold all pods to what the node does not keep for itself."""
         memory = self._host.memory - self._keeping.reserved("memory") // 1000 if self._keeping.enforce else 0
         try:
-            self._context.cgroups.hold(self._host.cpus * 1000 - self._keeping.reserved("cpu"), memory)
+            await self._context.cgroups.hold(self._host.cpus * 1000 - self._keeping.reserved("cpu"), memory)
         except OSError as error:
             log.warning("cannot hold pods to what is allocatable: %s", error)
 
@@ -80,7 +80,7 @@ class Housekeeping:
                         if worker.active and resources.qos_class(worker.pod) == "Burstable")
             if asked != before:
                 try:
-                    self._context.cgroups.weigh(asked)
+                    await self._context.cgroups.weigh(asked)
                     before = asked
                 except OSError as error:
                     log.warning("cannot weigh the pods' groups: %s", error)

@@ -41,6 +41,7 @@ class Keeping:
     shutdown_on_sigterm: bool = False  # SIGTERM means that the host goes down
     read_only_port: int = 0
     read_only_address: str = "127.0.0.1"
+    pod_pids: int = 0  # processes and threads of each pod; 0 = no bound
 
     def reserved(self, name: str) -> int:
         """Milli-units of a resource kept from pods, without what evictions keep."""
@@ -68,6 +69,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     add("--enforce-node-allocatable", default="pods", choices=("pods", "none"), help="whether all pods together are "
         "held to what is allocatable")
     add("--max-pods", type=int, default=MAX_PODS)
+    add("--pod-max-pids", type=int, default=0, help="bound of each pod's processes and threads (0 = none)")
     add("--shutdown-grace-period", default="0s", help="how long a shutdown of the host waits for pods")
     add("--shutdown-grace-period-critical-pods", default="0s", help="how much of that is for critical pods")
     add("--shutdown-on-sigterm", action="store_true", help="take SIGTERM for the host's shutdown and end all pods, for "
@@ -91,7 +93,7 @@ def of(given: argparse.Namespace) -> Keeping:
             _reserved(given.system_reserved), given.enforce_node_allocatable == "pods", given.max_pods,
             thresholds.duration(given.shutdown_grace_period),
             thresholds.duration(given.shutdown_grace_period_critical_pods), given.shutdown_on_sigterm,
-            given.read_only_port, given.read_only_address)
+            given.read_only_port, given.read_only_address, max(0, given.pod_max_pids))
     except ValueError as error:
         raise Finding("the node agent's flags cannot be used", str(error), "see --help for how each is written") from \
             error
@@ -112,7 +114,7 @@ def settings(keeping: Keeping, *, driver: str, domain: str, dns: tuple[str, ...]
         "port": port, "readOnlyPort": keeping.read_only_port, "staticPodPath": manifests, "clusterDomain": domain,
         "clusterDNS": list(dns), "cgroupDriver": driver, "containerRuntimeEndpoint": endpoint, "podLogsDir": logs,
         "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True, "cacheTTL": "2m0s"}},
-        "authorization": {"mode": "Webhook"}, "maxPods": keeping.max_pods,
+        "authorization": {"mode": "Webhook"}, "maxPods": keeping.max_pods, "podPidsLimit": keeping.pod_pids or -1,
         "evictionHard": thresholds.pairs(keeping.hard, "<"),
         "evictionPressureTransitionPeriod": f"{keeping.transition:g}s",
         "imageGCHighThresholdPercent": keeping.image_high, "imageGCLowThresholdPercent": keeping.image_low,

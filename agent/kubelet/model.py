@@ -41,6 +41,8 @@ class LinuxResources:
     memory_limit: int = 0
     oom_score_adj: int = 0
     hugepages: tuple[tuple[str, int], ...] = ()  # (size of a page as the kernel names it, such as `2MB`; bytes)
+    pids: int = 0  # processes and threads
+    cpus: str = ""  # the CPUs it may run on, as the kernel lists them: `0-1,4`
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ class Resizer:
         old, new = resize.with_resources(pod, self.actual), self.view(pod)
         try:
             self._room(old, new, seen, changes)
-            context.cgroups.make(new, resize.wider(resources.pod_resources(old), resources.pod_resources(new)))
+            await context.cgroups.make(new, resize.wider(resources.pod_resources(old), resources.pod_resources(new)))
             for change in changes:
                 spec = next(c for c in [*new["spec"]["containers"], *(new["spec"].get("initContainers") or ())]
                             if c["name"] == change.name)
@@ -120,7 +120,7 @@ class Resizer:
                 self.actual[change.name] = self.allocated[change.name]
                 self._save()
             if all(not c.restart for c in changes):
-                context.cgroups.make(new)
+                await context.cgroups.make(new)
             self._error = ""
         except (CallError, OSError) as error:
             text = getattr(error, "details", "") or str(error)

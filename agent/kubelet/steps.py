@@ -188,7 +188,7 @@ class Steps:
             self._tell("Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
         try:
             node.pod_folder(uid).mkdir(parents=True, exist_ok=True, mode=0o750)
-            self.context.cgroups.make(self.pod)
+            await self.context.cgroups.make(self.pod)
             self._sandbox_spec = await self._sandbox(action.attempt)
             async with self.context.turns.turn(turns.SANDBOX):
                 await self.context.runtime.run_sandbox(self._sandbox_spec)
@@ -348,7 +348,7 @@ class Steps:
             if not self.seen.sandboxes:
                 await context.runtime.remove_container(container.id)
         await self.give_back(whole=True)
-        context.cgroups.remove(uid)
+        await context.cgroups.remove(uid)
         shutil.rmtree(context.node.log_folder(self.pod), ignore_errors=True)
 
     async def give_back(self, *, whole: bool = False) -> None:

@@ -45,6 +45,6 @@ async def sweep(context: Context, known: Callable[[str], bool]) -> None:
             except (ConfigError, OSError) as error:
                 log.warning("cannot remove what is left of pod %s: %s", uid, error)
     for uid in await asyncio.to_thread(context.cgroups.orphans, known, context.clock.now() - YOUNG_SECONDS):
-        context.cgroups.remove(uid)
+        await context.cgroups.remove(uid)
     for path in await asyncio.to_thread(_logs, node.logs, known):
         await asyncio.to_thread(shutil.rmtree, path, True)

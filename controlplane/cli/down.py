@@ -86,6 +86,7 @@ async def stop_pods(paths: Paths) -> list[str]:
             runtime = Runtime(connection)
             pods = (await runtime.observe()).values()
             ends = await asyncio.gather(*(_stop_pod(runtime, groups, pod) for pod in pods), return_exceptions=True)
+        await groups.clear()
     except (OSError, CallError) as error:
         return [f"containerd does not answer: {error}"]
     return [f"{pod.namespace}/{pod.name}: {end}" for pod, end in zip(pods, ends) if end is not None]
@@ -98,7 +99,7 @@ async def _stop_pod(runtime: Runtime, groups: Cgroups, pod: ObservedPod) -> None
     for sandbox in pod.sandboxes:
         await runtime.stop_sandbox(sandbox.id)
         await runtime.remove_sandbox(sandbox.id)
-    groups.remove(pod.uid)
+    await groups.remove(pod.uid)
 
 
 def kill_shims(paths: Paths) -> None:

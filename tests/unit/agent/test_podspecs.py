@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from dataclasses import replace
 from pathlib import Path
@@ -159,17 +160,17 @@ def test_pod_groups_are_made_and_removed_on_both_hierarchies(tmp_path):
     for name in ("cpu", "memory", "pids"):
         (tmp_path / name).mkdir()
     old = cgroups.Cgroups(mount=tmp_path)
-    assert old.make(the_pod) == "/kubepods/podu"
+    assert asyncio.run(old.make(the_pod)) == "/kubepods/podu"
     assert (tmp_path / "memory/kubepods/podu/memory.limit_in_bytes").read_text() == str(64 << 20)
     v2 = tmp_path / "two"
     v2.mkdir()
     (v2 / "cgroup.controllers").write_text("cpu memory")
     new = cgroups.Cgroups(mount=v2)
-    new.make(the_pod)
+    asyncio.run(new.make(the_pod))
     assert (v2 / "kubepods/podu/cpu.max").read_text() == "100000 100000"
     for file in (v2 / "kubepods/podu").iterdir():
         file.unlink()  # a real group's files vanish with it
-    new.remove("u")
+    asyncio.run(new.remove("u"))
     assert not (v2 / "kubepods/podu").exists() and (v2 / "kubepods").exists()
 
 

@@ -9,17 +9,17 @@ import struct
 from types import SimpleNamespace
 from typing import Any
 
-from agent.kubelet import logind
 from agent.kubelet.admit import CRITICAL, Place, judge
+from agent.kubelet.dbus import message, parse
 from agent.kubelet.keeping import Keeping
-from agent.kubelet.logind import Logind, message, parse
+from agent.kubelet.logind import Logind
 from agent.kubelet.shutdown import MESSAGE, Shutdown
 from controlplane.machinery.clock import SYSTEM
 from tests.unit.agent.pods import pod, seen, up
 
 
 def test_a_message_is_read_as_it_was_written():
-    whole = message(1, 7, {1: "/a/b", 3: "Member", 5: 42}, ("one", "three"))
+    whole = message(1, 7, {1: "/a/b", 3: "Member", 5: 42}, "ss", ("one", "three"))
     assert parse(whole[:-1]) is None
     kind, fields, body, length = parse(whole + b"l")  # type: ignore[misc]
     assert (kind, fields, length) == (1, {1: "/a/b", 3: "Member", 5: 42, 8: "ss"}, len(whole))
@@ -69,7 +69,7 @@ class Bus:
         self.peer = peer
 
 
-def test_the_host_waits_for_its_pods(tmp_path, monkeypatch):
+def test_the_host_waits_for_its_pods(tmp_path):
     ended = []
 
     class Worker(SimpleNamespace):
@@ -90,7 +90,6 @@ def test_the_host_waits_for_its_pods(tmp_path, monkeypatch):
         workers, states = [worker("dns", CRITICAL), worker("web")], list[bool]()
         shutdown = Shutdown(Keeping(shutdown=20.0, shutdown_critical=5.0), lambda: workers,
                             lambda: states.append(shutdown.going), SYSTEM)
-        monkeypatch.setattr(logind, "BUS", bus.path)
         async with Logind(bus.path) as bound:
             following = asyncio.create_task(shutdown._follow(bound))
             await serving
