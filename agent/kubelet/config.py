@@ -15,12 +15,10 @@ from agent.kubelet import keeping
 from agent.kubelet.hosts import parse_resolv
 from agent.kubelet.keeping import Keeping
 from agent.kubelet.model import DNS
-from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from netsetup import addresses
 
 RESOLV_FILES = ("/run/systemd/resolve/resolv.conf", "/etc/resolv.conf")  # systemd's stub does not work inside a pod
-PROBE_ADDRESS = ("192.0.2.1", 9)  # never sent to: only asks the kernel which address would be used
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +90,8 @@ def parser(paths: Paths) -> argparse.ArgumentParser:
 def parse(arguments: list[str], paths: Paths) -> Options:
     """Flags to Options. Exits with a usage message on a wrong flag; raises Finding when no address is to be had."""
     given = parser(paths).parse_args(arguments)
-    driver, node_ip = given.cgroup_driver, given.node_ip or own_address()
+    alone = 6 if all(":" in cidr for cidr in given.cluster_cidr.split(",")) else 4
+    driver, node_ip = given.cgroup_driver, given.node_ip or addresses.node_address(alone)
     six = addresses.global_address6(node_ip) if "," in given.cluster_cidr else ""
     return Options(
         kubeconfig=given.kubeconfig, proxy_kubeconfig=given.proxy_kubeconfig,
@@ -108,17 +107,6 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         sysctls=tuple(s for s in given.allowed_unsafe_sysctls.split(",") if s),
         providers=given.image_credential_provider_config, provider_folder=given.image_credential_provider_bin_dir,
         rotate=given.rotate_certificates, keeping=keeping.of(given), verbose=given.verbose)
-
-
-def own_address() -> str:
-    """The address this host uses towards others. Raises Finding."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(PROBE_ADDRESS)
-            return str(sock.getsockname()[0])
-        except OSError as error:
-            raise Finding("this host's address is not known", "it has no default route",
-                          "give the address with --node-ip") from error
 
 
 def apparmor() -> bool:

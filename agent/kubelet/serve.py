@@ -47,7 +47,7 @@ class Settings:
     certificate: Path
     key: Path
     client_ca: Path
-    host: str = "0.0.0.0"
+    host: str = ""  # all addresses of both families
     port: int = PORT
     config: dict[str, Any] = field(default_factory=dict)  # shown at /configz
     logs: Path | None = None  # shown at /logs/

@@ -21,6 +21,7 @@ from controlplane.apiserver.allocator import Allocator
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.lists import object_key
+from controlplane.apiserver.servicefamilies import family_of
 from controlplane.machinery.resources import Resource, named
 from controlplane.store.log import Stale
 from controlplane.store.watch import Lagged
@@ -46,7 +47,7 @@ def wanted(options: Options, address: str) -> list[tuple[Resource, Object]]:
     made.append((named("services"), {
         "apiVersion": "v1", "kind": "Service",
         "metadata": {**where, "labels": {"component": "apiserver", "provider": "kubernetes"}},
-        "spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ipFamilies": ["IPv4"],
+        "spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip], "ipFamilies": [family_of(ip)],
                  "ipFamilyPolicy": "SingleStack", "internalTrafficPolicy": "Cluster", "sessionAffinity": "None",
                  "ports": [{"name": "https", "port": HTTPS, "protocol": "TCP", "targetPort": options.secure_port}]},
         "status": {"loadBalancer": {}}}))
@@ -58,7 +59,7 @@ def wanted(options: Options, address: str) -> list[tuple[Resource, Object]]:
     made.append((named("endpointslices.discovery.k8s.io"), {
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {**where, "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": "IPv4", "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
+        "addressType": family_of(address), "endpoints": [{"addresses": [address], "conditions": {"ready": True}}],
         "ports": [{"name": "https", "port": options.secure_port, "protocol": "TCP"}]}))
     return made
 

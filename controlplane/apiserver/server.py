@@ -68,7 +68,7 @@ class Server:
         self.streams: Any = None
         self.authenticator: Any = None
         self._web: web.Server
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._chores: asyncio.Task[None] | None = None
         self._states: dict[Any, dict[str, Any]] = {}
 
@@ -145,9 +145,11 @@ class Server:
                                  max_line_size=MAX_HEADER, lingering_time=1.0,
                                  auto_decompress=False)  # a body is what was sent, also when it is passed on
             loop = asyncio.get_running_loop()
-            self._listener = await loop.create_server(self._web, sock=listening, ssl=tls, backlog=BACKLOG)
+            self._listeners = [await loop.create_server(self._web, sock=sock, ssl=tls, backlog=BACKLOG)
+                               for sock in listening]
         except BaseException:
-            listening.close()
+            for sock in listening:
+                sock.close()
             raise
         gc.collect()
         gc.freeze()  # what exists now lives as long as the server: collections need not look at it again
@@ -174,21 +176,25 @@ class Server:
             if not self.context.draining:
                 self._on_fault(faults.exceptions[0])
 
-    def _bind(self) -> socket.socket:
-        options = self.options
-        family = socket.AF_INET6 if ":" in options.bind_address else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    def _bind(self) -> list[socket.socket]:
+        """Listening sockets; no certain address means all addresses of both families."""
+        options, made = self.options, []
+        everywhere = ipaddress.ip_address(options.bind_address).is_unspecified
+        self.port = options.secure_port
         try:
-            sock.bind((options.bind_address, options.secure_port))
-            sock.listen(BACKLOG)
+            for address in ("0.0.0.0", "::") if everywhere else (options.bind_address,):
+                if ":" in address and everywhere and not socket.has_dualstack_ipv6():
+                    continue
+                made.append(socket.create_server((address, self.port), backlog=BACKLOG, family=(
+                    socket.AF_INET6 if ":" in address else socket.AF_INET)))
+                self.port = made[0].getsockname()[1]
         except OSError as error:
-            sock.close()
+            for sock in made:
+                sock.close()
             raise Finding(f"cannot listen on {options.bind_address}:{options.secure_port}: {error.strerror}", "",
                           f"find who holds it with `ss -ltnp sport = :{options.secure_port}`, or give another "
                           "--secure-port") from None
-        self.port = sock.getsockname()[1]
-        return sock
+        return made
 
     def _tls(self) -> ssl.SSLContext | None:
         options = self.options
@@ -237,8 +243,8 @@ class Server:
     async def stop(self) -> None:
         """Stop cleanly. Every accepted write is on disk when this returns."""
         self.context.draining = True
-        if self._listener is not None:
-            self._listener.close()
+        for listener in self._listeners:
+            listener.close()
             self.handlers.watches.close()
             self._web.pre_shutdown()
             await self._web.shutdown(STOP_SECONDS)
@@ -249,7 +255,7 @@ class Server:
             self._chores.cancel()
             await asyncio.gather(self._chores, return_exceptions=True)
         await self.cache.close()
-        for record in (self.pipeline.audit, self.context.changes) if self._listener is not None else ():
+        for record in (self.pipeline.audit, self.context.changes) if self._listeners else ():
             if record is not None:
                 await record.close()
         LOG.info("stopped at revision %d", self.cache.revision)

@@ -112,7 +112,8 @@ async def prove(client: Client, image: str) -> str:
         pods = await _ready(client)
     names = {objects.name(p) for p in pods}
     service = await client.get(SERVICES, NAME, NAMESPACE)
-    address = service["spec"]["clusterIP"]
+    ip = service["spec"]["clusterIP"]
+    address = f"[{ip}]" if ":" in ip else ip
     with step(f"curl http://{address}/ from the host"):
         from_host = await _all_answer(names, lambda: asyncio.to_thread(_fetch, address))
     with step(f"wget http://{address}/ from inside a pod"):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
+from netsetup.addresses import node_address
 
 LEAST_DISK = 1 << 30  # bytes: images, the store's growth and logs of a small cluster
 PORTS = {6443: "the API server", 10250: "the kubelet"}
@@ -87,28 +88,27 @@ def check_foreign_cni(paths: Paths) -> None:
                       "containerd takes the first file by name", f"remove it: rm {paths.cni_conf / found[0]}")
 
 
-def addresses() -> list[str]:
-    """The IPv4 addresses of this machine that others may know it by."""
+def addresses(family: int = 4) -> list[str]:
+    """The addresses of this machine that others may know it by."""
     import psutil
+    domain = socket.AF_INET6 if family == 6 else socket.AF_INET
     return [a.address for name, found in psutil.net_if_addrs().items() if name != "lo" and not name.startswith("pel")
-            for a in found if a.family == socket.AF_INET and not a.address.startswith(("127.", "169.254."))]
+            for a in found if a.family == domain and not a.address.startswith(("127.", "169.254.", "fe80:"))]
 
 
-def node_ip(wanted: str = "") -> str:
+def node_ip(wanted: str = "", family: int = 4) -> str:
     """The address this node is known by: the wanted one, else the source of the default route, else the first global
     one. Raises Finding when there is none, or the wanted one is not on this machine."""
-    own = addresses()
+    own = addresses(6 if ":" in wanted else family)
     if wanted:
         if wanted not in own:
             raise Finding(f"{wanted} is not an address of this machine",
                           f"it has {', '.join(own) or 'none but loopback'}", "give one of these to --node-ip")
         return wanted
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # a documentation address: nothing is sent by connecting
-            return beyond_nat(probe.getsockname()[0], own)
-        except OSError:
-            pass
+    try:
+        return beyond_nat(node_address(family), own)
+    except Finding:
+        pass  # no default route: any address will do
     if not own:
         raise Finding("this machine has no network address but loopback",
                       "pods and the API server need one that others can reach",

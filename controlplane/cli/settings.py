@@ -35,6 +35,21 @@ class Settings:
         """The cluster's DNS: the tenth address of the services' range, as everywhere."""
         return str(ipaddress.ip_network(self.service_range.split(",")[0])[DNS_INDEX])
 
+    @property
+    def family(self) -> int:
+        """Of the node's own address: 6 only where pods have IPv6 alone."""
+        return family_of(self.cluster_range)
+
+    @property
+    def url(self) -> str:
+        """Of the API server, if it is on this node."""
+        return f"https://{f'[{self.node_ip}]' if ':' in self.node_ip else self.node_ip}:6443"
+
+
+def family_of(ranges: str) -> int:
+    """The family of a node's address, by the ranges of pods; "" stands for the default ones."""
+    return 6 if all(":" in part for part in ranges.split(",")) else 4
+
 
 def check_ranges(settings: Settings) -> None:
     """Raises Finding for ranges that cannot work together or with the node's own address."""
@@ -49,7 +64,15 @@ def check_ranges(settings: Settings) -> None:
             raise Finding(f"{flag} {text} has two networks of one address family", "there is at most one of each",
                           "give one IPv4 and one IPv6 network")
         known += [(flag, network) for network in networks]
+    services, pods = ({network.version for flag, network in known if flag == one}
+                      for one in ("--service-cidr", "--cluster-cidr"))
     node = ipaddress.ip_address(settings.node_ip)
+    if services != pods:
+        raise Finding(f"--service-cidr {settings.service_range} and --cluster-cidr {settings.cluster_range} differ in "
+                      "their address families", "a Service could not lead to its pods", "give both, or both of each")
+    if node.version not in pods:
+        raise Finding(f"this node's address {node} is not of the pods' address family", "nodes would not reach each "
+                      "other's pods", "give an address of the other family to --node-ip, or other ranges")
     for index, (flag, network) in enumerate(known):
         if node in network:
             raise Finding(f"{flag} {network} contains this node's own address {node}",

@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.cli import components, control, preflight
 from controlplane.cli.output import columns, good, say, step
-from controlplane.cli.settings import Settings, check_ranges, default_node_name, load, save
+from controlplane.cli.settings import Settings, check_ranges, default_node_name, family_of, load, save
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
@@ -43,7 +43,8 @@ def decide(paths: Paths, args: argparse.Namespace) -> Settings:
     asked = {field: text for field, text in given.items() if text}
     mode = {"proxy_mode": args.proxy_mode} if args.proxy_mode else {}
     if kept is None:
-        made = Settings(args.node_name or default_node_name(), preflight.node_ip(args.node_ip), **asked, **mode)
+        address = preflight.node_ip(args.node_ip, family_of(args.cluster_cidr))
+        made = Settings(args.node_name or default_node_name(), address, **asked, **mode)
         check_ranges(made)
         return made
     if args.node_name and args.node_name != kept.node_name:
@@ -53,7 +54,7 @@ def decide(paths: Paths, args: argparse.Namespace) -> Settings:
         raise Finding(f"this cluster has services in {kept.service_range} and pods in {kept.cluster_range}",
                       "Services and pods hold addresses of these ranges, so they cannot be changed",
                       "./pelamis down --purge, then ./pelamis up with the new ranges")
-    return replace(kept, node_ip=preflight.node_ip(args.node_ip or kept.node_ip), **mode)
+    return replace(kept, node_ip=preflight.node_ip(args.node_ip or kept.node_ip, kept.family), **mode)
 
 
 def run(args: argparse.Namespace) -> int:

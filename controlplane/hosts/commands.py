@@ -46,7 +46,8 @@ def join_flags(parser: argparse.ArgumentParser) -> None:
 
 def node_settings(args: argparse.Namespace, address: str = "") -> Settings:
     """The settings the flags ask for. `address` is what the node is known by unless --node-ip says otherwise."""
-    made = Settings(args.node_name or settings.default_node_name(), preflight.node_ip(args.node_ip or address),
+    made = Settings(args.node_name or settings.default_node_name(), preflight.node_ip(
+        args.node_ip or address, settings.family_of(getattr(args, "cluster_cidr", ""))),
                     runtime=args.container_runtime_endpoint.removeprefix("unix://"))
     if not settings.NODE_NAME.fullmatch(made.node_name):
         raise Finding(f'"{made.node_name}" cannot name a node', "a name has lower case letters, digits, '-' and '.'",

@@ -47,7 +47,7 @@ def ca_hash(pem: bytes) -> str:
 
 def wanted(settings: Settings, ca: bytes, version: str) -> list[tuple[str, Obj]]:
     """(resource, object), in the order to make them."""
-    server = f"https://{settings.node_ip}:6443"
+    server = settings.url
     import base64
     kubeconfig = {"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "", "cluster": {
         "server": server, "certificate-authority-data": base64.b64encode(ca).decode()}}], "contexts": [], "users": []}
@@ -123,5 +123,5 @@ async def tokens(client: Client) -> list[Obj]:
 
 def command(paths: Paths, settings: Settings, token: str, program: Path | str = "./pelamis") -> str:
     """What to run on a host that is to join."""
-    return (f"{program} install agent --server https://{settings.node_ip}:6443 --token {token} "
+    return (f"{program} install agent --server {settings.url} --token {token} "
             f"--ca-cert-hash {ca_hash((paths.pki / 'ca.crt').read_bytes())}")

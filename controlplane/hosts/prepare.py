@@ -34,8 +34,8 @@ def prepare(layout: Layout, services: Services, say: Say = print) -> Settings:
     if kept is None:
         raise Finding(f"{layout.settings} is missing", "this host is no node", "pelamis install server")
     now = kept
-    if kept.node_ip not in preflight.addresses():
-        now = replace(kept, node_ip=preflight.node_ip(""))
+    if kept.node_ip not in preflight.addresses(kept.family):
+        now = replace(kept, node_ip=preflight.node_ip("", kept.family))
         say(f"the address changed from {kept.node_ip} to {now.node_ip}")
     changed = node.prepare(layout.paths, now, Ledger(layout.paths.ledger))
     if now != kept:

@@ -1,4 +1,4 @@
-"""A cluster with two address families whose Services are nf_tables maps: Services, names, host ports and the trace."""
+"""A cluster with two address families, whose Services are nf_tables maps, and one that has IPv6 alone."""
 
 from __future__ import annotations
 
@@ -65,3 +65,33 @@ def test_services_of_two_families_by_maps_and_by_rules(two: Cluster) -> None:
     assert "KUBE-SVC" in two.run("iptables-save").stdout and "KUBE-SVC" in two.run("ip6tables-save").stdout
     refused = two.pelamis("up", "--cluster-cidr", "10.1.0.0/16", check=False)
     assert refused.returncode == 1 and "cannot be changed" in refused.stderr
+
+
+def test_a_cluster_of_ipv6_alone() -> None:
+    made = Cluster()
+    try:
+        for line in ("addr flush dev uplink", f"addr add {NODE6}/64 dev uplink nodad",
+                     "route add default via fd00:77::1 dev uplink"):
+            subprocess.run(["ip", "-n", made.host.netns, *line.split()], check=True)
+        refused = made.pelamis("up", "--cluster-cidr", "fd00:10:244::/56", check=False)
+        assert refused.returncode == 1 and "differ in their address families" in refused.stderr
+        made.pelamis("up", "--demo", "--cluster-cidr", "fd00:10:244::/56", "--service-cidr", "fd00:96::/112")
+        assert "inet " not in made.run("ip", "addr", "show", "uplink").stdout
+        web = json.loads(WEB)
+        del web["items"][0]["spec"]["containers"][0]["ports"][0]["hostIP"]
+        del web["items"][1]["spec"]["ipFamilyPolicy"]
+        made.kubectl("apply", "-f", "-", input=json.dumps(web))
+        made.kubectl("wait", "--for=condition=Ready", "pod/web", "--timeout=60s")
+        spec = made.get("service", "web")["spec"]
+        assert spec["ipFamilies"] == ["IPv6"] and made.get("endpointslice", "kubernetes")["addressType"] == "IPv6"
+        for place in (f"[{spec['clusterIP']}]", f"[{NODE6}]:{spec['ports'][0]['nodePort']}", f"[{NODE6}]:8888"):
+            eventually(lambda place=place: made.run("curl", "-gs", "-m", "2", f"http://{place}/",
+                                                    check=False).stdout == "here\n", 20)
+        assert spec["clusterIP"] in made.run("kubectl", "exec", "web", "--", "nslookup",
+                                             "web.default.svc.cluster.local").stdout
+        told = made.pelamis("trace", "web", "web:80").stdout
+        assert "delivered to [fd00:10:244:" in told or "delivered to fd00:10:244:" in told
+        agent = (made.host.paths.log / "agent.log").read_text()
+        assert " W " not in agent and "forbidden" not in agent  # nothing is asked before it is allowed
+    finally:
+        made.close()
