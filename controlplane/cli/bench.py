@@ -22,6 +22,8 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the figures to FILE")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each API measurement (default 5)")
     parser.add_argument("--idle-seconds", type=float, default=60.0, help="length of the idle measurement (default 60)")
+    parser.add_argument("--kubelet", metavar="FILE", default="",
+                        help="also measure this kubelet binary with the pods of area `node`")
     parser.set_defaults(run=run)
 
 

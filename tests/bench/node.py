@@ -1,8 +1,10 @@
-"""A pod's way on the running cluster: start, crowds, exits, restarts and deletion, drawn and beside bare CRI calls."""
+"""A pod's way on the running cluster: start, crowds, exits, restarts and deletion, drawn and beside bare CRI calls; a
+hundred pods that do nothing; and, where one is given by path, another kubelet with the same pods."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -24,11 +26,13 @@ from controlplane.machinery import objects
 from controlplane.machinery.paths import Paths
 from cri_proto.client import Connection
 from cri_proto.messages import cri
-from tests.bench.idle import processes
+from tests.bench import upstream
+from tests.bench.idle import cpu, processes, resident
 from tests.bench.pods import NAMESPACES, PODS, bare, clear, have_image, manifest, on_cluster, ready, start
 
 SPACE = "pelamis-bench"
 SINGLE, CROWDS, STORM, EXITS = 20, (30, 60), 20, 10
+IDLE, SETTLE_SECONDS = 100, 10.0  # pods that do nothing; what their start still causes must not count
 LIMIT_SECONDS = 120.0
 WIDTH = 56  # characters of the drawn timeline
 Step = tuple[str, Callable[[dict[str, Any]], bool]]
@@ -94,8 +98,20 @@ def draw(title: str, steps: list[str], at: list[float]) -> str:
     return "\n".join(lines)
 
 
-async def bare_crowd(paths: Paths, count: int) -> float:
-    """Seconds until `count` pods made by bare CRI calls at once run."""
+def runtime_cpu(paths: Paths) -> float:
+    """CPU seconds of containerd, its shims, and what these have run and seen end."""
+    used = 0.0
+    for process in psutil.process_iter(["name", "cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            words = process.info["cmdline"] or []
+            shim = process.info["name"].startswith("containerd-shim") and str(paths.containerd_socket) in words
+            if shim or (process.info["name"] == "containerd" and str(paths.etc / "containerd.toml") in words):
+                used += sum(process.cpu_times()[:4])
+    return used
+
+
+async def bare_crowd(paths: Paths, count: int) -> tuple[float, float]:
+    """Seconds until `count` pods made by bare CRI calls at once run, and the runtime's CPU seconds meanwhile."""
     async with Connection(paths.containerd_socket) as connection:
         runtime = Runtime(connection)
 
@@ -108,13 +124,13 @@ async def bare_crowd(paths: Paths, count: int) -> float:
             container = await runtime.create_container(sandbox, spec, wanted)
             await runtime.start_container(container)
             return sandbox
-        begun = monotonic()
+        before, begun = runtime_cpu(paths), monotonic()
         made = await asyncio.gather(*(one() for _ in range(count)))
-        took = monotonic() - begun
+        took, used = monotonic() - begun, runtime_cpu(paths) - before
         for sandbox in made:
             await runtime.stop_sandbox(sandbox)
             await runtime.remove_sandbox(sandbox)
-        return took
+        return took, used
 
 
 async def kill_main(paths: Paths, names: set[str]) -> None:
@@ -153,17 +169,53 @@ class Bench:
         self.note("ratio", middle[-1] / statistics.median(calls), "×", "≤ 1.15")
 
     async def crowd(self, count: int) -> None:
-        self.note(f"{count} pods by bare CRI calls at once", await bare_crowd(self.paths, count), "s")
+        took, used = await bare_crowd(self.paths, count)
+        self.note(f"{count} pods by bare CRI calls at once", took, "s")
+        self.note("  CPU of the runtime meanwhile", used, "s")
         pids = processes(self.paths)
-        before = {n: sum(psutil.Process(p).cpu_times()[:2]) for n, p in pids.items()}
+        before, spent = cpu(pids), runtime_cpu(self.paths)
         names = [f"many-{n}" for n in range(count)]
         took = await start(self.client, names)
         self.note(f"{count} pods at once", took, "s", "≤ 2.7" if count == CROWDS[0] else "")
-        for name, pid in pids.items():
-            used = sum(psutil.Process(pid).cpu_times()[:2]) - before[name]
-            if used >= 0.05:
-                self.note(f"  CPU of {name} meanwhile", used, "s")
+        self.note("  CPU of the runtime meanwhile", runtime_cpu(self.paths) - spent, "s")
+        for name, used in cpu(pids).items():
+            if name != "containerd" and used - before[name] >= 0.05:
+                self.note(f"  CPU of {name} meanwhile", used - before[name], "s")
+        begun = monotonic()
         await clear(self.client, names)
+        self.note(f"{count} pods deleted", monotonic() - begun, "s")
+
+    async def idle(self, seconds: float) -> None:
+        """What the agent costs while many pods do nothing."""
+        names = [f"idle-{n}" for n in range(IDLE)]
+        await start(self.client, names)
+        await asyncio.sleep(SETTLE_SECONDS)
+        pid = {"agent": processes(self.paths)["agent"]}
+        before, begun = cpu(pid)["agent"], monotonic()
+        await asyncio.sleep(seconds)
+        used = 100 * (cpu(pid)["agent"] - before) / (monotonic() - begun)
+        self.note(f"agent with {IDLE} idle pods, of one core", used, "%", "≤ 1")
+        self.note(f"agent with {IDLE} idle pods, resident", resident(pid["agent"]), "MB", "≤ 90")
+        await clear(self.client, names)
+
+    async def beside(self, binary: str) -> None:
+        """The kubelet `binary` with the same pods."""
+        async with upstream.node(binary, self.paths, self.client) as node:
+            took, deletes = [], []
+            for number in range(EXITS):
+                name = f"up-{number}"
+                pod = manifest(name, node)
+                pod["spec"]["terminationGracePeriodSeconds"] = 30
+                way = Way(self.client)
+                took += await way.follow(name, (("Ready", ready),), lambda pod=pod: self.client.create(
+                    PODS, pod, namespace=SPACE))
+                deletes += await way.follow(name, (("gone", ready),), lambda n=name: self.client.delete(PODS, n, SPACE))
+            self.note("given kubelet: one pod, request to Ready, median", statistics.median(took) * 1000, "ms")
+            self.note("given kubelet: graceful delete, median", statistics.median(deletes) * 1000, "ms")
+            for count in CROWDS:
+                names = [f"up-many-{n}" for n in range(count)]
+                self.note(f"given kubelet: {count} pods at once", await start(self.client, names, node), "s")
+                await clear(self.client, names)
 
     async def endings(self) -> None:
         deletes, exits = [], []
@@ -215,7 +267,7 @@ def _exited_now(pod: dict[str, Any]) -> bool:
     return any("terminated" in s["state"] for s in (pod.get("status") or {}).get("containerStatuses") or ())
 
 
-async def _measure(paths: Paths) -> list[dict[str, object]]:
+async def _measure(paths: Paths, idle_seconds: float, kubelet: str) -> list[dict[str, object]]:
     await have_image(paths)
     async with rest.Client(config.load(paths.admin_kubeconfig)) as client:
         await client.create(NAMESPACES, {"metadata": {"name": SPACE}})
@@ -226,10 +278,13 @@ async def _measure(paths: Paths) -> list[dict[str, object]]:
                 await bench.crowd(count)
             await bench.endings()
             await bench.storm()
+            await bench.idle(idle_seconds)
+            if kubelet:
+                await bench.beside(kubelet)
         finally:
             await client.delete(NAMESPACES, SPACE)
     return bench.rows
 
 
 def measure(args: Namespace) -> list[dict[str, object]]:
-    return on_cluster(_measure)
+    return on_cluster(lambda paths: _measure(paths, args.idle_seconds, args.kubelet))

@@ -24,9 +24,10 @@ SINGLE, TOGETHER = 10, 30
 READY_SECONDS = 120.0
 
 
-def manifest(name: str) -> dict:
+def manifest(name: str, node: str = "") -> dict:
     return {"metadata": {"name": name, "labels": {"app": "bench"}}, "spec": {
         "terminationGracePeriodSeconds": 0, "enableServiceLinks": False,
+        **({"nodeSelector": {"kubernetes.io/hostname": node}} if node else {}),
         "containers": [{"name": "main", "image": demo.DEMO}]}}
 
 
@@ -34,8 +35,8 @@ def ready(pod: dict) -> bool:
     return (objects.condition(pod, "Ready") or {}).get("status") == "True"
 
 
-async def start(client: rest.Client, names: list[str]) -> float:
-    """Seconds until all of `names`, created at once, were seen Ready."""
+async def start(client: rest.Client, names: list[str], node: str = "") -> float:
+    """Seconds until all of `names`, created at once, were seen Ready; on `node` when it is given."""
     _, revision = await client.list(PODS, SPACE)
     left = set(names)
     watching = client.watch(PODS, SPACE, revision=revision)
@@ -50,7 +51,7 @@ async def start(client: rest.Client, names: list[str]) -> float:
     async with asyncio.timeout(READY_SECONDS), asyncio.TaskGroup() as tasks:
         tasks.create_task(follow())
         for name in names:
-            tasks.create_task(client.create(PODS, manifest(name), namespace=SPACE))
+            tasks.create_task(client.create(PODS, manifest(name, node), namespace=SPACE))
     return monotonic() - begun
 
 
