@@ -65,7 +65,19 @@ class Mounts:
         raise OSError(errno.EBUSY, "something is mounted there again and again", str(folder))
 
     def mounted(self, target: Path) -> bool:
-        return os.path.realpath(target) in _points()
+        """Whether something is mounted right there."""
+        where = os.path.realpath(target)
+        return os.path.exists(where) and _mount_of(where) != _mount_of(os.path.dirname(where))
+
+
+def _mount_of(path: str) -> str:
+    """The kernel's number of the mount that `path` lies on; asking for one costs the same however many there are."""
+    handle = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        with open(f"/proc/thread-self/fdinfo/{handle}", encoding="ascii") as lines:
+            return next(line for line in lines if line.startswith("mnt_id:"))
+    finally:
+        os.close(handle)
 
 
 def _below(prefix: str) -> list[str]:
