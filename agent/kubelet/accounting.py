@@ -17,7 +17,7 @@ from agent.kubelet.cgroups import Cgroups
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.victims import Use
 
-Layers = Callable[[], Awaitable[dict[str, int]]]
+Layers = Callable[[], Awaitable[dict[str, tuple[int, int]]]]
 EMPTY_DIR = "kubernetes.io~empty-dir"
 
 
@@ -52,7 +52,7 @@ def _same(path: str, device: int) -> bool:
 
 
 class Accounting:
-    """`layers()` gives the bytes of each container's writable layer by its id; `root` is the kubelet's folder."""
+    """`layers()` gives bytes and inodes of each container's writable layer by its id; `root` is the kubelet's folder."""
 
     def __init__(self, root: Path, logs: Callable[[dict[str, Any]], Path], cgroups: Cgroups, layers: Layers) -> None:
         self._root, self._logs, self._cgroups, self._layers = root, logs, cgroups, layers
@@ -62,6 +62,10 @@ class Accounting:
         each = {c.name: self._cgroups.memory_of(pod, c.id) for c in seen.containers if c.state == "running"}
         return Use(memory=self._cgroups.memory_of(pod, ""), pids=self._cgroups.pids_of(pod), memories=each)
 
+    def holds(self, pod: dict[str, Any]) -> bool:
+        """Whether volumes of the pod are still there."""
+        return (self._root / "pods" / pod["metadata"]["uid"] / "volumes").exists()
+
     async def disk(self, pods: list[tuple[dict[str, Any], ObservedPod]]) -> list[Use]:
         """Disk of each pod. Raises CallError when the runtime cannot tell."""
         if not pods:
@@ -69,16 +73,20 @@ class Accounting:
         layers = await self._layers()
         return await asyncio.to_thread(lambda: [self.disk_of(pod, seen, layers) for pod, seen in pods])
 
-    def disk_of(self, pod: dict[str, Any], seen: ObservedPod, layers: dict[str, int]) -> Use:
+    def disk_of(self, pod: dict[str, Any], seen: ObservedPod, layers: dict[str, tuple[int, int]]) -> Use:
         """Disk of one pod; blocking."""
-        logs = {c.name: occupied(self._logs(pod) / c.name)[0] for c in seen.containers}
-        containers = {c.name: layers.get(c.id, 0) + logs[c.name] for c in reversed(seen.containers)}
+        written = {c.name: occupied(self._logs(pod) / c.name) for c in seen.containers}
+        logs = {name: size for name, (size, _) in written.items()}
+        own = {c.name: layers.get(c.id, (0, 0)) for c in reversed(seen.containers)}
+        containers = {name: own[name][0] + logs[name] for name in own}
+        inodes = sum(count for _, count in (*written.values(), *own.values()))
         folder = self._root / "pods" / pod["metadata"]["uid"] / "volumes" / EMPTY_DIR
         volumes, disk = {}, 0
         for volume in pod["spec"].get("volumes") or ():
             if volume.get("emptyDir") is None:
                 continue
-            volumes[volume["name"]] = occupied(folder / volume["name"])[0]
+            volumes[volume["name"]], count = occupied(folder / volume["name"])
             if volume["emptyDir"].get("medium") in (None, ""):
-                disk += volumes[volume["name"]]
-        return Use(disk=disk + sum(containers.values()), containers=containers, logs=logs, volumes=volumes)
+                disk, inodes = disk + volumes[volume["name"]], inodes + count
+        return Use(disk=disk + sum(containers.values()), inodes=inodes, containers=containers, logs=logs,
+                   volumes=volumes)

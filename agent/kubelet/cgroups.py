@@ -135,8 +135,11 @@ class Cgroups:
     def memory_of(self, pod: dict[str, Any], container: str) -> int:
         """Bytes the container (the pod, with "") uses and the kernel could not drop; 0 when its group is not to be
         found."""
-        top = self.mount if self.v2 else self.mount / "memory"
-        folder = top / self.folder(pod, container)
+        return self.working_set(self.folder(pod, container))
+
+    def working_set(self, path: str) -> int:
+        """The same of the group at `path` below the mount."""
+        folder = (self.mount if self.v2 else self.mount / "memory") / path
         try:
             used = int((folder / ("memory.current" if self.v2 else "memory.usage_in_bytes")).read_text())
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())

@@ -20,6 +20,7 @@ from agent.kubelet.eviction import Evictions
 from agent.kubelet.kubelet import Kubelet
 from agent.kubelet.node import NodeAgent
 from agent.kubelet.shutdown import Shutdown
+from agent.kubelet.thresholds import Reading
 
 log = logging.getLogger(__name__)
 WEIGH_SECONDS = 60.0  # upstream's
@@ -33,7 +34,7 @@ class Housekeeping:
         self.accounting = Accounting(root, context.node.log_folder, context.cgroups, context.runtime.layers)
         self.collector = Collector(self._keeping, context.images, kubelet.seen, context.runtime.remove_container,
                                    lambda reason, message: self._tell(None, reason, message), context.clock)
-        self.evictions = Evictions(self._keeping, lambda: signals.read(root, lambda: self.collector.place),
+        self.evictions = Evictions(self._keeping, lambda: signals.read(root, lambda: self.collector.place, self._pods()),
                                    kubelet.workers, self.accounting, self.collector.reclaim, self._tell, node.check,
                                    context.clock)
         self.shutdown = Shutdown(self._keeping, kubelet.workers, node.check, context.clock)
@@ -64,11 +65,19 @@ class Housekeeping:
             group.create_task(self.shutdown.run(), name="shutdown")
             group.create_task(self._weigh(), name="cgroup weights")
 
+    def _memory(self) -> int:
+        """Bytes all pods together may have; 0 = what there is."""
+        return self._host.memory - self._keeping.reserved("memory") // 1000 if self._keeping.enforce else 0
+
+    def _pods(self) -> Reading | None:
+        """What is left of these."""
+        groups, memory = self._context.cgroups, self._memory()
+        return Reading(memory - groups.working_set(groups.top), memory) if memory else None
+
     async def _hold(self) -> None:
         """Hold all pods to what the node does not keep for itself."""
-        memory = self._host.memory - self._keeping.reserved("memory") // 1000 if self._keeping.enforce else 0
         try:
-            await self._context.cgroups.hold(self._host.cpus * 1000 - self._keeping.reserved("cpu"), memory)
+            await self._context.cgroups.hold(self._host.cpus * 1000 - self._keeping.reserved("cpu"), self._memory())
         except OSError as error:
             log.warning("cannot hold pods to what is allocatable: %s", error)
 

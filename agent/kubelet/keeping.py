@@ -84,13 +84,15 @@ def of(given: argparse.Namespace) -> Keeping:
     try:
         if not given.image_gc_low_threshold < given.image_gc_high_threshold <= 100:
             raise ValueError("the low image threshold must be below the high one")
+        evictions = thresholds.parse(given.eviction_hard, given.eviction_soft, given.eviction_soft_grace_period,
+                                     given.eviction_minimum_reclaim)
+        enforce = given.enforce_node_allocatable == "pods"
         return Keeping(
-            thresholds.parse(given.eviction_hard, given.eviction_soft, given.eviction_soft_grace_period,
-                             given.eviction_minimum_reclaim), given.eviction_hard,
+            thresholds.with_pods(evictions) if enforce else evictions, given.eviction_hard,
             thresholds.duration(given.eviction_pressure_transition_period), given.eviction_max_pod_grace_period,
             given.image_gc_high_threshold, given.image_gc_low_threshold,
             thresholds.duration(given.minimum_image_ttl_duration), _reserved(given.kube_reserved),
-            _reserved(given.system_reserved), given.enforce_node_allocatable == "pods", given.max_pods,
+            _reserved(given.system_reserved), enforce, given.max_pods,
             thresholds.duration(given.shutdown_grace_period),
             thresholds.duration(given.shutdown_grace_period_critical_pods), given.shutdown_on_sigterm,
             given.read_only_port, given.read_only_address, max(0, given.pod_max_pids))

@@ -296,10 +296,12 @@ class Runtime:
         except grpc.aio.AioRpcError as error:
             raise failure(error) from error
 
-    async def layers(self) -> dict[str, int]:
-        """Bytes of the writable layer of each container by its id, as the runtime last looked (some ten seconds)."""
+    async def layers(self) -> dict[str, tuple[int, int]]:
+        """Bytes and inodes of the writable layer of each container by its id, as the runtime last looked (some ten
+        seconds)."""
         answer = await self._call("ListContainerStats", cri.ListContainerStatsRequest())
-        return {one.attributes.id: one.writable_layer.used_bytes.value for one in answer.stats}
+        return {one.attributes.id: (one.writable_layer.used_bytes.value, one.writable_layer.inodes_used.value)
+                for one in answer.stats}
 
     def events(self) -> AsyncIterator[model.RuntimeEvent]:
         """What happens from now on, for ever: a `relist` event first and after every interruption of the stream."""

@@ -1,7 +1,7 @@
 """What of this node is left: memory, disk, inodes and processes, read from the kernel.
 
-Owns the meaning of upstream's eviction signals here. Memory counts as free when the kernel could give it to a program
-at once (MemAvailable), page cache included, so that a busy cache evicts nobody. Called by `eviction` and `stats`.
+Owns the meaning of upstream's eviction signals here. Memory is used as far as it is the working set: all that is not
+free but the pages of files that nothing has touched for long. Called by `eviction`, `usage` and `stats`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from agent.kubelet.thresholds import Reading
+from agent.kubelet.thresholds import ALLOCATABLE, Reading
 
 
 def _number(path: str, default: int) -> int:
@@ -26,6 +26,11 @@ def meminfo() -> dict[str, int]:
     return {name: int(rest.split()[0]) << 10 for name, _, rest in rows if rest.strip()}
 
 
+def idle(memory: dict[str, int]) -> int:
+    """Bytes of a /proc/meminfo outside the working set."""
+    return memory["MemFree"] + memory.get("Inactive(file)", 0)
+
+
 def processes() -> tuple[int, int]:
     """Threads there are, and how many there may be."""
     running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[2])
@@ -39,13 +44,15 @@ def filesystem(path: str | Path) -> tuple[Reading, Reading]:
             Reading(found.f_favail, found.f_files))
 
 
-def read(root: Path, images: Callable[[], str]) -> dict[str, Reading]:
-    """Every signal of now; `images()` is where images lie, "" while nobody knows. A file system that keeps no count of
-    inodes has no such signal."""
+def read(root: Path, images: Callable[[], str], pods: Reading | None = None) -> dict[str, Reading]:
+    """Every signal of now; `images()` is where images lie, "" while nobody knows; `pods` the memory of all pods together
+    where they are held to some. A file system that keeps no count of inodes has no such signal."""
     memory = meminfo()
     running, limit = processes()
-    found = {"memory.available": Reading(memory.get("MemAvailable", memory["MemFree"]), memory["MemTotal"]),
+    found = {"memory.available": Reading(idle(memory), memory["MemTotal"]),
              "pid.available": Reading(limit - running, limit)}
+    if pods is not None:
+        found[ALLOCATABLE] = pods
     for name, path in (("nodefs", str(root)), ("imagefs", images() or str(root))):
         try:
             space, inodes = filesystem(path)

@@ -9,13 +9,15 @@ Upstream: pkg/kubelet/eviction/{helpers,api}.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from controlplane.machinery import quantity
 
+ALLOCATABLE = "allocatableMemory.available"  # of what all pods together may have
 # Signal -> (resource it is about, condition of the node while it is short).
-SIGNALS = {"memory.available": ("memory", "MemoryPressure"), "nodefs.available": ("ephemeral-storage", "DiskPressure"),
+SIGNALS = {"memory.available": ("memory", "MemoryPressure"), ALLOCATABLE: ("memory", "MemoryPressure"),
+           "nodefs.available": ("ephemeral-storage", "DiskPressure"),
            "nodefs.inodesFree": ("inodes", "DiskPressure"), "imagefs.available": ("ephemeral-storage", "DiskPressure"),
            "imagefs.inodesFree": ("inodes", "DiskPressure"), "pid.available": ("pids", "PIDPressure")}
 HARD = "memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,imagefs.inodesFree<5%"
@@ -127,6 +129,13 @@ def parse(hard: str = HARD, soft: str = "", graces: str = "", reclaims: str = ""
             made.append(Threshold(signal, amount(value), duration(grace[signal]) if is_soft else 0.0,
                                   amount(reclaim.get(signal, "0"))))
     return tuple(t for t in made if t.value.units or t.value.percent)
+
+
+def with_pods(thresholds: tuple[Threshold, ...]) -> tuple[Threshold, ...]:
+    """The same, and for the memory of all pods what must be free of the node's at once: pods that are held to less than
+    the node has run short before it does."""
+    return (*thresholds, *(replace(t, signal=ALLOCATABLE) for t in thresholds
+                           if t.signal == "memory.available" and not t.grace))
 
 
 def met(threshold: Threshold, readings: Mapping[str, Reading], *, reclaim: bool = False) -> bool:

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.kubelet import signals
 from agent.kubelet.cgroups import Cgroups
 
 
@@ -79,7 +80,7 @@ def usage_of_node(stat: str, meminfo: str, ticks: int) -> Usage:
     kib = {name: int(rest.split()[0]) << 10 for name, _, rest in rows if rest}
     used = kib["MemTotal"] - kib["MemFree"]
     return Usage((user + nice + system + irq + softirq + steal) * 10**9 // ticks, used,
-                 kib["MemTotal"] - kib.get("MemAvailable", kib["MemFree"]), kib.get("AnonPages", 0),
+                 kib["MemTotal"] - signals.idle(kib), kib.get("AnonPages", 0),
                  kib.get("Cached", 0), limit=kib["MemTotal"])
 
 

@@ -27,23 +27,22 @@ class Use:
     memory: int = 0
     disk: int = 0
     pids: int = 0
+    inodes: int = 0
     containers: Mapping[str, int] = field(default_factory=dict)  # writable layer and logs
     memories: Mapping[str, int] = field(default_factory=dict)
     logs: Mapping[str, int] = field(default_factory=dict)  # of `containers` what are logs
     volumes: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, resource: str) -> int:
-        return {"memory": self.memory, "pids": self.pids}.get(resource, self.disk)
+        return {"memory": self.memory, "pids": self.pids, "inodes": self.inodes}.get(resource, self.disk)
 
 
 def rank(pods: Iterable[tuple[Object, Use]], resource: str) -> list[tuple[Object, Use]]:
     """The pods in the order they have to go."""
-    name = "memory" if resource == "memory" else "ephemeral-storage"
-
     def place(entry: tuple[Object, Use]) -> tuple[bool, int, int]:
         pod, use = entry
         used = use.of(resource)
-        asked = 0 if resource == "pids" else admit.amounts(pod).get(name, 0)
+        asked = admit.amounts(pod).get(resource, 0)  # nobody can ask for inodes or processes
         return (used <= asked and resource != "pids", pod["spec"].get("priority") or 0, asked - used)
 
     return sorted((e for e in pods if not admit.critical(e[0])), key=place)

@@ -89,7 +89,8 @@ class Node:
         self.free, self.done = free, []
         self.uses = {p["metadata"]["uid"]: use for p, use in pods}
         self.pods = [SimpleNamespace(pod=p, seen=seen(up("c")), active=True, doom=self._doom(p)) for p, _ in pods]
-        accounts: Any = SimpleNamespace(memory=lambda p, s: self.uses[p["metadata"]["uid"]], disk=self._disk)
+        accounts: Any = SimpleNamespace(memory=lambda p, s: self.uses[p["metadata"]["uid"]], disk=self._disk,
+                                        holds=lambda p: False)
         self.evictions = Evictions(
             Keeping(thresholds.parse("nodefs.available<15%,memory.available<5%")), self._signals, lambda: self.pods,
             accounts, self._reclaim, lambda p, reason, message: self.done.append((reason, message)), lambda: None,
