@@ -52,7 +52,7 @@ def _same(path: str, device: int) -> bool:
 
 
 class Accounting:
-    """`layers()` gives bytes and inodes of each container's writable layer by its id; `root` is the kubelet's folder."""
+    """`layers()` gives bytes and inodes of each container's writable layer by its id; `root` is the kubelet's own."""
 
     def __init__(self, root: Path, logs: Callable[[dict[str, Any]], Path], cgroups: Cgroups, layers: Layers) -> None:
         self._root, self._logs, self._cgroups, self._layers = root, logs, cgroups, layers

@@ -34,7 +34,8 @@ class Housekeeping:
         self.accounting = Accounting(root, context.node.log_folder, context.cgroups, context.runtime.layers)
         self.collector = Collector(self._keeping, context.images, kubelet.seen, context.runtime.remove_container,
                                    lambda reason, message: self._tell(None, reason, message), context.clock)
-        self.evictions = Evictions(self._keeping, lambda: signals.read(root, lambda: self.collector.place, self._pods()),
+        self.evictions = Evictions(self._keeping,
+                                   lambda: signals.read(root, lambda: self.collector.place, self._pods()),
                                    kubelet.workers, self.accounting, self.collector.reclaim, self._tell, node.check,
                                    context.clock)
         self.shutdown = Shutdown(self._keeping, kubelet.workers, node.check, context.clock)

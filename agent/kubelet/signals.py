@@ -45,8 +45,8 @@ def filesystem(path: str | Path) -> tuple[Reading, Reading]:
 
 
 def read(root: Path, images: Callable[[], str], pods: Reading | None = None) -> dict[str, Reading]:
-    """Every signal of now; `images()` is where images lie, "" while nobody knows; `pods` the memory of all pods together
-    where they are held to some. A file system that keeps no count of inodes has no such signal."""
+    """Every signal of now; `images()` is where images lie, "" while nobody knows; `pods` the memory of all pods
+    together where they are held to some. A file system that keeps no count of inodes has no such signal."""
     memory = meminfo()
     running, limit = processes()
     found = {"memory.available": Reading(idle(memory), memory["MemTotal"]),

@@ -58,4 +58,5 @@ def test_the_pod_that_uses_most_goes_and_its_disk_is_free(host: Host) -> None:
             assert ended["status"]["message"].startswith("The node was low on resource: memory.")
             assert "Container c was using" in ended["status"]["message"]
             assert ready(rig.api.objects["pods", "default", "small"])
+            await rig.remove("small", "large", "hungry")
     run(host, body)

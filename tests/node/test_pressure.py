@@ -7,6 +7,9 @@ bound. The signals are those the kernel tells, and the pod that caused the short
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -65,6 +68,17 @@ class Short:
         await eventually(over, 60)
 
 
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """While it lasts, `folder` is a disk of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m,nr_inodes={INODES}", "tmpfs", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
 def test_the_pods_memory(host: Host) -> None:
     async def body(rig: Rig) -> None:
         async with rig.kubelet() as kubelet:
@@ -86,10 +100,7 @@ def test_the_pods_memory(host: Host) -> None:
 
 def test_the_disks_bytes_and_inodes(host: Host) -> None:
     async def body(rig: Rig) -> None:
-        rig.host.paths.kubelet.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK}m,nr_inodes={INODES}", "tmpfs",
-                        rig.host.paths.kubelet], check=True)
-        try:
+        with small_disk(rig.host.paths.kubelet):
             async with rig.kubelet() as kubelet:
                 short = Short(rig, kubelet, "nodefs.available<40%,nodefs.inodesFree<40%")
                 volume: dict[str, Any] = {"volumes": [{"name": "e", "emptyDir": {}}]}
@@ -103,8 +114,6 @@ def test_the_disks_bytes_and_inodes(host: Host) -> None:
                 await short.drive(rig, "small", "DiskPressure", "The node was low on resource: inodes.")
                 assert ready(rig.api.objects["pods", "default", "calm"])
                 await rig.remove("calm", "large", "small")
-        finally:
-            subprocess.run(["umount", "-l", rig.host.paths.kubelet], check=True)
     run(host, body)
 
 
