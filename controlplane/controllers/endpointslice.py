@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers import backends, slices, subsets
+from controlplane.controllers import backends, slices, subsets, topology
 from controlplane.controllers.runtime import (
     NODES,
     PODS,
@@ -28,7 +28,6 @@ from controlplane.machinery.errors import AlreadyExists, NotFound
 from controlplane.machinery.resources import named
 
 SLICES, ENDPOINTS = named("endpointslices.discovery.k8s.io"), named("endpoints")
-ZONE = "topology.kubernetes.io/zone"
 Obj = dict[str, Any]
 Key = tuple[str, str]
 
@@ -58,6 +57,10 @@ class ServiceController(Controller):
         return sorted(found, key=lambda one: objects.name(one.pod))
 
 
+def _zone(node: Obj) -> str:
+    return objects.labels(node).get(topology.ZONE, "")
+
+
 def _by_service(one: Obj) -> list[str]:
     return [f"{objects.namespace(one)}/{objects.labels(one).get(slices.SERVICE_NAME, '')}"]
 
@@ -69,17 +72,29 @@ class EndpointSlices(ServiceController):
         self.slices = context.informer(SLICES, service=_by_service)
         self.nodes = context.informer(NODES)
         super().__init__(context, self.slices, self.nodes)
+        self._shares: topology.Shares | None = None  # None: to be counted when somebody asks
         self.slices.subscribe(self._slice_changed)
         self.nodes.subscribe(self._node_changed)
 
     def _node_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        """A node's zone is in every endpoint on it."""
-        if (objects.labels(old).get(ZONE) if old is not None else None) != objects.labels(new).get(ZONE):
-            for service in self.services.items():
+        """A node's zone is in every endpoint on it, and its CPUs are in every share."""
+        moved = (_zone(old) if old is not None else "") != _zone(new)
+        counted = [topology.facts(one) if one is not None else None for one in (old, new)]
+        if kind == "DELETED" or counted[0] != counted[1]:
+            self._shares = None
+        elif not moved:
+            return
+        for service in self.services.items():
+            if moved or topology.automatic(service):
                 self.queue.add(objects.key(service))
 
     def _zone(self, node: str) -> str:
-        return objects.labels(self.nodes.get("", node) or {"metadata": {}}).get(ZONE, "")
+        return _zone(self.nodes.get("", node) or {"metadata": {}})
+
+    def _zone_shares(self) -> topology.Shares:
+        if self._shares is None:
+            self._shares = topology.shares(self.nodes.items())
+        return self._shares
 
     def _slice_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         if objects.labels(new).get(slices.MANAGED_BY) == slices.MANAGER:
@@ -95,7 +110,12 @@ class EndpointSlices(ServiceController):
         mine = [one for one in self.slices.by("service", f"{key[0]}/{key[1]}")
                 if objects.labels(one).get(slices.MANAGED_BY) == slices.MANAGER and not objects.deleting(one)
                 and (objects.controller_of(one) or {}).get("uid") in (None, objects.uid(service))]
-        plan = slices.plan(service, self.backends(service), mine, self._zone)
+        shares = self._zone_shares() if topology.automatic(service) else topology.UNKNOWN
+        plan = slices.plan(service, self.backends(service), mine, self._zone, shares)
+        for family, why in plan.hints.items():
+            kind, reason = ("Normal", "TopologyAwareHintsEnabled") if why == topology.ENABLED else (
+                "Warning", "TopologyAwareHintsDisabled")
+            self.recorder.event(service, kind, reason, f"{why}, addressType: {family}")
         for one in plan.create:
             self.pending.wrote(key, await create_named(self.client, SLICES, one, objects.name(service) + "-"))
         for one in plan.update:

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.controllers import backends
+from controlplane.controllers import backends, topology
 from controlplane.controllers.backends import Backend, Port
+from controlplane.controllers.topology import Shares
 from controlplane.machinery import objects
 
 LIMIT = 100  # endpoints per slice: upstream's default
@@ -29,14 +30,17 @@ Obj = dict[str, Any]
 
 @dataclass(slots=True)
 class Plan:
-    """Slices to create (without a name), to update (whole), to delete."""
+    """Slices to create (without a name), to update (whole), to delete; why there are no topology hints, or that there
+    are some now, by address family."""
 
     create: list[Obj] = field(default_factory=list)
     update: list[Obj] = field(default_factory=list)
     delete: list[Obj] = field(default_factory=list)
+    hints: dict[str, str] = field(default_factory=dict)
 
 
-def plan(service: Obj, found: list[Backend], slices: list[Obj], zone_of: Callable[[str], str]) -> Plan:
+def plan(service: Obj, found: list[Backend], slices: list[Obj], zone_of: Callable[[str], str],
+         shares: Shares = topology.UNKNOWN) -> Plan:
     """What turns `slices` (ours, of this Service) into those for `found`; `zone_of` a node's name, "" for none."""
     result = Plan()
     for family in objects.get(service, "spec.ipFamilies") or ["IPv4"]:
@@ -46,6 +50,8 @@ def plan(service: Obj, found: list[Backend], slices: list[Obj], zone_of: Callabl
                 key = (objects.uid(backend.pod), *addresses)
                 groups.setdefault(backend.ports, {})[key] = endpoint(service, backend, addresses, zone_of)
         mine = [one for one in slices if one.get("addressType") == family]
+        if topology.automatic(service):
+            _hint(family, [pair for group in groups.values() for pair in group.items()], mine, shares, result)
         _family(service, family, groups or {(): {}}, mine, result)
     families = objects.get(service, "spec.ipFamilies") or ["IPv4"]
     result.delete += [one for one in slices if one.get("addressType") not in families]
@@ -61,12 +67,27 @@ def endpoint(service: Obj, backend: Backend, addresses: list[str], zone_of: Call
     zone = zone_of(node) if node else ""
     made |= {key: value for key, value in (("nodeName", node), ("zone", zone)) if value}
     made["targetRef"] = backends.target(backend.pod)
-    if backend.ready and (hints := _hints(objects.get(service, "spec.trafficDistribution", ""), node, zone)):
+    if backend.ready and not topology.automatic(service) and (
+            hints := _preferred(objects.get(service, "spec.trafficDistribution", ""), node, zone)):
         made["hints"] = hints
     return made
 
 
-def _hints(distribution: str, node: str, zone: str) -> Obj:
+def _hint(family: str, entries: list[tuple[tuple[str, ...], Obj]], slices: list[Obj], shares: Shares,
+          result: Plan) -> None:
+    """Tell each ready endpoint which zone it is for; nobody where the zones cannot be served evenly."""
+    before = {_key(entry): objects.get(entry, "hints.forZones")[0]["name"] for one in slices
+              for entry in one.get("endpoints") or () if objects.get(entry, "hints.forZones")}
+    places = {key: entry.get("zone", "") for key, entry in entries if entry["conditions"]["ready"]}
+    chosen, why = topology.allocate(places, shares, before)
+    for key, entry in entries:
+        if key in chosen:
+            entry["hints"] = {"forZones": [{"name": chosen[key]}]}
+    if why or not before:
+        result.hints[family] = why or topology.ENABLED
+
+
+def _preferred(distribution: str, node: str, zone: str) -> Obj:
     """Whom the endpoint is for, by the Service's `trafficDistribution`; proxies may take others when these are few."""
     result: Obj = {}
     if zone and distribution in NEAR:

@@ -1,8 +1,8 @@
 """The scheduler's settings: profiles, back-off, extenders; read from a KubeSchedulerConfiguration.
 
 Owns what of upstream's file means something here. Promises to refuse what it does not know rather than to ignore it,
-with the place in the file; `parse` is pure, `read` reads the file. Called by the process that runs the scheduler, and by
-whoever is given such a file first.
+with the place in the file; `parse` is pure, `read` reads the file. Called by the process that runs the scheduler, and
+by whoever is given such a file first.
 
 Upstream: kubescheduler.config.k8s.io/v1.
 """
