@@ -43,6 +43,11 @@ def run_server(args: argparse.Namespace) -> int:
     install.not_an_upgrade(layout, services)
     _check_bundle(args)
     _check_runtime(kept or wanted, layout)
+    if args.scheduler_config is not None:
+        from controlplane.cli.node import take_scheduler_config
+        from netsetup.ledger import Ledger
+        install.note(layout)
+        take_scheduler_config(layout.paths, args.scheduler_config, Ledger(layout.paths.ledger))
     install.put(layout, kept or wanted, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
     _bundled_images(args, layout, now)

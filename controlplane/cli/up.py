@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from controlplane.cli import components, control, preflight
@@ -33,6 +34,8 @@ def register(commands: argparse._SubParsersAction) -> None:
                         help="range of Service addresses (default: 10.96.0.0/16); two for IPv4 and IPv6")
     parser.add_argument("--cluster-cidr", default="", metavar="CIDR[,CIDR]",
                         help="range of pod addresses (default: 10.244.0.0/16); two for IPv4 and IPv6")
+    parser.add_argument("--scheduler-config", type=Path, metavar="FILE", help="a KubeSchedulerConfiguration, kept as "
+                        "/etc/pelamis/scheduler.yaml")
     parser.set_defaults(run=run)
 
 
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         preflight.check_ports()
     ledger = Ledger(paths.ledger)
     _packages(ledger)
-    _start(paths, settings, ledger, running)
+    _start(paths, settings, ledger, running, args.scheduler_config)
     asyncio.run(_finish(paths, settings, args.demo))
     return 0
 
@@ -79,10 +82,11 @@ def _packages(ledger: Ledger) -> None:
             packages.install(lacking, ledger)
 
 
-def _start(paths: Paths, settings: Settings, ledger: Ledger, running: bool) -> None:
+def _start(paths: Paths, settings: Settings, ledger: Ledger, running: bool, scheduler: Path | None) -> None:
     from controlplane.cli import node
     with step("preparing certificates and configuration"):
-        changed = node.prepare(paths, settings, ledger)
+        changed = scheduler is not None and node.take_scheduler_config(paths, scheduler, ledger)
+        changed = node.prepare(paths, settings, ledger) or changed
         save(paths.etc / "node.json", settings)
     wanted, file = node.components(paths, settings), paths.etc / "components.json"
     if running and (changed or not file.exists() or file.read_text() != components.render(wanted)):

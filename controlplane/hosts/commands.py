@@ -35,6 +35,8 @@ def server_flags(parser: argparse.ArgumentParser) -> None:
     add("--proxy-mode", choices=("iptables", "nftables"), default=known.proxy_mode,
         help=f"how Services are put into the kernel (default {known.proxy_mode})")
     add("--cluster-domain", default=known.cluster_domain, help=f"the DNS domain (default {known.cluster_domain})")
+    add("--scheduler-config", type=Path, metavar="FILE",
+        help="a KubeSchedulerConfiguration, kept as /etc/pelamis/scheduler.yaml")
 
 
 def join_flags(parser: argparse.ArgumentParser) -> None:

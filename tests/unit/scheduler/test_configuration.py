@@ -3,10 +3,14 @@
 import pytest
 import yaml
 
+from controlplane.cli import node as cli_node
+from controlplane.cli.settings import Settings
 from controlplane.machinery.errors import Finding
+from controlplane.machinery.paths import Paths
 from controlplane.scheduler import configuration
 from controlplane.scheduler.decider import Decider
 from controlplane.scheduler.imagined import Cluster
+from netsetup.ledger import Ledger
 
 HEAD = {"apiVersion": "kubescheduler.config.k8s.io/v1", "kind": "KubeSchedulerConfiguration"}
 
@@ -164,3 +168,20 @@ def test_a_bad_file_is_told_with_its_place_and_the_way_out(text, place, tmp_path
 def test_a_file_that_is_not_there_is_told(tmp_path):
     with pytest.raises(Finding, match="cannot read"):
         configuration.read(tmp_path / "none.yaml")
+
+
+def test_a_node_keeps_the_file_it_was_given_and_its_scheduler_takes_it(tmp_path):
+    paths, ledger = Paths(tmp_path / "host"), Ledger(tmp_path / "host/ledger.jsonl")
+    given, settings = tmp_path / "given.yaml", Settings("n", "10.0.0.1")
+
+    def flag():
+        (controllers,) = (c for c in cli_node.components(paths, settings) if c.name == "controllers")
+        return [word for word in controllers.argv if word.startswith("--scheduler-config=")]
+    given.write_text("kind: Something")
+    with pytest.raises(Finding):
+        cli_node.take_scheduler_config(paths, given, ledger)
+    assert flag() == []
+    given.write_text(yaml.safe_dump(HEAD))
+    assert cli_node.take_scheduler_config(paths, given, ledger)
+    assert flag() == [f"--scheduler-config={paths.scheduler_config}"]
+    assert not cli_node.take_scheduler_config(paths, given, ledger)
