@@ -1,8 +1,8 @@
 """The OpenAPI documents: made from the schemas when someone asks, and forgotten when nobody does.
 
-Owns `/openapi/v2` and `/openapi/v3`. kubectl reads the latter to learn how to merge and whether the server checks
-fields, and `explain` for its texts; kubectl 1.27 and 1.28 insist on the former in protobuf, but are content with an
-empty one when the latter is there. Promises: the hash in a v3 URL changes when the document may, since clients keep
+Owns `/openapi/v2` and `/openapi/v3`, both as JSON and as protobuf (`openapiproto`). kubectl reads the latter to learn
+how to merge and whether the server checks fields, and `explain` for its texts; kubectl 1.27 and 1.28 insist on the
+former in protobuf. Promises: the hash in a v3 URL changes when the document may, since clients keep
 it for ever under that URL; documents are built off the event loop, one at a time, and kept gzipped, a bounded number
 of them. Called by the server for paths that are no resource paths.
 
@@ -30,11 +30,10 @@ from controlplane.apiserver.response import JSON, Answer, Response, json_respons
 from controlplane.machinery.errors import MethodNotAllowed, NotAcceptable
 from controlplane.machinery.resources import Registry, Resource
 
-V2_PROTOBUF = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
-EMPTY_V2 = b"\n\x032.0"  # a Document whose only field, swagger, is "2.0"
+PROTOBUF = "application/com.github.proto-openapi.spec.{}.v1.0+protobuf"
 VERSION = "v1.36.0"
 FORM = 3  # raise when `document` changes, so that clients fetch again
-KEPT = 24  # gzipped documents, 5 to 250 kB each: all group-versions of a server without custom kinds
+KEPT = 24  # gzipped documents, 5 to 250 kB each: all group-versions of a server without custom kinds, in one form
 FOR_EVER = (("Cache-Control", "public, immutable"), ("Expires", "Thu, 31 Dec 2037 23:55:55 GMT"))
 PATCHES = ("application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json",
            "application/strategic-merge-patch+json")
@@ -229,13 +228,12 @@ class OpenAPI:
         resources = versions.get(name)
         if resources is None:
             return None
-        if "protobuf" in request.accept and JSON not in request.accept and "*/*" not in request.accept:
-            raise NotAcceptable(f"only the following media types are accepted: {JSON}")
+        form = _form(request, "v3")
         tag = self._hash(name, resources)
         asked = request.query.get("hash")
         if asked and asked != tag:
             return Response(301, b"", "", [("Location", f"/openapi/v3/{name}?hash={tag}")])
-        return await self._answer(request, tag, resources, list(FOR_EVER) if asked else [])
+        return await self._answer(request, tag, form, partial(document, resources), list(FOR_EVER) if asked else [])
 
     def _root(self, request: Request, versions: dict[str, list[Resource]]) -> Response:
         found = {name: {"serverRelativeURL": f"/openapi/v3/{name}?hash={self._hash(name, resources)}"}
@@ -251,36 +249,36 @@ class OpenAPI:
         return json_response({"paths": found}, 200, [("ETag", tag), ("Vary", "Accept")])
 
     async def _v2(self, request: Request) -> Response:
-        if "openapi.spec.v2" in request.accept and "protobuf" in request.accept:
-            return Response(200, EMPTY_V2, V2_PROTOBUF, [("ETag", '"2.0"'), ("Vary", "Accept")])
         resources = list(self._context.registry)
         tag, others = self._hash("v2", resources), []
         if self._remotes:
             others = await self._context.aggregator.swaggers()
             tag = hashlib.sha256(repr([tag, *((root, hashlib.sha256(body).digest()) for root, body in others)]).encode(
                 )).hexdigest().upper()
-        return await self._answer(request, tag, resources, [], partial(_build_v2, resources, others))
+        return await self._answer(request, tag, _form(request, "v2"), partial(_swagger, resources, others), [])
 
-    async def _answer(self, request: Request, tag: str, resources: list[Resource], headers: list[tuple[str, str]],
-                      build: Callable[[], bytes] | None = None) -> Response:
+    async def _answer(self, request: Request, tag: str, form: str, make: Callable[[], Body],
+                      headers: list[tuple[str, str]]) -> Response:
+        """What `make` makes, named by `tag`, in the media type `form`."""
         quoted = f'"{tag}"'
         headers += [("ETag", quoted), ("Vary", "Accept"), ("Vary", "Accept-Encoding")]
         if request.headers.get("If-None-Match") == quoted:
             return Response(304, b"", "", headers)
-        packed = await self._packed(tag, build or partial(_build, resources))
+        packed = await self._packed(tag, form, make)
         if "gzip" in request.headers.get("Accept-Encoding", ""):
-            return Response(200, packed, JSON, [*headers, ("Content-Encoding", "gzip")])
-        return Response(200, gzip.decompress(packed), JSON, headers)
+            return Response(200, packed, form, [*headers, ("Content-Encoding", "gzip")])
+        return Response(200, gzip.decompress(packed), form, headers)
 
-    async def _packed(self, tag: str, build: Callable[[], bytes]) -> bytes:
+    async def _packed(self, tag: str, form: str, make: Callable[[], Body]) -> bytes:
+        key = f"{tag} {form}"
         async with self._building:  # kubectl asks for several at once; each costs some megabytes while it is built
-            packed = self._kept.get(tag)
+            packed = self._kept.get(key)
             if packed is None:
-                packed = await asyncio.get_running_loop().run_in_executor(None, build)
-                self._kept[tag] = packed
+                packed = await asyncio.get_running_loop().run_in_executor(None, _build, make, form)
+                self._kept[key] = packed
                 if len(self._kept) > KEPT:
                     self._kept.popitem(last=False)
-            self._kept.move_to_end(tag)
+            self._kept.move_to_end(key)
             return packed
 
     def _hash(self, name: str, resources: list[Resource]) -> str:
@@ -293,14 +291,26 @@ class OpenAPI:
         return hashlib.sha256(f"{self._data} {name} {[(r, r.shape) for r in resources]!r}".encode()).hexdigest().upper()
 
 
-def _build(resources: list[Resource]) -> bytes:
-    return gzip.compress(orjson.dumps(document(resources)), 5, mtime=0)
+def _form(request: Request, version: str) -> str:
+    """The media type to answer in: protobuf where the client names it before JSON."""
+    for media in request.accept.split(",") if request.accept else (JSON,):
+        kind = media.partition(";")[0].strip()
+        if kind.startswith("application/com.github.proto-openapi.spec." + version) and kind.endswith("protobuf"):
+            return PROTOBUF.format(version)
+        if kind in (JSON, "*/*", "application/*"):
+            return JSON
+    raise NotAcceptable(f"only the following media types are accepted: {JSON}, {PROTOBUF.format(version)}")
 
 
-def _build_v2(resources: list[Resource], others: list[tuple[str, bytes]]) -> bytes:
+def _build(make: Callable[[], Body], form: str) -> bytes:
+    from controlplane.apiserver import openapiproto
+    return gzip.compress(orjson.dumps(make()) if form == JSON else openapiproto.encode(make()), 5, mtime=0)
+
+
+def _swagger(resources: list[Resource], others: list[tuple[str, bytes]]) -> Body:
     """`others` are root path and swagger document of servers that serve more."""
     made = swagger(resources)
     for root, body in others:
         with suppress(ValueError, AttributeError):  # what is no document adds nothing
             made = documents.merged(made, root, orjson.loads(body))
-    return gzip.compress(orjson.dumps(made), 5, mtime=0)
+    return made

@@ -9,11 +9,12 @@ from pathlib import Path
 import orjson
 import pytest
 
-from controlplane.apiserver import openapi
+from controlplane.apiserver import openapi, openapiproto
 from controlplane.apiserver.discovery import Discovery, aggregated_version
 from controlplane.apiserver.health import Health
 from controlplane.apiserver.metrics import MAX_SERIES, Metrics
-from controlplane.machinery.errors import MethodNotAllowed
+from controlplane.machinery import protobuf
+from controlplane.machinery.errors import MethodNotAllowed, NotAcceptable
 from controlplane.machinery.resources import Resource
 from tests.unit.apiserver.edge import make_context, request
 
@@ -115,13 +116,63 @@ def test_openapi_hashes_move_with_the_kinds(context):
     assert "application/strategic-merge-patch+json" not in content
 
 
-def test_openapi_v2_is_empty_in_protobuf_and_whole_in_json(context):
+def all_of(message, *way):
+    """The values at a way of field numbers through a message."""
+    if not way:
+        return [message]
+    below = [value for number, value in protobuf.fields(message) if number == way[0]]
+    return [found for value in below for found in all_of(value, *way[1:])]
+
+
+def pairs(message, *way):
+    """What a message holds by name, at a way that ends at its pairs."""
+    return {bytes(all_of(pair, 1)[0]).decode(): all_of(pair, 2)[0] for pair in all_of(message, *way)}
+
+
+def test_openapi_v2_says_the_same_in_both_forms(context):
     service = openapi.OpenAPI(context)
-    answer = ask(service, context, "/openapi/v2",
-                 Accept="application/com.github.proto-openapi.spec.v2@v1.0+protobuf")
-    assert (answer.body, answer.content_type) == (bytes.fromhex("0a03322e30"), openapi.V2_PROTOBUF)
-    swagger = orjson.loads(ask(service, context, "/openapi/v2").body)
-    assert "io.k8s.api.core.v1.Pod" in swagger["definitions"]
+    told = orjson.loads(ask(service, context, "/openapi/v2").body)
+    answer = ask(service, context, "/openapi/v2", Accept="application/com.github.proto-openapi.spec.v2@v1.0+protobuf")
+    assert answer.content_type == "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+    paths, definitions = pairs(answer.body, 8, 2), pairs(answer.body, 9, 1)
+    assert paths.keys() == told["paths"].keys() and definitions.keys() == told["definitions"].keys()
+    pod = told["definitions"]["io.k8s.api.core.v1.Pod"]
+    properties = pairs(definitions["io.k8s.api.core.v1.Pod"], 25, 1)
+    assert properties.keys() == pod["properties"].keys()
+    assert all_of(properties["kind"], 22, 1) == [b"string"]
+    extensions = pairs(definitions["io.k8s.api.core.v1.Pod"], 31)
+    [kinds] = all_of(extensions["x-kubernetes-group-version-kind"], 2)
+    assert orjson.loads(kinds) == pod["x-kubernetes-group-version-kind"]
+
+
+def test_openapi_v3_says_the_same_in_both_forms(context):
+    service = openapi.OpenAPI(context)
+    told = orjson.loads(ask(service, context, "/openapi/v3/apis/apps/v1").body)
+    form = "application/com.github.proto-openapi.spec.v3@v1.0+protobuf"
+    answer = ask(service, context, "/openapi/v3/apis/apps/v1", Accept=form + ", application/json")
+    assert answer.content_type == "application/com.github.proto-openapi.spec.v3.v1.0+protobuf"
+    paths, schemas = pairs(answer.body, 4, 1), pairs(answer.body, 5, 1, 1)
+    assert paths.keys() == told["paths"].keys() and schemas.keys() == told["components"]["schemas"].keys()
+    one = paths["/apis/apps/v1/namespaces/{namespace}/deployments/{name}"]
+    assert [number for number, _ in protobuf.fields(one)] == [4, 5, 10, 7, 13, 13]  # its methods and parameters
+    metadata = pairs(all_of(schemas["io.k8s.api.apps.v1.Deployment"], 1)[0], 31, 1)["metadata"]
+    [reference] = all_of(metadata, 1, 26, 2, 1)
+    assert reference == b"#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+    assert ask(service, context, "/openapi/v3/apis/apps/v1", Accept="application/json, " + form).content_type == \
+        "application/json"
+    with pytest.raises(NotAcceptable):
+        ask(service, context, "/openapi/v3/apis/apps/v1", Accept="text/html")
+
+
+def test_what_protobuf_cannot_say_is_left_out():
+    schema = {"default": {"a": 1}, "additionalProperties": True, "maximum": 2.5, "maxItems": 3, "enum": ["x", None],
+              "items": {"$ref": "#/r"}, "x-more": [1]}
+    document = {"openapi": "3.0.0", "components": {"schemas": {"S": schema}}}
+    [made] = all_of(pairs(openapiproto.encode(document), 5, 1, 1)["S"], 1)
+    found = dict(protobuf.fields(made))
+    assert sorted(found) == [11, 18, 24, 30, 32, 36]
+    assert (found[18], all_of(made, 24, 2), all_of(made, 30, 1, 2, 1)) == (3, [b'"x"\n', b"null\n"], [b"#/r"])
+    assert all_of(made, 32, 2) == [1]
 
 
 def test_health_endpoints_word_their_checks(context):
