@@ -91,7 +91,8 @@ class Decider:
         wanted = volumes.needs(pod, self.world)
         choice = None
         if wanted is not None and wanted.open and info is not None:
-            choice = volumes.choose(wanted, info, self.world, self.reserved)
+            found = volumes.choose(wanted, info, self.world, self.reserved)
+            choice = found if isinstance(found, Choice) else None
             for claim, volume in choice.static if choice is not None else ():
                 self.reserved[objects.name(volume)] = objects.key(claim)
         self.snapshot.place(pod, node)

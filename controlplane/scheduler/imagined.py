@@ -26,6 +26,7 @@ TOLERATED = tuple(f"node.kubernetes.io/{name}" for name in (
     "not-ready", "unreachable", "disk-pressure", "memory-pressure", "pid-pressure", "unschedulable"))
 RESOURCES = ("nodes", "pods", "namespaces", "services", "poddisruptionbudgets.policy", "persistentvolumeclaims",
              "persistentvolumes", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io",
+             "csidrivers.storage.k8s.io", "csistoragecapacities.storage.k8s.io",
              "priorityclasses.scheduling.k8s.io", "replicasets.apps")
 
 
@@ -76,6 +77,12 @@ class Cluster:
 
     def csi_node(self, name: str) -> Obj | None:
         return self._named("csinodes.storage.k8s.io", name)
+
+    def csi_driver(self, name: str) -> Obj | None:
+        return self._named("csidrivers.storage.k8s.io", name)
+
+    def capacities(self) -> Iterable[Obj]:
+        return self._of.get("csistoragecapacities.storage.k8s.io", ())
 
     def _named(self, resource: str, name: str) -> Obj | None:
         return next((one for one in self._of.get(resource, ()) if objects.name(one) == name), None)

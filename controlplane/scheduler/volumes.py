@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from controlplane.controllers import volumes as matching
-from controlplane.machinery import objects
+from controlplane.machinery import objects, quantity, selectors
 from controlplane.scheduler import demand
 from controlplane.scheduler.fit import Refusal, term_matches
 from controlplane.scheduler.snapshot import NodeInfo, Snapshot
 
 UNREACHABLE = Refusal(("node(s) didn't match PersistentVolume's node affinity",), True)
+NO_SPACE = Refusal(("node(s) did not have enough free storage",), True)
 NONE_TO_BIND = Refusal(("node(s) didn't find available persistent volumes to bind",), True)
 OTHER_ZONE = Refusal(("node(s) had no available volume zone",), True)
 TOO_MANY = Refusal(("node(s) exceed max volume count",))
@@ -39,6 +40,8 @@ class Shelf(Protocol):
     def volumes(self) -> Iterable[Obj]: ...
     def storage_class(self, name: str) -> Obj | None: ...
     def csi_node(self, name: str) -> Obj | None: ...
+    def csi_driver(self, name: str) -> Obj | None: ...
+    def capacities(self) -> Iterable[Obj]: ...
 
 
 @dataclass(slots=True)
@@ -127,13 +130,13 @@ def refusal(wanted: Needs, node: NodeInfo, shelf: Shelf, reserved: dict[str, tup
             return UNREACHABLE
         if not _zoned(volume, node):
             return OTHER_ZONE
-    if wanted.open and choose(wanted, node, shelf, reserved) is None:
-        return NONE_TO_BIND
+    if wanted.open and isinstance(refused := choose(wanted, node, shelf, reserved), Refusal):
+        return refused
     return TOO_MANY if _exceeds(wanted, node, shelf) else None
 
 
-def choose(wanted: Needs, node: NodeInfo, shelf: Shelf, reserved: dict[str, tuple[str, str]]) -> Choice | None:
-    """What to bind if the pod goes to `node`; None when a claim finds nothing there."""
+def choose(wanted: Needs, node: NodeInfo, shelf: Shelf, reserved: dict[str, tuple[str, str]]) -> Choice | Refusal:
+    """What to bind if the pod goes to `node`, or why a claim finds nothing there."""
     found, taken = Choice(), set()
     for claim, storage_class in sorted(wanted.open, key=lambda pair: matching.asked(pair[0])):
         free = [v for v in shelf.volumes() if objects.name(v) not in taken and reaches(v, node)
@@ -142,11 +145,26 @@ def choose(wanted: Needs, node: NodeInfo, shelf: Shelf, reserved: dict[str, tupl
         if volume is not None:
             taken.add(objects.name(volume))
             found.static.append((claim, volume))
-        elif storage_class.get("provisioner") != NO_PROVISIONER and _allowed(storage_class, node):
-            found.provision.append(claim)
+        elif storage_class.get("provisioner") == NO_PROVISIONER or not _allowed(storage_class, node):
+            return NONE_TO_BIND
+        elif not _has_space(claim, storage_class, node, shelf):
+            return NO_SPACE
         else:
-            return None
+            found.provision.append(claim)
     return found
+
+
+def _has_space(claim: Obj, storage_class: Obj, node: NodeInfo, shelf: Shelf) -> bool:
+    """Whether the class's driver, if it tells of its capacity, has enough within the node's reach."""
+    driver = shelf.csi_driver(storage_class.get("provisioner", ""))
+    if driver is None or not objects.get(driver, "spec.storageCapacity", False):
+        return True
+    name, size = objects.name(storage_class), matching.asked(claim)
+    return any(one.get("storageClassName") == name and one.get("nodeTopology") is not None
+               and (limit := one.get("maximumVolumeSize") or one.get("capacity")) is not None
+               and quantity.parse(str(limit)).value() >= size
+               and selectors.from_label_selector(one["nodeTopology"]).matches(node.labels)
+               for one in shelf.capacities())
 
 
 def _allowed(storage_class: Obj, node: NodeInfo) -> bool:

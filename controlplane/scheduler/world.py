@@ -17,7 +17,8 @@ from controlplane.machinery.selectors import LabelSelector
 
 OWNERS = {"ReplicaSet": "replicasets.apps", "StatefulSet": "statefulsets.apps",
           "ReplicationController": "replicationcontrollers"}
-STORAGE = ("persistentvolumeclaims", "persistentvolumes", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io")
+STORAGE = ("persistentvolumeclaims", "persistentvolumes", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io",
+           "csidrivers.storage.k8s.io", "csistoragecapacities.storage.k8s.io")
 OTHERS = ("namespaces", "services", "poddisruptionbudgets.policy")
 Obj = dict[str, Any]
 
@@ -90,6 +91,12 @@ class World:
 
     def csi_node(self, name: str) -> Obj | None:
         return self._one("csinodes.storage.k8s.io", "", name)
+
+    def csi_driver(self, name: str) -> Obj | None:
+        return self._one("csidrivers.storage.k8s.io", "", name)
+
+    def capacities(self) -> Iterable[Obj]:
+        return self._of["csistoragecapacities.storage.k8s.io"].items()
 
     def _one(self, resource: str, namespace: str, name: str) -> Obj | None:
         return self._of[resource].get(namespace, name)
