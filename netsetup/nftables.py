@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from netsetup import ownports
 from netsetup.nftexpr import DROP, GOTO, number, verdict
 from netsetup.rtnetlink import attribute, attributes, framed, nested
 
@@ -92,6 +93,7 @@ class Table:
         self.socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
         self.socket.settimeout(TIMEOUT)
         self.socket.bind((0, 0))
+        ownports.add(self.socket.getsockname()[0])
 
     def close(self) -> None:
         self.socket.close()

@@ -21,6 +21,7 @@ import subprocess
 from dataclasses import dataclass
 
 from controlplane.machinery.errors import Finding
+from netsetup import ownports
 
 LOCK_WAIT = 5  # seconds for the xtables lock: others hold it for one batch, not longer
 COMMAND_TIMEOUT = 120  # seconds for one batch: a full load of thousands of chains on a busy machine stays below
@@ -86,10 +87,14 @@ def _run(command: list[str], data: bytes = b"") -> subprocess.CompletedProcess[b
     with os.fdopen(os.memfd_create("rules"), "wb+") as file:
         file.write(data)
         file.seek(0)
-        try:
-            return subprocess.run(command, stdin=file, capture_output=True, timeout=COMMAND_TIMEOUT, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise RestoreError(f"{command[0]} did not finish within {COMMAND_TIMEOUT} s") from error
+        with subprocess.Popen(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+            ownports.add(running.pid)
+            try:
+                out, complaint = running.communicate(timeout=COMMAND_TIMEOUT)
+            except subprocess.TimeoutExpired as error:
+                running.kill()
+                raise RestoreError(f"{command[0]} did not finish within {COMMAND_TIMEOUT} s") from error
+    return subprocess.CompletedProcess(command, running.returncode, out, complaint)
 
 
 def detect(family: int = 4) -> Backend:

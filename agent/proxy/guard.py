@@ -1,9 +1,10 @@
 """Notice that somebody else removed our rules.
 
 Owns one netlink socket that hears of changes to nf_tables (iptables-nft included). A flush by a firewall's restart,
-or `nft flush ruleset`, is heard within milliseconds and without any polling. Only removals that touch our chains count;
-the echo of our own writes is discarded by `forget_own`, called right after each. The legacy tables tell nobody
-anything: for those there is `lockwatch`. In case an event was lost, `proxy` also looks now and then.
+or `nft flush ruleset`, is heard within milliseconds and without any polling. Only removals that touch our chains count,
+and only strangers': each event names the socket it comes from (`ownports`), so that a flush is heard in the middle of
+our own writing too. The legacy tables tell nobody anything: for those there is `lockwatch`. In case an event was lost,
+`proxy` also looks now and then.
 
 Called by `proxy`.
 """
@@ -16,11 +17,13 @@ import socket
 import struct
 from collections.abc import Callable
 
+from netsetup import ownports
+
 NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP = 270, 1
 NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE = 0xA02, 0xA05, 0xA08
 OURS = (b"KUBE-", b"PELAMIS-")  # the chains of the proxy and of the pod network
-TABLES = (b"nat\0", b"filter\0", b"pelamis-proxy\0")  # where they are
+TABLES = (b"nat\0", b"filter\0", b"mangle\0", b"pelamis-proxy\0")  # where they are
 BUFFER = 1 << 20  # bytes of queued events: a batch of ours is larger, and overflowing it only causes one look
 
 
@@ -38,7 +41,6 @@ class Guard:
         except OSError:
             self._socket.close()
             raise
-        self._deaf = False
 
     def open(self) -> None:
         asyncio.get_running_loop().add_reader(self._socket, self._readable)
@@ -47,17 +49,8 @@ class Guard:
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
-    def writing(self) -> None:
-        """Our own write begins: what is heard until `forget_own` is most likely its echo."""
-        self._deaf = True
-
-    def forget_own(self) -> None:
-        """Our own write is over. The kernel queues a write's events before it reports success: they are all here."""
-        self._drain()
-        self._deaf = False
-
     def _readable(self) -> None:
-        if self._drain() and not self._deaf:
+        if self._drain():
             self._on_loss()
 
     def _drain(self) -> bool:
@@ -76,16 +69,15 @@ class Guard:
 
 
 def removes_ours(data: bytes) -> bool:
-    """Whether a datagram of events removes a chain or rule of ours, or a whole table that holds them."""
+    """Whether a datagram of events tells that somebody else removed a chain or rule of ours, or a table with them."""
     offset = 0
     while offset + 16 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, offset)
+        length, kind, _, _, port = struct.unpack_from("=IHHII", data, offset)
         if length < 16:
             return False
         body = data[offset + 16:offset + length]
-        if kind == NFT_MSG_DELTABLE and any(name in body for name in TABLES):
-            return True
-        if kind in (NFT_MSG_DELCHAIN, NFT_MSG_DELRULE) and any(prefix in body for prefix in OURS):
+        sought = {NFT_MSG_DELTABLE: TABLES, NFT_MSG_DELCHAIN: OURS, NFT_MSG_DELRULE: OURS}.get(kind, ())
+        if any(name in body for name in sought) and not ownports.is_own(port):
             return True
         offset += (length + 3) & ~3
     return False

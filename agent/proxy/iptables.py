@@ -25,6 +25,7 @@ POLICY_TABLE = "mangle"  # where network policies have their rules: a loss there
 # What may be named by whom: a chain only leads to chains of a lower rank (branches: to a longer prefix).
 _RANKS = ("KUBE-MARK-MASQ", "KUBE-SEP-", "KUBE-SV", "KUBE-EXT-", "KUBE-FW-", "KUBE-NODEPORTS")
 _BRANCH = len(_RANKS)
+CHAIN_ENTRIES = 2  # of a legacy table for a chain without rules: its head and its end
 
 
 def rank(chain: Chain) -> tuple[int, int]:
@@ -106,10 +107,16 @@ class Writer:
         """Only what changed. Raises xtables.RestoreError; then only `load` makes things right again."""
         for text in batches(change, self._chunk):
             self.backend.restore(text)
-        for chain in change.delete:
-            self._counts.pop(chain, None)
+        for (table, name), lines in change.write.items():
+            self._grow(table, len(lines) - self._counts.get((table, name), -CHAIN_ENTRIES))
+        for table, name in change.delete:
+            self._grow(table, -self._counts.pop((table, name), -CHAIN_ENTRIES) - CHAIN_ENTRIES)
         self._counts.update({chain: len(lines) for chain, lines in change.write.items()})
-        self._entries = self._legacy_entries()
+
+    def _grow(self, table: str, entries: int) -> None:
+        """What a legacy table should hold now; that it holds something else means that somebody else wrote too."""
+        if self._entries is not None:
+            self._entries[rules.TABLES.index(table)] += entries
 
     def suspicious(self) -> bool:
         """Whether `intact` is worth its cost: always with nf_tables, else when the tables' sizes are not as left."""

@@ -131,12 +131,13 @@ class Proxy:
                 try:
                     if not self.sides:
                         self.sides = await self._do(self._make_sides)
-                    await self._sync(guard)
+                    await self._sync()
                     retry = 0.0
                 except (xtables.RestoreError, Finding, OSError) as error:
                     retry = min(max(RETRY_FIRST, retry * 2), RETRY_LIMIT)
                     log.error("service rules could not be written, next attempt in %.0f s: %s", retry, error)
                     self.report.failures += 1
+                    self._look = True  # whatever was lost may still be
                     for side in self.sides:
                         side.fail()
                     await self._clock.sleep(self._clock.jitter(retry))
@@ -150,7 +151,7 @@ class Proxy:
     def _make_sides(self) -> list[Side]:
         return [Side(self._mode, pods, 6 if ":" in pods else 4, self._ledger, self._backend) for pods in self._pods]
 
-    async def _sync(self, guard: Guard | None) -> None:
+    async def _sync(self) -> None:
         """One round: plan what changed, look at what may be lost, write what differs."""
         self._wake.clear()
         keys, self._dirty = self._dirty, set()
@@ -165,7 +166,7 @@ class Proxy:
         due = [side for side in self.sides if side.due]
         begun, whole = self._clock.monotonic(), 0
         if due:
-            whole = await self._write(due, guard)
+            whole = await self._write(due)
             self.full_loads += whole
         self.report.wrote(self._clock.monotonic() - begun if due else 0.0, bool(whole))
         for side in self.sides:
@@ -176,17 +177,16 @@ class Proxy:
         self.syncs += bool(due)
         self.synced.set()
 
-    async def _write(self, sides: list[Side], guard: Guard | None) -> int:
+    async def _write(self, sides: list[Side]) -> int:
         """How many of the sides were loaded whole."""
-        if guard:
-            guard.writing()
         self._writing = True
         try:
-            return sum([await self._do(side.write) for side in sides])
+            whole = sum([await self._do(side.write) for side in sides])
         finally:
             self._writing = False
-            if guard:
-                guard.forget_own()
+        if any(side.writer.suspicious() for side in sides if not side.writer.tells):
+            self._lost()  # somebody else wrote at the same time
+        return whole
 
     def _plan(self, key: ServiceKey, family: int) -> tuple[ServicePort, ...]:
         slices = self.slices.by("service", f"{key[0]}/{key[1]}")
