@@ -74,7 +74,7 @@ def test_a_workload_answers_on_every_node_and_on_the_host(lab: Lab):
     for name in lab.names:
         found = lab.ssh(name, "sudo pelamis doctor", check=False)
         assert found.returncode == 0, found.stdout + found.stderr
-        assert lab.ssh(name, "systemctl --failed --no-legend 'pelamis*'").stdout == ""
+        assert lab.ssh(name, "systemctl list-units --failed --no-legend 'pelamis*'").stdout == ""
 
 
 def test_a_reboot(lab: Lab):
