@@ -185,8 +185,7 @@ def _conflict(conflicts: list[tuple[Owner, Tree]]) -> Conflict:
         text = f"Apply failed with 1 conflict: conflict with {by_owner[0][0]}: {causes[0].field}"
     else:
         for who, fields in by_owner:
-            lines.append(f"conflicts with {who}:" if len(fields) > 1 else f"conflict with {who}:")
-            lines += [f"- {path}" for path in fields]
+            lines += [f"conflicts with {who}:", *(f"- {path}" for path in fields)]
         text = f"Apply failed with {len(causes)} conflicts: " + "\n".join(lines)
     return Conflict(text, {"causes": [cause.as_dict() for cause in causes]})
 

@@ -73,12 +73,12 @@ def difference(left: Tree, right: Tree) -> Tree:
 
 
 def paths(tree: Tree, prefix: str = "") -> Iterator[str]:
-    """The members as conflicts name them: `.spec.containers[name="c"].image`."""
-    for key, sub in sorted(tree.items()):
-        if key == ".":
-            yield prefix or "."
-        else:
-            yield from paths(sub, prefix + shown(key))
+    """The members as conflicts name them, `.spec.containers[name="c"].image`: at each level those that are members
+    themselves come first, then what lies below."""
+    below = sorted((key, sub) for key, sub in tree.items() if key != ".")
+    yield from (prefix + shown(key) for key, sub in below if "." in sub)
+    for key, sub in below:
+        yield from paths(sub, prefix + shown(key))
 
 
 def shown(element: str) -> str:

@@ -56,7 +56,7 @@ def test_equal_values_are_shared_and_different_ones_conflict():
     with pytest.raises(Conflict) as conflict:
         do(live, config_map({"a": "2", "b": "2"}), "m3")
     assert conflict.value.message == ('Apply failed with 3 conflicts: conflicts with "m1":\n- .data.a\n- .data.b\n'
-                                      'conflict with "m2":\n- .data.a')
+                                      'conflicts with "m2":\n- .data.a')
     forced = do(live, config_map({"a": "2"}), "m2", force=True)
     assert forced["data"] == {"a": "2", "b": "1"}
     assert owners(forced) == {"m1": {"f:data": {"f:b": {}}}, "m2": {"f:data": {"f:a": {}}}}
