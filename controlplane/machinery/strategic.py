@@ -98,7 +98,7 @@ def _map(original: Node, patch: Node, node: Node) -> Node:
     for key, value in patch.items():
         if key.startswith(REMOVE):
             _remove(original, key[len(REMOVE):], value)
-        elif value is None:
+        elif value is None or (_instructs(value) and not isinstance(original.get(key), dict)):
             original.pop(key, None)
         else:
             original[key] = _value(original.get(key), value, _field(node, key))
@@ -114,20 +114,18 @@ def _value(old: Any, new: Any, field: Node) -> Any:
 
 
 def _cleaned(value: Any) -> Any:
-    """What a patch adds where nothing was: without nulls in maps and without directives."""
+    """What a patch adds where nothing was: without nulls in maps, without directives and what carries one."""
     if isinstance(value, dict):
-        if value.get(PATCH) == "delete":
-            return {}
         return {key: _cleaned(item) for key, item in value.items()
-                if item is not None and key not in (PATCH, RETAIN) and not key.startswith((ORDER, REMOVE))}
+                if item is not None and not _instructs(item) and key != RETAIN and not key.startswith((ORDER, REMOVE))}
     if isinstance(value, list):
-        return [_cleaned(item) for item in value if not (isinstance(item, dict) and _mark(item))]
+        return [_cleaned(item) for item in value if not _instructs(item)]
     return value
 
 
-def _mark(item: Node) -> bool:
-    """Whether a list's item only instructs."""
-    return item.get(PATCH) == "delete" or (item.get(PATCH) == "replace" and len(item) == 1)
+def _instructs(value: Any) -> bool:
+    """Whether a value says what to do with something that is there."""
+    return isinstance(value, dict) and PATCH in value
 
 
 def _retain(original: Node, patch: Node) -> None:

@@ -77,6 +77,15 @@ def test_patch_directives_in_lists():
         "containers": [{"name": "b"}]}
 
 
+def test_what_carries_a_directive_adds_nothing_where_nothing_was():
+    patch = {"strategy": {"$patch": "replace", "type": "x"},
+             "containers": [{"name": "a"}, {"name": "b", "$patch": "replace"}]}
+    assert spec({}, patch) == {"containers": [{"name": "a"}]}
+    assert spec({"args": ["a"]}, {"args": {"$patch": "merge", "x": 1}}) == {}
+    added = {"name": "c", "ports": [{"containerPort": 1, "$patch": "delete"}], "$retainKeys": ["name", "ports"]}
+    assert spec({"containers": []}, {"containers": [added]}) == {"containers": [{"name": "c", "ports": []}]}
+
+
 def test_an_item_without_its_key_is_upstreams_500():
     with pytest.raises(ApiError) as error:
         spec({"containers": [{"name": "a"}]}, {"containers": [{"image": "nokey"}]})
