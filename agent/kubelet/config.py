@@ -47,6 +47,7 @@ class Options:
     providers: Path | None
     provider_folder: Path
     rotate: bool
+    cloud: str | None  # the provider ID of this machine in a cloud, "" where only the cloud knows it; None: no cloud
     keeping: Keeping
     verbose: bool
 
@@ -76,6 +77,9 @@ def parser(paths: Paths) -> argparse.ArgumentParser:
     add("--pod-manifest-path", type=Path, help="folder of static pods, which run without the API server")
     add("--allowed-unsafe-sysctls", default="", help="kernel parameters pods may set beyond the safe ones: names or "
         "prefixes ending in *, separated by commas")
+    add("--cloud-provider", choices=("", "external"), default="", help="external: a cloud-controller-manager tells "
+        "what this machine is, and no pod comes before")
+    add("--provider-id", default="", help="what the cloud calls this machine")
     add("--rotate-certificates", action="store_true", help="ask the API server for new certificates long before "
         "those of this node expire")
     keeping.add_flags(flags)
@@ -106,7 +110,8 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         systemd=None if driver is None else driver == "systemd", manifests=given.pod_manifest_path,
         sysctls=tuple(s for s in given.allowed_unsafe_sysctls.split(",") if s),
         providers=given.image_credential_provider_config, provider_folder=given.image_credential_provider_bin_dir,
-        rotate=given.rotate_certificates, keeping=keeping.of(given), verbose=given.verbose)
+        rotate=given.rotate_certificates, cloud=given.provider_id if given.cloud_provider else None,
+        keeping=keeping.of(given), verbose=given.verbose)
 
 
 def apparmor() -> bool:

@@ -59,7 +59,7 @@ def _hugepages() -> tuple[tuple[str, int], ...]:
 
 
 def describe_host(name: str, ips: tuple[str, ...], root: Path, runtime_version: str, port: int,
-                  keeping: Keeping | None = None, features: Features | None = None) -> Host:
+                  keeping: Keeping | None = None, features: Features | None = None, cloud: str | None = None) -> Host:
     """Read what this machine is."""
     memory = next((int(line.split()[1]) * 1024 for line in _text("/proc/meminfo").splitlines()
                    if line.startswith("MemTotal:")), 0)
@@ -71,7 +71,8 @@ def describe_host(name: str, ips: tuple[str, ...], root: Path, runtime_version: 
                 architecture=ARCHITECTURES.get(machine, machine), machine_id=_text("/etc/machine-id"),
                 system_uuid=_text("/sys/class/dmi/id/product_uuid") or _text("/etc/machine-id"),
                 boot_id=_text("/proc/sys/kernel/random/boot_id"), runtime_version=runtime_version, port=port,
-                hugepages=_hugepages(), keeping=keeping or Keeping(), features=features or Features())
+                hugepages=_hugepages(), keeping=keeping or Keeping(), features=features or Features(),
+                cloud=cloud)
 
 
 class NodeAgent:

@@ -44,6 +44,7 @@ class Host:
     hugepages: tuple[tuple[str, int], ...] = (("hugepages-1Gi", 0), ("hugepages-2Mi", 0))  # bytes by resource
     keeping: Keeping = field(default_factory=Keeping)
     features: Features = field(default_factory=Features)
+    cloud: str | None = None  # a cloud answers for this machine: its provider ID, "" where only the cloud knows it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +66,17 @@ def labels(host: Host) -> dict[str, str]:
 
 
 def node(host: Host, now: str, health: Health) -> dict[str, Any]:
-    """The object to register."""
+    """The object to register. In a cloud no pod comes until the cloud has told what this machine is."""
+    spec: dict[str, Any] = {}
+    notes = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
+    if host.cloud is not None:
+        spec = {"taints": [{"key": "node.cloudprovider.kubernetes.io/uninitialized", "value": "true",
+                            "effect": "NoSchedule"}], **({"providerID": host.cloud} if host.cloud else {})}
+        notes["alpha.kubernetes.io/provided-node-ip"] = ",".join(host.ips)
     return {"apiVersion": "v1", "kind": "Node",
             "metadata": {"name": host.name, "labels": labels(host),
-                         "annotations": {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}},
-            "spec": {}, "status": status(host, health, now, {})}
+                         "annotations": notes},
+            "spec": spec, "status": status(host, health, now, {})}
 
 
 def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +84,10 @@ def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[st
     has = capacity(host)
     # Extended resources that somebody else advertises here.
     foreign = {name: amount for name, amount in (old.get("capacity") or {}).items() if name not in has}
-    addresses = [{"type": "InternalIP", "address": ip} for ip in host.ips]
+    addresses = [*({"type": "InternalIP", "address": ip} for ip in host.ips),
+                 {"type": "Hostname", "address": host.name}]
+    if host.cloud is not None and old.get("addresses"):
+        addresses = old["addresses"]  # the cloud's to tell
     told: dict[str, Any] = {"volumesInUse": sorted(health.volumes)} if health.volumes or old.get("volumesInUse") else {}
     if host.features.handlers:
         told["runtimeHandlers"] = [_handler(name, host.features) for name in sorted(host.features.handlers)]
@@ -85,7 +95,7 @@ def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[st
     return {
         **told, "capacity": {**foreign, **has}, "allocatable": {**foreign, **allocatable(host)},
         "conditions": conditions(health, now, old),
-        "addresses": [*addresses, {"type": "Hostname", "address": host.name}],
+        "addresses": addresses,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": host.port}},
         "nodeInfo": {"machineID": host.machine_id, "systemUUID": host.system_uuid, "bootID": host.boot_id,
                      "kernelVersion": host.kernel, "osImage": host.os_image,

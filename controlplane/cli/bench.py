@@ -24,6 +24,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--idle-seconds", type=float, default=60.0, help="length of the idle measurement (default 60)")
     parser.add_argument("--kubelet", metavar="FILE", default="",
                         help="also measure this kubelet binary with the pods of area `node`")
+    parser.add_argument("--kube-proxy", metavar="PATH", help="a kube-proxy to measure beside ours, for proxy")
     parser.set_defaults(run=run)
 
 

@@ -51,6 +51,8 @@ def parser(paths: Paths) -> argparse.ArgumentParser:
     parser.add_argument("--cluster-signing-key-file", type=Path, help="its key; without both nothing is signed")
     parser.add_argument("--service-account-private-key-file", type=Path,
                         help="taken for upstream's sake: tokens are asked of the API server, which alone needs the key")
+    parser.add_argument("--cloud-provider", default="", metavar="external|MODULE:NAME",
+                        help="who answers for machines, routes and load balancers (default: pools of addresses)")
     parser.add_argument("-v", "--verbosity", type=int, default=0, help="5 and more: debug")
     return parser
 
@@ -74,7 +76,7 @@ async def run(options: argparse.Namespace) -> None:
                       "give the cluster's CA certificates with --root-ca-file") from error
     async with Client(config.load(options.kubeconfig), user_agent="kube-controller-manager") as client:
         manager = Manager(client, Settings(options.cluster_cidr, root_ca, options.cluster_signing_cert_file,
-                                           options.cluster_signing_key_file))
+                                           options.cluster_signing_key_file, options.cloud_provider))
         main = asyncio.ensure_future(_together(client, manager, options))
         stopping = asyncio.ensure_future(stop.wait())
         try:

@@ -15,7 +15,7 @@ import logging
 from typing import Any
 
 from controlplane.client.informer import Informer
-from controlplane.cloud import lab
+from controlplane.cloud import lab, provider
 from controlplane.cloud.lab import Lab
 from controlplane.controllers.runtime import NODES, SERVICES, Context, Controller
 from controlplane.machinery import objects
@@ -36,14 +36,14 @@ class Balancers(Controller):
     name = "service-lb-controller"
     workers = 1
 
-    def __init__(self, context: Context, cluster_cidr: str) -> None:
+    def __init__(self, context: Context, cluster_cidr: str, provider: provider.Balancers) -> None:
         self.services, self.nodes = context.informer(SERVICES), context.informer(NODES)
         self.ranges = context.informer(RANGES)
         super().__init__(context, self.services, self.nodes, self.ranges)
         self.pools = Informer(context.client, named("configmaps"), NAMESPACE, fields=f"metadata.name={NAME}",
                               clock=context.clock)
         self._cluster_cidr, self._told = cluster_cidr, ""
-        self.provider = Lab()
+        self.provider = provider
         self.services.subscribe(self._service_changed)
         self.pools.subscribe(lambda *_: self._read())
 
@@ -81,7 +81,8 @@ class Balancers(Controller):
             LOG.warning("load balancer pools: %s", told)
             self.recorder.event(config, "Warning", "InvalidPool", told)
         self._told = told
-        self.provider.spans = spans
+        if isinstance(self.provider, Lab):
+            self.provider.spans = spans
         self._all()
 
     async def reconcile(self, key: Key) -> float | None:

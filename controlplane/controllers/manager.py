@@ -15,6 +15,7 @@ from pathlib import Path
 
 from controlplane.client.informer import Informers
 from controlplane.client.rest import Client
+from controlplane.cloud.provider import chosen
 from controlplane.controllers import furniture, replicaset
 from controlplane.controllers.attachdetach import AttachDetach
 from controlplane.controllers.balancers import Balancers
@@ -51,6 +52,7 @@ class Settings:
     root_ca: str = ""
     signing_certificate: Path | None = None
     signing_key: Path | None = None
+    cloud: str = ""  # as in `cloud.provider.chosen`
 
 
 def build(context: Context, settings: Settings) -> list[Controller]:
@@ -66,7 +68,22 @@ def build(context: Context, settings: Settings) -> list[Controller]:
             CertificateRequests(context, settings.signing_certificate, settings.signing_key),
             ResourceQuotas(context), Disruption(context), StorageProtection(context), VolumeBinder(context),
             LocalPath(context), EphemeralVolumes(context), AttachDetach(context),
-            Balancers(context, settings.cluster_cidr), Garbage(context)]
+            *_cloud(context, settings), Garbage(context)]
+
+
+def _cloud(context: Context, settings: Settings) -> list[Controller]:
+    """The controllers of what the cloud answers for; none where a cloud-controller-manager from elsewhere does."""
+    provider = chosen(settings.cloud)
+    made: list[Controller] = []
+    if provider.instances is not None:
+        from controlplane.controllers.cloudnodes import CloudNodes
+        made.append(CloudNodes(context, provider.instances))
+    if provider.routes is not None:
+        from controlplane.controllers.cloudroutes import CloudRoutes
+        made.append(CloudRoutes(context, provider.routes))
+    if provider.balancers is not None:
+        made.append(Balancers(context, settings.cluster_cidr, provider.balancers))
+    return made
 
 
 def _workloads(context: Context) -> list[Controller]:

@@ -29,6 +29,7 @@ from agent.proxy.proxy import Proxy
 from agent.proxy.side import Side, uncollected
 from controlplane.machinery.errors import Finding
 from netsetup import links, netns, nftables, rtnetlink, xtables
+from tests.bench import peerproxy
 
 WRITERS = ("iptables-legacy", "iptables-nft", "nftables")
 SIZES, ENDPOINTS = (100, 1000, 10_000), 5
@@ -271,6 +272,30 @@ async def _reactions(writer: str, count: int) -> dict[str, float]:
     return found
 
 
+def peer(program: str, writer: str, count: int) -> dict[str, float]:
+    """The same by a kube-proxy that was given."""
+    listen()
+
+    def owned(number: int, shift: int = 0) -> dict[str, Any]:
+        made = slice_of(number, shift)
+        made["metadata"] |= {"labels": {"kubernetes.io/service-name": f"s{number}"}, "uid": f"e{number}",
+                             "resourceVersion": "1"}
+        for endpoint in made["endpoints"]:
+            endpoint["conditions"] = {"ready": True}
+        made["ports"][0]["name"] = ""
+        return made
+
+    services = [service(number) for number in range(count)]
+    for number, one in enumerate(services):
+        one["metadata"] |= {"uid": f"s{number}", "resourceVersion": "1"}
+        one["spec"]["clusterIPs"] = [one["spec"]["clusterIP"]]
+    node = {"metadata": {"name": peerproxy.NODE, "uid": "n", "resourceVersion": "1"}, "spec": {"podCIDR": PODS},
+            "status": {"addresses": [{"type": "InternalIP", "address": HERE}]}}
+    known = {"services": services, "endpointslices": [owned(number) for number in range(count)], "nodes": [node]}
+    return asyncio.run(peerproxy.measure(program, writer, known,
+                                         lambda number: owned((number * 37 + 1) % (count - 2) + 1, 1)))
+
+
 def reactions(writer: str, count: int) -> dict[str, float]:
     listen()
     return asyncio.run(_reactions(writer, count))
@@ -341,6 +366,8 @@ def measure(args: Namespace) -> list[dict[str, object]]:
             row(f"{what}: connection past them", found["direct"], "µs")
             quick = separately("reactions", writer, str(count))
             row(f"{what}: an event reaches the kernel", quick["event"], "ms", "100" if last else "")
+            if args.kube_proxy and (writer != "nftables" or peerproxy.speaks_nftables(args.kube_proxy)):
+                beside(row, what, args.kube_proxy, writer, count)
             if "heal" in quick:
                 row(f"{what}: healed after a flush", quick["heal"], "ms", "1,000" if last else "")
             if "udp" in found:
@@ -350,8 +377,23 @@ def measure(args: Namespace) -> list[dict[str, object]]:
     return rows
 
 
+def beside(row: Callable[..., None], what: str, program: str, writer: str, count: int) -> None:
+    """Rows of the kube-proxy that was given; what takes it too long is told as that."""
+    try:
+        found = separately("peer", program, writer, str(count))
+    except (Finding, subprocess.TimeoutExpired) as error:
+        row(f"{what}: kube-proxy gave up ({str(error).strip().splitlines()[-1][:60]}), after", RUN_SECONDS * 1000, "ms")
+        return
+    row(f"{what}: everything, kube-proxy", found["load"], "ms")
+    row(f"{what}: one endpoint, kube-proxy, median", found["change"], "ms")
+    row(f"{what}: an event reaches the kernel, kube-proxy", found["event"], "ms")
+
+
 if __name__ == "__main__":
     TASKS: dict[str, Callable[[], Any]] = {"wiring": wiring, "names": names}
-    what = sys.argv[1]
-    print(json.dumps(TASKS[what]() if what in TASKS else reactions(sys.argv[2], int(sys.argv[3]))
-                     if what == "reactions" else one_run(what, int(sys.argv[2]))))
+    what, *rest = sys.argv[1:]
+    if what == "peer":
+        print(json.dumps(peer(rest[0], rest[1], int(rest[2]))))
+    else:
+        print(json.dumps(TASKS[what]() if what in TASKS else reactions(rest[0], int(rest[1]))
+                         if what == "reactions" else one_run(what, int(rest[0]))))
