@@ -75,7 +75,7 @@ class Agent:
         self._features = await runtime.features()
         await install(connection, self.paths, (PAUSE,))
         host = describe_host(options.name, options.node_ips, options.root, version, options.port, options.keeping,
-                             self._features)
+                             self._features, options.cloud)
         pods = Informer(client, named("pods"), fields=f"spec.nodeName={options.name}")
         services = Informer(client, named("services"))
         nodes = Informer(client, named("nodes"), fields=f"metadata.name={options.name}")
