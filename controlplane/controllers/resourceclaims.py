@@ -23,9 +23,9 @@ from controlplane.controllers.runtime import (
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, NotFound
 from controlplane.machinery.resources import named
+from controlplane.scheduler.claims import FINALIZER
 
 ENTRY = "resource.kubernetes.io/pod-claim-name"  # annotation of a claim: the pod's entry it is for
-FINALIZER = "resource.kubernetes.io/delete-protection"  # kept by a claim while it is allocated
 
 Obj = dict[str, Any]
 Key = tuple[str, str, str]

@@ -1,7 +1,7 @@
 """What Kubernetes adds to CEL: lists, sets, regex, URLs, quantities, addresses, versions, formats.
 
 Owns the functions as plain Python, and `declarations()`, which hands them to the library. Values CEL has no type for
-are maps with one key that names their kind, such as `{"quantity": 1500000000}`; their content is canonical, so that
+are maps with one key that names their kind, such as `{"quantity": "1500000000"}`; their content is canonical, so that
 `==` means what people expect. A function that cannot give an answer raises ValueError, which ends the evaluation
 with that text. Pure. Called by `cel`, which is the only one to load the library.
 
@@ -46,7 +46,12 @@ def valid(parse: Callable[[str], Any]) -> Callable[[str], bool]:
 # --- quantities and versions: both compare ---------------------------------------------------------------------------
 
 def parse_quantity(text: str) -> Tagged:
-    return {"quantity": quantity.parse(text).nano}
+    return as_quantity(quantity.parse(text).nano)
+
+
+def as_quantity(nano: int) -> Tagged:
+    """A quantity as expressions hold it: as text, for CEL's integers end at nine billion whole units of it."""
+    return {"quantity": str(nano)}
 
 
 def _nano(value: Any) -> int:
@@ -227,8 +232,8 @@ def declarations(cel: Any) -> list[Any]:
         ("isInteger", flag, [dyn], True, lambda v: _nano(v) % NANO == 0),
         ("asInteger", number, [dyn], True, as_integer),
         ("asApproximateFloat", t.DOUBLE, [dyn], True, lambda v: _nano(v) / NANO),
-        ("add", dyn, [dyn, dyn], True, lambda a, b: {"quantity": _nano(a) + _nano(b)}),
-        ("sub", dyn, [dyn, dyn], True, lambda a, b: {"quantity": _nano(a) - _nano(b)}),
+        ("add", dyn, [dyn, dyn], True, lambda a, b: as_quantity(_nano(a) + _nano(b))),
+        ("sub", dyn, [dyn, dyn], True, lambda a, b: as_quantity(_nano(a) - _nano(b))),
         ("compareTo", number, [dyn, dyn], True, compare),
         ("isLessThan", flag, [dyn, dyn], True, lambda a, b: compare(a, b) < 0),
         ("isGreaterThan", flag, [dyn, dyn], True, lambda a, b: compare(a, b) > 0),

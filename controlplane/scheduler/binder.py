@@ -1,15 +1,17 @@
-"""Carries out a choice: binds the pod's volumes, then the pod, and tells the world.
+"""Carries out a choice: reserves the pod's devices, binds its volumes, then the pod, and tells the world.
 
-Owns the requests of one placement, in upstream's order: volumes are claimed or asked for, waited for, then the Binding
-is posted. Raises what keeps it from succeeding; the caller forgets the placement and tries the pod again. Everything is
-re-done safely after a restart: a claim that names its node and a volume that names its claim stay what they are.
+Owns the requests of one placement, in upstream's order: devices are written into their claims, volumes are claimed or
+asked for and waited for, then the Binding is posted; what was reserved for a pod that cannot be bound is given back.
+Raises what keeps it from succeeding; the caller forgets the placement and tries the pod again. Everything is re-done
+safely after a restart: a claim that names its node, its devices or its volume stays what it is.
 
-Upstream: plugins/volumebinding/binder.go (BindPodVolumes) and plugins/defaultbinder.
+Upstream: plugins/volumebinding/binder.go (BindPodVolumes), plugins/dynamicresources and plugins/defaultbinder.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 from controlplane.client.events import Recorder
@@ -17,11 +19,15 @@ from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
 from controlplane.controllers import volumes as matching
 from controlplane.machinery import objects, resources
-from controlplane.machinery.errors import ApiError
+from controlplane.machinery.errors import ApiError, Conflict
+from controlplane.scheduler import claims as devices
+from controlplane.scheduler.decider import Errand
 from controlplane.scheduler.extenders import Extenders
 from controlplane.scheduler.volumes import Choice
 
 PODS, CLAIMS, VOLUMES = (resources.named(n) for n in ("pods", "persistentvolumeclaims", "persistentvolumes"))
+DEVICE_CLAIMS = resources.named("resourceclaims.resource.k8s.io")
+log = logging.getLogger("scheduler")
 Obj = dict[str, Any]
 
 
@@ -37,18 +43,56 @@ class Binder:
         if waiter is not None:
             waiter.set()
 
-    async def bind(self, pod: Obj, node: str, choice: Choice | None, seconds: float) -> None:
+    async def bind(self, pod: Obj, node: str, errand: Errand | None, seconds: float) -> None:
         """Bring the pod to the node; its volumes have so many seconds. Raises ApiError, TimeoutError."""
-        if choice is not None:
-            async with asyncio.timeout(seconds):
-                await self._volumes(choice, node)
+        grant = errand.devices if errand is not None else None
+        try:
+            for claim, allocation in grant.claims if grant is not None else ():
+                await self._reserve(claim, allocation, pod)
+            if errand is not None and errand.volumes is not None:
+                async with asyncio.timeout(seconds):
+                    await self._volumes(errand.volumes, node)
+            await self._bind(pod, node)
+        except (ApiError, OSError, TimeoutError):
+            for claim, allocation in grant.claims if grant is not None else ():
+                await self.give_back(claim, allocation is not None, pod)
+            raise
+        where, name = objects.namespace(pod), objects.name(pod)
+        self._recorder.event(pod, "Normal", "Scheduled", f"Successfully assigned {where}/{name} to {node}")
+
+    async def _bind(self, pod: Obj, node: str) -> None:
         name, namespace = objects.name(pod), objects.namespace(pod)
         body = {"apiVersion": "v1", "kind": "Binding",
                 "metadata": {"name": name, "namespace": namespace, "uid": objects.uid(pod)},
                 "target": {"apiVersion": "v1", "kind": "Node", "name": node}}
         if not await self._extenders.bind(pod, node):
             await self._client.create(PODS, body, namespace=namespace, name=name, subresource="binding")
-        self._recorder.event(pod, "Normal", "Scheduled", f"Successfully assigned {namespace}/{name} to {node}")
+
+    # --- devices -----------------------------------------------------------------------------------------------
+
+    async def _reserve(self, claim: Obj, allocation: Obj | None, pod: Obj) -> None:
+        """Write into the claim that the pod has it, and which devices it has. Raises ApiError."""
+        live = await self._client.get(DEVICE_CLAIMS, objects.name(claim), objects.namespace(claim))
+        has = objects.get(live, "status.allocation", None)
+        if objects.uid(live) != objects.uid(claim) or (has is None) != (allocation is not None):
+            raise Conflict(f'resourceclaim "{objects.name(claim)}" has changed meanwhile')
+        held = live["metadata"].get("finalizers") or []
+        if allocation is not None and devices.FINALIZER not in held:
+            live = await self._client.update(DEVICE_CLAIMS, {**live, "metadata": {
+                **live["metadata"], "finalizers": [*held, devices.FINALIZER]}})
+        if (status := devices.reserved(live, allocation, pod)) is not None:
+            await self._client.update(DEVICE_CLAIMS, {**live, "status": status}, subresource="status")
+
+    async def give_back(self, claim: Obj, whole: bool, pod: Obj) -> None:
+        """Take the pod off a claim; with `whole` the devices, too, if nobody else came meanwhile."""
+        try:
+            live = await self._client.get(DEVICE_CLAIMS, objects.name(claim), objects.namespace(claim))
+            if (status := devices.freed(live, whole, pod)) is not None:
+                await self._client.update(DEVICE_CLAIMS, {**live, "status": status}, subresource="status")
+        except ApiError as error:  # the next attempt finds it reserved for this very pod, which does no harm
+            log.debug("giving %s back: %s", objects.name(claim), error.message)
+
+    # --- volumes -----------------------------------------------------------------------------------------------
 
     async def _volumes(self, choice: Choice, node: str) -> None:
         for claim, volume in choice.static:

@@ -27,6 +27,7 @@ TOLERATED = tuple(f"node.kubernetes.io/{name}" for name in (
 RESOURCES = ("nodes", "pods", "namespaces", "services", "poddisruptionbudgets.policy", "persistentvolumeclaims",
              "persistentvolumes", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io",
              "csidrivers.storage.k8s.io", "csistoragecapacities.storage.k8s.io",
+             "resourceclaims.resource.k8s.io", "deviceclasses.resource.k8s.io", "resourceslices.resource.k8s.io",
              "priorityclasses.scheduling.k8s.io", "replicasets.apps")
 
 
@@ -83,6 +84,18 @@ class Cluster:
 
     def capacities(self) -> Iterable[Obj]:
         return self._of.get("csistoragecapacities.storage.k8s.io", ())
+
+    def device_claim(self, namespace: str, name: str) -> Obj | None:
+        return next((one for one in self.device_claims() if objects.key(one) == (namespace, name)), None)
+
+    def device_claims(self) -> Iterable[Obj]:
+        return self._of.get("resourceclaims.resource.k8s.io", ())
+
+    def device_class(self, name: str) -> Obj | None:
+        return self._named("deviceclasses.resource.k8s.io", name)
+
+    def device_slices(self) -> Iterable[Obj]:
+        return self._of.get("resourceslices.resource.k8s.io", ())
 
     def _named(self, resource: str, name: str) -> Obj | None:
         return next((one for one in self._of.get(resource, ()) if objects.name(one) == name), None)

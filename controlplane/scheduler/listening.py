@@ -16,7 +16,7 @@ from typing import Any
 from controlplane.client.informer import Informer
 from controlplane.machinery import objects
 from controlplane.machinery.clock import Clock
-from controlplane.scheduler import constraints, demand, fit
+from controlplane.scheduler import claims, constraints, demand, fit
 from controlplane.scheduler.configuration import NAME
 from controlplane.scheduler.decider import Decider
 from controlplane.scheduler.fit import Ask
@@ -42,6 +42,7 @@ class Listening:
         nodes.subscribe(self._on_node)
         pods.subscribe(self._on_pod)
         world.on_storage(self._on_storage)
+        world.on_devices(self._on_devices)
 
     def unbind(self, uid: str, node: str) -> None:
         """A binding failed: the pod does not count on the node."""
@@ -66,6 +67,11 @@ class Listening:
 
     def _on_storage(self, kind: str, old: Obj | None, new: Obj) -> None:
         self._changed(lambda waiting: bool(demand.claim_names(waiting.pod)))
+
+    def _on_devices(self, kind: str, old: Obj | None, new: Obj) -> None:
+        if kind == "DELETED" or objects.get(new, "status.allocation", None) is not None:
+            self._decider.granted.pop(objects.uid(new), None)  # what is written need not be remembered
+        self._changed(lambda waiting: bool(claims.asked(waiting.pod)))
 
     def _on_pod(self, kind: str, old: Obj | None, new: Obj) -> None:
         uid, spec = objects.uid(new), new.get("spec") or {}

@@ -20,17 +20,16 @@ from controlplane.client.rest import Client
 from controlplane.machinery import objects
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
-from controlplane.scheduler import gangs, nearest, preemption
+from controlplane.scheduler import claims, gangs, nearest, preemption
 from controlplane.scheduler.binder import CLAIMS, Binder
 from controlplane.scheduler.configuration import NAME, Configuration, Profile
-from controlplane.scheduler.decider import Decider
+from controlplane.scheduler.decider import Decider, Errand
 from controlplane.scheduler.extenders import Extenders
 from controlplane.scheduler.fit import Ask
 from controlplane.scheduler.herald import Herald
 from controlplane.scheduler.listening import Listening
 from controlplane.scheduler.queue import Queue, Waiting
 from controlplane.scheduler.verdict import Verdict
-from controlplane.scheduler.volumes import Choice
 from controlplane.scheduler.world import World
 
 __all__ = ["NAME", "Scheduler"]
@@ -143,7 +142,7 @@ class Scheduler:
         for waiting in members:
             self.queue.take(waiting)
         early = gangs.incomplete(gang, running, members)
-        placed: list[tuple[Waiting, str, Choice | None]] = []
+        placed: list[tuple[Waiting, str, Errand | None]] = []
         failed: list[tuple[Waiting, Ask, Verdict]] = []
         for waiting in members if not early else ():
             wants = self.decider.ask(waiting.pod, self._profile(waiting.pod))
@@ -155,30 +154,32 @@ class Scheduler:
         if early or running + len(placed) < gang.least:
             why = early or f"only {running + len(placed)} of the {gang.least} pods that pod group {gang.name} starts " \
                            f"with fit: {failed[0][2].message}"
-            for waiting, _, choice in placed:
+            for waiting, _, errand in placed:
                 self.decider.forget(waiting.uid)
-                if choice is not None:
-                    self.decider.release(choice)
+                if errand is not None:
+                    self.decider.release(errand, done=False)
             for waiting in members:
                 wants = self.decider.ask(waiting.pod, self._profile(waiting.pod))
                 await self._refuse(waiting, wants, Verdict("", self.decider.snapshot.size, {}, why.rstrip(".")))
             return
-        for waiting, node, choice in placed:
-            await self._bind_later(waiting, node, choice)
+        for waiting, node, errand in placed:
+            await self._bind_later(waiting, node, errand)
         for waiting, wants, found in failed:
             await self._refuse(waiting, wants, found)
 
     async def _place(self, waiting: Waiting, node: str) -> None:
         await self._bind_later(waiting, node, self.decider.assume(waiting.pod, node))
 
-    async def _bind_later(self, waiting: Waiting, node: str, choice: Choice | None) -> None:
+    async def _bind_later(self, waiting: Waiting, node: str, errand: Errand | None) -> None:
         self._listening.binding[waiting.uid] = node
-        await self._start(self._bind(waiting.pod, waiting.uid, node, choice),
-                          self._slots if choice is None else self._patient)
+        await self._start(self._bind(waiting.pod, waiting.uid, node, errand),
+                          self._slots if errand is None or errand.volumes is None else self._patient)
 
-    async def _bind(self, pod: Obj, uid: str, node: str, choice: Choice | None) -> None:
+    async def _bind(self, pod: Obj, uid: str, node: str, errand: Errand | None) -> None:
+        done = False
         try:
-            await self._binder.bind(pod, node, choice, self._profile(pod).bind_seconds)
+            await self._binder.bind(pod, node, errand, self._profile(pod).bind_seconds)
+            done = True
         except (ApiError, OSError, TimeoutError) as error:
             if not isinstance(error, NotFound | Conflict):  # gone, or bound by somebody else: the informer will tell
                 log.warning("binding %s/%s to %s failed: %s", objects.namespace(pod), objects.name(pod), node, error)
@@ -188,8 +189,8 @@ class Scheduler:
                 self.queue.put(live, self._clock.monotonic())  # what happened to it meanwhile was not looked at
             self.queue.refused(uid, self._clock.monotonic(), park=False)
         finally:
-            if choice is not None:
-                self.decider.release(choice)
+            if errand is not None:
+                self.decider.release(errand, done)
 
     # --- no node -----------------------------------------------------------------------------------------------
 
@@ -212,6 +213,8 @@ class Scheduler:
                 self.decider.renounce(waiting.uid)
             if plan is None:
                 message = f"{message} preemption: {why}"
+        if claims.ELSEWHERE.reasons[0] in found.refusals and (claim := self.decider.idle_claim(pod)) is not None:
+            await self._start(self._binder.give_back(claim, True, pod), self._slots)
         advice = nearest.sentence(nearest.miss(found.table, wants)) if nominated in (None, "") else ""
         self.queue.refused(waiting.uid, self._clock.monotonic(), verdict=(wants, found))
         log.debug("pod %s/%s: %s", objects.namespace(pod), objects.name(pod), message)

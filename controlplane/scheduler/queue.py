@@ -46,6 +46,11 @@ class Waiting:
         return self.try_by if self.state == PARKED else self.not_before
 
 
+def _asked(pod: dict[str, Any]) -> tuple[Any, ...]:
+    """What of a pod a decision depends on; of its status the names of the claims that were made for it."""
+    return pod.get("spec"), pod["metadata"].get("labels"), (pod.get("status") or {}).get("resourceClaimStatuses")
+
+
 Helps = Callable[[Waiting], bool]
 
 
@@ -77,8 +82,7 @@ class Queue:
             entry = self._waiting[uid] = Waiting(pod, uid, priority, now)
             self._push(entry)
             return
-        changed = entry.pod.get("spec") != pod.get("spec") or (
-            entry.pod["metadata"].get("labels") != pod["metadata"].get("labels"))
+        changed = _asked(entry.pod) != _asked(pod)
         entry.pod, entry.priority = pod, priority
         if changed:
             self._unpark(entry, now)

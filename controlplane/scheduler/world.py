@@ -19,6 +19,7 @@ OWNERS = {"ReplicaSet": "replicasets.apps", "StatefulSet": "statefulsets.apps",
           "ReplicationController": "replicationcontrollers"}
 STORAGE = ("persistentvolumeclaims", "persistentvolumes", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io",
            "csidrivers.storage.k8s.io", "csistoragecapacities.storage.k8s.io")
+DEVICES = ("resourceclaims.resource.k8s.io", "deviceclasses.resource.k8s.io", "resourceslices.resource.k8s.io")
 OTHERS = ("namespaces", "services", "poddisruptionbudgets.policy")
 Obj = dict[str, Any]
 
@@ -35,7 +36,7 @@ class World:
             resource = named(name)
             indexes = {"namespace": _namespace} if name == "services" else None
             return informers.of(resource, indexes=indexes, keep=keep(resource))
-        self._of = {name: of(name) for name in (*OWNERS.values(), *STORAGE, *OTHERS)}
+        self._of = {name: of(name) for name in (*OWNERS.values(), *STORAGE, *DEVICES, *OTHERS)}
 
     def informer(self, name: str) -> Informer:
         return self._of[name]
@@ -48,6 +49,10 @@ class World:
 
     def on_storage(self, tell: Callable[[str, Obj | None, Obj], None]) -> None:
         for name in STORAGE:
+            self._of[name].subscribe(tell)
+
+    def on_devices(self, tell: Callable[[str, Obj | None, Obj], None]) -> None:
+        for name in DEVICES:
             self._of[name].subscribe(tell)
 
     # --- workloads ---------------------------------------------------------------------------------------------
@@ -97,6 +102,20 @@ class World:
 
     def capacities(self) -> Iterable[Obj]:
         return self._of["csistoragecapacities.storage.k8s.io"].items()
+
+    # --- devices: a `claims.Shelf` -----------------------------------------------------------------------------
+
+    def device_claim(self, namespace: str, name: str) -> Obj | None:
+        return self._one("resourceclaims.resource.k8s.io", namespace, name)
+
+    def device_claims(self) -> Iterable[Obj]:
+        return self._of["resourceclaims.resource.k8s.io"].items()
+
+    def device_class(self, name: str) -> Obj | None:
+        return self._one("deviceclasses.resource.k8s.io", "", name)
+
+    def device_slices(self) -> Iterable[Obj]:
+        return self._of["resourceslices.resource.k8s.io"].items()
 
     def _one(self, resource: str, namespace: str, name: str) -> Obj | None:
         return self._of[resource].get(namespace, name)

@@ -13,6 +13,7 @@ def value(text, given=None):
 
 @pytest.mark.parametrize("text", [
     "quantity('1500m') == quantity('1.5') && quantity('1Gi').isGreaterThan(quantity('1G'))",
+    "quantity('40Gi').isGreaterThan(quantity('39Ei')) == false && quantity('20Ei').add(quantity('1')).sign() == 1",
     "quantity('1').add(quantity('500m')).compareTo(quantity('1500m')) == 0 && !isQuantity('1x')",
     "quantity('50k').asInteger() == 50000 && quantity('-1').sign() == -1",
     "'a1b22'.find('[0-9]+') == '1' && 'a1b22'.findAll('[0-9]+') == ['1', '22']",
