@@ -105,7 +105,7 @@ class Agent:
         node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
         keeping = self._keeping = Housekeeping(context, kubelet, node)
-        server = self._server(runtime, kubelet, client, context.cgroups, keeping)
+        server = self._server(runtime, kubelet, client, context, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
             async with asyncio.TaskGroup() as group:
@@ -171,14 +171,14 @@ class Agent:
                            SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
                            [options.root, Path.home() / ".docker", Path("/.docker")]))
 
-    def _server(self, runtime: Any, kubelet: Any, client: Any, cgroups: Any, house: Any) -> Any:
+    def _server(self, runtime: Any, kubelet: Any, client: Any, context: Any, house: Any) -> Any:
         from agent.kubelet.access import Access
         from agent.kubelet.keeping import settings as shown
         from agent.kubelet.localvolumes import LocalVolumes
         from agent.kubelet.metrics import Metrics
         from agent.kubelet.serve import Server, Settings
         from agent.kubelet.stats import Stats
-        options = self.options
+        options, cgroups = self.options, context.cgroups
         config = shown(options.keeping, driver="systemd" if cgroups.systemd else "cgroupfs", port=options.port,
                        domain=options.cluster_domain, dns=options.cluster_dns, logs=str(self.paths.pod_logs),
                        manifests=str(options.manifests or ""), endpoint=f"unix://{options.socket}")
@@ -186,7 +186,7 @@ class Agent:
                             logs=self.paths.log.parent, config=config,
                             read_only=(options.keeping.read_only_address, options.keeping.read_only_port))
         stats = Stats(options.name, kubelet.seen, cgroups, accounting=house.accounting, root=options.root,
-                      images=lambda: (house.collector.place, house.collector.size))
+                      images=lambda: (house.collector.place, house.collector.size), volumes=context.volumes.stats)
         metrics = Metrics(options.name, kubelet.seen, cgroups, evictions=lambda: house.evictions.count,
                           probes=lambda: [(w.pod, w.probed) for w in kubelet.workers()])
         return Server(runtime, kubelet.pods, settings, Access(client, options.name), stats,

@@ -204,6 +204,7 @@ class Kubelet:
                         gone=gone, doomed=refused, static=static)
         if seen is not None:
             worker.look()  # something may have ended since it was read, and nobody was there to hear of it
+            worker.refresh()  # its objects may have changed, and its tokens want renewal
         self._workers[meta["uid"]] = worker
         self._group.create_task(self._work(worker), name=f"pod {meta.get('namespace', '')}/{meta['name']}")
 

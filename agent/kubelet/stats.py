@@ -9,6 +9,7 @@ Upstream: pkg/kubelet/server/stats/summary.go.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from agent.kubelet.model import ObservedPod
 from agent.kubelet.runtime import CallError
 from agent.kubelet.usage import Traffic, Usage, Usages
 from agent.kubelet.victims import Use
+from agent.kubelet.volumes.volumestats import VolumeStats, shown
 from controlplane.machinery.clock import SYSTEM, Clock, rfc3339
 
 log = logging.getLogger(__name__)
@@ -35,12 +37,14 @@ class Stats:
 
     def __init__(self, node: str, pods: Pods, cgroups: Cgroups, clock: Clock = SYSTEM,
                  accounting: Accounting | None = None, root: Path = Path("/"),
-                 images: Callable[[], tuple[str, int]] = lambda: ("", 0)) -> None:
+                 images: Callable[[], tuple[str, int]] = lambda: ("", 0), volumes: VolumeStats | None = None) -> None:
         self._node, self._pods, self._cgroups, self._clock = node, pods, cgroups, clock
         self._accounting, self._root, self._images = accounting, root, images
         self._usages = Usages(cgroups)
         self._before: dict[str, tuple[float, int]] = {}  # of the last summary: when, and CPU; for rates
+        self._volumes = volumes
         self._disks: dict[str, Use] = {}  # by pod uid
+        self._full: dict[str, list[dict[str, Any]]] = {}  # by pod uid: what lies behind claims and storage drivers
         self._measured = -DISK_SECONDS
 
     async def summary(self) -> dict[str, Any]:
@@ -54,7 +58,13 @@ class Stats:
 
     async def _measure(self, present: list[Seen]) -> None:
         moment = self._clock.monotonic()
-        if self._accounting is None or moment - self._measured < DISK_SECONDS:
+        if moment - self._measured < DISK_SECONDS:
+            return
+        self._measured = moment
+        if self._volumes is not None:
+            full = await asyncio.gather(*(self._volumes.of(pod) for pod, _ in present))
+            self._full = {pod["metadata"]["uid"]: found for (pod, _), found in zip(present, full) if found}
+        if self._accounting is None:
             return
         try:
             uses = await self._accounting.disk(present)
@@ -62,7 +72,6 @@ class Stats:
             log.debug("cannot measure the pods' disk: %s", error)
             return
         self._disks = {pod["metadata"]["uid"]: use for (pod, _), use in zip(present, uses)}
-        self._measured = moment
 
     # --- the node
 
@@ -84,9 +93,7 @@ class Stats:
             space, inodes = signals.filesystem(path)
         except OSError:
             return {}
-        return {"time": rfc3339(now), "availableBytes": space.available, "capacityBytes": space.capacity,
-                "usedBytes": space.capacity - space.available, "inodesFree": inodes.available,
-                "inodes": inodes.capacity, "inodesUsed": inodes.capacity - inodes.available}
+        return {"time": rfc3339(now), **shown(space, inodes)}
 
     # --- pods
 
@@ -106,10 +113,13 @@ class Stats:
         running = next((c for c in observed.containers if c.state == "running"), None)
         if running is not None and not pod["spec"].get("hostNetwork"):
             told["network"] = _network(self._usages.network(self._cgroups.folder(pod, running.id)), time)
+        volumes = [{"time": time, **found} for found in self._full.get(meta["uid"], ())]
         if disk is not None:
-            told["volume"] = [{"name": name, **self._filesystem(str(self._root), now), "usedBytes": size}
-                              for name, size in disk.volumes.items()]
+            volumes += [{"name": name, **self._filesystem(str(self._root), now), "usedBytes": size}
+                        for name, size in disk.volumes.items()]
             told["ephemeral-storage"] = {**self._filesystem(str(self._root), now), "usedBytes": disk.disk}
+        if volumes:
+            told["volume"] = volumes
         return told
 
     def _layer(self, disk: Use | None, name: str, now: float) -> dict[str, Any]:

@@ -117,10 +117,24 @@ class NodeAuthorizer:
         audiences = spec.get("audiences") or [""]
         if len(audiences) > 1:
             return "node may only request 0 or 1 audiences"
-        if audiences[0] in mounted_audiences(item.obj):
+        if audiences[0] in mounted_audiences(item.obj) or audiences[0] in self._driver_audiences(namespace, item.obj):
             return ""
         return (f'audience "{audiences[0]}" not found in pod spec volume, {PREFIX}{node} is not authorized to request '
                 "tokens for this audience")
+
+    def _driver_audiences(self, namespace: str, pod: Object) -> set[str]:
+        """The audiences of the tokens that the storage drivers of the pod's volumes ask for."""
+        drivers = {v["csi"].get("driver") for v in (pod.get("spec") or {}).get("volumes") or () if v.get("csi")}
+        for claim in refers_to(pod, "persistentvolumeclaims"):
+            volume = self._object("persistentvolumeclaims", namespace, claim)
+            found = self._object("persistentvolumes", "", (volume.get("spec") or {}).get("volumeName") or "")
+            drivers.add(((found.get("spec") or {}).get("csi") or {}).get("driver"))
+        specs = [self._object("csidrivers.storage.k8s.io", "", name).get("spec") or {} for name in drivers if name]
+        return {token.get("audience") or "" for spec in specs for token in spec.get("tokenRequests") or ()}
+
+    def _object(self, plural: str, namespace: str, name: str) -> Object:
+        item = self._context.cache.get(key_of(plural, namespace, name)) if name else None
+        return item.obj if item is not None else {}
 
     def _volume_fault(self, node: str, name: str) -> str:
         """A volume is reached through the claim it is bound to."""

@@ -98,7 +98,10 @@ def test_a_restarted_kubelet_adopts_what_runs_and_ends_what_should_not(host: Hos
     async def body(rig: Rig) -> None:
         forever = sh("trap 'exit 0' TERM; sleep 600 & wait")
         async with rig.kubelet():
-            await rig.create("stays", forever)
+            await rig.api.create(named("configmaps"), {"metadata": {"name": "m", "namespace": "default"},
+                                                       "data": {"k": "old"}}, "default")
+            await rig.create("stays", forever | {"volumeMounts": [{"name": "m", "mountPath": "/m"}]},
+                             volumes=[{"name": "m", "configMap": {"name": "m"}}])
             await rig.create("goes", forever)
             before = await rig.pod("stays", ready)
             goes = await rig.pod("goes", ready)
@@ -110,6 +113,8 @@ def test_a_restarted_kubelet_adopts_what_runs_and_ends_what_should_not(host: Hos
             after = rig.api.objects["pods", "default", "stays"]
             assert after["status"]["containerStatuses"] == before["status"]["containerStatuses"]
             assert len([c for c in rig.api.calls if c.startswith("PATCH pods")]) == patches
+            await rig.api.patch(named("configmaps"), "m", {"data": {"k": "new"}}, "default")
+            await eventually(lambda: mounted(rig, "new"))  # what it mounts is followed again
             uid = before["metadata"]["uid"]
             sandbox = (await rig.runtime.observe(uid))[uid].sandbox
             await rig.runtime.stop_sandbox(sandbox.id)  # the sandbox dies under the pod
@@ -134,6 +139,10 @@ def test_twenty_pods_start_at_once_while_the_api_is_away_now_and_then(host: Host
             await rig.remove(*names)
             assert not await rig.runtime.observe()
     run(host, body)
+
+
+async def mounted(rig: Rig, text: str) -> bool:
+    return await rig.inside("stays", "cat /m/k") == text
 
 
 async def _all_run(rig: Rig, count: int) -> bool:

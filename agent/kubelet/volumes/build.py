@@ -32,5 +32,6 @@ def build(root: Path, node: str, client: Client, clock: Clock, objects: Objects,
     drivers = Drivers(root, node, client, owner, clock)
     mounts = Mounts()
     images = ImageVolumes(containerd, mounts, clock) if containerd is not None else None
-    return Volumes(root, objects, Tokens(client, clock), mounts, images=images, claims=Claims(client, place),
-                   csi=CsiVolumes(root, node, client, drivers.socket, outside, mounts)), drivers
+    tokens = Tokens(client, clock)
+    return Volumes(root, objects, tokens, mounts, images=images, claims=Claims(client, place),
+                   csi=CsiVolumes(root, node, client, drivers.socket, tokens, outside, mounts, clock)), drivers

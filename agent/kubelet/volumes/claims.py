@@ -91,10 +91,11 @@ class Claims:
         self._client, self._place = client, place
         self._known: dict[str, dict[str, Claimed]] = {}  # by pod uid and volume name
 
-    async def resolve(self, pod: Object, volume: Object) -> Claimed:
-        """The volume behind a pod's `persistentVolumeClaim` or `ephemeral`. Raises ConfigError, ApiError."""
+    async def resolve(self, pod: Object, volume: Object, *, fresh: bool = False) -> Claimed:
+        """The volume behind a pod's `persistentVolumeClaim` or `ephemeral`, asked for anew when `fresh`. Raises
+        ConfigError, ApiError."""
         known = self._known.setdefault(pod["metadata"]["uid"], {})
-        if volume["name"] not in known:
+        if fresh or volume["name"] not in known:
             known[volume["name"]] = await self._read(pod, volume)
         return known[volume["name"]]
 

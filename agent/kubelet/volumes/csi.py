@@ -15,6 +15,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,26 +25,35 @@ import grpc.aio
 
 from agent.kubelet.env import ConfigError
 from agent.kubelet.volumes import ownership
-from agent.kubelet.volumes.claims import Claimed
+from agent.kubelet.volumes.claims import CLAIMS, Claimed
 from agent.kubelet.volumes.csirequests import (
     Source,
     attachment_name,
     capability,
     changes_ownership,
     context_of,
+    grown,
+    grows,
     source_of,
+    usage_from,
 )
 from agent.kubelet.volumes.mounts import Mounts
 from agent.kubelet.volumes.payload import fs_group
+from agent.kubelet.volumes.tokens import Tokens
 from controlplane.client.rest import Client
+from controlplane.machinery import objects, quantity
+from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, NotFound
 from controlplane.machinery.resources import named
 from cri_proto.client import Plugin, describe
 from cri_proto.messages import csi
 
+log = logging.getLogger(__name__)
+STATS_SECONDS = 10.0  # nobody waits longer for figures
 CALL_SECONDS = 120.0  # upstream's: formatting a large disk takes a while
-STAGE, MOUNT_GROUP = 1, 6  # capabilities: NodeServiceCapability.RPC
-DATA = "vol_data.json"
+AGAIN_SECONDS = 60.0  # how often a driver that asks for it is told of a pod again, and a claim asked for its size
+STAGE, STATS, EXPAND, MOUNT_GROUP = 1, 2, 3, 6  # capabilities: NodeServiceCapability.RPC
+DATA, TOKENS = "vol_data.json", "csi.storage.k8s.io/serviceAccount.tokens"
 DRIVERS, ATTACHMENTS = named("csidrivers.storage.k8s.io"), named("volumeattachments.storage.k8s.io")
 Object = dict[str, Any]
 
@@ -53,11 +63,12 @@ class CsiVolumes:
     it, which may be a link to `root`."""
 
     def __init__(self, root: Path, node: str, client: Client, socket: Callable[[str], str | None],
-                 home: Path | None = None, mounts: Mounts | None = None) -> None:
-        self._mounts = mounts or Mounts()
+                 tokens: Tokens, home: Path | None = None, mounts: Mounts | None = None, clock: Clock = SYSTEM) -> None:
+        self._mounts, self._tokens, self._clock = mounts or Mounts(), tokens, clock
         self._root, self._node, self._client, self._socket = root, node, client, socket
         self._home = home or root
         self._turns: dict[str, asyncio.Lock] = {}  # by driver and handle: pods that share a volume take turns
+        self._again: dict[Path, float] = {}  # when a published volume is looked at again
 
     def _plugin(self, driver: str) -> Plugin:
         path = self._socket(driver)
@@ -79,42 +90,74 @@ class CsiVolumes:
 
     # --- into a pod
 
-    async def publish(self, pod: Object, claimed: Claimed | None, inline: Object | None, folder: Path) -> str:
-        """Have the volume at `folder`/mount; its path. `claimed` or the pod's own `inline` source says which. Raises
-        ConfigError, ApiError, OSError."""
-        source = source_of(pod, claimed, inline)
+    def due(self, folder: Path) -> bool:
+        """Whether the volume at `folder` is to be published, or looked at again."""
+        return self._again.get(folder, 0.0) <= self._clock.now()
+
+    async def publish(self, pod: Object, claimed: Claimed | None, inline: Object | None,
+                      folder: Path) -> tuple[str, float]:
+        """Have the volume at `folder`/mount: its path, and when to ask again (0.0 = never). `claimed` or the pod's own
+        `inline` source says which. Raises ConfigError, ApiError, OSError."""
+        source, target = source_of(pod, claimed, inline), folder / "mount"
+        there = self._mounts.mounted(target)
+        if there and not self.due(folder):
+            return str(target), self._again[folder]
         async with self._turn(source.driver, source.handle), self._plugin(source.driver) as plugin:
             try:
-                return await self._publish(pod, source, plugin, folder)
+                again = await self._publish(pod, source, plugin, folder, there)
             except grpc.aio.AioRpcError as error:
                 raise ConfigError(describe(error)) from error
+        self._again[folder] = again or float("inf")
+        return str(target), again
 
-    async def _publish(self, pod: Object, source: Source, plugin: Plugin, folder: Path) -> str:
+    async def _publish(self, pod: Object, source: Source, plugin: Plugin, folder: Path, there: bool) -> float:
+        """Stage, publish and grow the volume, as far as that is to be done; when to look at it again."""
         target = folder / "mount"
-        if self._mounts.mounted(target):
-            return str(target)
         driver = await self._driver(source.driver)
         can = await self._capabilities(plugin)
+        renewed = objects.get(driver, "spec.requiresRepublish") is True
         group = fs_group(pod) if MOUNT_GROUP in can else None
         ability = capability(source, group)
-        context = await self._attached(source, driver)
         staged = ""
         if STAGE in can and not source.ephemeral:
             staged = self._told(self.staging(source.driver, source.handle))
-            self.staging(source.driver, source.handle).mkdir(parents=True, exist_ok=True, mode=0o750)
-            await plugin.node.NodeStageVolume(csi.NodeStageVolumeRequest(
+        if not there or renewed:
+            context = await self._attached(source, driver)
+            if staged and not there:
+                self.staging(source.driver, source.handle).mkdir(parents=True, exist_ok=True, mode=0o750)
+                await plugin.node.NodeStageVolume(csi.NodeStageVolumeRequest(
+                    volume_id=source.handle, publish_context=context, staging_target_path=staged,
+                    volume_capability=ability, secrets=await self._secret(source.stage_secret),
+                    volume_context=source.attributes), timeout=CALL_SECONDS)
+            self._note(folder, source)
+            told, secrets = context_of(pod, source, driver), await self._secret(source.publish_secret)
+            if wanted := objects.get(driver, "spec.tokenRequests", []):
+                hidden = objects.get(driver, "spec.serviceAccountTokenInSecrets") is True
+                (secrets if hidden else told)[TOKENS] = await self._tokens.bundle(pod, wanted)
+            await plugin.node.NodePublishVolume(csi.NodePublishVolumeRequest(
                 volume_id=source.handle, publish_context=context, staging_target_path=staged,
-                volume_capability=ability, secrets=await self._secret(source.stage_secret),
-                volume_context=source.attributes), timeout=CALL_SECONDS)
-        self._note(folder, source)
-        await plugin.node.NodePublishVolume(csi.NodePublishVolumeRequest(
-            volume_id=source.handle, publish_context=context, staging_target_path=staged,
-            target_path=self._told(target), volume_capability=ability, readonly=source.read_only,
-            secrets=await self._secret(source.publish_secret),
-            volume_context=context_of(pod, source, driver)), timeout=CALL_SECONDS)
-        if group is None and changes_ownership(source, driver):
-            await asyncio.to_thread(ownership.apply, pod, str(target), source.read_only)
-        return str(target)
+                target_path=self._told(target), volume_capability=ability, readonly=source.read_only, secrets=secrets,
+                volume_context=told), timeout=CALL_SECONDS)
+            if not there and group is None and changes_ownership(source, driver):
+                await asyncio.to_thread(ownership.apply, pod, str(target), source.read_only)
+        if EXPAND in can and grows(source):
+            await self._grow(source, plugin, target, staged, ability)
+        watched = renewed or (EXPAND in can and source.claim is not None)
+        return self._clock.now() + self._clock.jitter(AGAIN_SECONDS, 0.2) if watched else 0.0
+
+    async def _grow(self, source: Source, plugin: Plugin, target: Path, staged: str, ability: Any) -> None:
+        """Have the driver make the file system as large as the volume has become, and the claim say so."""
+        assert source.claim is not None
+        try:
+            await plugin.node.NodeExpandVolume(csi.NodeExpandVolumeRequest(
+                volume_id=source.handle, volume_path=self._told(target), staging_target_path=staged,
+                volume_capability=ability, capacity_range={"required_bytes": quantity.parse(source.capacity).value()},
+                secrets=await self._secret(source.expand_secret)), timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            raise ConfigError(f"MountVolume.NodeExpandVolume failed for volume {source.name}: "
+                              f"{describe(error)}") from error
+        claim = await self._client.get(CLAIMS, source.claim[1], source.claim[0])
+        await self._client.patch(CLAIMS, source.claim[1], grown(claim, source), source.claim[0], "merge", "status")
 
     def _note(self, folder: Path, source: Source) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o750)
@@ -167,6 +210,21 @@ class CsiVolumes:
         return sorted({f"kubernetes.io/csi/{data['driverName']}^{data['volumeHandle']}" for _, data in self.published()
                        if data.get("volumeLifecycleMode") != "Ephemeral"})
 
+    async def usage(self, folder: Path, data: Object) -> Object | None:
+        """What the driver says a published volume holds, as /stats/summary tells it; None when it cannot say."""
+        try:
+            async with self._plugin(data["driverName"]) as plugin:
+                if STATS not in await self._capabilities(plugin):
+                    return None
+                staged = self.staging(data["driverName"], data["volumeHandle"])
+                answer = await plugin.node.NodeGetVolumeStats(csi.NodeGetVolumeStatsRequest(
+                    volume_id=data["volumeHandle"], volume_path=self._told(folder / "mount"),
+                    staging_target_path=self._told(staged) if staged.exists() else ""), timeout=STATS_SECONDS)
+        except (grpc.aio.AioRpcError, ConfigError) as error:
+            log.debug("volume %s: %s", data["volumeHandle"], error)
+            return None
+        return usage_from(answer)
+
     async def unpublish(self, uid: str) -> None:
         """Give back every volume of the pod. Raises ConfigError; may be repeated."""
         for folder, data in self.published(uid):
@@ -176,6 +234,7 @@ class CsiVolumes:
                     await plugin.node.NodeUnpublishVolume(csi.NodeUnpublishVolumeRequest(
                         volume_id=handle, target_path=self._told(folder / "mount")), timeout=CALL_SECONDS)
                     (folder / DATA).unlink(missing_ok=True)
+                    self._again.pop(folder, None)
                     await self._unstage(plugin, driver, handle)
                 except grpc.aio.AioRpcError as error:
                     raise ConfigError(f'UnmountVolume.TearDown failed for volume "{data["specVolID"]}" : '

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.kubelet.volumes.claims import Claimed
-from controlplane.machinery import objects
+from controlplane.machinery import objects, quantity
 from cri_proto.messages import csi
 
 Object = dict[str, Any]
 _MODES = {"ReadWriteOnce": "SINGLE_NODE_WRITER", "ReadWriteOncePod": "SINGLE_NODE_WRITER",
           "ReadOnlyMany": "MULTI_NODE_READER_ONLY", "ReadWriteMany": "MULTI_NODE_MULTI_WRITER"}
+RESIZING = ("Resizing", "FileSystemResizePending")  # conditions of a claim
 _ONE_NODE = {"ReadWriteOnce", "ReadWriteOncePod"}
 
 
@@ -37,6 +38,10 @@ class Source:
     attributes: dict[str, str] = field(default_factory=dict)
     stage_secret: tuple[str, str] | None = None
     publish_secret: tuple[str, str] | None = None
+    expand_secret: tuple[str, str] | None = None
+    claim: tuple[str, str] | None = None  # namespace and name
+    capacity: str = ""  # of the volume,
+    told: str = ""  # and as its claim says: quantities
 
 
 def _reference(found: Object | None, namespace: str = "") -> tuple[str, str] | None:
@@ -53,7 +58,7 @@ def source_of(pod: Object, claimed: Claimed | None, inline: Object | None) -> So
                       read_only=bool(spec.get("readOnly")), ephemeral=True, fs_type=spec.get("fsType") or "",
                       attributes=dict(spec.get("volumeAttributes") or {}),
                       publish_secret=_reference(spec.get("nodePublishSecretRef"), meta.get("namespace", "")))
-    whole = claimed.volume["spec"]
+    whole, claim = claimed.volume["spec"], claimed.claim
     spec = whole["csi"]
     return Source(spec["driver"], spec["volumeHandle"], claimed.volume["metadata"]["name"],
                   tuple(whole.get("accessModes") or ()), bool(spec.get("readOnly")) or claimed.read_only,
@@ -61,7 +66,35 @@ def source_of(pod: Object, claimed: Claimed | None, inline: Object | None) -> So
                   mount_options=tuple(whole.get("mountOptions") or ()),
                   attributes=dict(spec.get("volumeAttributes") or {}),
                   stage_secret=_reference(spec.get("nodeStageSecretRef")),
-                  publish_secret=_reference(spec.get("nodePublishSecretRef")))
+                  publish_secret=_reference(spec.get("nodePublishSecretRef")),
+                  expand_secret=_reference(spec.get("nodeExpandSecretRef")),
+                  claim=(objects.namespace(claim), objects.name(claim)),
+                  capacity=objects.get(whole, "capacity.storage", ""),
+                  told=objects.get(claim, "status.capacity.storage", ""))
+
+
+def grows(source: Source) -> bool:
+    """Whether the volume has become larger than its claim says: the driver has to make its file system as large."""
+    return bool(source.told and source.capacity) and quantity.compare(source.told, source.capacity) < 0
+
+
+def grown(claim: Object, source: Source) -> Object:
+    """The merge patch that tells a claim's new size, with nothing of the resizing left."""
+    rest = [c for c in objects.get(claim, "status.conditions", []) if c["type"] not in RESIZING]
+    return {"status": {"capacity": {"storage": source.capacity}, "conditions": rest or None,
+                       "allocatedResourceStatuses": None}}
+
+
+def usage_from(answer: Any) -> Object:
+    """What a driver measured, by the names of /stats/summary."""
+    told: Object = {}
+    for one in answer.usage:
+        names = {csi.VolumeUsage.BYTES: ("availableBytes", "capacityBytes", "usedBytes"),
+                 csi.VolumeUsage.INODES: ("inodesFree", "inodes", "inodesUsed")}.get(one.unit, ())
+        told |= dict(zip(names, (one.available, one.total, one.used)))
+    if answer.HasField("volume_condition"):
+        told["volumeHealthStats"] = {"abnormal": answer.volume_condition.abnormal}
+    return told
 
 
 def attachment_name(source: Source, node: str) -> str:

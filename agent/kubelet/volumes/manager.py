@@ -23,6 +23,7 @@ from agent.kubelet.volumes.mounts import Mounts
 from agent.kubelet.volumes.objects import Objects
 from agent.kubelet.volumes.patience import within
 from agent.kubelet.volumes.tokens import Tokens
+from agent.kubelet.volumes.volumestats import VolumeStats
 
 REMOVE_TRIES = 3  # a process that is just ending may still write
 OWNERSHIP_SECONDS = 900.0  # a volume of millions of files is given to its group in minutes
@@ -38,6 +39,7 @@ class Volumes:
                  images: ImageVolumes | None = None) -> None:
         self._root, self.objects, self._tokens = root, objects, tokens
         self._claims, self.csi, self.images = claims, csi, images
+        self.stats = VolumeStats(claims, csi) if claims is not None and csi is not None else None
         self._refusals: dict[str, int] = {}  # pod uid -> how often a storage driver did not take a volume back
         self._mounts = mounts or Mounts()
         self._stamp = 0
@@ -84,21 +86,28 @@ class Volumes:
             if kind in plugins.PLUGINS:
                 return plugins.PLUGINS[kind](pod, volume, folder, self._mounts), 0.0
             if kind == "csi" or kind in plugins.CLAIMED:
-                return await self._persistent(pod, volume, kind), 0.0
+                return await self._persistent(pod, volume, kind)
             return await self._payload(pod, volume, folder, sources)
         except (ConfigError, OSError) as error:
             raise ConfigError(f'MountVolume.SetUp failed for volume "{volume["name"]}" : {error}') from error
 
-    async def _persistent(self, pod: dict[str, Any], volume: dict[str, Any], kind: str) -> str:
+    async def _persistent(self, pod: dict[str, Any], volume: dict[str, Any], kind: str) -> tuple[str, float]:
         if self._claims is None or self.csi is None:
             raise ConfigError("persistent volumes are not served by this node")
-        claimed = await self._claims.resolve(pod, volume) if kind != "csi" else None
-        if claimed is not None and persistent.kind_of(claimed.volume) != "csi":
+        if kind == "csi":
+            return await self.csi.publish(pod, None, volume, self._driven(pod, volume["name"]))
+        claimed = await self._claims.resolve(pod, volume)
+        if persistent.kind_of(claimed.volume) != "csi":
             return await within(claimed.volume["metadata"]["name"], persistent.set_up, pod, claimed,
-                                seconds=OWNERSHIP_SECONDS)
-        name = claimed.volume["metadata"]["name"] if claimed is not None else volume["name"]
-        folder = self._folder(pod["metadata"]["uid"]) / "volumes" / plugins.FOLDERS["csi"] / name
+                                seconds=OWNERSHIP_SECONDS), 0.0
+        folder = self._driven(pod, claimed.volume["metadata"]["name"])
+        if self.csi.due(folder):  # it may have grown
+            claimed = await self._claims.resolve(pod, volume, fresh=True)
         return await self.csi.publish(pod, claimed, volume, folder)
+
+    def _driven(self, pod: dict[str, Any], name: str) -> Path:
+        """Where a storage driver publishes the volume that upstream's paths call `name`."""
+        return self._folder(pod["metadata"]["uid"]) / "volumes" / plugins.FOLDERS["csi"] / name
 
     async def _payload(self, pod: dict[str, Any], volume: dict[str, Any], folder: Path,
                        sources: Sources) -> tuple[str, float]:

@@ -6,6 +6,7 @@ renewal at four fifths. Tokens are kept in memory only and never logged. Called 
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ MAX_AGE = 24 * 3600.0  # seconds; a long-lived token is renewed daily all the sa
 class _Token:
     text: str
     renew_at: float
+    expires: str
 
 
 class Tokens:
@@ -31,13 +33,23 @@ class Tokens:
 
     async def get(self, pod: dict[str, Any], projection: dict[str, Any]) -> tuple[str, float]:
         """(token, when to ask again). Raises ApiError."""
+        token = await self._token(pod, projection)
+        return token.text, token.renew_at
+
+    async def bundle(self, pod: dict[str, Any], wanted: list[dict[str, Any]]) -> str:
+        """The tokens a storage driver asks for, by audience, in JSON. Raises ApiError."""
+        tokens = {p.get("audience") or "": await self._token(pod, p) for p in wanted}
+        return json.dumps({audience: {"token": t.text, "expirationTimestamp": t.expires}
+                           for audience, t in tokens.items()})
+
+    async def _token(self, pod: dict[str, Any], projection: dict[str, Any]) -> _Token:
         meta = pod["metadata"]
         audience = projection.get("audience") or ""
         seconds = int(projection.get("expirationSeconds") or TOKEN_SECONDS)
         known = self._cache.setdefault(meta["uid"], {}).get((audience, seconds))
         now = self._clock.now()
         if known is not None and known.renew_at > now:
-            return known.text, known.renew_at
+            return known
         answer = await self._client.create(named("serviceaccounts"), {
             "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "metadata": {},
             "spec": {"audiences": [audience] if audience else [], "expirationSeconds": seconds,
@@ -45,9 +57,10 @@ class Tokens:
             meta.get("namespace", ""), "token", pod["spec"].get("serviceAccountName") or "default")
         status = answer["status"]
         life = parse_rfc3339(status["expirationTimestamp"]) - now
-        token = _Token(status["token"], now + min(life * RENEW_AT, MAX_AGE))
-        self._cache[meta["uid"]][audience, seconds] = token
-        return token.text, token.renew_at
+        token = _Token(status["token"], now + min(life * RENEW_AT, MAX_AGE),
+                       status["expirationTimestamp"])
+        self._cache.setdefault(meta["uid"], {})[audience, seconds] = token
+        return token
 
     def release(self, uid: str) -> None:
         self._cache.pop(uid, None)

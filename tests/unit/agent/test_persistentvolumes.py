@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import stat
 import tempfile
@@ -20,6 +21,8 @@ from agent.kubelet.volumes.claims import Claims
 from agent.kubelet.volumes.csi import CsiVolumes
 from agent.kubelet.volumes.csidrivers import Drivers
 from agent.kubelet.volumes.manager import Volumes
+from agent.kubelet.volumes.tokens import Tokens
+from controlplane.machinery.clock import SYSTEM, FakeClock
 from controlplane.machinery.errors import NotFound
 from cri_proto.messages import csi, registration
 from netsetup.ledger import Ledger
@@ -38,15 +41,18 @@ class Api:
             raise NotFound(f'{resource.plural} "{name}" not found')
         return self.objects[resource.plural, name]
 
-    async def create(self, resource, obj, namespace=""):
+    async def create(self, resource, obj, namespace="", subresource="", name=""):
+        if subresource == "token":
+            text = f"{name}-for-{obj['spec']['audiences'][0]}"
+            return {"status": {"token": text, "expirationTimestamp": "2100-01-01T00:00:00Z"}}
         self.objects[resource.plural, obj["metadata"]["name"]] = obj
         return obj
 
     async def update(self, resource, obj):
         return await self.create(resource, obj)
 
-    async def patch(self, resource, name, patch):
-        self.objects[resource.plural, name] = patch
+    async def patch(self, resource, name, patch, *rest):
+        self.objects[resource.plural, name] = {**self.objects.get((resource.plural, name), {}), **patch}
 
 
 def claim(volume="pv", **more):
@@ -65,11 +71,11 @@ def using(*names):
     return made
 
 
-def manager(root, api, socket=lambda driver: None):
+def manager(root, api, socket=lambda driver: None, clock=SYSTEM):
     fixed = Fixed()
     mounts = Recorder()
     return Volumes(root, fixed, fixed, mounts, Claims(api, lambda: Place("n1", {"zone": "a"})),  # type: ignore[arg-type]
-                   CsiVolumes(root, "n1", api, socket, mounts=mounts))
+                   CsiVolumes(root, "n1", api, socket, Tokens(api, clock), mounts=mounts, clock=clock))
 
 
 def set_up(root, api, the_pod=None):
@@ -130,16 +136,24 @@ def test_a_sub_path_needs_all_its_variables():
 class Driver:
     """A storage driver: answers over a real socket, writes down what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, *capabilities: int) -> None:
         self.calls: list[tuple[str, object]] = []
+        self.capabilities, self.fails = capabilities or (1,), ""
 
     def _answer(self, method):
         request, response = (message_factory.GetMessageClass(t) for t in (method.input_type, method.output_type))
 
         async def handle(asked, context):
             self.calls.append((method.name, asked))
+            if method.name == self.fails:
+                await context.abort(grpc.StatusCode.INTERNAL, "the disk is stubborn")
             return {"NodeGetInfo": lambda: response(node_id="id-1", accessible_topology={"segments": {"z": "a"}}),
-                    "NodeGetCapabilities": lambda: response(capabilities=[{"rpc": {"type": 1}}]),
+                    "NodeGetCapabilities": lambda: response(capabilities=[
+                        {"rpc": {"type": kind}} for kind in self.capabilities]),
+                    "NodeGetVolumeStats": lambda: response(usage=[
+                        {"unit": csi.VolumeUsage.BYTES, "available": 60, "total": 100, "used": 40},
+                        {"unit": csi.VolumeUsage.INODES, "available": 6, "total": 10, "used": 4}],
+                        volume_condition={"abnormal": True, "message": "worn"}),
                     "GetInfo": lambda: response(type="CSIPlugin", name="d.example", endpoint=self.path)}.get(
                         method.name, response)()
         return grpc.unary_unary_rpc_method_handler(handle, request.FromString, response.SerializeToString)
@@ -159,19 +173,20 @@ class Driver:
         return [asked for called, asked in self.calls if called == name]
 
 
+async def until(check):
+    for _ in range(1000):  # what is waited for happens behind sockets and folders
+        if check():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came true")
+
+
 def test_a_storage_driver_is_heard_of_and_its_volumes_staged_published_and_given_back():
     root = Path(tempfile.mkdtemp(prefix="csi-"))  # sockets want short paths
     api = Api(persistentvolumeclaims__data=claim(), persistentvolumes__pv=volume(
         csi={"driver": "d.example", "volumeHandle": "h", "fsType": "ext4", "volumeAttributes": {"a": "b"}}))
     api.objects["csidrivers", "d.example"] = {"spec": {"attachRequired": False, "podInfoOnMount": True,
                                                        "fsGroupPolicy": "None"}}
-
-    async def until(check):
-        for _ in range(1000):  # what is waited for happens behind sockets and folders
-            if check():
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError("it never came true")
 
     async def main():
         driver = Driver()
@@ -209,3 +224,92 @@ def test_a_storage_driver_is_heard_of_and_its_volumes_staged_published_and_given
         asyncio.run(main())
     finally:
         shutil.rmtree(root)
+
+
+def asked_again(spec, capabilities, act, the_pod=None, **objects):
+    """Have a volume of a driver with this CSIDriver and these capabilities, then let `act` go on with it."""
+    root = Path(tempfile.mkdtemp(prefix="csi-"))
+    api = Api(persistentvolumeclaims__data=claim(), persistentvolumes__pv=volume(
+        csi={"driver": "d.example", "volumeHandle": "h"}))
+    api.objects |= {tuple(key.split("__")): value for key, value in objects.items()}
+    api.objects["csidrivers", "d.example"] = {"spec": {"attachRequired": False, **spec}}
+
+    async def main():
+        driver, clock = Driver(*capabilities), FakeClock()
+        server = await driver.listen(root / "d.sock")
+        volumes = manager(root, api, lambda asked: str(root / "d.sock"), clock)
+        using_it = the_pod or using()
+        try:
+            _, again = await volumes.set_up(using_it, Sources())
+            await act(driver, volumes, using_it, clock, again, api)
+        finally:
+            await server.stop(0)
+
+    try:
+        asyncio.run(main())
+    finally:
+        shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_driver_that_asks_for_it_is_told_of_tokens_and_again_and_again(hidden):
+    async def act(driver, volumes, the_pod, clock, again, api):
+        first = driver.named("NodePublishVolume")[0]
+        here, there = (first.secrets, first.volume_context) if hidden else (first.volume_context, first.secrets)
+        assert json.loads(here["csi.storage.k8s.io/serviceAccount.tokens"]) == {"vault": {
+            "token": "default-for-vault", "expirationTimestamp": "2100-01-01T00:00:00Z"}}
+        assert "csi.storage.k8s.io/serviceAccount.tokens" not in there
+        volumes.csi._mounts.points.add(Path(first.target_path))
+        await volumes.set_up(the_pod, Sources())  # for some other reason: it is not due yet
+        assert len(driver.named("NodePublishVolume")) == 1 and 0 < again - clock.now() <= 72
+        await clock.advance(again - clock.now())
+        await volumes.set_up(the_pod, Sources())
+        assert len(driver.named("NodePublishVolume")) == 2 and len(driver.named("NodeStageVolume")) == 1
+    asked_again({"requiresRepublish": True, "tokenRequests": [{"audience": "vault"}],
+                          "serviceAccountTokenInSecrets": hidden}, (1,), act)
+
+
+def test_a_volume_that_has_grown_is_grown_on_its_node_also_while_it_is_used():
+    def sized(kind, size):
+        return {"spec": {**kind["spec"], "capacity": {"storage": size}}, "metadata": kind["metadata"]}
+
+    async def act(driver, volumes, the_pod, clock, again, api):
+        assert [a.capacity_range.required_bytes for a in driver.named("NodeExpandVolume")] == [2 << 30]
+        told = api.objects["persistentvolumeclaims", "data"]["status"]
+        assert told["capacity"] == {"storage": "2Gi"} and told["conditions"] == [{"type": "Other"}]
+        volumes.csi._mounts.points.add(Path(driver.named("NodePublishVolume")[0].target_path))
+        api.objects["persistentvolumeclaims", "data"] |= {"status": {**told, "phase": "Bound"}}
+        api.objects["persistentvolumes", "pv"] = sized(api.objects["persistentvolumes", "pv"], "3Gi")
+        driver.fails = "NodeExpandVolume"
+        await clock.advance(again - clock.now())
+        with pytest.raises(ConfigError, match=r"NodeExpandVolume failed for volume pv: .*stubborn"):
+            await volumes.set_up(the_pod, Sources())
+        driver.fails = ""
+        await volumes.set_up(the_pod, Sources())
+        assert driver.named("NodeExpandVolume")[-1].capacity_range.required_bytes == 3 << 30
+        assert len(driver.named("NodePublishVolume")) == 1
+        assert api.objects["persistentvolumeclaims", "data"]["status"]["capacity"] == {"storage": "3Gi"}
+    asked_again({}, (1, 3), act, persistentvolumeclaims__data=claim(status={
+        "phase": "Bound", "capacity": {"storage": "1Gi"},
+        "conditions": [{"type": "FileSystemResizePending"}, {"type": "Other"}]}),
+        persistentvolumes__pv=sized(volume(csi={"driver": "d.example", "volumeHandle": "h"}), "2Gi"))
+
+
+def test_how_full_volumes_are_is_asked_of_their_driver_or_their_file_system(tmp_path):
+    both = using("data", "disk")
+    both["spec"]["volumes"].append({"name": "own", "csi": {"driver": "d.example", "volumeAttributes": {"k": "v"}}})
+
+    async def act(driver, volumes, the_pod, clock, again, api):
+        inline = next(a for a in driver.named("NodePublishVolume") if a.volume_id.startswith("csi-"))
+        assert inline.volume_context["csi.storage.k8s.io/ephemeral"] == "true" and not inline.staging_target_path
+        told = {entry["name"]: entry for entry in await volumes.stats.of(the_pod)}
+        full = {"availableBytes": 60, "capacityBytes": 100, "usedBytes": 40, "inodesFree": 6, "inodes": 10,
+                "inodesUsed": 4, "volumeHealthStats": {"abnormal": True}}
+        assert told["data"] == {"name": "data", "pvcRef": {"name": "data", "namespace": "default"}, **full}
+        assert told["own"] == {"name": "own", **full}
+        assert told["disk"]["pvcRef"]["name"] == "disk" and told["disk"]["capacityBytes"] > 0
+        driver.fails = "NodeGetVolumeStats"
+        assert [entry["name"] for entry in await volumes.stats.of(the_pod)] == ["disk"]
+    other = {**claim("local"), "metadata": {"name": "disk", "namespace": "default", "uid": "c-1"}}
+    asked_again({"podInfoOnMount": True}, (1, 2), act, both, persistentvolumeclaims__disk=other,
+                persistentvolumes__local={**volume(local={"path": str(tmp_path)}), "metadata": {"name": "local"}})

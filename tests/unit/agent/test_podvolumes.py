@@ -20,6 +20,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.points: set[Path] = set()
 
     def tmpfs(self, target: Path, size: int = 0) -> None:
         self.calls.append(f"tmpfs {target.name} {size}")
@@ -31,7 +32,7 @@ class Recorder:
         self.calls.append("unmount")
 
     def mounted(self, target: Path) -> bool:
-        return False
+        return target in self.points
 
 
 class Fixed:

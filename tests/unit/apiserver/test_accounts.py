@@ -98,6 +98,18 @@ def test_a_node_gets_tokens_for_its_own_pods_and_what_they_mount():
         await put(context, "pods", mounts("n2", ""))
         assert why("n1") == why("n1", "vault") == why("gone") == ""
         assert 'audience "other" not found in pod spec volume' in why("n1", "other")
+        driven = mounts("n1") | {"metadata": {"name": "driven", "namespace": "ns", "uid": "driven"}}
+        driven["spec"]["volumes"] = [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}},
+                                     {"name": "w", "csi": {"driver": "inline.example"}}]
+        await put(context, "pods", driven)
+        await put(context, "persistentvolumeclaims", {"metadata": {"name": "data", "namespace": "ns"},
+                                                      "spec": {"volumeName": "pv"}})
+        await put(context, "persistentvolumes", {"metadata": {"name": "pv"}, "spec": {"csi": {"driver": "d.example"}}})
+        for driver, audience in (("d.example", "keys"), ("inline.example", "more")):
+            await put(context, "csidrivers.storage.k8s.io", {"metadata": {"name": driver}, "spec": {
+                "tokenRequests": [{"audience": audience}]}})
+        assert why("driven", "keys") == why("driven", "more") == "" and "not found" in why("driven", "others")
+        assert "not found" in why("n1", "keys")
         assert "may only request 0 or 1" in why("n1", "vault", "other")
         assert "scheduled on a different node" in why("n2")
 
