@@ -88,6 +88,7 @@ class Agent:
                                  lambda: node.owner, connection if version.startswith("containerd://") else None,
                                  home(options.root, self.paths.root / "var/lib/kubelet", ledger))
         context = self._context(runtime, images, client, recorder, services, volumes, host)
+        self._cpus(context)
         kubelet = Kubelet(context, pods, options.manifests, lambda: node.owner)
 
         node: NodeAgent
@@ -170,6 +171,14 @@ class Agent:
                        checks=Checks(runtime), credentials=Credentials(
                            SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
                            [options.root, Path.home() / ".docker", Path("/.docker")]))
+
+    def _cpus(self, context: Any) -> None:
+        """CPUs for containers alone, where this node gives them. Raises Finding."""
+        if not self.options.keeping.static_cpus:
+            return
+        from agent.kubelet.cpumanager import CpuManager, topology
+        context.cpus = CpuManager(self.options.root, topology(), self.options.keeping.reserved_cpus, SYSTEM)
+        context.cgroups.unbounded = context.cpus.exclusive
 
     def _server(self, runtime: Any, kubelet: Any, client: Any, context: Any, house: Any) -> Any:
         from agent.kubelet.access import Access

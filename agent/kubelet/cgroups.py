@@ -56,6 +56,7 @@ class Cgroups:
         self.prefix, self.systemd, self.mount, self.pids = prefix, systemd, mount, pids
         self.v2 = (mount / "cgroup.controllers").exists()
         self._slices = Slices(v2=self.v2)
+        self.unbounded: Callable[[str], bool] = lambda uid: False  # pods that no quota of CPU time holds up
 
     def parent(self, pod: dict[str, Any]) -> str:
         return cgroup_parent(pod, self.prefix, systemd=self.systemd)
@@ -63,8 +64,8 @@ class Cgroups:
     async def make(self, pod: dict[str, Any], limits: LinuxResources | None = None) -> str:
         """Make the pod's group with its limits and return its name for the runtime. OSError when the kernel or systemd
         refuses."""
-        parent = self.parent(pod)
-        await self._make({parent: replace(limits or pod_resources(pod), pids=self.pids)})
+        parent, limits = self.parent(pod), replace(limits or pod_resources(pod), pids=self.pids)
+        await self._make({parent: replace(limits, cpu_quota=0) if self.unbounded(pod["metadata"]["uid"]) else limits})
         return parent
 
     async def _make(self, wanted: dict[str, LinuxResources]) -> None:

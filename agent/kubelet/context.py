@@ -13,6 +13,7 @@ from typing import Any
 from agent.kubelet.admit import Place
 from agent.kubelet.cgroups import Cgroups
 from agent.kubelet.checks import Checks
+from agent.kubelet.cpumanager import CpuManager
 from agent.kubelet.credentials import Credentials
 from agent.kubelet.images import Images
 from agent.kubelet.prober import PARALLEL
@@ -41,6 +42,7 @@ class Context:
     place: Callable[[], Place] = lambda: Place("")  # this node as pods ask for it
     others: Callable[[str], list[dict[str, Any]]] = lambda uid: []  # active pods of this node but the one with `uid`
     credentials: Credentials | None = None  # this node's own, for every pod
+    cpus: CpuManager | None = None  # where containers may have CPUs of their own
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
     turns: Turns = field(init=False)
 

@@ -65,6 +65,9 @@ class Housekeeping:
             group.create_task(self.addresses.run(), name="own address")
             group.create_task(self.shutdown.run(), name="shutdown")
             group.create_task(self._weigh(), name="cgroup weights")
+            if self._context.cpus is not None:
+                group.create_task(self._context.cpus.run(self._kubelet.seen, self._kubelet.alive,
+                                                         self._context.runtime.update_container), name="CPUs")
 
     def _memory(self) -> int:
         """Bytes all pods together may have; 0 = what there is."""

@@ -10,7 +10,7 @@ import argparse
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.kubelet import thresholds
+from agent.kubelet import cpumanager, thresholds
 from agent.kubelet.thresholds import Threshold
 from controlplane.machinery import quantity
 from controlplane.machinery.errors import Finding
@@ -42,6 +42,8 @@ class Keeping:
     read_only_port: int = 0
     read_only_address: str = "127.0.0.1"
     pod_pids: int = 0  # processes and threads of each pod; 0 = no bound
+    static_cpus: bool = False  # whole CPUs are given to Guaranteed pods that ask for them
+    reserved_cpus: frozenset[int] = frozenset()  # never given so
 
     def reserved(self, name: str) -> int:
         """Milli-units of a resource kept from pods, without what evictions keep."""
@@ -69,6 +71,12 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     add("--enforce-node-allocatable", default="pods", choices=("pods", "none"), help="whether all pods together are "
         "held to what is allocatable")
     add("--max-pods", type=int, default=MAX_PODS)
+    add("--cpu-manager-policy", default=cpumanager.NONE, choices=(cpumanager.NONE, cpumanager.STATIC), help="whether "
+        "containers of Guaranteed pods that ask for whole CPUs get them to themselves")
+    add("--cpu-manager-policy-options", default="", help="none is known")
+    add("--reserved-cpus", default="", help="CPUs kept for the system, such as 0-1: never given to a container alone")
+    add("--memory-manager-policy", default="None", help="only None")
+    add("--topology-manager-policy", default="none", help="only none")
     add("--pod-max-pids", type=int, default=0, help="bound of each pod's processes and threads (0 = none)")
     add("--shutdown-grace-period", default="0s", help="how long a shutdown of the host waits for pods")
     add("--shutdown-grace-period-critical-pods", default="0s", help="how much of that is for critical pods")
@@ -87,18 +95,41 @@ def of(given: argparse.Namespace) -> Keeping:
         evictions = thresholds.parse(given.eviction_hard, given.eviction_soft, given.eviction_soft_grace_period,
                                      given.eviction_minimum_reclaim)
         enforce = given.enforce_node_allocatable == "pods"
+        kube, system = _reserved(given.kube_reserved), _reserved(given.system_reserved)
+        static, cpus = _cpus(given, kube, system)
         return Keeping(
             thresholds.with_pods(evictions) if enforce else evictions, given.eviction_hard,
             thresholds.duration(given.eviction_pressure_transition_period), given.eviction_max_pod_grace_period,
             given.image_gc_high_threshold, given.image_gc_low_threshold,
-            thresholds.duration(given.minimum_image_ttl_duration), _reserved(given.kube_reserved),
-            _reserved(given.system_reserved), enforce, given.max_pods,
+            thresholds.duration(given.minimum_image_ttl_duration), kube, system, enforce, given.max_pods,
             thresholds.duration(given.shutdown_grace_period),
             thresholds.duration(given.shutdown_grace_period_critical_pods), given.shutdown_on_sigterm,
-            given.read_only_port, given.read_only_address, max(0, given.pod_max_pids))
+            given.read_only_port, given.read_only_address, max(0, given.pod_max_pids), static, cpus)
     except ValueError as error:
         raise Finding("the node agent's flags cannot be used", str(error), "see --help for how each is written") from \
             error
+
+
+def _cpus(given: argparse.Namespace, kube: dict[str, str], system: dict[str, str]) -> tuple[bool, frozenset[int]]:
+    """Whether CPUs are given to containers alone, and which never; named ones replace the amounts in `kube` and
+    `system`. Raises ValueError for what this node does not do."""
+    for flag, value, usual in (("memory", given.memory_manager_policy, "none"),
+                               ("topology", given.topology_manager_policy, "none")):
+        if value.lower() != usual:
+            raise ValueError(f"--{flag}-manager-policy={value} is not supported by this node: only {usual} is")
+    if given.cpu_manager_policy_options:
+        raise ValueError(f"--cpu-manager-policy-options={given.cpu_manager_policy_options} is not supported by this "
+                         "node: the static policy has no options here")
+    named = cpumanager.parse(given.reserved_cpus)
+    if named:
+        kube.pop("cpu", None)
+        system["cpu"] = str(len(named))
+    static = given.cpu_manager_policy == cpumanager.STATIC
+    amount = sum(quantity.parse(part.get("cpu", "0")).milli() for part in (kube, system))
+    if static and not amount:
+        raise ValueError("the static CPU manager policy requires systemreserved.cpu + kubereserved.cpu to be greater "
+                         "than zero: give --reserved-cpus, --system-reserved or --kube-reserved")
+    return static, named or (frozenset(range(-(-amount // 1000))) if static else frozenset())
 
 
 def _reserved(text: str) -> dict[str, str]:
@@ -117,6 +148,9 @@ def settings(keeping: Keeping, *, driver: str, domain: str, dns: tuple[str, ...]
         "clusterDNS": list(dns), "cgroupDriver": driver, "containerRuntimeEndpoint": endpoint, "podLogsDir": logs,
         "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True, "cacheTTL": "2m0s"}},
         "authorization": {"mode": "Webhook"}, "maxPods": keeping.max_pods, "podPidsLimit": keeping.pod_pids or -1,
+        "cpuManagerPolicy": cpumanager.STATIC if keeping.static_cpus else cpumanager.NONE,
+        "cpuManagerReconcilePeriod": f"{cpumanager.RECONCILE_SECONDS:g}s", "memoryManagerPolicy": "None",
+        "topologyManagerPolicy": "none", "reservedSystemCPUs": cpumanager.listed(keeping.reserved_cpus),
         "evictionHard": thresholds.pairs(keeping.hard, "<"),
         "evictionPressureTransitionPeriod": f"{keeping.transition:g}s",
         "imageGCHighThresholdPercent": keeping.image_high, "imageGCLowThresholdPercent": keeping.image_low,

@@ -60,6 +60,12 @@ class Kubelet:
     def _others(self, uid: str) -> list[dict[str, Any]]:
         return [worker.granted for key, worker in self._workers.items() if key != uid and worker.active]
 
+    def alive(self, uid: str) -> bool:
+        """Whether a pod runs here, or is about to."""
+        if uid in self._workers:
+            return self._workers[uid].active
+        return self._informer.by_uid(uid) is not None or (uid in self._observed and not self._informer.has_synced)
+
     def pod(self, namespace: str, name: str) -> tuple[dict[str, Any], ObservedPod] | None:
         """A pod by name, with what the runtime has of it."""
         for worker in self._workers.values():
@@ -198,6 +204,8 @@ class Kubelet:
         refused = None
         if seen is None and not gone and not (pod.get("status") or {}).get("startTime"):
             refused = admit.judge(pod, self._others(meta["uid"]), self.context.place())
+            if refused is None and self.context.cpus is not None:
+                refused = self.context.cpus.admit(pod, self.alive)
             if refused is not None:
                 self.context.tell(pod, "Warning", *refused)
         worker = Worker(self.context, pod, seen or ObservedPod(meta["uid"], meta.get("namespace", ""), meta["name"]),

@@ -86,7 +86,11 @@ class Resizer:
         return orjson.dumps(told | {"generation": pod["metadata"].get("generation", 0)}).decode()
 
     def _grant(self, pod: dict[str, Any], wish: dict[str, dict[str, Any]]) -> None:
-        reason, message = resize.verdict(pod, self._context.others(pod["metadata"]["uid"]), self._context.place())
+        uid, cpus = pod["metadata"]["uid"], self._context.cpus
+        reason, message = resize.verdict(pod, self._context.others(uid), self._context.place())
+        if cpus is not None and cpus.exclusive(uid):
+            reason = "Infeasible"
+            message = "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy"
         fresh = (reason, message) if reason else None
         if fresh != self._pending and fresh is not None:
             self._context.tell(pod, "Warning", f"Resize{reason}", message)

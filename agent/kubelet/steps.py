@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 from agent.image.reference import ImageError, normalise
@@ -247,8 +248,12 @@ class Steps:
             mounts = context.volumes.mounts_for(self.pod, spec, paths, env.build(self.pod, spec, sources)
                                                 if any(m.get("subPathExpr") for m in spec.get("volumeMounts") or ())
                                                 else {})
-            return specs.container(self.pod, spec, context.node, sources, image=image, attempt=attempt, volumes=mounts,
+            made = specs.container(self.pod, spec, context.node, sources, image=image, attempt=attempt, volumes=mounts,
                                    target=self._target(spec))
+            if context.cpus is not None:
+                made = replace(made, resources=replace(made.resources, **context.cpus.fit(
+                    made.resources, meta["uid"], spec["name"])))
+            return made
         except (ConfigError, ApiError, OSError) as error:
             self._tell("Warning", "Failed", f"Error: {error}", spec["name"])
             raise StepFailed("CreateContainerConfigError", str(error)) from error
