@@ -40,7 +40,7 @@ done
 mount -t tmpfs -o mode=755 tmpfs /run
 mount -t sysfs sysfs /sys
 mount -t tmpfs tmpfs /sys/fs/cgroup
-mkdir -p /etc/libvirt
+mkdir -p /etc/libvirt /run/lock
 cp qemu.conf /etc/libvirt/
 getent passwd libvirt-qemu >/dev/null || echo 'libvirt-qemu:x:64055:64055::/var/lib/libvirt:/bin/false' >> /etc/passwd
 for group in libvirt:64056 libvirt-qemu:64055; do

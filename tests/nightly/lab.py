@@ -87,11 +87,10 @@ class Lab:
         settings = [f"{key}={value}" for key, value in self.settings.items()]
         return self.hypervisor.run("env", *settings, "vagrant", *arguments, folder=self.folder, seconds=seconds).stdout
 
-    def up(self) -> str:
-        """What `vagrant up` said. It also tells SSH how to reach the machines."""
-        said = self.vagrant("up", "--provider=libvirt", seconds=UP_SECONDS)
+    def up(self) -> None:
+        """`vagrant up`; what it `said` is kept. SSH is told how to reach the machines."""
+        self.said = self.vagrant("up", "--provider=libvirt", seconds=UP_SECONDS)
         (self.folder / "ssh-config").write_text(self.vagrant("ssh-config"))
-        return said
 
     def ssh(self, name: str, command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return self.hypervisor.run("ssh", "-F", "ssh-config", *SSH, "-o", f"ControlPath={self.folder}/{name}.ssh", name,

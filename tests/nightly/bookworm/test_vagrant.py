@@ -68,6 +68,7 @@ def test_the_vagrantfile_is_valid():
 
 
 def test_a_workload_answers_on_every_node_and_on_the_host(lab: Lab):
+    assert f"export KUBECONFIG={lab.folder}/kubeconfig" in lab.said
     lab.kubectl("apply", "-f", "-", input=WORKLOAD)
     eventually(lambda: everything_is_ready(lab), PATIENCE)
     eventually(lambda: answers_everywhere(lab), PATIENCE)
@@ -100,3 +101,5 @@ def test_destroy_leaves_nothing(lab: Lab):
     assert lab.hypervisor.run("virsh", "list", "--all", "--name").stdout.strip() == ""
     volumes = lab.hypervisor.run("virsh", "vol-list", "default").stdout
     assert not [name for name in lab.names if name in volumes], volumes
+    assert lab.hypervisor.run("virsh", "net-list", "--all", "--name").stdout.strip() == ""
+    assert not (lab.folder / "kubeconfig").exists()
