@@ -1,7 +1,7 @@
 """`pelamis bench [AREA…]`: measures, and prints one table. Asserts nothing: timings on shared machines are noise.
 
-Areas: `api` starts an API server of its own on loopback, `controllers` controllers too; `pods`, `node` and `idle`
-use the cluster that runs on this machine; `proxy` works in network namespaces of its own.
+Areas: `api` starts an API server of its own on loopback, `controllers` controllers too; `pods`, `node`, `idle`
+and `services` use the cluster that runs on this machine; `proxy` works in network namespaces of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from controlplane.cli.output import columns, say
 from controlplane.machinery.errors import Finding
 
-AREAS = ("api", "controllers", "scheduler", "pods", "node", "idle", "proxy")
+AREAS = ("api", "controllers", "scheduler", "pods", "node", "idle", "services", "proxy")
 
 
 def register(commands: argparse._SubParsersAction) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
+import re
+from dataclasses import asdict
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,6 +87,22 @@ TRAITS = st.fixed_dictionaries({
     "ranges": st.booleans(), "outside": st.booleans()})
 
 
+def in_family(value: Any, family: int) -> Any:
+    """The same with every IPv4 address in it as one of `family`."""
+    if family == 4:
+        return value
+    if isinstance(value, dict):
+        return {key: in_family(one, family) for key, one in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return type(value)(in_family(one, family) for one in value)
+
+    def six(found: re.Match[str]) -> str:
+        text, length, port = found.groups()
+        address = str(ipaddress.IPv6Address(0xFD00 << 112 | int(ipaddress.IPv4Address(text))))
+        return f"[{address}]:{port}" if port else f"{address}/{96 + int(length)}" if length else address
+    return re.sub(r"(\d+(?:\.\d+){3})(?:/(\d+))?(?::(\d+))?", six, value) if isinstance(value, str) else value
+
+
 def packets(count: int) -> list[Packet]:
     sources = [(HERE[0], False), ("10.244.1.9", False), (OUTSIDE, False), ("192.0.2.1", False), (NODE, True)]
     targets = [(f"{net}.{n}", 80, False) for net in ("10.96.0", "203.0.113", "203.0.114") for n in range(1, count + 1)]
@@ -92,17 +111,19 @@ def packets(count: int) -> list[Packet]:
             for (s, from_node), (d, p, to_node), protocol in itertools.product(sources, targets, ("tcp", "udp"))]
 
 
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("family", [4, 6])
+@settings(max_examples=40, deadline=None)
 @given(st.lists(TRAITS, min_size=1, max_size=3))
-def test_rules_do_what_services_promise(traits: list[dict[str, Any]]) -> None:
+def test_rules_do_what_services_promise(family: int, traits: list[dict[str, Any]]) -> None:
     services = [built(number, one) for number, one in enumerate(traits, 1)]
-    wanted = {("t", s["metadata"]["name"]): service_ports(s, [{
-        "addressType": "IPv4", "ports": [{"port": 8080, "protocol": s["spec"]["ports"][0]["protocol"]}],
-        "endpoints": endpoints}], "me") for s, endpoints in services}
-    made = rules.RuleSet(PODS)
+    wanted = {("t", s["metadata"]["name"]): service_ports(in_family(s, family), [{
+        "addressType": f"IPv{family}", "ports": [{"port": 8080, "protocol": s["spec"]["ports"][0]["protocol"]}],
+        "endpoints": in_family(endpoints, family)}], "me", family) for s, endpoints in services}
+    pods = in_family(PODS, family)
+    made = rules.RuleSet(pods, family)
     made.update(wanted)
     tables = parse("".join(iptables.batches(rules.Change(made.everything()), hooks=rules.HOOKS)))
-    maps = MapSet(PODS)
+    maps = MapSet(pods, family)
     maps.update(wanted)
     everything = maps.everything()
     sets: dict[str, dict] = {}
@@ -110,9 +131,10 @@ def test_rules_do_what_services_promise(traits: list[dict[str, Any]]) -> None:
         sets.setdefault(name, {})[key] = value
     table = Table({**maps.chains.base(), **everything.chains}, sets)
     for packet in packets(len(services)):
-        promised = naive(services, packet)
+        promised = in_family(naive(services, packet), family)
         outward = packet.from_node and packet.dst.startswith("203.0.11") and promised <= {"REJECT", "DROP"}
-        found = outcomes(tables, packet)  # what this node itself sends out is not held back, as with upstream's rules
+        moved = Packet(**in_family(asdict(packet), family))
+        found = outcomes(tables, moved)  # what this node itself sends out is not held back, as with upstream's rules
         assert found == promised or (outward and found == {"pass"}), ("iptables", packet)
         stray = promised == {"pass"} and packet.dst.startswith("10.96.0.")  # a port no Service has: refused at once
-        assert table.outcomes(packet) == ({"REJECT"} if stray else promised), ("nftables", packet)
+        assert table.outcomes(moved) == ({"REJECT"} if stray else promised), ("nftables", packet)
