@@ -105,7 +105,7 @@ class Agent:
                                         strict_groups=context.node.strict_groups)
         node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
-        keeping = self._keeping = Housekeeping(context, kubelet, node)
+        keeping = self._keeping = Housekeeping(context, kubelet, node, ledger)
         server = self._server(runtime, kubelet, client, context, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:
@@ -156,7 +156,8 @@ class Agent:
         from agent.kubelet.containerd import systemd_cgroups
         from agent.kubelet.context import Context
         from agent.kubelet.credentials import Credentials, read
-        from agent.kubelet.specs import Node
+        from agent.kubelet.specs import SUBORDINATE, Node
+        from agent.kubelet.userns import delegated
         options = self.options
         known = (options.systemd, self._features.systemd)
         systemd = next((k for k in known if k is not None), systemd_cgroups())
@@ -164,6 +165,7 @@ class Agent:
                     cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
                     cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
                     strict_groups=self._features.strict_groups, recursive="" in self._features.recursive,
+                    user_namespaces=self._features.user_namespaces, subordinate=delegated() or SUBORDINATE,
                     runtime=host.runtime_version.partition("://")[0])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
                        volumes=volumes, services=services, cgroups=Cgroups(options.cgroup_root, systemd=systemd,

@@ -20,6 +20,7 @@ from agent.kubelet.prober import PARALLEL
 from agent.kubelet.runtime import Runtime
 from agent.kubelet.specs import Node
 from agent.kubelet.turns import Turns
+from agent.kubelet.userns import UserNamespaces
 from agent.kubelet.volumes.manager import Volumes
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
@@ -45,8 +46,10 @@ class Context:
     cpus: CpuManager | None = None  # where containers may have CPUs of their own
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
     turns: Turns = field(init=False)
+    users: UserNamespaces = field(init=False)
 
     def __post_init__(self) -> None:
+        self.users = UserNamespaces(self.node.root / "pods", *self.node.subordinate)
         self.turns = Turns(self.clock, self.node.cpu / 1000)
 
     def tell(self, pod: dict[str, Any], kind: str, reason: str, message: str, container: str = "") -> None:

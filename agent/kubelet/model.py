@@ -112,6 +112,7 @@ class SandboxSpec:
     runtime_handler: str = ""
     resources: LinuxResources = field(default_factory=LinuxResources)  # of the whole pod, for virtual machines
     overhead: LinuxResources = field(default_factory=LinuxResources)  # what they take beside the containers
+    users: int = 0  # the host's id of its root, where it has users of its own; 0 = the host's
 
 
 @dataclass(frozen=True, slots=True)

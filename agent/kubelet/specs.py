@@ -23,8 +23,10 @@ from agent.kubelet.model import (
     Security,
 )
 from agent.kubelet.plan import DEFAULT_GRACE, container_hash
+from agent.kubelet.userns import LENGTH
 from agent.kubelet.volumes.plugins import read_only
 
+SUBORDINATE = (LENGTH, 1024)  # more pods than any node runs, from the first block that is not the host's own
 TERMINATION_PATH = "/dev/termination-log"
 
 
@@ -42,7 +44,8 @@ class Node:
     cpu: int = 0  # allocatable, milli-cores
     memory: int = 0  # bytes
     apparmor: bool = False
-    user_namespaces: bool = False
+    subordinate: tuple[int, int] = SUBORDINATE  # first id and number of blocks for pods with users of their own
+    user_namespaces: frozenset[str] = frozenset()  # the runtime's handlers that know them
     strict_groups: bool = False  # the runtime can leave out the groups of the image's /etc/group
     recursive: bool = False  # the runtime can make mounts read-only down to those below them
     runtime: str = "containerd"  # what the ids of containers are told to be of
@@ -61,16 +64,20 @@ class Node:
         return self.logs / f"{meta.get('namespace', '')}_{meta['name']}_{meta['uid']}"
 
 
-def refuse(pod: dict[str, Any], node: Node) -> None:
-    """Raise ConfigError for what this node would run without its isolation."""
-    spec = pod["spec"]
-    if spec.get("hostUsers") is False and not node.user_namespaces:
-        raise ConfigError("user namespaces (hostUsers: false) are not supported by this node's container runtime")
+def own_users(pod: dict[str, Any], node: Node, handler: str) -> bool:
+    """Whether the pod has users of its own. Raises ConfigError where it would run without them."""
+    if pod["spec"].get("hostUsers") is not False:
+        return False
+    if handler not in node.user_namespaces:
+        raise ConfigError("user namespaces (hostUsers: false) are not supported by this node's container runtime"
+                          + (f" with the handler {handler}" if handler else "")
+                          + ": they take containerd 2.0 with runc 1.2 or crun 1.9, or newer")
+    return True
 
 
-def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, handler: str = "") -> SandboxSpec:
-    """The sandbox of `pod`, run by the runtime's `handler`. Raises ConfigError."""
-    refuse(pod, node)
+def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, handler: str = "",
+            users: int = 0) -> SandboxSpec:
+    """The sandbox of `pod`, run by the runtime's `handler`; `users` is the host's id of its root, if not the host's."""
     meta, spec = pod["metadata"], pod["spec"]
     context = spec.get("securityContext") or {}
     host_network = bool(spec.get("hostNetwork"))
@@ -92,7 +99,7 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, h
                           supplemental_groups=_groups(context),
                           strict_groups=context.get("supplementalGroupsPolicy") == "Strict",
                           seccomp=_seccomp(context.get("seccompProfile"), node) or "RuntimeDefault"),
-        runtime_handler=handler, resources=resources.pod_resources(pod), overhead=resources.overhead(pod),
+        runtime_handler=handler, users=users, resources=resources.pod_resources(pod), overhead=resources.overhead(pod),
         labels=tuple(sorted((meta.get("labels") or {}).items())),
         annotations=tuple(sorted((meta.get("annotations") or {}).items())))
 

@@ -170,7 +170,10 @@ class Steps:
 
     async def _sandbox(self, attempt: int) -> SandboxSpec:
         parent = self.context.cgroups.parent(self.pod)
-        return specs.sandbox(self.pod, self.context.node, attempt, parent, await self._handler())
+        handler, node, users = await self._handler(), self.context.node, 0
+        if specs.own_users(self.pod, node, handler):
+            users = self.context.users.of(self.pod["metadata"]["uid"])
+        return specs.sandbox(self.pod, node, attempt, parent, handler, users)
 
     async def _handler(self) -> str:
         """What the pod's RuntimeClass calls the runtime's handler. Raises ConfigError or ApiError."""

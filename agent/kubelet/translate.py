@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from agent.kubelet import model
+from agent.kubelet.userns import LENGTH
 from cri_proto.messages import cri
 
 # What a container must not read or write in /proc and /sys unless procMount is Unmasked; upstream's lists.
@@ -48,10 +49,19 @@ def seccomp(profile: str) -> Any:
     return kinds(profile_type=kinds.RuntimeDefault if profile == "RuntimeDefault" else kinds.Unconfined)
 
 
+def mappings(spec: model.SandboxSpec) -> list[Any]:
+    """Which of the host's users the pod's are; none where they are the host's."""
+    return [cri.IDMapping(host_id=spec.users, container_id=0, length=LENGTH)] if spec.users else []
+
+
 def namespaces(spec: model.SandboxSpec) -> Any:
     pid = cri.NODE if spec.host_pid else cri.POD if spec.share_processes else cri.CONTAINER
-    return cri.NamespaceOption(network=cri.NODE if spec.host_network else cri.POD, pid=pid,
-                               ipc=cri.NODE if spec.host_ipc else cri.POD)
+    found = cri.NamespaceOption(network=cri.NODE if spec.host_network else cri.POD, pid=pid,
+                                ipc=cri.NODE if spec.host_ipc else cri.POD)
+    if spec.users:
+        own = mappings(spec)
+        found.userns_options.CopyFrom(cri.UserNamespace(mode=cri.POD, uids=own, gids=own))
+    return found
 
 
 def _identity(target: Any, security: model.Security) -> None:
@@ -113,7 +123,8 @@ def container_config(sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> A
     for mount in spec.mounts:
         config.mounts.add(host_path=mount.host_path, container_path=mount.container_path, readonly=mount.readonly,
                           propagation=getattr(cri, _PROPAGATION[mount.propagation]),
-                          recursive_read_only=mount.recursive)
+                          recursive_read_only=mount.recursive, uidMappings=mappings(sandbox),
+                          gidMappings=mappings(sandbox))
     for on_node, inside in spec.devices:
         config.devices.add(host_path=on_node, container_path=inside, permissions="mrw")
     if spec.grace is not None:

@@ -44,7 +44,8 @@ class Rig:
     @asynccontextmanager
     async def kubelet(self):
         api: Any = self.api
-        node = Node("n1", ("10.0.0.1",), self.host.paths.kubelet, self.host.paths.pod_logs, memory=1 << 30, cpu=2000)
+        node = Node("n1", ("10.0.0.1",), self.host.paths.kubelet, self.host.paths.pod_logs, memory=1 << 30, cpu=2000,
+                    user_namespaces=(await self.runtime.features()).user_namespaces)
         pods, services = Informer(api, PODS), Informer(api, named("services"))
         recorder = Recorder(api, "kubelet", "n1")
         kubelet: Kubelet

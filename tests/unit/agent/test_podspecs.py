@@ -100,7 +100,11 @@ def test_what_the_runtime_would_ignore_is_refused():
     the_pod = pod()
     the_pod["spec"]["hostUsers"] = False
     with pytest.raises(ConfigError, match="user namespaces"):
-        specs.sandbox(the_pod, NODE, 0, "/kubepods")
+        specs.own_users(the_pod, NODE, "")
+    able = replace(NODE, user_namespaces=frozenset({"", "crun"}))
+    assert specs.own_users(the_pod, able, "crun") and not specs.own_users(pod(), NODE, "")
+    with pytest.raises(ConfigError, match="with the handler runc"):
+        specs.own_users(the_pod, able, "runc")
     rootless = {"name": "c", "securityContext": {"runAsNonRoot": True, "runAsUser": 0}}
     with pytest.raises(ConfigError, match="breaks non-root policy"):
         specs.security(pod(rootless), rootless, NODE)
