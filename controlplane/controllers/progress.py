@@ -48,6 +48,9 @@ def base(deployment: Obj, new: Obj | None, old: list[Obj], stamp: str) -> Obj:
               "readyReplicas": rollout.status_of(sets, "readyReplicas"), "availableReplicas": available,
               "unavailableReplicas": max(0, sum(map(rollout.replicas, sets)) - available)}
     result = {key: value for key, value in counts.items() if value}
+    leaving = [objects.get(one, "status.terminatingReplicas", None) for one in sets]
+    if None not in leaving:  # a set that has not told yet leaves it unknown
+        result["terminatingReplicas"] = sum(leaving)
     if collisions := objects.get(deployment, "status.collisionCount"):
         result["collisionCount"] = collisions
     return {"observedGeneration": deployment["metadata"].get("generation", 0), **result, "conditions": conditions}

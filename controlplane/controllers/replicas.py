@@ -95,8 +95,15 @@ def next_available(pods: list[Obj], min_ready: int, now: float) -> float | None:
     return min((wait for wait in waits if wait > 0), default=None) if min_ready else None
 
 
-def status(owner: Obj, pods: list[Obj], failure: tuple[str, str] | None, now: float, stamp: str) -> Obj:
-    """The owner's new status: `pods` are its active ones, `failure` is (reason, message) of this round's error."""
+def terminating(pod: Obj) -> bool:
+    """Whether the pod is being deleted and has not ended yet."""
+    return objects.deleting(pod) and objects.get(pod, "status.phase") not in ("Succeeded", "Failed")
+
+
+def status(owner: Obj, pods: list[Obj], failure: tuple[str, str] | None, now: float, stamp: str,
+           leaving: int | None = None) -> Obj:
+    """The owner's new status: `pods` are its active ones, `failure` is (reason, message) of this round's error,
+    `leaving` how many are terminating, None for kinds that do not tell."""
     old = owner.get("status") or {}
     min_ready = objects.get(owner, "spec.minReadySeconds", 0)
     wanted_labels = (objects.get(owner, "spec.template.metadata.labels") or {}).items()
@@ -114,6 +121,8 @@ def status(owner: Obj, pods: list[Obj], failure: tuple[str, str] | None, now: fl
     result = {key: value for key, value in old.items() if key not in (*counts, "conditions", "observedGeneration")}
     result["replicas"] = counts.pop("replicas")
     result |= {key: value for key, value in counts.items() if value}
+    if leaving is not None:
+        result["terminatingReplicas"] = leaving
     if generation := owner["metadata"].get("generation"):
         result["observedGeneration"] = generation
     if conditions:

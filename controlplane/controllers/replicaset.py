@@ -47,7 +47,8 @@ class ReplicaSets(PodOwner):
             if error is not None:
                 failure = ("FailedCreate" if plan.create else "FailedDelete", error.message)
         now = self.clock.now()
-        status = replicas.status(owner, active, failure, now, self.clock.timestamp())
+        leaving = sum(map(replicas.terminating, pods)) if self.resource.group else None
+        status = replicas.status(owner, active, failure, now, self.clock.timestamp(), leaving)
         await set_status(self.client, self.resource, owner, status)
         if failure:
             raise ApiError(failure[1])  # tried again with back-off

@@ -93,6 +93,25 @@ def test_limits_and_windows():
     assert step(scaler(scaleDown={"selectPolicy": "Disabled", "stabilizationWindowSeconds": 0}), 8, 1)[0] == 8
 
 
+def test_each_direction_has_a_tolerance_of_its_own():
+    patient = scalingbehavior.tolerance(scaler(scaleUp={"tolerance": "0.5"}, scaleDown={"tolerance": "0"}))
+    known = pods(10)
+
+    def count(percent, tolerance):
+        return autoscaling.by_utilization(10, 70, "cpu", "", known, samples(*[percent] * 10), tolerance, NOW).replicas
+    assert (count(100, DEFAULT), count(100, patient), count(106, patient)) == (15, 10, 16)
+    assert (count(66, DEFAULT), count(66, patient)) == (10, 10)  # 66/70 of ten are ten again, rounded up
+    assert (count(62, DEFAULT), count(62, patient)) == (9, 9)
+    assert (count(63, DEFAULT), count(63, patient)) == (10, 9)
+
+
+def test_one_container_may_be_what_counts():
+    known = [{**one, "spec": {"containers": [*one["spec"]["containers"], {"name": "sidecar", "resources": {
+        "requests": {"cpu": "900m"}}}]}} for one in pods(2)]
+    assert autoscaling.by_utilization(2, 50, "cpu", "c", known, samples(100, 100), DEFAULT, NOW).replicas == 4
+    assert autoscaling.by_utilization(2, 50, "cpu", "", known, samples(500, 500), DEFAULT, NOW).replicas == 2
+
+
 def test_a_deployment_follows_its_metrics(monkeypatch):
     percent = {"now": 220}
 

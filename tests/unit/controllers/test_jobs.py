@@ -219,6 +219,11 @@ def test_a_replacement_may_wait_for_the_end():
         assert w.step() == told
 
 
+def test_a_job_of_another_controller_is_left_alone():
+    assert jobs.ours({"spec": {}}) and jobs.ours({"spec": {"managedBy": "kubernetes.io/job-controller"}})
+    assert not jobs.ours({"spec": {"managedBy": "kueue.x-k8s.io/multikueue"}})
+
+
 def test_restarts_count_where_pods_are_restarted():
     w = World(completions=1, backoffLimit=2, restart="OnFailure")
     w.step()

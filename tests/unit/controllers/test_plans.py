@@ -81,6 +81,19 @@ def test_proportional_scaling_hits_the_size(sizes, wanted, surge):
     assert sum(result.values()) == target or (sum(result.values()) > target and result[f"d-{largest}"] == 0)
 
 
+def test_pods_that_are_leaving_are_told():
+    leaving, ended = pod("a", ready=NOW), pod("b", phase="Failed")
+    for one in (leaving, ended):
+        one["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    assert [replicas.terminating(one) for one in (leaving, ended, pod("c"))] == [True, False, False]
+    told = replica_set("d-1", 1)
+    told["status"] = replicas.status(told, [pod("c")], None, NOW, "t", 1)
+    silent = replica_set("d-2", 1)
+    assert told["status"]["terminatingReplicas"] == 1
+    assert progress.base(deployment("d", 2), told, [], "t")["terminatingReplicas"] == 1
+    assert "terminatingReplicas" not in progress.base(deployment("d", 2), told, [silent], "t")
+
+
 def test_templates_hash_by_meaning():
     one = deployment("d", 1)["spec"]["template"]
     labelled = objects.deep_copy(one)
