@@ -49,3 +49,12 @@ def report_of(seed):
 def test_a_broken_component_is_noticed(target, name, spoilt, rule, monkeypatch):
     monkeypatch.setattr(target, name, spoilt)
     assert any(rule in broken for seed in (1, 2, 3) for broken in report_of(seed)["broken"])
+
+
+def test_a_story_with_a_broken_rule_tells_how_to_hear_it_again(monkeypatch, capsys):
+    monkeypatch.setattr(table.Table, "best", lambda self: iter(()))
+    monkeypatch.setattr(sys, "argv", ["simulate", "--seed", "2", "--nodes", "3", "--hours", "1"])
+    assert run.main() == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["broken"]
+    assert told.err.endswith("again: pelamis simulate --seed 2 --nodes 3 --hours 1\n")
