@@ -105,7 +105,7 @@ class Agent:
                                         strict_groups=context.node.strict_groups)
         node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
-        keeping = self._keeping = Housekeeping(context, kubelet, node)
+        keeping = self._keeping = Housekeeping(context, kubelet, node, ledger)
         server = self._server(runtime, kubelet, client, context, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         try:

@@ -25,7 +25,7 @@ MAX_MESSAGE = 1 << 20  # nothing we ask for comes near; larger ones are not ours
 PATH, INTERFACE, MEMBER, ERROR, REPLY, DESTINATION, SIGNATURE = 1, 2, 3, 4, 5, 6, 8
 CALL, RETURN, FAILED, SIGNAL = 1, 2, 3, 4
 _HEAD = struct.Struct("<4BIII")  # byte order, type, flags, version; body, serial, fields
-_FIXED = {"y": "<B", "b": "<I", "u": "<I", "t": "<Q"}
+_FIXED = {"y": "<B", "b": "<I", "i": "<i", "u": "<I", "t": "<Q"}
 _FIELDS = {PATH: "o", SIGNATURE: "g", REPLY: "u"}  # the rest are strings
 Fields = dict[int, str | int]
 

@@ -21,13 +21,14 @@ from agent.kubelet.kubelet import Kubelet
 from agent.kubelet.node import NodeAgent
 from agent.kubelet.shutdown import Shutdown
 from agent.kubelet.thresholds import Reading
+from netsetup.ledger import Ledger
 
 log = logging.getLogger(__name__)
 WEIGH_SECONDS = 60.0  # upstream's
 
 
 class Housekeeping:
-    def __init__(self, context: Context, kubelet: Kubelet, node: NodeAgent) -> None:
+    def __init__(self, context: Context, kubelet: Kubelet, node: NodeAgent, ledger: Ledger) -> None:
         self._context, self._kubelet, self._keeping = context, kubelet, node.host.keeping
         self._host = node.host
         root = context.node.root
@@ -38,7 +39,7 @@ class Housekeeping:
                                    lambda: signals.read(root, lambda: self.collector.place, self._pods()),
                                    kubelet.workers, self.accounting, self.collector.reclaim, self._tell, node.check,
                                    context.clock)
-        self.shutdown = Shutdown(self._keeping, kubelet.workers, node.check, context.clock)
+        self.shutdown = Shutdown(self._keeping, kubelet.workers, node.check, context.clock, ledger)
         node.closing = lambda: self.shutdown.going
         self.addresses = AddressWatch(node.host.ips, node.check, context.clock)
         node.problem = lambda: self.addresses.problem

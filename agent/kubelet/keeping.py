@@ -42,8 +42,15 @@ class Keeping:
     read_only_port: int = 0
     read_only_address: str = "127.0.0.1"
     pod_pids: int = 0  # processes and threads of each pod; 0 = no bound
+    shutdown_by_priority: tuple[tuple[int, float], ...] = ()  # instead: from which priority on, how many seconds
     static_cpus: bool = False  # whole CPUs are given to Guaranteed pods that ask for them
     reserved_cpus: frozenset[int] = frozenset()  # never given so
+
+    @property
+    def shutdown_seconds(self) -> float:
+        """How long a shutdown of the host waits for all pods together."""
+        return sum(seconds for _, seconds in self.shutdown_by_priority) or self.shutdown
+
 
     def reserved(self, name: str) -> int:
         """Milli-units of a resource kept from pods, without what evictions keep."""
@@ -80,6 +87,8 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     add("--pod-max-pids", type=int, default=0, help="bound of each pod's processes and threads (0 = none)")
     add("--shutdown-grace-period", default="0s", help="how long a shutdown of the host waits for pods")
     add("--shutdown-grace-period-critical-pods", default="0s", help="how much of that is for critical pods")
+    add("--shutdown-grace-period-by-pod-priority", default="", help="how long pods from a priority on have, instead: "
+        "0=60s,10000=30s")
     add("--shutdown-on-sigterm", action="store_true", help="take SIGTERM for the host's shutdown and end all pods, for "
         "hosts without systemd")
     add("--read-only-port", type=int, default=0, help=f"answer what may be read without asking who reads, on this port "
@@ -104,10 +113,20 @@ def of(given: argparse.Namespace) -> Keeping:
             thresholds.duration(given.minimum_image_ttl_duration), kube, system, enforce, given.max_pods,
             thresholds.duration(given.shutdown_grace_period),
             thresholds.duration(given.shutdown_grace_period_critical_pods), given.shutdown_on_sigterm,
-            given.read_only_port, given.read_only_address, max(0, given.pod_max_pids), static, cpus)
+            given.read_only_port, given.read_only_address, max(0, given.pod_max_pids),
+            _by_priority(given), static, cpus)
     except ValueError as error:
         raise Finding("the node agent's flags cannot be used", str(error), "see --help for how each is written") from \
             error
+
+
+def _by_priority(given: argparse.Namespace) -> tuple[tuple[int, float], ...]:
+    """Raises ValueError."""
+    text = given.shutdown_grace_period_by_pod_priority
+    if text and thresholds.duration(given.shutdown_grace_period):
+        raise ValueError("--shutdown-grace-period and --shutdown-grace-period-by-pod-priority are two ways to say it")
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    return tuple((int(priority), thresholds.duration(seconds)) for priority, _, seconds in pairs)
 
 
 def _cpus(given: argparse.Namespace, kube: dict[str, str], system: dict[str, str]) -> tuple[bool, frozenset[int]]:
@@ -157,7 +176,10 @@ def settings(keeping: Keeping, *, driver: str, domain: str, dns: tuple[str, ...]
         "imageMinimumGCAge": f"{keeping.image_age:g}s", "kubeReserved": keeping.kube_reserved,
         "systemReserved": keeping.system_reserved, "enforceNodeAllocatable": ["pods"] if keeping.enforce else [],
         "shutdownGracePeriod": f"{keeping.shutdown:g}s",
-        "shutdownGracePeriodCriticalPods": f"{keeping.shutdown_critical:g}s", "cgroupsPerQOS": True,
+        "shutdownGracePeriodCriticalPods": f"{keeping.shutdown_critical:g}s",
+        "shutdownGracePeriodByPodPriority": [
+            {"priority": p, "shutdownGracePeriodSeconds": int(s)} for p, s in keeping.shutdown_by_priority],
+        "cgroupsPerQOS": True,
         "nodeStatusUpdateFrequency": "30s", "nodeLeaseDurationSeconds": 40, "volumeStatsAggPeriod": "1m0s",
         "serializeImagePulls": False, "containerLogMaxSize": "10Mi", "containerLogMaxFiles": 5, "failSwapOn": False,
         "memorySwap": {}, "logging": {"format": "text"}}

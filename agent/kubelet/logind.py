@@ -1,8 +1,8 @@
 """systemd's word on shutdowns: a delay lock, and the signal that the host is about to go down.
 
-Owns what is asked of logind: `Inhibit`, and to hear `PrepareForShutdown`. Promises that the lock is held until
-`release` or the end of the process, whatever ends it. A host without logind has no such socket, which `present` tells.
-Called by `shutdown`.
+Owns what is asked of logind: `Inhibit`, how long it waits, and to hear `PrepareForShutdown`. Promises that the lock is
+held until `release` or the end of the process, whatever ends it. A host without logind has no such socket, which
+`present` tells. Called by `shutdown`.
 
 Specification: systemd's org.freedesktop.login1.
 """
@@ -10,6 +10,7 @@ Specification: systemd's org.freedesktop.login1.
 from __future__ import annotations
 
 import os
+import signal
 import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from agent.kubelet.dbus import BUS, DRIVER, Bus, Refused
 
 LOGIND = "org.freedesktop.login1"
 MANAGER = (LOGIND, "/org/freedesktop/login1", f"{LOGIND}.Manager")
+SYSTEMD = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
 
 
 class Logind:
@@ -54,6 +56,16 @@ class Logind:
         self.release()
         self._lock = self._bus.descriptors.pop()
 
+    async def patience(self) -> float:
+        """How many seconds a shutdown waits for locks at most. Raises Refused."""
+        body = await self._bus.call(*MANAGER[:2], "org.freedesktop.DBus.Properties", "Get", "ss", MANAGER[2],
+                                    "InhibitDelayMaxUSec")
+        return float(struct.unpack_from("<Q", body, 8)[0]) / 1e6  # behind the variant's own signature
+
+    async def reload(self) -> None:
+        """Have logind read its configuration again. Raises Refused."""
+        await self._bus.call(*SYSTEMD, "KillUnit", "ssi", "systemd-logind.service", "all", int(signal.SIGHUP))
+
     def release(self) -> None:
         """Let the shutdown go on."""
         if self._lock >= 0:
@@ -62,6 +74,6 @@ class Logind:
 
     async def shutdowns(self) -> AsyncIterator[bool]:
         """True when the host is about to go down, False when that was called off. Ends when the bus is gone."""
-        while (signal := await self._bus.signals.get()) is not None:
-            if signal[0] == "PrepareForShutdown":
-                yield bool(struct.unpack_from("<I", signal[1])[0])
+        while (told := await self._bus.signals.get()) is not None:
+            if told[0] == "PrepareForShutdown":
+                yield bool(struct.unpack_from("<I", told[1])[0])

@@ -13,8 +13,9 @@ from agent.kubelet.admit import CRITICAL, Place, judge
 from agent.kubelet.dbus import message, parse
 from agent.kubelet.keeping import Keeping
 from agent.kubelet.logind import Logind
-from agent.kubelet.shutdown import MESSAGE, Shutdown
+from agent.kubelet.shutdown import MESSAGE, Shutdown, phases
 from controlplane.machinery.clock import SYSTEM
+from netsetup.ledger import Ledger
 from tests.unit.agent.pods import pod, seen, up
 
 
@@ -30,7 +31,7 @@ class Bus:
     """A bus with a logind on it: agrees to everything, hands out one lock, and says that the host goes down."""
 
     def __init__(self, path) -> None:
-        self.path, self.asked = path, list[tuple[str, bytes]]()
+        self.path, self.asked, self.waits = path, list[tuple[str, bytes]](), 5
         self.held, lock = os.pipe()
         self.lock = lock
 
@@ -51,13 +52,17 @@ class Bus:
             data += await loop.sock_recv(peer, 4096)
         data = data.partition(b"BEGIN\r\n")[2]
         serial = 0
-        while serial < 3:
+        while serial < 6:
             while (found := parse(data)) is None:
                 data += await loop.sock_recv(peer, 4096)
             serial += 1
             data = data[found[3]:]
             self.asked.append((str(found[1][3]), found[2]))
             reply = message(2, serial, {5: serial})
+            if found[1][3] == "KillUnit":
+                self.waits = 20
+            if found[1][3] == "Get":
+                reply = message(2, serial, {5: serial}, "v", (("t", self.waits * 1_000_000),))
             if found[1][3] == "Inhibit":
                 socket.send_fds(peer, [reply], [self.lock])
                 os.close(self.lock)
@@ -84,22 +89,39 @@ def test_the_host_waits_for_its_pods(tmp_path):
         return Worker(pod=made, seen=seen(up("c")), active=True)
 
     async def main() -> None:
-        bus = Bus(tmp_path / "bus")
+        bus, ledger = Bus(tmp_path / "bus"), Ledger(tmp_path / "ledger")
+        dropin = tmp_path / "logind.conf.d/99-kubelet.conf"
         bus.listen()
         serving = asyncio.create_task(bus.serve())
         workers, states = [worker("dns", CRITICAL), worker("web")], list[bool]()
         shutdown = Shutdown(Keeping(shutdown=20.0, shutdown_critical=5.0), lambda: workers,
-                            lambda: states.append(shutdown.going), SYSTEM)
+                            lambda: states.append(shutdown.going), SYSTEM, ledger, dropin)
         async with Logind(bus.path) as bound:
             following = asyncio.create_task(shutdown._follow(bound))
             await serving
             async with asyncio.timeout(10):  # the pipe ends when the last holder of the lock lets go
                 assert await asyncio.to_thread(os.read, bus.held, 1) == b""
             following.cancel()
-        assert [name for name, _ in bus.asked] == ["Hello", "AddMatch", "Inhibit"] and states == [True]
-        assert b"shutdown\0" in bus.asked[2][1] and b"delay\0" in bus.asked[2][1]
+        assert [name for name, _ in bus.asked] == ["Hello", "AddMatch", "Get", "KillUnit", "Get", "Inhibit"]
+        assert states == [True] and b"shutdown\0" in bus.asked[5][1] and b"delay\0" in bus.asked[5][1]
+        assert "InhibitDelayMaxSec=20\n" in dropin.read_text()
+        ledger.undo()
+        assert not dropin.parent.exists()
         assert ended == [("web", "Terminated", MESSAGE, 15.0), ("dns", "Terminated", MESSAGE, 5.0)]
 
     asyncio.run(main())
     assert judge(pod(), [], Place("n", closing=True)) == ("NodeShutdown",
                                                          "Pod was rejected as the node is shutting down.")
+
+
+def test_pods_end_by_the_priorities_that_were_given():
+    def of(name: str, priority: int) -> dict[str, Any]:
+        made = pod()
+        made["metadata"]["uid"], made["spec"]["priority"] = name, priority
+        return made
+    pods = [of("dns", CRITICAL), of("low", -5), of("web", 0), of("queue", 9_999), of("base", 10_000)]
+    keeping = Keeping(shutdown_by_priority=((10_000, 30.0), (0, 60.0)))
+    assert phases(pods, keeping) == [(60.0, ["low", "web", "queue"]), (30.0, ["dns", "base"])]
+    assert keeping.shutdown_seconds == 90.0
+    assert phases(pods, Keeping(shutdown=20.0, shutdown_critical=5.0)) == [
+        (15.0, ["low", "web", "queue", "base"]), (5.0, ["dns"])]
