@@ -59,7 +59,12 @@ asyncio.run(main())
 def test_systemd_makes_limits_and_ends_the_groups_of_pods(lab: Lab) -> None:
     done = lab.server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", SCRIPT, check=False)
     assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
+    check(done.stdout)
+
+
+def check(said: str) -> None:
+    """What the script told must be so."""
+    seen = json.loads(said)
     assert seen["parent"] == "sliced-pod0b0f7ea4_93a5_4f0d_9d4b_0c1e2f3a4b5c.slice"
     memory, limit = str(1 << 30), str(64 << 20)
     if (v2 := " " in seen["pod"][1]):
