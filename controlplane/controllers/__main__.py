@@ -74,10 +74,11 @@ async def run(options: argparse.Namespace) -> None:
     except OSError as error:
         raise Finding(f"cannot read {options.root_ca_file}", error.strerror or "",
                       "give the cluster's CA certificates with --root-ca-file") from error
+    scheduling = _configuration(options.scheduler_config)
     async with Client(config.load(options.kubeconfig), user_agent="kube-controller-manager") as client:
         manager = Manager(client, Settings(options.cluster_cidr, root_ca, options.cluster_signing_cert_file,
                                            options.cluster_signing_key_file, options.cloud_provider))
-        main = asyncio.ensure_future(_together(client, manager, options))
+        main = asyncio.ensure_future(_together(client, manager, options, scheduling))
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({main, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -90,14 +91,14 @@ async def run(options: argparse.Namespace) -> None:
             await asyncio.gather(main, stopping, return_exceptions=True)
 
 
-async def _together(client: Client, manager: Manager, options: argparse.Namespace) -> None:
+async def _together(client: Client, manager: Manager, options: argparse.Namespace, scheduling: Configuration) -> None:
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         group.create_task(live(), name="watchdog")
         work = manager.work
         if options.scheduler_kubeconfig:
             other = await stack.enter_async_context(
                 Client(config.load(options.scheduler_kubeconfig), user_agent="kube-scheduler"))
-            work = partial(_with_scheduler, manager, other, _configuration(options.scheduler_config))
+            work = partial(_with_scheduler, manager, other, scheduling)
         group.create_task(manager.follow(lambda: notify(READY)), name="informers")
         group.create_task(Elector(client, LEASE).lead(work) if options.leader_elect else work(), name="controllers")
 

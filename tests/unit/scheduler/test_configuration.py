@@ -1,10 +1,13 @@
 """What a KubeSchedulerConfiguration changes in decisions, and what is said of one that is wrong."""
 
+import asyncio
+
 import pytest
 import yaml
 
 from controlplane.cli import node as cli_node
 from controlplane.cli.settings import Settings
+from controlplane.controllers import __main__ as controllers
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from controlplane.scheduler import configuration
@@ -185,3 +188,11 @@ def test_a_node_keeps_the_file_it_was_given_and_its_scheduler_takes_it(tmp_path)
     assert cli_node.take_scheduler_config(paths, given, ledger)
     assert flag() == [f"--scheduler-config={paths.scheduler_config}"]
     assert not cli_node.take_scheduler_config(paths, given, ledger)
+
+
+def test_a_process_with_a_bad_file_ends_with_the_sentence(tmp_path):
+    file = tmp_path / "scheduler.yaml"
+    file.write_text(yaml.safe_dump({**HEAD, "extenders": {}}))
+    options = controllers.parser(Paths(tmp_path)).parse_args(["--scheduler-config", str(file)])
+    with pytest.raises(Finding, match=r"scheduler\.yaml: extenders is \{\}"):
+        asyncio.run(controllers.run(options))
