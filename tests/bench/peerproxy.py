@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -25,8 +25,9 @@ from typing import Any
 from aiohttp import web
 
 from netsetup import xtables
+from tests.bench.population import HERE, PODS, service, slice_of
 
-NODE, PODS = "n", "10.128.0.0/9"
+NODE = "n"
 METRICS = 10249
 CHANGES = 5
 WAIT_SECONDS = 280.0  # of one sync: some modes of some releases take minutes
@@ -129,11 +130,31 @@ async def _serving(api: Api) -> AsyncIterator[int]:
         await runner.cleanup()
 
 
-async def measure(program: str, writer: str, known: dict[str, list[dict[str, Any]]],
-                  changed: Callable[[int], dict[str, Any]]) -> dict[str, float]:
+def _owned(number: int, shift: int = 0) -> dict[str, Any]:
+    """A slice as a server would show it."""
+    made = slice_of(number, shift)
+    made["metadata"] |= {"labels": {"kubernetes.io/service-name": f"s{number}"}, "uid": f"e{number}",
+                         "resourceVersion": "1"}
+    for endpoint in made["endpoints"]:
+        endpoint["conditions"] = {"ready": True}
+    made["ports"][0]["name"] = ""
+    return made
+
+
+def _known(count: int) -> dict[str, list[dict[str, Any]]]:
+    services = [service(number) for number in range(count)]
+    for number, one in enumerate(services):
+        one["metadata"] |= {"uid": f"s{number}", "resourceVersion": "1"}
+        one["spec"]["clusterIPs"] = [one["spec"]["clusterIP"]]
+    node = {"metadata": {"name": NODE, "uid": NODE, "resourceVersion": "1"}, "spec": {"podCIDR": PODS},
+            "status": {"addresses": [{"type": "InternalIP", "address": HERE}]}}
+    return {"services": services, "endpointslices": [_owned(number) for number in range(count)], "nodes": [node]}
+
+
+async def measure(program: str, writer: str, count: int) -> dict[str, float]:
     """Milliseconds of the first sync (`load`), of one endpoint (`change`) and from its event to its end (`event`)."""
     mode, _, variant = writer.partition("-")
-    api = Api(known)
+    api = Api(_known(count))
     with tools(variant) as path:
         async with _serving(api) as port:
             process = await asyncio.create_subprocess_exec(
@@ -142,14 +163,14 @@ async def measure(program: str, writer: str, known: dict[str, list[dict[str, Any
                 "--conntrack-min=0", "--conntrack-tcp-timeout-established=0s", "--conntrack-tcp-timeout-close-wait=0s",
                 env={**os.environ, "PATH": path}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             try:
-                count, seconds = await _next(0)
+                syncs, seconds = await _next(0)
                 found = {"load": seconds * 1000}
                 took, waited = [], []
                 for number in range(CHANGES):
                     begun = perf_counter()
-                    await api.put("endpointslices", changed(number))
+                    await api.put("endpointslices", _owned((number * 37 + 1) % (count - 2) + 1, 1))
                     before = seconds
-                    count, seconds = await _next(count)
+                    syncs, seconds = await _next(syncs)
                     took.append((seconds - before) * 1000)
                     waited.append((perf_counter() - begun) * 1000)
                 return found | {"change": statistics.median(took), "event": statistics.median(waited)}

@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
+import psutil
+
 from agent.proxy import conntrack
 from agent.proxy.conntrack import Flow
 from agent.proxy.model import service_ports
@@ -30,11 +32,10 @@ from agent.proxy.side import Side, uncollected
 from controlplane.machinery.errors import Finding
 from netsetup import links, netns, nftables, rtnetlink, xtables
 from tests.bench import peerproxy
+from tests.bench.population import HERE, PODS, SERVER, service, slice_of
 
 WRITERS = ("iptables-legacy", "iptables-nft", "nftables")
-SIZES, ENDPOINTS = (100, 1000, 10_000), 5
-PODS = "10.128.0.0/9"
-SERVER, HERE = "10.0.0.2", "10.0.0.1"
+SIZES = (100, 1000, 10_000)
 CHANGES, CONNECTS, WIRES = 20, 300, 30
 FLOWS = 40_000
 RUN_SECONDS = 300
@@ -42,20 +43,6 @@ AIMS = {("iptables-legacy", "load"): "1,000", ("iptables-nft", "load"): "4,000",
         ("iptables-legacy", "change"): "300", ("iptables-nft", "change"): "60", ("nftables", "change"): "1"}
 WORST = "35"  # of one endpoint's change in the nf_tables table
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def service(number: int) -> dict[str, Any]:
-    ip = f"10.96.{number // 250}.{number % 250 + 1}"
-    return {"metadata": {"namespace": f"ns{number % 20}", "name": f"s{number}"}, "spec": {
-        "clusterIP": ip, "type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}]}}
-
-
-def slice_of(number: int, shift: int = 0) -> dict[str, Any]:
-    """All endpoints lead to the one server there is; they differ by port, as the kernel does not mind."""
-    return {"metadata": {"namespace": f"ns{number % 20}", "name": f"s{number}-x"}, "addressType": "IPv4",
-            "ports": [{"port": 8080, "protocol": "TCP"}], "endpoints": [
-                {"addresses": [SERVER if n == 0 and not shift else f"10.{128 + n}.{number // 250}.{number % 250 + 1}"],
-                 "nodeName": "other"} for n in range(shift, shift + ENDPOINTS)]}
 
 
 def planned(number: int, shift: int = 0) -> dict[tuple[str, str], Any]:
@@ -255,9 +242,10 @@ async def _reactions(writer: str, count: int) -> dict[str, float]:
                 await asyncio.sleep(0.001)
         return (perf_counter() - begun) * 1000
 
+    empty = psutil.Process().memory_info().rss
     running = asyncio.create_task(proxy.run())
     await proxy.synced.wait()
-    syncs, found = proxy.syncs, {}
+    syncs, found = proxy.syncs, {"memory": (psutil.Process().memory_info().rss - empty) / 1e6}
     changed = slice_of(3, 1)
     changed["metadata"]["labels"] = {"kubernetes.io/service-name": "s3"}
     client.put("endpointslices", changed)
@@ -270,30 +258,6 @@ async def _reactions(writer: str, count: int) -> dict[str, float]:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     return found
-
-
-def peer(program: str, writer: str, count: int) -> dict[str, float]:
-    """The same by a kube-proxy that was given."""
-    listen()
-
-    def owned(number: int, shift: int = 0) -> dict[str, Any]:
-        made = slice_of(number, shift)
-        made["metadata"] |= {"labels": {"kubernetes.io/service-name": f"s{number}"}, "uid": f"e{number}",
-                             "resourceVersion": "1"}
-        for endpoint in made["endpoints"]:
-            endpoint["conditions"] = {"ready": True}
-        made["ports"][0]["name"] = ""
-        return made
-
-    services = [service(number) for number in range(count)]
-    for number, one in enumerate(services):
-        one["metadata"] |= {"uid": f"s{number}", "resourceVersion": "1"}
-        one["spec"]["clusterIPs"] = [one["spec"]["clusterIP"]]
-    node = {"metadata": {"name": peerproxy.NODE, "uid": "n", "resourceVersion": "1"}, "spec": {"podCIDR": PODS},
-            "status": {"addresses": [{"type": "InternalIP", "address": HERE}]}}
-    known = {"services": services, "endpointslices": [owned(number) for number in range(count)], "nodes": [node]}
-    return asyncio.run(peerproxy.measure(program, writer, known,
-                                         lambda number: owned((number * 37 + 1) % (count - 2) + 1, 1)))
 
 
 def reactions(writer: str, count: int) -> dict[str, float]:
@@ -365,6 +329,7 @@ def measure(args: Namespace) -> list[dict[str, object]]:
             row(f"{what}: last above first", found["last"] - found["first"], "µs", "5" if last else "")
             row(f"{what}: connection past them", found["direct"], "µs")
             quick = separately("reactions", writer, str(count))
+            row(f"{what}: memory, beside the objects", quick["memory"], "MB")
             row(f"{what}: an event reaches the kernel", quick["event"], "ms", "100" if last else "")
             if args.kube_proxy and (writer != "nftables" or peerproxy.speaks_nftables(args.kube_proxy)):
                 beside(row, what, args.kube_proxy, writer, count)
@@ -393,7 +358,8 @@ if __name__ == "__main__":
     TASKS: dict[str, Callable[[], Any]] = {"wiring": wiring, "names": names}
     what, *rest = sys.argv[1:]
     if what == "peer":
-        print(json.dumps(peer(rest[0], rest[1], int(rest[2]))))
+        listen()
+        print(json.dumps(asyncio.run(peerproxy.measure(rest[0], rest[1], int(rest[2])))))
     else:
         print(json.dumps(TASKS[what]() if what in TASKS else reactions(rest[0], int(rest[1]))
                          if what == "reactions" else one_run(what, int(rest[0]))))
