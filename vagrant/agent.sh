@@ -4,4 +4,5 @@ set -eu
 if [ -f /tmp/pelamis-bundle.tar ]; then
     mkdir -p /opt/pelamis
     tar -xf /tmp/pelamis-bundle.tar -C /opt/pelamis --strip-components=1
+    rm /tmp/pelamis-bundle.tar # it may lie in memory
 fi
