@@ -36,7 +36,7 @@ def _node(definition: str | Node) -> Node:
     if isinstance(definition, dict):
         return definition
     from controlplane.machinery import schema
-    return schema.load().definition(definition) if definition in schema.load() else {}
+    return {"$ref": definition} if definition in schema.load() else {}
 
 
 # --- the book ------------------------------------------------------------------------------------------------------
@@ -138,12 +138,12 @@ def _applied(live: Object | None, config: Object, wanted: Tree, me: Owner, force
     old_entries = metadata.pop("managedFields", None)
     sets, entries = _book(old_entries)
     if live is not None and not sets:
-        sets[BEFORE, "Update", live.get("apiVersion") or "", ""] = _tracked(fieldsets.of(live, node), "")
+        sets[BEFORE, "Update", live.get("apiVersion") or "", ""] = _tracked(fieldsets.compare({}, live, node)[0], "")
     before = dict(sets)
     last = sets.get(me, {})
     sets[me] = wanted
     merged = _merged(live, config, node) if live is not None else deep_copy(config)
-    owned: Tree = {}
+    owned: Tree = {"f:metadata": fieldsets.LEAF}  # every configuration has a name
     for tree in sets.values():
         owned = fieldsets.union(owned, tree)
     _prune(merged, node, last, owned)
@@ -268,8 +268,9 @@ def _merged_items(live: list[Any], config: list[Any], node: Node) -> list[Any]:
 
 
 def _prune(value: Any, node: Node, last: Tree, owned: Tree, keys: tuple[str, ...] = ()) -> None:
-    """Remove, in place, what was applied the last time (`last`) and nobody owns now. `keys` name this item in its
-    list: they go with the item only."""
+    """Remove, in place, what was applied the last time (`last`) and nobody owns now, with everything in it: defaults
+    belong to nobody. A declared structure counts as owned while anything in it is; an item of a list or a key of a map
+    has an owner of its own. `keys` name this item in its list: they go with the item only."""
     listed = fieldsets.elements(node, value) if isinstance(value, list) else {}
     inside = resolved(node).get("items") or {}
     naming = tuple(node.get("x-kubernetes-list-map-keys") or ()) if isinstance(value, list) else ()
@@ -278,17 +279,15 @@ def _prune(value: Any, node: Node, last: Tree, owned: Tree, keys: tuple[str, ...
         if name == "." or key in keys or (name not in listed if isinstance(value, list) else key not in value):
             continue
         child = listed[name] if isinstance(value, list) else value[key]
-        of = inside if isinstance(value, list) else fieldsets.field(node, key)[0]
-        keep = owned.get(name)
-        granular = isinstance(child, dict | list) and not atomic(of, child)
-        if granular:
-            _prune(child, of, sub, keep or {}, naming)
-        if keep is not None or (granular and any(part not in naming for part in child)):
-            continue  # owned, or something is left that was never applied
-        if isinstance(value, list):
-            value[:] = [item for item in value if item is not child]
-        else:
-            del value[key]
+        of, declared = (inside, False) if isinstance(value, list) else fieldsets.field(node, key)
+        keep = owned.get(name, {})
+        if (declared or "." in sub) and not (keep if declared else "." in keep):
+            if isinstance(value, list):
+                value[:] = [item for item in value if item is not child]
+            else:
+                del value[key]
+        elif isinstance(child, dict | list) and not atomic(of, child):
+            _prune(child, of, sub, keep, naming)
 
 
 # --- updates -------------------------------------------------------------------------------------------------------

@@ -15,12 +15,15 @@ from typing import Any
 
 import orjson
 
+from controlplane.machinery import protobuf
+
 Node = dict[str, Any]
 Tree = dict[str, Any]
 
 LEAF: Tree = {".": {}}
 # Of ports: the one key of built-in kinds that clients leave out; their schemas tell no defaults.
 KEY_DEFAULTS = {"protocol": "TCP"}
+_NONE: frozenset[str] = frozenset()
 
 
 class Unmergeable(ValueError):  # noqa: N818
@@ -180,18 +183,6 @@ def of(value: Any, node: Node) -> Tree:
     return out
 
 
-def created(value: Any, node: Node) -> Tree:
-    """As `of`, for what an update brought into being: maps and lists themselves are members as well."""
-    if atomic(node, value) or not value:
-        return LEAF
-    out: Tree = {}
-    for name, sub, inner, declared in children(node, value):
-        tree = created(inner, sub)
-        whole = not declared or (tree is not LEAF and (isinstance(inner, list) or not resolved(sub).get("properties")))
-        out[name] = {".": {}, **tree} if whole and tree is not LEAF else tree
-    return out
-
-
 def compare(old: Any, new: Any, node: Node) -> tuple[Tree, Tree]:
     """(what was changed or added, what was removed). Equal parts cost one comparison."""
     changed: Tree = {}
@@ -203,27 +194,27 @@ def compare(old: Any, new: Any, node: Node) -> tuple[Tree, Tree]:
         before, after = elements(node, old), elements(node, new)
         prefix = ""
     items = {} if prefix else resolved(node).get("items") or {}
+    always = protobuf.always_there(node["$ref"]) if "$ref" in node else _NONE
     for key, value in after.items():
         was = before.get(key)
-        if was == value and key in before and type(was) is type(value):
+        if was is None and key in always and isinstance(value, dict | list):
+            was = type(value)()
+        if was == value and type(was) is type(value) and (key in before or was is not None):
             continue
-        sub, declared = field(node, key) if prefix else (items, False)
+        sub = field(node, key)[0] if prefix else items
         if was is not None and type(was) is type(value) and isinstance(value, dict | list) and not atomic(sub, value):
             inner, gone = compare(was, value, sub)
             if inner:
                 changed[prefix + key] = inner
             if gone:
                 removed[prefix + key] = gone
-        elif key not in before or was is None:
-            tree = created(value, sub)
-            plain = declared and isinstance(value, dict) and resolved(sub).get("properties")
-            changed[prefix + key] = tree if plain or tree is LEAF else {".": {}, **tree}
         else:
-            changed[prefix + key] = LEAF if atomic(sub, value) else {".": {}, **created(value, sub)}
+            changed[prefix + key] = {".": {}, **_everything(value, sub)}
     for key, value in before.items():
         if key not in after:
             sub = field(node, key)[0] if prefix else items
-            removed[prefix + key] = {".": {}, **_everything(value, sub)}
+            gone = {".": {}, **_everything(value, sub)}
+            removed[prefix + key] = difference(gone, LEAF) if key in always and gone != LEAF else gone
     return changed, removed
 
 

@@ -86,6 +86,24 @@ def kept_zeros(message: str) -> frozenset[str] | None:
     return frozenset(kept)
 
 
+_PACKAGES = (("io.k8s.apiextensions-apiserver.", "k8s.io.apiextensions_apiserver."), ("io.k8s.", "k8s.io."))
+
+
+def message_of_definition(definition: str) -> str:
+    """The message of a schema's definition: `io.k8s.api.core.v1.Pod` is `k8s.io.api.core.v1.Pod` on the wire."""
+    for ours, theirs in _PACKAGES:
+        if definition.startswith(ours):
+            return theirs + definition.removeprefix(ours)
+    return definition
+
+
+@cache
+def always_there(definition: str) -> frozenset[str]:
+    """The JSON names of the fields of a schema's definition that Go prints even when nothing was set in them."""
+    rows = orjson.loads(_lines().get(message_of_definition(definition), b"[]"))
+    return frozenset(row[1] for row in rows if isinstance(row, list) and "v" in row[3])
+
+
 # --- the wire ------------------------------------------------------------------------------------------------------
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

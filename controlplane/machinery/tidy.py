@@ -22,7 +22,6 @@ Node = dict[str, Any]
 Rule = Callable[[Any], bool | str]  # tidies the value; True when the field should go, text to take its place
 _TIMES = "io.k8s.apimachinery.pkg.apis.meta.v1."
 _ALWAYS_KEPT = frozenset(("quantity", "int-or-string", "date-time"))
-_PACKAGES = (("io.k8s.apiextensions-apiserver.", "k8s.io.apiextensions_apiserver."), ("io.k8s.", "k8s.io."))
 
 
 def tidy(definition: str, obj: Node) -> None:
@@ -31,18 +30,11 @@ def tidy(definition: str, obj: Node) -> None:
         _of(definition)(obj)
 
 
-def _message(definition: str) -> str:
-    for ours, theirs in _PACKAGES:
-        if definition.startswith(ours):
-            return theirs + definition.removeprefix(ours)
-    return definition
-
-
 @cache
 def _of(definition: str) -> Rule:
     """The rule of a whole definition; its fields' rules are made when a body first shows them."""
     node = schema.load().definition(definition)
-    kept = protobuf.kept_zeros(_message(definition))
+    kept = protobuf.kept_zeros(protobuf.message_of_definition(definition))
     return _struct(node.get("properties") or {}, kept) if "properties" in node else _untouched
 
 

@@ -5,7 +5,8 @@ embedded, which zero values mean something) of the groups and versions in `machi
 sorted lines `message TAB compact JSON`. A message is `[[number, name, type, flags], …]` or, for a Go slice or map type,
 `["list", type, flags]`. Types: `s` text, `b` bytes, `t` bool, `i` signed, `u` unsigned, `d` double, else a message, of
 the same package when it begins with a dot. Flags: `r` repeated, `m` map by text, `k` keep a zero value, `n` embedded,
-`z` drop when empty. The same input gives the same bytes. Never imported by the product.
+`z` drop when empty, `v` printed by Go even when nothing was set (a structure by value, a list or map without
+`omitempty`). The same input gives the same bytes. Never imported by the product.
 
 Usage: `apt-get download golang-k8s-api-dev golang-k8s-apimachinery-dev golang-k8s-apiextensions-apiserver-dev` (0.36),
 `dpkg-deb -x` each into a folder, then `python -m controlplane.machinery.data.extract_protobuf FOLDER`.
@@ -90,6 +91,8 @@ def _fields(body: str, package: str, struct: dict[str, GoField] | None) -> list[
             flags += "k"
         if "omitzero" in words and not pointer:
             flags += "z"
+        elif not pointer and (kind not in _SCALARS if flags[:1] not in ("r", "m") else "omitempty" not in words):
+            flags += "v"
         rows.append([int(number), shown or name, _type(kind, package), flags])
     return rows
 

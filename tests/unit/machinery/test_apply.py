@@ -70,6 +70,34 @@ def test_what_is_no_longer_applied_goes_unless_somebody_else_owns_it():
     assert do(updated, config_map({}))["data"] == {"a": "1", "z": "1"}
 
 
+def test_what_goes_takes_its_defaults_along():
+    probe = {"httpGet": {"port": 80}}
+    live = do(None, deployment([{"name": "a", "image": "i", "livenessProbe": probe}, {"name": "b", "image": "i"}]),
+              definition=DEPLOYMENT)
+    for container in live["spec"]["template"]["spec"]["containers"]:  # by the server, for nobody
+        container |= {"imagePullPolicy": "Always", "resources": {}}
+    live["spec"]["template"]["spec"]["containers"][0]["livenessProbe"]["periodSeconds"] = 10
+    after = do(live, deployment([{"name": "a", "image": "i"}]), definition=DEPLOYMENT)
+    assert after["spec"]["template"]["spec"]["containers"] == [
+        {"name": "a", "image": "i", "imagePullPolicy": "Always", "resources": {}}]
+    emptied = do(do(None, config_map({"a": "1"}, labels={"l": "x"})), {
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "namespace": "d"}})
+    assert emptied["metadata"].keys() == {"name", "namespace", "managedFields"} and "data" not in emptied
+
+
+def test_an_update_owns_the_structures_it_brings_and_not_those_that_are_always_there():
+    strategy = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1}}
+    container = {"name": "a", "resources": {}, "livenessProbe": {"exec": {"command": ["x"]}}}
+    made = deployment([container], strategy=strategy)
+    [entry] = track_update(None, made, "kubectl", DEPLOYMENT, T1)
+    spec = entry["fieldsV1"]["f:spec"]
+    assert spec == {
+        "f:selector": {}, "f:strategy": {"f:rollingUpdate": {".": {}, "f:maxSurge": {}}, "f:type": {}},
+        "f:template": {"f:metadata": {"f:labels": {".": {}, "f:a": {}}}, "f:spec": {"f:containers": {'k:{"name":"a"}': {
+            ".": {}, "f:livenessProbe": {".": {}, "f:exec": {".": {}, "f:command": {}}}, "f:name": {},
+            "f:resources": {}}}}}}
+
+
 def test_lists_merge_by_their_keys_and_keys_have_defaults():
     live = do(None, deployment([{"name": "c", "image": "i", "ports": [{"containerPort": 80}],
                                  "env": [{"name": "A", "value": "1"}]}]), definition=DEPLOYMENT)
