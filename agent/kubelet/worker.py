@@ -41,8 +41,6 @@ def _inside(pod: dict[str, Any]) -> tuple[Any, ...]:
 
 
 class Worker:
-    """`stopped` of a worker is told by the end of `run`."""
-
     def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod, *, gone: bool = False,
                  doomed: tuple[str, str] | None = None, static: bool = False) -> None:
         self.context, self.clock = context, context.clock
@@ -177,16 +175,10 @@ class Worker:
         """Sleep until woken or `wake_at` (seconds since the epoch; 0.0 = no timer)."""
         if self._done or self._wake.is_set():
             return
-        if not wake_at:
-            await self._wake.wait()
-            return
-        timer = asyncio.ensure_future(self.clock.sleep(max(0.0, wake_at - self.clock.now())))
-        news = asyncio.ensure_future(self._wake.wait())
-        try:
-            await asyncio.wait((timer, news), return_when=asyncio.FIRST_COMPLETED)
-        finally:
+        timer = self._later(wake_at)
+        await self._wake.wait()
+        if timer is not None:
             timer.cancel()
-            news.cancel()
 
     async def _pass(self) -> float:
         """Look, plan, act, tell. Returns when to pass again without news, or 0.0."""
@@ -199,7 +191,7 @@ class Worker:
             try:
                 found = await self.context.runtime.observe(self.uid)
             except CallError as error:
-                log.debug("cannot observe pod %s: %s", self.pod["metadata"]["name"], error)
+                self._trouble("cannot be looked at", error, logging.DEBUG)
                 self._look = True
                 return self.clock.now() + self._failures.pause("/observe")
             self._failures.succeeded("/observe")
@@ -314,7 +306,7 @@ class Worker:
             names = [c["name"] for c in plan.of_pod(self.pod)] if key == plan.SANDBOX else [key]
             self._later(self._failures.add(key, names, failure.reason, failure.message))
         except (CallError, OSError, ApiError) as error:
-            log.warning("pod %s: %s: %s", self.pod["metadata"]["name"], key.strip("/"), error)
+            self._trouble(key.strip("/"), error)
             self._later(self._failures.delay(key))
         finally:
             self._tasks.pop(key, None)
@@ -323,13 +315,18 @@ class Worker:
                 self._unseen.add(key)
             self._wake.set()
 
-    def _later(self, when: float) -> None:
-        """Wake at `when`: for failures whose retry no plan knows of."""
+    def _trouble(self, what: str, error: Exception, level: int = logging.WARNING) -> None:
+        """Log it; and of a pod that is to go, say in its events what it waits for."""
+        log.log(level, "pod %s: %s: %s", self.pod["metadata"]["name"], what, error)
+        if plan.deleting(self.pod):
+            self.context.tell(self.pod, "Warning", "FailedKillPod", f"error killing pod: {error}")
+
+    def _later(self, when: float) -> asyncio.Task[None] | None:
+        """Wake at `when`, 0.0 = never: for failures whose retry no plan knows of."""
         async def timer() -> None:
             await self.clock.sleep(max(0.0, when - self.clock.now()))
             self._wake.set()
-        if when:
-            self._quiet(timer(), "retry")
+        return self._quiet(timer(), "timer") if when else None
 
     def _quiet(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Work that ends with the worker and reports by other means."""
@@ -361,7 +358,7 @@ class Worker:
             else:
                 await self.steps.kill(action)
         except CallError as error:
-            log.warning("pod %s: cannot stop %s: %s", self.pod["metadata"]["name"], action.name, error)
+            self._trouble(f"cannot stop {action.name}", error)
             self._later(self.clock.now() + self._failures.pause("stop"))
         finally:
             if any(c.id == action.id and c.state == "exited" for c in self.seen.containers):

@@ -124,6 +124,21 @@ def test_a_restarted_kubelet_adopts_what_runs_and_ends_what_should_not(host: Hos
     run(host, body)
 
 
+def test_a_pod_that_cannot_end_says_why_and_ends_when_it_can(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet():
+            await rig.create("held", sh("sleep 600"))
+            await rig.pod("held", ready)
+            await asyncio.to_thread(host.stop_containerd)
+            try:
+                await rig.api.delete(PODS, "held", "default")
+                await eventually(lambda: holds("FailedKillPod" in rig.api.events()))
+            finally:
+                await asyncio.to_thread(host.start_containerd)
+            await rig.pod("held", lambda p: p is None)
+    run(host, body)
+
+
 def test_twenty_pods_start_at_once_while_the_api_is_away_now_and_then(host: Host) -> None:
     async def body(rig: Rig) -> None:
         names = [f"many{i}" for i in range(20)]

@@ -27,6 +27,7 @@ from agent.kubelet.volumes.volumestats import VolumeStats
 
 REMOVE_TRIES = 3  # a process that is just ending may still write
 OWNERSHIP_SECONDS = 900.0  # a volume of millions of files is given to its group in minutes
+TAKE_DOWN_SECONDS = 120.0  # a full emptyDir takes a while; a mount whose server is gone takes for ever
 DRIVER_TRIES = 5  # how often a storage driver is asked for a volume back before its mount is ended without it
 
 
@@ -43,6 +44,7 @@ class Volumes:
         self._refusals: dict[str, int] = {}  # pod uid -> how often a storage driver did not take a volume back
         self._mounts = mounts or Mounts()
         self._stamp = 0
+        self.patience = TAKE_DOWN_SECONDS
 
     def _folder(self, uid: str) -> Path:
         return self._root / "pods" / uid
@@ -164,7 +166,7 @@ class Volumes:
                 self._refusals[uid] = self._refusals.get(uid, 0) + 1
                 raise
         had_images = (self._folder(uid) / "volumes" / plugins.FOLDERS["image"]).is_dir()
-        await asyncio.to_thread(self.take_down, uid, whole)
+        await within(str(self._folder(uid)), self.take_down, uid, whole, seconds=self.patience)
         if self.images is not None and had_images:
             await self.images.release(uid)
         self._refusals.pop(uid, None)

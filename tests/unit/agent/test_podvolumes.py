@@ -154,3 +154,22 @@ def test_a_sub_path_stays_inside_its_volume(tmp_path):
     for bad in ("out/passwd", "../x", "in/../../x"):
         with pytest.raises(ConfigError):
             mount(bad)
+
+
+def test_a_mount_that_hangs_is_named_and_holds_up_nobody_else(tmp_path):
+    made, mounts = volumes(tmp_path)
+    back, made.patience = threading.Event(), 0.05
+    mounts.unmount_below = lambda folder: back.wait(60)  # type: ignore[method-assign]
+    (tmp_path / "pods/u").mkdir(parents=True)
+
+    async def main() -> None:
+        with pytest.raises(OSError, match=r"pods/u did not answer .* is the file system it lies on gone\?"):
+            await made.tear_down("u")
+        mounts.unmount_below = lambda folder: None  # type: ignore[method-assign]
+        made.patience = 60.0
+        await made.tear_down("u")
+        assert not (tmp_path / "pods/u").exists()
+    try:
+        asyncio.run(main())
+    finally:
+        back.set()

@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from agent.kubelet import plan
 from agent.kubelet.model import ObservedPod, RuntimeEvent
+from agent.kubelet.runtime import Unreachable
 from agent.kubelet.specs import Node
 from agent.kubelet.worker import Worker
 from controlplane.machinery.clock import SYSTEM
-from tests.unit.agent.pods import box, pod, seen, up
+from tests.unit.agent.pods import box, down, pod, seen, up
 
 
 class SlowRuntime:
@@ -118,6 +121,32 @@ def test_a_container_is_not_called_running_before_its_hook_has_run(tmp_path: Pat
             worker.hear(RuntimeEvent(worker.uid, "changed"))
             assert not worker._look and runtime.looks == looks
             del worker._tasks[plan.SANDBOX]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("away", ["observe", "stop_container", "remove_sandbox"])
+def test_what_holds_up_a_deletion_is_in_the_pods_events(tmp_path: Path, away: str) -> None:
+    """Whatever the runtime does not do: look, stop a container, remove the sandbox."""
+    events: list[tuple[str, ...]] = []
+
+    async def fails(*arguments: Any) -> Any:
+        raise Unreachable("connection refused")
+
+    async def body() -> None:
+        runtime = SlowRuntime()
+        runtime.gate.set()
+        runtime.now = seen(box(), up("c")) if away == "stop_container" else seen(box(), down("c"))
+        setattr(runtime, away, fails)
+        around = context(tmp_path, runtime, Client())
+        around.tell = lambda pod, *told: events.append(told)
+        leaving = pod("c", deletionTimestamp="2023-11-14T22:13:20Z", deletionGracePeriodSeconds=1)
+        worker = Worker(around, leaving, runtime.now)
+        worker.look()
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(10):
+            await until(lambda: ("Warning", "FailedKillPod", "error killing pod: connection refused") in events)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     asyncio.run(body())
