@@ -141,14 +141,15 @@ class ResourceClaims(Controller):
         """Drop pods that are over from the claim; without any it is free, and goes if it was made for one of them."""
         reserved = objects.get(claim, "status.reservedFor", None) or []
         left = [one for one in reserved if one.get("resource") != "pods" or await self._holds(claim, one)]
-        if left != reserved:
+        over = not left and (bool(reserved) or objects.deleting(claim))  # else somebody may just be allocating it
+        if left != reserved or (over and objects.get(claim, "status.allocation", None) is not None):
             status = {**(claim.get("status") or {}), "reservedFor": left}
             if not left:
                 for field in ("reservedFor", "allocation", "devices"):
                     status.pop(field, None)
             claim = await set_status(self.client, self.claims.resource, claim, status)
         held = claim["metadata"].get("finalizers") or []
-        if objects.get(claim, "status.allocation") is None and FINALIZER in held:
+        if over and FINALIZER in held:
             claim = await self.client.patch(self.claims.resource, objects.name(claim), {"metadata": {
                 "uid": objects.uid(claim), "resourceVersion": objects.revision(claim),
                 "finalizers": [one for one in held if one != FINALIZER] or None}}, objects.namespace(claim), "merge")

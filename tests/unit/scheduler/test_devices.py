@@ -7,7 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controlplane.controllers.resourceclaims import ResourceClaims
+from controlplane.controllers.runtime import Context
 from controlplane.machinery import objects
+from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.resources import named
 from controlplane.scheduler import claims
 from controlplane.scheduler.allocation import Request, Search, Wanted
@@ -17,7 +20,7 @@ from controlplane.scheduler.devices import Inventory, matches
 from controlplane.scheduler.imagined import Cluster
 from controlplane.scheduler.snapshot import NodeInfo
 from tests.unit.scheduler.test_decisions import node, pod
-from tests.unit.scheduler.test_scheduling import bench
+from tests.unit.scheduler.test_scheduling import PODS, bench
 
 DRIVER = "gpu.x.io"
 CLASSES, SLICES, CLAIMS = (named(f"{kind}.resource.k8s.io") for kind in ("deviceclasses", "resourceslices",
@@ -221,4 +224,35 @@ def test_claims_are_written_before_the_pod_is_bound_and_wait_for_devices():
             status = {"allocation": None, "reservedFor": None}  # as the controller does it when the last pod has ended
             await made.client.patch(CLAIMS, "one", {"status": status}, "default", "merge", "status")
             await made.until(lambda: made.at("late") == "n2")
+    asyncio.run(run())
+
+
+def test_a_claim_of_a_template_lives_as_long_as_its_pod():
+    async def run():
+        async with bench() as made:
+            controller = ResourceClaims(Context(made.client, made.informers, SYSTEM))
+            task = asyncio.create_task(controller.run())
+            for informer in controller.informers:
+                informer.subscribe(lambda *_: made.changed.set())
+            await made.node("n1")
+            await made.client.create(CLASSES, a_class())
+            await made.client.create(SLICES, slice_("n1", device("d")))
+            await made.client.create(named("resourceclaimtemplates.resource.k8s.io"), {
+                "metadata": {"name": "t", "namespace": "default"},
+                "spec": {"spec": {"devices": {"requests": [request()]}}}})
+            entry = {"resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "t"}]}
+            for name in ("first", "second"):  # there is one device: the second waits for the end of the first
+                await made.pod(name, restartPolicy="Never", **entry)
+                await made.until(lambda name=name: made.at(name) or "cannot allocate" in made.message(name))
+            assert (made.at("first"), made.at("second")) == ("n1", "")
+            await made.client.patch(PODS, "first", {"status": {"phase": "Succeeded"}}, "default", "merge", "status")
+            await made.until(lambda: made.at("second") == "n1")
+            kept = made.informers.of(CLAIMS)
+            await made.until(lambda: [objects.controller_of(one)["name"] for one in kept.items()] == ["second"])
+            await made.client.delete(CLAIMS, objects.name(kept.items()[0]), "default")  # in use: it stays, marked
+            await made.until(lambda: objects.deleting(kept.items()[0]))
+            await made.client.delete(PODS, "second", "default", grace=0)
+            await made.until(lambda: not kept.items())
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
     asyncio.run(run())
