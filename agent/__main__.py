@@ -199,7 +199,7 @@ class Agent:
         stats = Stats(options.name, kubelet.seen, cgroups, accounting=house.accounting, root=options.root,
                       images=lambda: (house.collector.place, house.collector.size), volumes=context.volumes.stats)
         metrics = Metrics(options.name, kubelet.seen, cgroups, evictions=lambda: house.evictions.count,
-                          probes=lambda: [(w.pod, w.probed) for w in kubelet.workers()])
+                          probes=lambda: [(w.pod, w.probed) for w in kubelet.workers()], calls=runtime.tally)
         return Server(runtime, kubelet.pods, settings, Access(client, options.name), stats,
                       volumes=LocalVolumes(self.paths.volumes), metrics=metrics)
 

@@ -18,7 +18,9 @@ import grpc
 import grpc.aio
 from google.protobuf import message_factory
 
+from controlplane.machinery.clock import SYSTEM
 from cri_proto.messages import containerd, cri, csi, registration
+from cri_proto.tally import Tally
 
 MAX_MESSAGE = 32 << 20  # a listing of some thousand containers with their labels is a few megabytes
 RECONNECT_FIRST_MS, RECONNECT_MAX_MS = 50, 500  # the peer is on this host: its socket is back within a second
@@ -42,20 +44,36 @@ _GO_NAMES[grpc.StatusCode.CANCELLED] = "Canceled"
 
 
 class Service:
-    """The methods of one service as attributes: `await service.Method(request, timeout=…)`; streams are iterated."""
+    """The methods of one service as attributes: `await service.Method(request, timeout=…)`; streams are iterated. With
+    a `tally` the calls are counted, but for streams."""
 
-    def __init__(self, channel: grpc.aio.Channel, descriptor: Any, path: str) -> None:
+    def __init__(self, channel: grpc.aio.Channel, descriptor: Any, path: str, tally: Tally | None = None) -> None:
         for method in descriptor.methods:
             kinds = (("stream" if method.client_streaming else "unary"),
                      ("stream" if method.server_streaming else "unary"))
             make = getattr(channel, "_".join(kinds))
             answer = message_factory.GetMessageClass(method.output_type)
             request = message_factory.GetMessageClass(method.input_type)
-            setattr(self, method.name, make(f"/{path}/{method.name}", request_serializer=request.SerializeToString,
-                                            response_deserializer=answer.FromString))
+            call = make(f"/{path}/{method.name}", request_serializer=request.SerializeToString,
+                        response_deserializer=answer.FromString)
+            if tally is not None and kinds == ("unary", "unary"):
+                call = _counted(call, tally, method.name)
+            setattr(self, method.name, call)
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"the service has no method {name}")
+
+
+def _counted(call: Any, tally: Tally, method: str) -> Any:
+    async def counted(request: Any, **options: Any) -> Any:
+        begun, failed = SYSTEM.monotonic(), True
+        try:
+            answer = await call(request, **options)
+            failed = False
+            return answer
+        finally:
+            tally.of(method).add(SYSTEM.monotonic() - begun, failed)
+    return counted
 
 
 class Connection:
@@ -64,8 +82,9 @@ class Connection:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._channel = grpc.aio.insecure_channel(f"unix://{self.path}", options=_OPTIONS)
-        self.runtime = Service(self._channel, cri.service("RuntimeService"), "runtime.v1.RuntimeService")
-        self.image = Service(self._channel, cri.service("ImageService"), "runtime.v1.ImageService")
+        self.tally = Tally()
+        self.runtime = Service(self._channel, cri.service("RuntimeService"), "runtime.v1.RuntimeService", self.tally)
+        self.image = Service(self._channel, cri.service("ImageService"), "runtime.v1.ImageService", self.tally)
 
     def containerd(self, name: str) -> Service:
         """One of containerd's own services (Events, Content, …), whose calls need `metadata=metadata()`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from agent.kubelet.model import ObservedPod
 from agent.kubelet.nodestatus import KUBELET_VERSION
 from agent.kubelet.usage import Usage, Usages
 from controlplane.machinery.clock import SYSTEM, Clock
+from cri_proto.tally import BOUNDS, Tally
 
 Seen = tuple[dict[str, Any], ObservedPod]
 Probes = Callable[[], Iterable[tuple[dict[str, Any], Mapping[tuple[str, str, str], int]]]]
@@ -38,12 +40,13 @@ def place(pod: dict[str, Any]) -> str:
 
 class Metrics:
     """`pods` gives each pod with what the runtime has of it, `evictions()` counts by signal, `probes()` results by
-    container, kind and outcome of each pod."""
+    container, kind and outcome of each pod; `calls` are those of the runtime."""
 
     def __init__(self, node: str, pods: Callable[[], Iterable[Seen]], cgroups: Cgroups, clock: Clock = SYSTEM,
-                 evictions: Callable[[], Mapping[str, int]] = dict, probes: Probes = tuple) -> None:
+                 evictions: Callable[[], Mapping[str, int]] = dict, probes: Probes = tuple,
+                 calls: Tally | None = None) -> None:
         self._node, self._pods, self._cgroups, self._clock = node, pods, cgroups, clock
-        self._evictions, self._probes = evictions, probes
+        self._evictions, self._probes, self._calls = evictions, probes, calls or Tally()
         self._usages = Usages(cgroups)
 
     def resource(self) -> str:
@@ -112,8 +115,9 @@ class Metrics:
                     ("transmit_packets", t.sent_packets), ("transmit_packets_dropped", t.sent_dropped)):
                 samples[f"container_network_{name}_total"].append(f'{{interface="{t.name}",{labels}}} {value}')
 
-    def kubelet(self) -> str:
-        """The text at /metrics: what runs here, and what this process uses."""
+    def kubelet(self, claims: Iterable[dict[str, Any]] = ()) -> str:
+        """The text at /metrics: what runs here, how the runtime does, how full the volumes of `claims` are (as `stats`
+        tells them), and what this process uses."""
         seen = list(self._pods())
         states = Counter(c.state for _, observed in seen for c in observed.containers)
         running = sum(any(c.state == "running" for c in o.containers) for _, o in seen)
@@ -124,7 +128,7 @@ class Metrics:
             "kubelet_active_pods": [f'{{static=""}} {running}'], "kubelet_running_pods": [f" {running}"],
             "kubelet_running_containers": [f'{{container_state="{s}"}} {n}' for s, n in sorted(states.items())],
             "kubelet_evictions": [f'{{eviction_signal="{s}"}} {n}' for s, n in sorted(self._evictions().items())],
-            **_process()}
+            **_runtime(self._calls), **_volumes(claims), **_process()}
         return exposition(_KUBELET, samples)
 
     def probes(self) -> str:
@@ -133,6 +137,28 @@ class Metrics:
                  f'probe_type="{kind.capitalize()}",result="{result}"}} {count}'
                  for pod, results in self._probes() for (container, kind, result), count in sorted(results.items())]
         return exposition(_PROBES, {"prober_probe_total": lines})
+
+
+def _runtime(tally: Tally) -> Samples:
+    samples: Samples = {f"{_OPERATIONS}_{name}": [] for name in ("total", "errors_total", "duration_seconds")}
+    for kind, calls in sorted(tally.kinds.items()):
+        label = f'operation_type="{kind}"'
+        samples[f"{_OPERATIONS}_total"].append(f"{{{label}}} {calls.count}")
+        if calls.errors:
+            samples[f"{_OPERATIONS}_errors_total"].append(f"{{{label}}} {calls.errors}")
+        counts = zip((*(f"{bound:.9g}" for bound in BOUNDS), "+Inf"), accumulate(calls.buckets))
+        samples[f"{_OPERATIONS}_duration_seconds"] += [
+            *(f'_bucket{{{label},le="{bound}"}} {count}' for bound, count in counts),
+            f"_sum{{{label}}} {calls.seconds:.9g}", f"_count{{{label}}} {calls.count}"]
+    return samples
+
+
+def _volumes(claims: Iterable[dict[str, Any]]) -> Samples:
+    """A claim that several pods use is told once."""
+    found = {(entry["pvcRef"]["namespace"], entry["pvcRef"]["name"]): entry for entry in claims}
+    return {f"kubelet_volume_stats_{name}": [
+        f'{{namespace="{namespace}",persistentvolumeclaim="{claim}"}} {entry[key]}'
+        for (namespace, claim), entry in sorted(found.items()) if key in entry] for name, key in _VOLUMES.items()}
 
 
 def alive() -> str:
@@ -177,6 +203,9 @@ _CADVISOR = (
     ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds."),
     ("machine_cpu_cores", "gauge", "Number of logical CPU cores."),
     ("machine_memory_bytes", "gauge", "Amount of memory installed on the machine."))
+_OPERATIONS = "kubelet_runtime_operations"
+_VOLUMES = {"capacity_bytes": "capacityBytes", "available_bytes": "availableBytes", "used_bytes": "usedBytes",
+            "inodes": "inodes", "inodes_free": "inodesFree", "inodes_used": "inodesUsed"}
 _KUBELET = (
     ("kubernetes_build_info", "gauge", "A metric with a constant '1' value labeled by version."),
     ("kubelet_node_name", "gauge", "The node's name. The count is always 1."),
@@ -184,6 +213,11 @@ _KUBELET = (
     ("kubelet_active_pods", "gauge", "The number of pods the kubelet considers active."),
     ("kubelet_running_pods", "gauge", "Number of pods that have a running container"),
     ("kubelet_running_containers", "gauge", "Number of containers by state"),
+    (f"{_OPERATIONS}_total", "counter", "Cumulative number of runtime operations by operation type."),
+    (f"{_OPERATIONS}_errors_total", "counter", "Cumulative number of runtime operation errors by operation type."),
+    (f"{_OPERATIONS}_duration_seconds", "histogram", "Duration in seconds of runtime operations."),
+    *((f"kubelet_volume_stats_{name}", "gauge", f"{name.replace('_', ' ').capitalize()} of the volume")
+      for name in _VOLUMES),
     ("kubelet_evictions", "counter", "Cumulative number of pod evictions by eviction signal"),
     ("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds."),
     ("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds."),

@@ -93,6 +93,7 @@ class Runtime:
     def __init__(self, connection: Connection, clock: Clock = SYSTEM) -> None:
         self._connection = connection
         self._calls = connection.runtime
+        self.tally = connection.tally
         self._clock = clock
         self._observer = observe.Observer(connection, clock)
 

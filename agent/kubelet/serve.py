@@ -183,7 +183,7 @@ class Server:
             raise NotFound("404 page not found")
         match rest:
             case []:
-                text = self._metrics.kubelet()
+                text = self._metrics.kubelet(await self._stats.claims() if self._stats is not None else ())
             case ["resource"]:
                 text = self._metrics.resource()
             case ["cadvisor"]:

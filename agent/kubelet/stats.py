@@ -45,27 +45,36 @@ class Stats:
         self._volumes = volumes
         self._disks: dict[str, Use] = {}  # by pod uid
         self._full: dict[str, list[dict[str, Any]]] = {}  # by pod uid: what lies behind claims and storage drivers
-        self._measured = -DISK_SECONDS
+        self._measured = self._asked = -DISK_SECONDS
 
     async def summary(self) -> dict[str, Any]:
         """The object at /stats/summary."""
         now, seen = self._clock.now(), dict(self._before)
         self._before = {}
         present = list(self._pods())
+        await self._ask(present)
         await self._measure(present)
         pods = [told for pod, observed in present if (told := self._pod(pod, observed, now, seen))]
         return {"node": self._of_node(now, seen), "pods": pods}
 
+    async def claims(self) -> list[dict[str, Any]]:
+        """How full the volumes behind claims are, by the names of /stats/summary, each with its `pvcRef`."""
+        await self._ask(list(self._pods()))
+        return [entry for entries in self._full.values() for entry in entries if "pvcRef" in entry]
+
+    async def _ask(self, present: list[Seen]) -> None:
+        moment = self._clock.monotonic()
+        if self._volumes is None or moment - self._asked < DISK_SECONDS:
+            return
+        self._asked = moment
+        full = await asyncio.gather(*(self._volumes.of(pod) for pod, _ in present))
+        self._full = {pod["metadata"]["uid"]: found for (pod, _), found in zip(present, full) if found}
+
     async def _measure(self, present: list[Seen]) -> None:
         moment = self._clock.monotonic()
-        if moment - self._measured < DISK_SECONDS:
+        if self._accounting is None or moment - self._measured < DISK_SECONDS:
             return
         self._measured = moment
-        if self._volumes is not None:
-            full = await asyncio.gather(*(self._volumes.of(pod) for pod, _ in present))
-            self._full = {pod["metadata"]["uid"]: found for (pod, _), found in zip(present, full) if found}
-        if self._accounting is None:
-            return
         try:
             uses = await self._accounting.disk(present)
         except CallError as error:

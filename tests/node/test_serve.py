@@ -16,6 +16,7 @@ import pytest
 
 from agent.kubelet.cgroups import Cgroups
 from agent.kubelet.images import Images
+from agent.kubelet.keeping import READ_ONLY_PORT
 from agent.kubelet.logrotate import Rotator
 from agent.kubelet.metrics import Metrics
 from agent.kubelet.model import SandboxSpec
@@ -60,8 +61,10 @@ def _contexts(folder: Path) -> tuple[Settings, dict[str, ssl.SSLContext]]:
 
 
 @asynccontextmanager
-async def serving(host: Host, runtime: Runtime, script: str, folder: Path, **more: object) -> AsyncIterator[Api]:
+async def serving(host: Host, runtime: Runtime, script: str, folder: Path, read_only: int = 0,
+                  **more: object) -> AsyncIterator[Api]:
     settings, contexts = _contexts(folder)
+    settings = replace(settings, read_only=("127.0.0.1", read_only))
     cgroups = Cgroups(f"{host.cgroup.strip('/')}/kubepods")
     spec: SandboxSpec = host.sandbox("served")
     pod = {"metadata": {"name": "served", "namespace": "default", "uid": spec.uid},
@@ -72,7 +75,7 @@ async def serving(host: Host, runtime: Runtime, script: str, folder: Path, **mor
     await runtime.start_container(container)
     observed = (await runtime.observe(spec.uid))[spec.uid]
     server = Server(runtime, lambda: [pod], settings, stats=Stats("node", lambda: [(pod, observed)], cgroups),
-                    metrics=Metrics("node", lambda: [(pod, observed)], cgroups))
+                    metrics=Metrics("node", lambda: [(pod, observed)], cgroups, calls=runtime.tally))
     task = asyncio.create_task(server.run())
     try:
         async with asyncio.timeout(PATIENCE):
@@ -104,6 +107,32 @@ def test_only_the_clusters_own_are_let_in(host: Host, tmp_path: Path) -> None:
                 assert (answer.status, await answer.text()) == (400, "container other is not valid for pod served")
             async with api.http.get(f"{api.url}/containerLogs/default/gone/main") as answer:
                 assert (answer.status, await answer.text()) == (404, 'pod "gone" does not exist')
+    host.run(body)
+
+
+def test_the_read_only_port_shows_what_runs_and_does_nothing(host: Host, tmp_path: Path) -> None:
+    async def body(runtime: Runtime, images: Images) -> None:
+        plain = f"http://127.0.0.1:{READ_ONLY_PORT}"
+        async with serving(host, runtime, "sleep 600", tmp_path), aiohttp.ClientSession() as http:
+            with pytest.raises(aiohttp.ClientConnectorError):  # nobody asked for it
+                await http.get(f"{plain}/healthz")
+        async with serving(host, runtime, "sleep 600", tmp_path, read_only=READ_ONLY_PORT), \
+                aiohttp.ClientSession() as http:
+            shown = {}
+            for path in ("healthz", "pods", "stats/summary", "metrics", "metrics/cadvisor", "metrics/resource"):
+                async with http.get(f"{plain}/{path}") as answer:
+                    shown[path] = (answer.status, await answer.text())
+            assert {status for status, _ in shown.values()} == {200}
+            assert '"name":"served"' in shown["pods"][1].replace(" ", "") and "served" in shown["metrics/cadvisor"][1]
+            made = re.search(r'kubelet_runtime_operations_total\{operation_type="create_container"\} (\d+)',
+                             shown["metrics"][1])
+            assert made is not None and int(made[1]) >= 2
+            for path in ("exec/default/served/main?command=id", "run/default/served/main", "configz", "runningpods/",
+                         "containerLogs/default/served/main", "logs/"):
+                async with http.get(f"{plain}/{path}") as answer:
+                    assert answer.status == 404, path
+            async with http.post(f"{plain}/pods") as answer:
+                assert answer.status == 405
     host.run(body)
 
 

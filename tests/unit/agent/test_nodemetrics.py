@@ -12,6 +12,7 @@ from agent.kubelet.stats import Stats
 from agent.kubelet.usage import traffic, usage_v1, usage_v2
 from agent.kubelet.victims import Use
 from controlplane.machinery.clock import FakeClock
+from cri_proto.tally import Tally
 from tests.unit.agent.pods import pod, seen, up
 
 NET = """Inter-|   Receive                                                |  Transmit
@@ -71,12 +72,24 @@ def test_the_summary_tells_of_disk_processes_and_what_is_left(tmp_path):
 
 def test_metrics_carry_upstreams_names_and_labels(tmp_path):
     cgroups = groups(tmp_path, "kubepods/besteffort/podu/c0")
+    tally = Tally()
+    tally.of("RunPodSandbox").add(0.011, failed=False)
+    tally.of("UpdateContainerResources").add(400.0, failed=True)
     metrics = Metrics("n", lambda: [(pod(), seen(up("c")))], cgroups, FakeClock(), lambda: {"memory.available": 2},
-                      lambda: [(pod(), {("c", "liveness", "successful"): 4})])
+                      lambda: [(pod(), {("c", "liveness", "successful"): 4})], tally)
     where = 'namespace="default",pod="p"'
     assert f'container_cpu_usage_seconds_total{{container="c",{where}}} 2 ' in metrics.resource()
     text = metrics.cadvisor()
     assert f'name="c0",{where}}} 4000' in text and "container_memory_working_set_bytes" in text
     assert 'kubelet_evictions{eviction_signal="memory.available"} 2' in metrics.kubelet()
+    told = metrics.kubelet([{"name": "v", "pvcRef": {"namespace": "a", "name": "b"}, "usedBytes": 7}] * 2).splitlines()
+    assert [line for line in told if line.startswith("kubelet_volume_stats")] == [
+        'kubelet_volume_stats_used_bytes{namespace="a",persistentvolumeclaim="b"} 7']
+    operations = "kubelet_runtime_operations"
+    assert f'{operations}_errors_total{{operation_type="update_container"}} 1' in told
+    assert f'{operations}_total{{operation_type="run_podsandbox"}} 1' in told
+    assert [line.rpartition(" ")[2] for line in told if "bucket" in line and "run_podsandbox" in line] == [
+        "0", *["1"] * 14]
+    assert f'{operations}_duration_seconds_bucket{{operation_type="update_container",le="+Inf"}} 1' in told
     assert metrics.probes().splitlines()[-1] == (
         f'prober_probe_total{{container="c",{where},pod_uid="u",probe_type="Liveness",result="successful"}} 4')
