@@ -18,7 +18,7 @@ from typing import Any
 
 from agent.kubelet import config
 from agent.kubelet.config import Options
-from controlplane.machinery import tlsbuffer
+from controlplane.machinery import logs, tlsbuffer
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.notify import READY, STOPPING, live, notify
@@ -64,6 +64,7 @@ class Agent:
         from agent.kubelet.volumes.build import build
         from agent.kubelet.volumes.csidrivers import home
         from agent.kubelet.volumes.objects import Objects
+        from controlplane.client import identity
         from controlplane.client.events import Recorder
         from controlplane.client.informer import Informer
         from controlplane.machinery.resources import named
@@ -114,13 +115,14 @@ class Agent:
                              keeping):
                     group.create_task(part.run(), name=type(part).__name__)
                 group.create_task(kubelet.run(), name="Kubelet")
-                self._clients["node"] = client
+                self._clients["node"], files = client, {options.kubeconfig: client}
+                group.create_task(identity.follow(files, server.reload), name="certificates")
                 if options.rotate:
                     from agent.kubelet.rotation import Rotation
                     rotation = Rotation(self.paths, options.name, options.node_ip, self._clients, server.reload)
                     group.create_task(rotation.run(), name="Rotation")
                 if options.proxy_kubeconfig is not None:
-                    group.create_task(self._proxy(ledger, network), name="Proxy")
+                    group.create_task(self._proxy(ledger, network, files), name="Proxy")
                 await asyncio.gather(kubelet.relisted.wait(), network.listening.wait(), server.listening.wait())
                 gc.collect()
                 gc.freeze()  # what is built by now lives as long as the process
@@ -203,7 +205,7 @@ class Agent:
         return Server(runtime, kubelet.pods, settings, Access(client, options.name), stats,
                       volumes=LocalVolumes(self.paths.volumes), metrics=metrics)
 
-    async def _proxy(self, ledger: Any, network: Any) -> None:
+    async def _proxy(self, ledger: Any, network: Any, files: dict[Path, Any]) -> None:
         from agent.dns.dns import Dns
         from agent.proxy.policies import Policies
         from agent.proxy.proxy import Proxy
@@ -212,7 +214,7 @@ class Agent:
         options = self.options
         assert options.proxy_kubeconfig is not None
         async with Client(kubeconfig.load(options.proxy_kubeconfig), user_agent="kube-proxy") as client:
-            self._clients["kube-proxy"] = client
+            self._clients["kube-proxy"] = files[options.proxy_kubeconfig] = client
             async def repair() -> None:
                 await network.repair()
                 await dns.repair()
@@ -272,8 +274,7 @@ def main() -> int:
     paths = Paths.from_environment()
     try:
         options = config.parse(sys.argv[1:], paths)
-        logging.basicConfig(level=logging.DEBUG if options.verbose else logging.INFO, stream=sys.stderr,
-                            format="%(asctime)s %(levelname).1s %(name)s %(message)s")
+        logs.setup(logging.DEBUG if options.verbose else logging.INFO)
         for noisy in ("asyncio", "grpc", "aiohttp"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         Path(paths.run).mkdir(parents=True, exist_ok=True)

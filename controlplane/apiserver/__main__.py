@@ -7,14 +7,13 @@ the service manager that it is ready. Everything else is the server's.
 from __future__ import annotations
 
 import asyncio
-import logging
 import signal
 import sys
 
 from controlplane.apiserver import config
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.server import Server
-from controlplane.machinery import tlsbuffer
+from controlplane.machinery import logs, tlsbuffer
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.notify import READY, STOPPING, live, notify
 from controlplane.store.log import Log
@@ -38,6 +37,7 @@ async def run(options: Options) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     await server.start()
+    loop.add_signal_handler(signal.SIGHUP, server.reload)  # before: the start itself reads them, or is begun anew
     notify(READY)
     watchdog = asyncio.ensure_future(live())
     waits = [asyncio.ensure_future(event.wait()) for event in (stop, server.broken)]
@@ -51,8 +51,7 @@ async def run(options: Options) -> int:
 
 def main() -> int:
     tlsbuffer.shrink()
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr,
-                        format="%(asctime)s %(levelname).1s %(name)s %(message)s")
+    logs.setup()
     try:
         return asyncio.run(run(config.parse(sys.argv[1:])))
     except Finding as finding:

@@ -69,6 +69,7 @@ class Server:
         self.authenticator: Any = None
         self._web: web.Server
         self._listeners: list[asyncio.Server] = []
+        self._context: ssl.SSLContext | None = None
         self._chores: asyncio.Task[None] | None = None
         self._states: dict[Any, dict[str, Any]] = {}
 
@@ -196,6 +197,19 @@ class Server:
                           "--secure-port") from None
         return made
 
+    def reload(self) -> None:
+        """Take what was renewed on the disk, for connections made from now on; those that are there stay."""
+        try:
+            if self._context is not None:
+                self._context.load_cert_chain(self.options.tls_cert_file or "", self.options.tls_private_key_file)
+        except (OSError, ssl.SSLError) as error:
+            LOG.warning("cannot take the renewed certificate %s, the old one serves on: %s",
+                        self.options.tls_cert_file, error)
+            return
+        self.streams.reload()
+        self.aggregator.proxy.reload()
+        LOG.info("took the certificates that are on the disk now")
+
     def _tls(self) -> ssl.SSLContext | None:
         options = self.options
         if options.tls_cert_file is None:
@@ -214,6 +228,7 @@ class Server:
         except (OSError, ssl.SSLError) as error:
             raise Finding(f"cannot use the certificates: {error}", "", "check --tls-cert-file, "
                           "--tls-private-key-file and --client-ca-file; `pelamis up` makes them anew") from None
+        self._context = context
         return context
 
     def _advertised(self) -> str:

@@ -160,6 +160,10 @@ class Streams:
             self._tls = made
         return self._tls
 
+    def reload(self) -> None:
+        """Show kubelets the certificate that is on the disk now, on connections made from now on."""
+        self._tls = None
+
     def _insecure(self) -> ssl.SSLContext:
         """For `https:` targets of the proxies: pods and services have certificates nobody here can know."""
         return _unverified()

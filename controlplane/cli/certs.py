@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from controlplane.cli.output import bad, columns, good, say, step
 from controlplane.machinery.clock import SYSTEM, rfc3339
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
+
+if TYPE_CHECKING:
+    from controlplane.cli.settings import Settings
 
 DAY = 86400.0
 
@@ -17,6 +21,7 @@ DAY = 86400.0
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("certs", help="show this node's certificates, or renew them now")
     parser.add_argument("verb", nargs="?", choices=["show", "renew"], default="show")
+    parser.add_argument("--due", action="store_true", help="renew: only what is in the last third of its life")
     parser.set_defaults(run=run)
 
 
@@ -51,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         raise Finding(f"there are no certificates in {paths.pki}", "nothing was installed here",
                       "pelamis install server")
     if args.verb == "renew":
-        _renew(paths)
+        _renew(paths, args.due)
     now = SYSTEM.now()
     rows = [["CERTIFICATE", "SUBJECT", "ENDS", "DAYS LEFT", "RENEWED BY ITSELF"]]
     for certificate in found(paths):
@@ -65,23 +70,26 @@ def run(args: argparse.Namespace) -> int:
     return 1 if expired else 0
 
 
-def _renew(paths: Paths) -> None:
-    from controlplane.cli import preflight, settings
+def _renew(paths: Paths, due: bool) -> None:
+    from controlplane.cli import node, preflight, settings
     preflight.check_root()
     kept = settings.load(paths.etc / "node.json")
     if kept is None:
         raise Finding("this host is no node", "", "pelamis install server")
+    if kept.server and due:
+        return  # the agent does that by itself
     if kept.server:
         with step(f"asking {kept.server} for new certificates"):
             asyncio.run(_ask(paths, kept.server, kept.node_name, kept.node_ip))
     else:
-        from controlplane.pki import cluster
         with step("issuing new certificates"):
-            for file in paths.pki.rglob("*.crt"):
+            for file in paths.pki.rglob("*.crt") if not due else ():
                 if file.name != "ca.crt":
                     file.unlink()  # what is absent is issued anew; its key too
-            cluster.ensure(paths, kept.node_name, kept.node_ip, kept.service_range, kept.cluster_domain)
-    _restart(paths, bool(kept.server))
+            if not node.issue(paths, kept):
+                say("all are good for long")
+                return
+    _take(paths, kept)
     say(good("renewed"))
 
 
@@ -95,14 +103,16 @@ async def _ask(paths: Paths, server: str, name: str, address: str) -> None:
             certificates.store(paths, server, config.ca, wanted, await certificates.obtain(client, wanted))
 
 
-def _restart(paths: Paths, agent_only: bool) -> None:
+def _take(paths: Paths, kept: Settings) -> None:
+    """Have the processes show them: no connection ends, and nothing is started anew."""
     from controlplane.cli import control
-    from controlplane.hosts.layout import Layout, unit
+    from controlplane.hosts import prepare
+    from controlplane.hosts.layout import Layout
     from controlplane.hosts.services import Services
-    names = ("agent",) if agent_only else ("apiserver", "controllers", "agent")
-    if Layout(paths).installed:
-        with step("starting the services anew; containers run on"):
-            Services().restart(*map(unit, names))
-    elif control.status(paths) is not None:
-        say("run ./pelamis up: it starts the processes anew, and containers run on")
-
+    installed, services = Layout(paths).installed, Services()
+    if installed:
+        layout = Layout(paths, installed)
+        prepare.lend(layout, kept, services)
+        prepare.reload(layout, kept, services)
+    else:
+        control.reload(paths)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """One process. `notify`: it says READY=1 on NOTIFY_SOCKET; `after`: names that must be ready before it starts."""
+    """One process. `notify`: it says READY=1 on NOTIFY_SOCKET; `after`: names that must be ready before it starts;
+    `reloads`: on SIGHUP it takes certificates that were renewed."""
 
     name: str
     argv: tuple[str, ...]
@@ -22,6 +23,7 @@ class Component:
     notify: bool = True
     after: tuple[str, ...] = ()
     stop_seconds: float = 10.0
+    reloads: bool = False
 
 
 def write(path: Path, components: list[Component]) -> None:

@@ -55,6 +55,11 @@ def survivors(paths: Paths) -> list[str]:
     return found
 
 
+def reload(paths: Paths) -> bool:
+    """Have the components take renewed certificates; False when no supervisor runs."""
+    return ask(paths, "reload") is not None
+
+
 def stop(paths: Paths) -> bool:
     """Stop every component and the supervisor; False when none ran."""
     return ask(paths, "stop", STOP_SECONDS) is not None

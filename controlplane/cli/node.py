@@ -7,6 +7,7 @@ containerd's configuration, the CNI plugin), every change through the ledger, an
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ CGROUPS = Path("/sys/fs/cgroup")
 AGENT_STOP_SECONDS = 15.0  # it finishes what it is writing; containers run on
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is new: certificates, which running processes take on a reload, or configuration, for which they start
+    anew."""
+
+    issued: bool = False
+    configured: bool = False
+
+
 def components(paths: Paths, settings: Settings, interpreter: str = sys.executable,
                env: dict[str, str] | None = None) -> list[Component]:
     """The processes of this node in the order they start: containerd unless there is another runtime, apiserver and
@@ -33,7 +43,7 @@ def components(paths: Paths, settings: Settings, interpreter: str = sys.executab
     env = {**(environment() if env is None else env), "PELAMIS_ROOT": str(paths.root)}
 
     def python(name: str, module: str, flags: list[str], **more: Any) -> Component:
-        return Component(name, (interpreter, "-m", module, *flags), env, **more)
+        return Component(name, (interpreter, "-m", module, *flags), env, reloads=True, **more)
     found = [] if settings.runtime else [Component("containerd", tuple(containerd.command(paths)))]
     if not settings.server:
         found += [python("apiserver", "controlplane.apiserver", _apiserver(paths, settings)),
@@ -83,8 +93,8 @@ def _agent(paths: Paths, settings: Settings) -> list[str]:
         f"--tls-private-key-file={pki}/kubelet.key", f"--pod-manifest-path={paths.manifests}", *rotate]
 
 
-def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
-    """Everything the components read; True when a running component would have to start anew to see a change."""
+def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> Prepared:
+    """Everything the components read."""
     for folder in (paths.etc, paths.lib, paths.run, paths.log, paths.store.parent, paths.containerd, paths.cni_bin,
                    paths.kubelet, paths.ipam, paths.lib / "images", paths.manifests):
         ledger.make_directory(folder)
@@ -93,13 +103,19 @@ def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> bool:
     known = [path for pattern in ("kubepods*", "*/kubepods*") for path in CGROUPS.glob(pattern)]
     if not known:  # else they are another kubelet's, and not ours to remove
         ledger.record("cgroup", path="/kubepods")
-    issued = settings.server == "" and cluster.ensure(paths, settings.node_name, settings.node_ip,
-                                                      settings.service_range, settings.cluster_domain).certificates
+    issued = settings.server == "" and issue(paths, settings)
     before = _read(containerd.config_path(paths))
     if not settings.runtime:
         containerd.prepare(paths)
     cni.install(paths, ledger)
-    return bool(issued) or before != _read(containerd.config_path(paths))
+    return Prepared(bool(issued), before != _read(containerd.config_path(paths)))
+
+
+def issue(paths: Paths, settings: Settings) -> bool:
+    """Certificates and kubeconfigs of a server, where they are missing or old; whether any was."""
+    issued = cluster.ensure(paths, settings.node_name, settings.node_ip, settings.service_range,
+                            settings.cluster_domain)
+    return bool(issued.certificates or issued.kubeconfigs)
 
 
 def take_scheduler_config(paths: Paths, given: Path, ledger: Ledger) -> bool:

@@ -1,7 +1,8 @@
 """A small supervisor: keeps the processes of a node running where no systemd does.
 
 Owns the processes named in its components file: starts them in order, restarts what dies (0.2 s, doubling to 10 s,
-reset after a minute of health), answers `status` and `stop` on a socket, and trims their logs. It holds no state that
+reset after a minute of health), answers `status`, `reload` and `stop` on a socket, trims their logs, and once a day has
+certificates renewed that are in the last third of their life. It holds no state that
 matters: each process is known by a pid file with its start time, so a supervisor that was killed is replaced by another
 that adopts the survivors instead of restarting them. It never touches containers. One loop over `select`, standard
 library only and no asyncio, because it runs for ever beside everything else and should cost next to nothing.
@@ -29,6 +30,8 @@ BACKOFF_FIRST, BACKOFF_MOST = 0.2, 10.0  # seconds: quick for a crash, gentle fo
 HEALTHY_AFTER = 60.0  # seconds up after which the next crash starts from BACKOFF_FIRST again
 LOG_LIMIT = 10 << 20  # bytes a log may reach before its older half is dropped
 LOG_CHECK = 300.0  # seconds between looks at the sizes of logs
+RENEWAL_CHECK = 86400.0  # seconds between looks at certificates: they are renewed months before they end
+RENEWAL = (sys.executable, "-m", "controlplane.cli", "certs", "renew", "--due")
 KILL_AFTER = 5.0  # seconds beyond a component's own stop time before SIGKILL
 
 
@@ -119,6 +122,10 @@ class Process:
             signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
             self.due = time.monotonic() + self.component.stop_seconds + KILL_AFTER
 
+    def reload(self) -> None:
+        if self.ready and self.pid and self.component.reloads:
+            signal.pidfd_send_signal(self.pidfd, signal.SIGHUP)
+
     def describe(self) -> dict[str, object]:
         state = "running" if self.ready else "starting" if self.pid else "stopped" if self.stopping else "waiting"
         return {"name": self.component.name, "state": state, "pid": self.pid, "restarts": self.restarts,
@@ -165,7 +172,8 @@ class Supervisor:
         self.selector = selectors.DefaultSelector()
         self.stop_requested = False
         self.waiters: list[socket.socket] = []
-        self.next_trim = time.monotonic() + LOG_CHECK
+        self.logs, self.next_trim = logs, time.monotonic() + LOG_CHECK
+        self.next_renewal = time.monotonic() + RENEWAL_CHECK
         self.control = self._listen(run / "supervisor.sock")
         self.wake, wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(wake_write)
@@ -213,10 +221,12 @@ class Supervisor:
             elif request == "stop":
                 self.stop_requested = True
                 self.waiters.append(connection)  # kept open: its end tells the client that all has stopped
-            elif request.startswith("stop "):
-                process = self.processes.get(request[5:])
-                if process is not None:
-                    process.stop()
+            elif request == "reload" or request.startswith("stop "):
+                for process in self.processes.values():
+                    if request == "reload":
+                        process.reload()
+                    elif request[5:] == process.component.name:
+                        process.stop()
                 connection.sendall(b"[]")
                 connection.close()
             else:
@@ -245,12 +255,27 @@ class Supervisor:
             self.next_trim = now + LOG_CHECK
             for process in self.processes.values():
                 trim(process.log)
+        if now >= self.next_renewal:
+            self.next_renewal = now + RENEWAL_CHECK
+            self._renew()
+
+    def _renew(self) -> None:
+        """Have a look at the certificates; what is renewed comes back as a request to reload."""
+        with open(self.logs / "certificates.log", "ab") as out:
+            child = subprocess.Popen(RENEWAL, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/")
+        fd = os.pidfd_open(child.pid)
+
+        def gone() -> None:
+            self.selector.unregister(fd)
+            os.close(fd)
+            child.wait()
+        self.selector.register(fd, selectors.EVENT_READ, gone)
 
     def _may_start(self, process: Process) -> bool:
         return all(self.processes[name].ready for name in process.component.after)
 
     def _timeout(self) -> float:
-        due = [p.due for p in self.processes.values() if p.due is not None] + [self.next_trim]
+        due = [p.due for p in self.processes.values() if p.due is not None] + [self.next_trim, self.next_renewal]
         return max(0.0, min(due) - time.monotonic())
 
     def run(self) -> None:

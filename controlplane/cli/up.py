@@ -86,7 +86,8 @@ def _start(paths: Paths, settings: Settings, ledger: Ledger, running: bool, sche
     from controlplane.cli import node
     with step("preparing certificates and configuration"):
         changed = scheduler is not None and node.take_scheduler_config(paths, scheduler, ledger)
-        changed = node.prepare(paths, settings, ledger) or changed
+        prepared = node.prepare(paths, settings, ledger)
+        changed = prepared.configured or changed
         save(paths.etc / "node.json", settings)
     wanted, file = node.components(paths, settings), paths.etc / "components.json"
     if running and (changed or not file.exists() or file.read_text() != components.render(wanted)):
@@ -94,6 +95,8 @@ def _start(paths: Paths, settings: Settings, ledger: Ledger, running: bool, sche
             control.stop(paths)
         running = False
     components.write(file, wanted)
+    if running and prepared.issued:
+        control.reload(paths)
     if not running:
         with step("starting " + ", ".join(c.name for c in wanted)):
             control.start(paths, file)

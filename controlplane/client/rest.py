@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -60,7 +61,7 @@ class Client:
         self.clock = clock
         self.user_agent = user_agent
         self._session: aiohttp.ClientSession | None = None
-        self._retired: list[aiohttp.ClientSession] = []  # of former identities: watches may still read from them
+        self._readers: Counter[aiohttp.ClientSession] = Counter()  # answers that are read, by session
         self._slots = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._token = config.token
         self._token_until = 0.0
@@ -79,23 +80,34 @@ class Client:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None,
                         trace: TracebackType | None) -> None:
-        await self._close_retired()
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        for session in {self._session, *self._readers} - {None}:
+            await session.close()  # type: ignore[union-attr]
+        self._session = None
 
     async def renew(self, config: ClientConfig) -> None:
-        """Be the identity of `config` from the next request on. What runs is not disturbed: watches end by themselves
-        within minutes, long before the next renewal closes what they read from."""
-        await self._close_retired()
-        if self._session is not None:
-            self._retired.append(self._session)
+        """Be the identity of `config` from the next request on. What runs is not disturbed: the former session is
+        closed when its last answer is read; watches end by themselves within minutes."""
+        former = self._session
         self.config, self._token, self._token_until = config, config.token, 0.0
         self._open()
+        if former is not None and former not in self._readers:
+            await former.close()
 
-    async def _close_retired(self) -> None:
-        while self._retired:
-            await self._retired.pop().close()
+    @asynccontextmanager
+    async def _reading(self) -> AsyncIterator[aiohttp.ClientSession]:
+        """The session of now, which is not closed before the end of this."""
+        session = self._session
+        if session is None:
+            raise RuntimeError("the client is closed")
+        self._readers[session] += 1
+        try:
+            yield session
+        finally:
+            self._readers[session] -= 1
+            if not self._readers[session]:
+                del self._readers[session]
+                if session is not self._session:
+                    await session.close()
 
     # --- verbs -------------------------------------------------------------------------------------------------
 
@@ -218,12 +230,10 @@ class Client:
     async def _answer(self, method: str, target: str, body: Any, headers: dict[str, str],
                       timeout: aiohttp.ClientTimeout) -> AsyncIterator[aiohttp.ClientResponse]:
         """The successful response, streaming. Raises ApiError, Unreachable, or _Patience when told to come back."""
-        if self._session is None:
-            raise RuntimeError("the client is closed")
         if token := self._bearer():
             headers = {**headers, "Authorization": f"Bearer {token}"}
         try:
-            async with self._session.request(
+            async with self._reading() as session, session.request(
                     method, URL(self.config.server + target, encoded=True), data=body, headers=headers,
                     timeout=timeout, allow_redirects=False,
                     server_hostname=self.config.server_name or None) as response:

@@ -19,14 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from controlplane.client import config
+from controlplane.client import config, identity
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
 from controlplane.client.leader import Elector, Lost
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
 from controlplane.controllers.runtime import NODES, PODS, keep_for
-from controlplane.machinery import tlsbuffer
+from controlplane.machinery import logs, tlsbuffer
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.notify import READY, STOPPING, live, notify
 from controlplane.machinery.paths import Paths
@@ -94,10 +94,12 @@ async def run(options: argparse.Namespace) -> None:
 async def _together(client: Client, manager: Manager, options: argparse.Namespace, scheduling: Configuration) -> None:
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         group.create_task(live(), name="watchdog")
-        work = manager.work
+        work, clients = manager.work, {options.kubeconfig: client}
+        group.create_task(identity.follow(clients), name="certificates")
         if options.scheduler_kubeconfig:
             other = await stack.enter_async_context(
                 Client(config.load(options.scheduler_kubeconfig), user_agent="kube-scheduler"))
+            clients[options.scheduler_kubeconfig] = other
             work = partial(_with_scheduler, manager, other, scheduling)
         group.create_task(manager.follow(lambda: notify(READY)), name="informers")
         group.create_task(Elector(client, LEASE).lead(work) if options.leader_elect else work(), name="controllers")
@@ -127,8 +129,7 @@ async def _with_scheduler(manager: Manager, client: Client, configuration: Confi
 def main() -> int:
     tlsbuffer.shrink()
     options = parser(Paths.from_environment()).parse_args()
-    logging.basicConfig(level=logging.DEBUG if options.verbosity >= 5 else logging.INFO, stream=sys.stderr,
-                        format="%(asctime)s %(levelname).1s %(name)s %(message)s")
+    logs.setup(logging.DEBUG if options.verbosity >= 5 else logging.INFO)
     try:
         asyncio.run(run(options))
     except Finding as finding:

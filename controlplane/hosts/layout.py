@@ -55,6 +55,10 @@ class Layout:
         """What `prepare` found out at this boot, for the units: NODE_IP."""
         return self.paths.run / "node.env"
 
+    def credentials(self, component: str) -> Path:
+        """Copies of what a process without root may read, in memory; `prepare` makes and renews them."""
+        return self.paths.run / "credentials" / component
+
     @property
     def before(self) -> Path:
         """What the host was like before anything of ours was on it."""

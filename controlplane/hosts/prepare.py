@@ -1,8 +1,9 @@
 """What has to be right before the services of a node start: its address, its certificates, its runtime's configuration.
 
-systemd runs it before each start and once a day. Promises to change nothing when nothing changed, and that a host whose
-address changed, or whose certificates are in the last third of their life, comes back by itself: the services that
-need to see the change are started anew, and no container is. Called by `pelamis prepare` and `install`.
+systemd runs it before each start and once a day. Promises to change nothing when nothing changed; that certificates in
+the last third of their life are renewed, which services take while they run; and that a host whose address changed
+comes back by itself: its services are started anew, and no container is. Called by `pelamis prepare`, `install` and
+`certs`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from controlplane.cli import preflight, settings
 from controlplane.cli.settings import Settings
-from controlplane.hosts.layout import Layout, unit
+from controlplane.hosts import units
+from controlplane.hosts.layout import USERS, Layout, unit
 from controlplane.hosts.services import Services
 from controlplane.machinery.errors import Finding
 from netsetup.ledger import Ledger
@@ -37,15 +39,40 @@ def prepare(layout: Layout, services: Services, say: Say = print) -> Settings:
     if kept.node_ip not in preflight.addresses(kept.family):
         now = replace(kept, node_ip=preflight.node_ip("", kept.family))
         say(f"the address changed from {kept.node_ip} to {now.node_ip}")
-    changed = node.prepare(layout.paths, now, Ledger(layout.paths.ledger))
+    prepared = node.prepare(layout.paths, now, Ledger(layout.paths.ledger))
     if now != kept:
         settings.save(layout.settings, now)
     _write(layout.environment, f"NODE_IP={now.node_ip}\n")
-    if changed or now != kept:
-        names = ("agent",) if now.server else ("apiserver", "controllers", "agent")
+    lent = lend(layout, now, services)
+    if prepared.configured or now != kept:
         # Only those that run: at a start they are about to, and see the change anyway.
-        services.control("try-restart", "--no-block", *map(unit, names), check=False)
+        services.control("try-restart", "--no-block", *map(unit, _processes(now)), check=False)
+    elif prepared.issued or lent:
+        reload(layout, now, services)
     return now
+
+
+def lend(layout: Layout, now: Settings, services: Services) -> bool:
+    """Give the processes without root copies of what they read; whether anything was new."""
+    from controlplane.cli import node
+    changed = False
+    for component in node.components(layout.paths, now, str(layout.python), {}):
+        if user := USERS.get(component.name):
+            for copy, original in units.credentials(layout, component)[1].items():
+                data = original.read_bytes()
+                if not copy.exists() or copy.read_bytes() != data:
+                    services.lend(copy, data, user)
+                    changed = True
+    return changed
+
+
+def reload(layout: Layout, now: Settings, services: Services) -> None:
+    """Have the processes that run take renewed certificates; no connection ends."""
+    services.control("try-reload-or-restart", "--no-block", *map(unit, _processes(now)), check=False)
+
+
+def _processes(now: Settings) -> tuple[str, ...]:
+    return ("agent",) if now.server else ("apiserver", "controllers", "agent")
 
 
 def _write(path: Path, text: str) -> None:

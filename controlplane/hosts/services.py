@@ -6,6 +6,7 @@ methods. Called by `install`, `reset`, `upgrade` and `prepare`.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -83,6 +84,18 @@ class Services:
                               capture_output=True, text=True, timeout=COMMAND_SECONDS)
         if done.returncode:
             raise Finding(f"the user {name} cannot be made", done.stderr.strip(), f"useradd --system {name}")
+
+    def lend(self, copy: Path, data: bytes, user: str) -> None:
+        """A file that a user may read and not change, in a folder that nobody else enters; replaced whole."""
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.chown(copy.parent, "root", user)
+        copy.parent.chmod(0o750)
+        fresh = copy.with_name("." + copy.name)
+        fresh.touch(0o600)
+        shutil.chown(fresh, "root", user)
+        fresh.write_bytes(data)
+        fresh.chmod(0o640)
+        os.replace(fresh, copy)
 
     def own(self, folder: Path, user: str) -> None:
         """Give a folder with all in it to a user."""

@@ -1,7 +1,7 @@
 """The systemd units of a node, as text: what to run comes from the description of its processes, how from here.
 
 Owns ordering, restarts, watchdog, resource control and hardening. Promises that what needs no root runs as a user of
-its own who can read nothing of ours but its credentials, which systemd hands over; that stopping a unit never stops a
+its own who can read nothing of ours but its credentials, which `prepare` hands over; that stopping a unit never stops a
 container; and that the agent and containerd share the host's mounts, since pods must see the volumes they make. Pure.
 Called by `install`, `prepare` and the tests that put every text through systemd-analyze.
 """
@@ -84,33 +84,36 @@ def tmpfiles() -> str:
     return "# Pelamis: sockets and state that need not survive a reboot\nd /run/pelamis 0755 root root -\n"
 
 
-def credentials(layout: Layout, argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The arguments of a process without root, and the files it is given: credential name → path. Whatever argument
-    names a file below /etc/pelamis becomes a credential."""
+def credentials(layout: Layout, c: Component) -> tuple[list[str], dict[Path, Path]]:
+    """The arguments of a process without root, and the files it is given: copy → original. Whatever argument names a
+    file below /etc/pelamis becomes a credential."""
     etc, found, words = str(layout.paths.etc) + "/", {}, []
-    for word in argv:
+    for word in c.argv:
         flag, equals, value = word.partition("=")
         if equals and value.startswith(etc):
             name = value.removeprefix(etc).removeprefix("pki/").replace("/", "-")
-            found[name] = value
-            word = f"{flag}=%d/{name}"
+            copy = layout.credentials(c.name) / name
+            found[copy] = Path(value)
+            word = f"{flag}={copy}"
         words.append(word)
     return words, found
 
 
 def _service(layout: Layout, settings: Settings, c: Component) -> str:
     user = USERS.get(c.name)
-    words, given = credentials(layout, c.argv) if user else (list(c.argv), {})
+    words = credentials(layout, c)[0] if user else list(c.argv)
     lines = _head(c.name, c.after, settings, layout.folder)
     lines += ["[Service]", f"Type={'notify' if c.notify else 'exec'}"]
     if user:
-        lines += [f"User={user}", f"Group={user}", *(f"LoadCredential={k}:{v}" for k, v in sorted(given.items()))]
+        lines += [f"User={user}", f"Group={user}"]
     lines += [f'Environment="{key}={value}"' for key, value in sorted(c.env.items())]
     if c.name != "containerd":
         lines += [f"EnvironmentFile={layout.environment}",
                   f"# Your own flags, each explained there:\nEnvironmentFile=-{layout.paths.etc}/{c.name}.conf",
                   f"WatchdogSec={WATCHDOG_SECONDS}"]
         words = [*words, "$FLAGS"]
+    if c.reloads:
+        lines.append("# It takes renewed certificates.\nExecReload=/bin/kill -HUP $MAINPID")
     lines += ["ExecStart=" + " \\\n    ".join(words), "Restart=always", f"RestartSec={RESTART_SECONDS}",
               f"TimeoutStartSec={START_SECONDS}", f"TimeoutStopSec={c.stop_seconds + 15:.0f}",
               "SyslogIdentifier=" + unit(c.name).removesuffix(".service")]

@@ -3,7 +3,7 @@
 Owns the folder `Paths.pki` and the kubeconfigs. Promises: idempotent, and safe to kill at any instruction, since
 every file is replaced whole and a pair whose halves do not fit is issued again. A leaf is renewed in the last third
 of its life or when it no longer fits (`leaves.fault`); the authority and the service-account key are made once and
-never replaced. Called by `pelamis up` before it starts any process.
+never replaced. Called by `pelamis up` before it starts any process, and at least once a day while they run.
 """
 
 from __future__ import annotations
@@ -62,17 +62,6 @@ def ensure(paths: Paths, node_name: str, node_ip: str, service_range: str = "10.
             files.write(path, text)
             changed.append(component)
     return Issued(written, changed)
-
-
-def renewal_due(paths: Paths, clock: Clock = SYSTEM) -> float:
-    """Seconds until `ensure` will renew the first certificate because of its age; 0 when it would do so now. Whoever
-    keeps the processes alive sleeps that long, calls `ensure` and restarts them: pods run on meanwhile."""
-    moments = []
-    for file in sorted(paths.pki.glob("*.crt")):
-        stored = files.read(file)
-        if file.name != "ca.crt" and stored is not None:
-            moments.append(leaves.renewal_time(stored))
-    return max(0.0, min(moments) - clock.now()) if moments else 0.0
 
 
 def _load(folder: Path, file: str) -> Pair | None:

@@ -69,6 +69,10 @@ class Proxy:
     async def close(self) -> None:
         await self._forwarder.close()
 
+    def reload(self) -> None:
+        """Show the certificate that is on the disk now, on connections made from now on."""
+        self._trust.cache_clear()
+
     async def pass_on(self, request: Request, remote: Remote, target: str) -> Answer:
         """The other server's answer to a request. Raises ServiceUnavailable."""
         if not remote.available:

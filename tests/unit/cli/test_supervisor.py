@@ -97,3 +97,37 @@ def test_stop_ends_everything(paths):
     assert control.stop(paths)
     assert not Path(f"/proc/{pid}").exists() or "Z" in Path(f"/proc/{pid}/stat").read_text().split()[2]
     assert control.status(paths) is None
+
+
+TAKES = ("import os,signal,socket,sys;"
+         "signal.signal(signal.SIGHUP, lambda *_: open(sys.argv[1], 'a').write('taken '));"
+         "s=socket.socket(socket.AF_UNIX,socket.SOCK_DGRAM);s.sendto(b'READY=1',os.environ['NOTIFY_SOCKET'])\n"
+         "while True: signal.pause()")
+OFTEN = """
+import sys
+from pathlib import Path
+from controlplane.cli import supervisor
+from controlplane.cli.supervisor import Supervisor, read
+supervisor.RENEWAL_CHECK = 0.05
+supervisor.RENEWAL = (sys.executable, "-c", "import sys; from pathlib import Path;"
+                      "from controlplane.cli import control;"
+                      "from controlplane.machinery.paths import Paths; control.reload(Paths(Path(sys.argv[1])))",
+                      sys.argv[4])
+Supervisor(read(Path(sys.argv[1])), Path(sys.argv[2]), Path(sys.argv[3])).run()
+"""
+
+
+def test_it_looks_at_certificates_and_what_is_renewed_is_taken_while_running(paths):
+    told, left = paths.root / "told", paths.root / "left"
+    file = paths.etc / "components.json"
+    components.write(file, [Component("server", (sys.executable, "-c", TAKES, str(told)), reloads=True),
+                            Component("runtime", (sys.executable, "-c", TAKES, str(left)))])
+    child = subprocess.Popen([sys.executable, "-c", OFTEN, str(file), str(paths.run), str(paths.log), str(paths.root)],
+                             env={**os.environ, **control.environment()})
+    try:
+        eventually(lambda: control.status(paths) and row(paths, "runtime")["state"] == "running", 30)
+        eventually(lambda: told.exists() and told.read_text().count("taken") >= 2, 30)
+        assert not left.exists() and row(paths, "server")["restarts"] == 0 == row(paths, "runtime")["restarts"]
+    finally:
+        control.stop(paths)
+        child.wait(30)

@@ -100,3 +100,24 @@ users: [{{name: u, user: {{client-certificate-data: {base64.b64encode(b"CERT").d
     assert loaded.token_file == str(tmp_path / "t") and "CERT" not in repr(loaded)
     with pytest.raises(Finding, match='no context named "other"'):
         config.load(path, "other")
+
+
+def test_a_renewed_identity_cuts_no_watch_however_often():
+    async def main():
+        async with serving() as (_, client):
+            await client.create(PODS, pod("x"))
+            _, revision = await client.list(PODS)
+            watch = client.watch(PODS, "a", revision=revision)
+            first = asyncio.ensure_future(anext(watch))
+            await asyncio.sleep(0)
+            former = []
+            for number in range(3):
+                former.append(client._session)
+                await client.create(PODS, pod(f"y{number}"))
+                await client.renew(client.config)
+            seen = [await first, await anext(watch), await anext(watch)]
+            assert [obj["metadata"]["name"] for _, obj in seen] == ["y0", "y1", "y2"]
+            assert [session.closed for session in former] == [False, True, True], "only what is read from stays"
+            await watch.aclose()
+            assert former[0].closed and not client._session.closed
+    asyncio.run(main())
