@@ -9,6 +9,8 @@ from controlplane.cli.output import say
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("prepare", help="bring address, certificates and configuration up to date")
+    parser.add_argument("--server", default="", metavar="URL",
+                        help="on an agent: the server has this address from now on")
     parser.set_defaults(run=run)
 
 
@@ -19,5 +21,15 @@ def run(args: argparse.Namespace) -> int:
     check_root()
     layout = commands.layout()
     commands.needs_install(layout)
-    prepare.prepare(layout, Services(), say)
+    services = Services()
+    if args.server:
+        import asyncio
+
+        from controlplane.cli import settings
+        from controlplane.hosts import moving
+        kept = settings.load(layout.settings)
+        assert kept is not None
+        now = asyncio.run(moving.follow(layout, kept, args.server, services))
+        say(f"{now.node_name} follows its server to {now.server}")
+    prepare.prepare(layout, services, say)
     return 0

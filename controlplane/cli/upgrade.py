@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 from controlplane.cli.output import good, say, step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from controlplane.cli.settings import Settings
+    from controlplane.hosts.layout import Layout
 
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("upgrade", help="run this version on this host from now on: the server first")
     parser.add_argument("--back", action="store_true", help="go back to the version before")
+    parser.add_argument("--drain", action="store_true", help="move pods to other nodes first; they may come back after")
     parser.set_defaults(run=run)
 
 
@@ -38,11 +42,22 @@ def run(args: argparse.Namespace) -> int:
     preflight.check_disk(installed.paths)
     if kept.server:
         upgrade.allowed(new, asyncio.run(upgrade.server_version(installed, kept)))
-    upgrade.upgrade(new, kept, services, step)
+    if args.drain:
+        asyncio.run(_drained(lambda: upgrade.upgrade(new, kept, services, step), new, kept))
+    else:
+        upgrade.upgrade(new, kept, services, step)
     if not kept.server:
         asyncio.run(_tell(new.version, kept))
     say(good(f"{new.version} runs here.") + f" {installed.version} is kept: pelamis upgrade --back")
     return 0
+
+
+async def _drained(work: Callable[[], None], layout: Layout, kept: Settings) -> None:
+    from controlplane.hosts import drain
+    say(f"moving pods away from {kept.node_name}")
+    async with drain.drained(layout.paths, kept.node_name) as gone:
+        say(f"{gone} pods left; those of DaemonSets run on")
+        await asyncio.to_thread(work)
 
 
 async def _tell(version: str, kept: Settings) -> None:

@@ -132,7 +132,7 @@ async def _info(client: Client, server: str) -> Obj:
     try:
         return await client.get(named("configmaps"), membership.INFO, "kube-public")
     except Unreachable as error:
-        raise _unreachable(server, str(error)) from None
+        raise unreachable(server, str(error)) from None
     except Unauthorized:
         raise Finding("the server does not know this token", "it is wrong, or it has expired",
                       "on the server: pelamis token create") from None
@@ -141,10 +141,16 @@ async def _info(client: Client, server: str) -> Obj:
                       "install it with: pelamis install server") from None
 
 
-def _unreachable(server: str, said: str) -> Finding:
+def unreachable(server: str, said: str) -> Finding:
+    """What to tell of a server that no connection could be made with."""
     if "not yet valid" in said or "has expired" in said:
         return Finding("the certificate of the server is not valid at the time this host has", said,
                        "set this host's clock: timedatectl set-ntp true; date")
+    if "certificate is not valid for" in said or "IP address mismatch" in said or "Hostname mismatch" in said:
+        return Finding(f"the server's certificate does not name {server}", said,
+                       "on the server: systemctl start pelamis-prepare")
+    if "certificate verify failed" in said:
+        return Finding(f"{server} is another cluster's", said, "give the address of the cluster you mean")
     return Finding(f"{server} cannot be reached", said, "check the address, and that port 6443 is open on the way")
 
 

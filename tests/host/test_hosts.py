@@ -58,6 +58,21 @@ pair = authority.issue(leaf.common_name, leaf.organizations, leaf.usages, leaf.s
 Path("/root/old.crt").write_bytes(pair.certificate)
 """
 
+KEPT = """
+import http.client, ssl, sys
+connection = http.client.HTTPSConnection("127.0.0.1", 6443, context=ssl._create_unverified_context())
+connection.connect()
+socket = connection.sock
+for turn in range(2):
+    connection.request("GET", "/readyz")
+    answer = connection.getresponse()
+    answer.read()
+    assert connection.sock is socket, "it was made anew"
+    print(answer.status, flush=True)
+    if not turn:
+        sys.stdin.readline()
+"""
+
 
 def address(lab: Lab) -> str:
     return lab.kubectl("get", "service", "each", "-o", "jsonpath={.spec.clusterIP}")
@@ -73,9 +88,22 @@ def answers(lab: Lab, *machines: str) -> bool:
     return True
 
 
+def processes(machine: Machine) -> dict[str, str]:
+    """Service → its process."""
+    return {name: machine.run("systemctl", "show", f"pelamis-{name}", "-p", "MainPID", "--value").stdout.strip()
+            for name in ("apiserver", "controllers", "agent", "containerd")}
+
+
+def shown(machine: Machine, port: int) -> str:
+    """The certificate that is served."""
+    return machine.run("/root/venv/bin/python", "-c", "import ssl, sys; "
+                       "print(ssl.get_server_certificate(('127.0.0.1', int(sys.argv[1]))))", str(port)).stdout.strip()
+
+
 def pods(lab: Lab) -> dict[str, str]:
-    """Node → the container it runs."""
-    form = "jsonpath={range .items[*]}{.spec.nodeName} {.status.containerStatuses[0].containerID}{'\\n'}{end}"
+    """Node → the container it runs, and since when."""
+    form = ("jsonpath={range .items[*]}{.spec.nodeName} {.status.containerStatuses[0].containerID}/"
+            "{.status.containerStatuses[0].state.running.startedAt}{'\\n'}{end}")
     return dict(line.split() for line in lab.kubectl("get", "pods", "-l", "app=each", "-o", form).splitlines())
 
 
@@ -102,8 +130,14 @@ def test_a_workload_across_the_hosts(lab: Lab) -> None:
 def test_the_kubelets_serve_with_certificates_of_the_cluster(lab: Lab) -> None:
     name = next(n for n in lab.kubectl("get", "pods", "-l", "app=each", "-o", "name").split())
     assert lab.kubectl("exec", name, "--", "/bin/busybox", "echo", "hello") == "hello\n"
-    csrs = lab.kubectl("get", "csr", "--no-headers")
-    assert csrs.count("Approved,Issued") == 6, csrs
+    csrs = lab.kubectl("get", "csr", "--no-headers").splitlines()
+    for agent in lab.agents:
+        own = [line for line in csrs if f"system:node:{agent.name} " in line and "Approved,Issued" in line]
+        assert len(own) == 2, csrs
+
+
+def requests(lab: Lab) -> int:
+    return lab.kubectl("get", "csr", "--no-headers").count("Approved,Issued")
 
 
 def test_certificates_are_renewed_while_the_agent_runs(lab: Lab) -> None:
@@ -113,14 +147,14 @@ def test_certificates_are_renewed_while_the_agent_runs(lab: Lab) -> None:
     for file in (server.root / "root/late").iterdir():
         (agent.root / "etc/pelamis/pki" / file.name).write_bytes(file.read_bytes())
     old = (agent.root / "etc/pelamis/pki/kubelet.crt").read_bytes()
-    before = pods(lab)
+    before, issued = pods(lab), requests(lab)
     agent.run("systemctl", "restart", "pelamis-agent")
     pid = agent.run("systemctl", "show", "pelamis-agent", "-p", "MainPID", "--value").stdout
 
     def renewed() -> bool:
         return (agent.root / "etc/pelamis/pki/kubelet.crt").read_bytes() != old
     eventually(renewed)
-    eventually(lambda: lab.kubectl("get", "csr", "--no-headers").count("Approved,Issued") == 9)
+    eventually(lambda: requests(lab) == issued + 3)
     eventually(lab.ready)
     name = lab.kubectl("get", "pods", "-l", "app=each", "-o", "name", "--field-selector",
                        f"spec.nodeName={agent.name}").strip()
@@ -130,13 +164,21 @@ def test_certificates_are_renewed_while_the_agent_runs(lab: Lab) -> None:
 
 
 def test_the_servers_certificates_are_renewed_beside_the_authority(lab: Lab) -> None:
-    server, before = lab.server, pods(lab)
+    server, before, running = lab.server, pods(lab), processes(lab.server)
     server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", OLD)
-    shown = ("/root/venv/bin/python", "-c", "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 6443)))")
-    server.run("systemctl", "restart", "pelamis-apiserver")  # whatever starts a service prepares it first
-    right = (server.root / "etc/pelamis/pki/apiserver.crt").read_text().strip()
-    assert right != (server.root / "root/old.crt").read_text().strip()
-    eventually(lambda: server.run(*shown).stdout.strip() == right)
+    (server.root / "root/kept.py").write_text(KEPT)
+    with subprocess.Popen(server.enter("/root/venv/bin/python", "/root/kept.py"), stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as open_all_the_time:
+        assert open_all_the_time.stdout is not None and open_all_the_time.stdout.readline() == "200\n"
+        server.run("systemctl", "start", "pelamis-prepare")  # as its timer does every day
+        right = (server.root / "etc/pelamis/pki/apiserver.crt").read_text().strip()
+        assert right != (server.root / "root/old.crt").read_text().strip()
+        eventually(lambda: shown(server, 6443) == right)
+        assert open_all_the_time.communicate("\n")[0] == "200\n", "a connection lives on"
+    server.pelamis("certs", "renew")
+    eventually(lambda: shown(server, 6443) not in (right, ""))
+    eventually(lambda: shown(server, 10250) == (server.root / "etc/pelamis/pki/kubelet.crt").read_text().strip())
+    assert processes(server) == running, "nothing was started anew"
     assert "apiserver.crt" in server.run("pelamis", "certs").stdout
     eventually(lambda: lab.ready() and answers(lab))
     assert pods(lab) == before
@@ -162,9 +204,9 @@ def another(lab: Lab, name: str, number: str, broken: bool = False) -> str:
     return name
 
 
-def upgrade(lab: Lab, name: str, machine: Machine) -> subprocess.CompletedProcess[str]:
+def upgrade(lab: Lab, name: str, machine: Machine, *more: str) -> subprocess.CompletedProcess[str]:
     return machine.run("env", f"PYTHONPATH=/root/{name}", "/root/venv/bin/python", "-m", "controlplane.cli", "upgrade",
-                       check=False)
+                       *more, check=False)
 
 
 def test_an_upgrade_restarts_no_container(lab: Lab) -> None:
@@ -176,17 +218,48 @@ def test_an_upgrade_restarts_no_container(lab: Lab) -> None:
         done = upgrade(lab, folder, machine)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "0.2.0" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
+        if machine is lab.server:
+            skewed(lab)
     assert lab.ready() and pods(lab) == before and answers(lab)
     other = lab.server.pelamis("install", "server", check=False)
     assert other.returncode == 1 and "./pelamis upgrade" in other.stderr, "an older checkout does not take over"
     assert "0.2.0 runs here already" in re.sub(r"\+\w+", "", upgrade(lab, folder, lab.server).stdout)
 
 
+def skewed(lab: Lab) -> None:
+    """Agents of one minor version before their server do all their work."""
+    for agent in lab.agents:
+        assert agent.run("readlink", "/usr/local/lib/pelamis/current").stdout.startswith("0.1.")
+    lab.kubectl("create", "deployment", "skewed", f"--image={demo.DEMO}", "--replicas=4")
+    lab.kubectl("rollout", "status", "deployment/skewed", "--timeout=60s")
+    where = lab.kubectl("get", "pods", "-l", "app=skewed", "-o", "jsonpath={.items[*].spec.nodeName}").split()
+    assert set(where) == {"host1", "host2", "host3"}
+    some = lab.kubectl("get", "pods", "-l", "app=skewed", "-o", "name", "--field-selector", "spec.nodeName=host3")
+    assert lab.kubectl("exec", some.split()[0], "--", "/bin/busybox", "echo", "old") == "old\n"
+
+
+def test_an_upgrade_that_drains_first(lab: Lab) -> None:
+    """Pods that can move are elsewhere before it, a budget holds, the node takes pods afterwards; others run on."""
+    machine, before = lab.agents[1], pods(lab)
+    lab.kubectl("create", "poddisruptionbudget", "skewed", "--selector=app=skewed", "--max-unavailable=1")
+    done = upgrade(lab, another(lab, "drained", "0.2.9"), lab.server)
+    assert done.returncode == 0, done.stdout + done.stderr
+    done = upgrade(lab, "drained", machine, "--drain")
+    assert done.returncode == 0 and "pods left" in done.stdout and "0 pods left" not in done.stdout, done
+    lab.kubectl("rollout", "status", "deployment/skewed", "--timeout=60s")
+    where = lab.kubectl("get", "pods", "-l", "app=skewed", "-o", "jsonpath={.items[*].spec.nodeName}").split()
+    assert machine.name not in where and len(where) == 4
+    assert pods(lab) == before
+    assert lab.kubectl("get", "node", machine.name, "-o", "jsonpath={.spec.unschedulable}") in ("", "false")
+    assert upgrade(lab, "drained", lab.agents[0]).returncode == 0
+    lab.kubectl("delete", "deployment/skewed", "poddisruptionbudget/skewed")
+
+
 def test_a_version_that_fails_is_given_up(lab: Lab) -> None:
     before, machine = pods(lab), lab.agents[0]
-    done = upgrade(lab, another(lab, "bad", "0.2.1", broken=True), machine)
+    done = upgrade(lab, another(lab, "bad", "0.2.10", broken=True), machine)
     assert done.returncode == 1 and "runs again" in done.stderr, done.stdout + done.stderr
-    assert "0.2.0" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
+    assert "0.2.9" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
     eventually(lab.ready)
     assert pods(lab) == before and answers(lab)
 
@@ -221,11 +294,39 @@ def test_a_snapshot_brings_back_what_was_deleted(lab: Lab) -> None:
     assert "sound" in lab.server.run("pelamis", "store", "check").stdout
 
 
+def move(machine: Machine, old: str, new: str) -> None:
+    """Give a machine another address, as a DHCP server does."""
+    machine.run("sh", "-c", f"ip address add {new}/24 dev eth0; ip address del {old}/24 dev eth0; "
+                f"ip address add {new}/24 dev eth0 2>/dev/null; ip route replace default via 192.168.79.1")
+
+
+def test_a_server_with_another_address_and_host_names_that_change(lab: Lab) -> None:
+    """One command on each host, and all is as before; a node's name is its own, whatever the host is called."""
+    server, old, new, before = lab.server, lab.server.address, "192.168.79.31", pods(lab)
+    for machine in (server, lab.agents[0]):
+        machine.run("hostname", "renamed-" + machine.name)
+    for was, now in ((old, new), (new, old)):
+        move(server, was, now)
+        server.run("systemctl", "start", "pelamis-prepare")
+        eventually(lambda now=now: f"https://{now}:6443" in lab.kubectl("cluster-info"))  # type: ignore[misc]
+        for agent in lab.agents:
+            lost = agent.run("pelamis", "prepare", "--server", f"https://{agent.address}:6443", check=False)
+            assert lost.returncode == 1 and "cannot be reached" in lost.stderr, lost.stderr
+            eventually(lambda agent=agent, now=now: "follows its server" in agent.run(  # type: ignore[misc]
+                "pelamis", "prepare", "--server", f"https://{now}:6443").stdout)
+        eventually(lambda: lab.ready() and answers(lab))
+        endpoints = lab.kubectl("get", "endpointslices", "kubernetes", "-o", "jsonpath={.endpoints[*].addresses[*]}")
+        assert endpoints == now and pods(lab) == before
+        command = server.pelamis("token", "create").stdout
+        assert f"--server https://{now}:6443" in command
+    for machine in (server, lab.agents[0]):
+        machine.run("hostname", machine.name)
+
+
 def test_a_node_with_another_address(lab: Lab) -> None:
     agent, before = lab.agents[1], pods(lab)
     old, new = agent.address, "192.168.79.23"
-    agent.run("sh", "-c", f"ip address add {new}/24 dev eth0; ip address del {old}/24 dev eth0; "
-              f"ip address add {new}/24 dev eth0 2>/dev/null; ip route replace default via 192.168.79.1")
+    move(agent, old, new)
     agent.run("systemctl", "start", "pelamis-prepare")
 
     def moved() -> bool:
@@ -238,8 +339,7 @@ def test_a_node_with_another_address(lab: Lab) -> None:
                        f"spec.nodeName={agent.name}").strip()
     eventually(lambda: lab.kubectl("exec", name, "--", "/bin/busybox", "echo", "moved") == "moved\n")
     assert pods(lab) == before
-    agent.run("sh", "-c", f"ip address add {old}/24 dev eth0; ip address del {new}/24 dev eth0; "
-              f"ip address add {old}/24 dev eth0 2>/dev/null; ip route replace default via 192.168.79.1")
+    move(agent, new, old)
     agent.run("systemctl", "start", "pelamis-prepare")
     eventually(lambda: lab.ready() and answers(lab))
 

@@ -70,6 +70,9 @@ def test_the_cluster_says_of_itself_what_a_node_needs_and_no_secret(tmp_path):
 def test_flags_that_cannot_work(server, token, hash_, fact):
     with pytest.raises(Finding, match=fact):
         joining.asked(argparse.Namespace(server=server, token=token, ca_cert_hash=hash_))
-    assert "timedatectl" in joining._unreachable("https://a:1", "certificate is not yet valid").fix
-    assert "port 6443" in joining._unreachable("https://a:1", "Connect call failed").fix
+    assert "timedatectl" in joining.unreachable("https://a:1", "certificate is not yet valid").fix
+    assert "another cluster" in joining.unreachable("https://a:1", "certificate verify failed: self-signed").fact
+    moved = joining.unreachable("https://a:1", "verify failed: IP address mismatch")
+    assert "does not name https://a:1" in moved.fact and "pelamis-prepare" in moved.fix
+    assert "port 6443" in joining.unreachable("https://a:1", "Connect call failed").fix
     assert joining.server_of("https://lab-1") == "https://lab-1:6443"
