@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         if error.errno != errno.ENOSPC:
             raise
         print(f"pelamis: the disk is full: {error.filename or 'a file could not be written'}\n"
-              "  fix: free some space (df -h), then run the same command again: it goes on", file=sys.stderr)
+              "  fix: free some space (df -h), then run the same command again", file=sys.stderr)
         return 1
 
 

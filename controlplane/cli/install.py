@@ -42,13 +42,14 @@ def run_server(args: argparse.Namespace) -> int:
     kept = install.look(layout.paths, wanted)
     install.not_an_upgrade(layout, services)
     _check_bundle(args)
-    _check_runtime(kept or wanted, layout)
-    if args.scheduler_config is not None:
-        from controlplane.cli.node import take_scheduler_config
-        from netsetup.ledger import Ledger
-        install.note(layout)
-        take_scheduler_config(layout.paths, args.scheduler_config, Ledger(layout.paths.ledger))
-    install.put(layout, kept or wanted, services, step, bundled=args.bundle)
+    _check_runtime((kept or wanted).runtime, layout)
+    with install.whole(layout, services, say):
+        if args.scheduler_config is not None:
+            from controlplane.cli.node import take_scheduler_config
+            from netsetup.ledger import Ledger
+            install.note(layout)
+            take_scheduler_config(layout.paths, args.scheduler_config, Ledger(layout.paths.ledger))
+        install.put(layout, kept or wanted, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
     _bundled_images(args, layout, now)
     asyncio.run(_finish(layout, now))
@@ -67,13 +68,13 @@ def _check_bundle(args: argparse.Namespace) -> None:
             bundle.check(args.bundle)
 
 
-def _check_runtime(wanted: Settings, layout: Layout) -> None:
-    if wanted.runtime:
+def _check_runtime(runtime: str, layout: Layout) -> None:
+    if runtime:
         from pathlib import Path
 
         from controlplane.hosts import foreign
-        with step(f"looking at the container runtime at {wanted.runtime}"):
-            asyncio.run(foreign.look(Path(wanted.runtime), layout.paths))
+        with step(f"looking at the container runtime at {runtime}"):
+            asyncio.run(foreign.look(Path(runtime), layout.paths))
 
 
 def _bundled_images(args: argparse.Namespace, layout: Layout, now: Settings) -> None:
@@ -108,14 +109,17 @@ def run_agent(args: argparse.Namespace) -> int:
     kept = install.look(layout.paths, joining.asked(args))
     install.not_an_upgrade(layout, services)
     _check_bundle(args)
+    _check_runtime(kept.runtime if kept else args.container_runtime_endpoint.removeprefix("unix://"), layout)
+    joined = None
     if kept is None:
         with step(f"asking {args.server} to be a node"):
             joined = asyncio.run(joining.join(args))
         kept = joined.settings
-        install.note(layout)
-        joining.keep(layout.paths, joined)
-    _check_runtime(kept, layout)
-    install.put(layout, kept, services, step, bundled=args.bundle)
+    with install.whole(layout, services, say):
+        if joined is not None:
+            install.note(layout)
+            joining.keep(layout.paths, joined)
+        install.put(layout, kept, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
     _bundled_images(args, layout, now)
     with step(f"waiting for node {now.node_name} to be ready"):

@@ -16,6 +16,12 @@ from netsetup.addresses import node_address
 LEAST_DISK = 1 << 30  # bytes: images, the store's growth and logs of a small cluster
 PORTS = {6443: "the API server", 10250: "the kubelet"}
 VIRTUALBOX_NAT = "10.0.2."  # the network behind which VirtualBox hides each machine, all with one address
+# Another Kubernetes: what its node leaves on the disk while it is set up, and what its agent is called.
+OTHERS = {"kubelet": "etc/kubernetes/kubelet.conf", "k3s": "var/lib/rancher/k3s", "rke2": "var/lib/rancher/rke2",
+          "microk8s": "var/snap/microk8s", "k0s": "var/lib/k0s"}
+AGENTS = ("kubelet", "kubelite", "k3s-agent", "k3s-server", "k3s", "k0s", "rke2")
+REMOVAL = {"kubelet": "kubeadm reset -f; systemctl disable --now kubelet", "k3s": "k3s-uninstall.sh",
+           "rke2": "rke2-uninstall.sh", "microk8s": "snap remove --purge microk8s", "k0s": "k0s stop; k0s reset"}
 LEAST_KERNEL = (4, 19)  # overlayfs in a shape containerd uses, and what Debian 10 had
 
 
@@ -79,6 +85,28 @@ def _holder(port: int) -> str:
     return "another process"
 
 
+def others(root: Path = Path("/")) -> list[str]:
+    """Each other Kubernetes of this host, with the fact that tells it: "kubelet (/etc/kubernetes/kubelet.conf)"."""
+    import psutil
+    found = {name: f"/{place}" for name, place in OTHERS.items() if (root / place).exists()}
+    own = os.stat("/proc/self/ns/net").st_ino
+    for process in psutil.process_iter(["name", "pid"]):
+        try:  # one in a network of its own is a cluster in a container, which is in nobody's way
+            if process.info["name"] in AGENTS and os.stat(f"/proc/{process.pid}/ns/net").st_ino == own:
+                found.setdefault(process.info["name"], f"pid {process.pid}")
+        except OSError:
+            continue
+    return [f"{name} ({fact})" for name, fact in found.items()]
+
+
+def check_others(root: Path) -> None:
+    if found := others(root):
+        name = found[0].partition(" ")[0]
+        raise Finding(f"another Kubernetes is on this host: {', '.join(found)}",
+                      "both would write the same rules and hold the same ports",
+                      f"remove it ({REMOVAL.get(name, f'systemctl disable --now {name}')}), then run the command again")
+
+
 def check_foreign_cni(paths: Paths) -> None:
     """Nobody else may have put a network configuration before ours into our own folder."""
     ours = "10-pelamis.conflist"
@@ -128,3 +156,4 @@ def check_all(paths: Paths) -> None:
     check_cgroups()
     check_disk(paths)
     check_foreign_cni(paths)
+    check_others(paths.root)

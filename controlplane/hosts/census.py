@@ -39,7 +39,10 @@ def take(root: Path = Path("/")) -> Census:
                              ("routes", ("ip", "-o", "route", "show", "table", "all")),
                              ("routing rules", ("ip", "rule")), ("firewall", ("nft", "list", "ruleset")),
                              ("firewall (legacy)", ("iptables-legacy-save",))):
-        found[section] = sorted(_steady(section, line) for line in _output(*command) if _steady(section, line))
+        listed = _output(*command)
+        if section == "firewall":
+            listed = _ruleset("\n".join([*listed, ""])).splitlines()
+        found[section] = sorted(_steady(section, line) for line in listed if _steady(section, line))
     found["mounts"] = sorted(_mounts(root))
     found["services"] = sorted(line.split()[0] for line in _output(
         "systemctl", "list-unit-files", "--no-legend", "--no-pager", "--plain") if line.strip())
@@ -58,6 +61,17 @@ def differences(before: Census, after: Census) -> dict[str, list[str]]:
         if lines:
             found[section] = lines
     return found
+
+
+# A built-in chain that lets all through and holds nothing: looking at a table with iptables is enough to make one.
+_IDLE_CHAIN = re.compile(r"\tchain \S+ \{\n\t\ttype \w+ hook \w+ priority [^;]+; policy accept;\n\t\}\n\n?")
+_IDLE_TABLE = re.compile(r"table \S+ \S+ \{\n\}\n")
+
+
+def _ruleset(listed: str) -> str:
+    """What nft lists, without what does nothing. Pure."""
+    listed = re.sub(r"^\t?#.*\n", "", listed, flags=re.MULTILINE)
+    return _IDLE_TABLE.sub("", _IDLE_CHAIN.sub("", listed))
 
 
 def _steady(section: str, line: str) -> str:

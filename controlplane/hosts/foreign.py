@@ -39,11 +39,13 @@ def faults(name: str, version: str, info: dict[str, str], paths: Paths, systemd:
         found.append(Finding(f"{name} looks for pod networks in {has['conf_dir']}",
                              "its pods would be on another network than the cluster's",
                              f"in its configuration, below [plugins.….cni]:\n{lines}\n  then restart it"))
-    options = (((config.get("containerd") or {}).get("runtimes") or {}).get("runc") or {}).get("options") or {}
-    if bool(options.get("SystemdCgroup", systemd)) != systemd:
+    runtimes = config.get("containerd") or {}
+    default = runtimes.get("defaultRuntimeName") or "runc"
+    options = ((runtimes.get("runtimes") or {}).get(default) or {}).get("options") or {}
+    if bool(options.get("SystemdCgroup")) != systemd:
         found.append(Finding(f"{name} makes control groups {'itself' if systemd else 'by systemd'}",
-                             "two masters of one tree lose pods' limits", "below runtimes.runc.options: SystemdCgroup "
-                             f"= {str(systemd).lower()}, then restart it"))
+                             "two masters of one tree lose pods' limits", f"below runtimes.{default}.options: "
+                             f"SystemdCgroup = {str(systemd).lower()}, then restart it"))
     return found
 
 
@@ -60,6 +62,9 @@ async def look(socket: Path, paths: Paths) -> None:
             status = await connection.runtime.Status(cri.StatusRequest(verbose=True), timeout=ASK_SECONDS)
     except (OSError, grpc.aio.AioRpcError) as error:
         said = describe(error) if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            raise Finding(f"what answers at {socket} runs no pods", said, "in its configuration take \"cri\" out of "
+                          "disabled_plugins, where Docker's package has it, then restart it") from None
         raise Finding(f"no container runtime answers at {socket}", said,
                       "start it, or leave --container-runtime-endpoint out") from None
     for finding in faults(version.runtime_name, version.runtime_version, dict(status.info), paths, systemd_cgroups()):

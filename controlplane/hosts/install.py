@@ -1,17 +1,18 @@
 """A node of a cluster on this host, run by systemd: from nothing to started services, through the ledger.
 
 Owns the order: look before anything is changed, then note what the host is like, packages, program, users, files,
-units, last the start. Every step may be interrupted and done again; each changes nothing when it is done already.
-`server` makes a cluster of one node, `agent` a node of a cluster that is there: it gets its credentials first, so that
-a wrong token leaves nothing behind. Called by the commands `install` and `upgrade`.
+units, last the start. Every step may be interrupted and done again; each changes nothing when it is done already. What
+fails before anything was started leaves nothing behind. `server` makes a cluster of one node, `agent` a node of a
+cluster that is there: it gets its credentials first, so that a wrong token leaves nothing behind either. Called by the
+commands `install` and `upgrade`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,23 @@ def not_an_upgrade(layout: Layout, services: Services) -> None:
     if layout.installed not in ("", layout.version) and services.state(unit("agent")).active == "active":
         raise Finding(f"version {layout.installed} runs here, and this is {layout.version}",
                       "an install would not look whether the other version works", "./pelamis upgrade")
+
+
+@contextmanager
+def whole(layout: Layout, services: Services, say: prepare.Say) -> Iterator[None]:
+    """What fails on a host that had nothing of ours leaves nothing: every change is undone. An install that was
+    interrupted before is left for the next run to go on with."""
+    if layout.paths.ledger.exists():
+        yield
+        return
+    try:
+        yield
+    except (Finding, OSError):
+        from controlplane.hosts import reset
+        say("undoing what was done so far")
+        for finding in reset.undo_all(layout, services, lambda line: None):
+            say(f"not undone: {finding}")
+        raise
 
 
 def put(layout: Layout, wanted: Settings, services: Services, step: Step, source: Path = product.SOURCE,

@@ -59,10 +59,41 @@ class Lab:
         assert found == set(names or [m.name for m in self.machines]), lines
         return True
 
+    def forget(self, machine: Machine) -> None:
+        """A node that was reset leaves nothing in the cluster either."""
+        self.kubectl("delete", "node", machine.name)
+        eventually(self.ready)
+
     def close(self) -> None:
         with ThreadPoolExecutor() as pool:
             list(pool.map(Machine.close, self.machines))
         self.segment.close()
+
+
+class Stranger(Machine):
+    """A host on the same segment with nothing of ours on it, before and after each attempt."""
+
+    def refused(self, *arguments: str) -> str:
+        """What an install says that must fail, and leave nothing."""
+        done = self.pelamis("install", *arguments, check=False)
+        assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
+        self.untouched()
+        return done.stderr
+
+    def untouched(self) -> None:
+        assert "nothing of ours" in self.pelamis("reset").stdout
+        left = self.run("sh", "-c", "ls -d /etc/pelamis /var/lib/pelamis /usr/local/bin/pelamis "
+                        "/etc/systemd/system/*pelamis* 2>/dev/null; getent passwd | grep pelamis", check=False).stdout
+        assert not left, left
+
+
+@pytest.fixture(scope="session")
+def stranger(lab: Lab) -> Iterator[Stranger]:
+    made = Stranger(lab.segment, 4)
+    try:
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 
 from controlplane.cli import node
 from controlplane.cli.settings import Settings
-from controlplane.hosts import census, install, product, reset, units
+from controlplane.hosts import census, install, prepare, product, reset, units
 from controlplane.hosts.layout import Layout
 from controlplane.hosts.services import State
 from controlplane.machinery.paths import Paths
@@ -152,6 +152,10 @@ def test_a_census_tells_what_changed():
     before = {"links": ["lo", "eth0"], "users": ["root"]}
     assert census.differences(before, before) == {}
     assert census.differences(before, {"links": ["lo", "cni0"], "users": ["root"]}) == {"links": ["- eth0", "+ cni0"]}
+    ours = "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n"
+    idle = "\n\tchain INPUT {\n\t\ttype filter hook input priority filter; policy accept;\n\t}\n"
+    assert "INPUT" not in census._ruleset(ours + idle + "}\n") and "FORWARD" in census._ruleset(ours + idle + "}\n")
+    assert census._ruleset("table ip nat {" + idle + "}\n") == ""
     loaded = {"settings": ["net/a = 1"]}
     assert census.differences(loaded, {"settings": ["net/a = 1", "net/netfilter/b = 7"]}) == {}
     assert census.differences(loaded, {"settings": ["net/a = 2"]}) == {"settings": ["- net/a = 1", "+ net/a = 2"]}
@@ -160,16 +164,26 @@ def test_a_census_tells_what_changed():
 
 
 def test_units_without_root_get_credentials_and_no_file_of_ours(host):
-    layout, _, _ = host
+    layout, services, _ = host
     texts = units.render(layout, WANTED, install.components(layout, WANTED))
     for name in ("apiserver", "controllers"):
         text = texts[f"pelamis-{name}.service"]
         command = text.partition("ExecStart=")[2].partition("\nRestart=")[0]
         assert str(layout.paths.etc) not in command
         assert f"User=pelamis-{name}" in text and "NoNewPrivileges=yes" in text
-        for word in command.split():
-            if "%d/" in word:
-                assert f"LoadCredential={word.partition('%d/')[2]}:" in text
+        assert "ExecReload=/bin/kill -HUP $MAINPID" in text
+    lent = {}
+    services.lend = lambda copy, data, user: (copy.parent.mkdir(parents=True, exist_ok=True), copy.write_bytes(data),
+                                              lent.update({copy.name: user}))
+    for component in node.components(layout.paths, WANTED, "python", {}):
+        for original in units.credentials(layout, component)[1].values():
+            original.parent.mkdir(parents=True, exist_ok=True)
+            original.write_text(original.name)
+    assert prepare.lend(layout, WANTED, services) and not prepare.lend(layout, WANTED, services), "once is enough"
+    assert lent["apiserver.key"] == "pelamis-apiserver" and lent["ca.key"] == "pelamis-controllers"
+    words = texts["pelamis-apiserver.service"].split()
+    key = next(w for w in words if w.startswith("--tls-private-key-file=")).partition("=")[2]
+    assert Path(key).read_text() == "apiserver.key"
     agent = texts["pelamis-agent.service"]
     assert "${NODE_IP}" in agent and WANTED.node_ip not in agent, "the address is found out at each start"
     assert "KillMode=process" in agent and "KillMode=process" in texts["pelamis-containerd.service"]
