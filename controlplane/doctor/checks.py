@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from controlplane.cli.preflight import VIRTUALBOX_NAT
+from controlplane.cli.preflight import REMOVAL, VIRTUALBOX_NAT
 from controlplane.doctor.facts import Host, Node
 
 PROBLEM, WARNING = "problem", "warning"
@@ -23,7 +23,8 @@ EXPIRY_DAYS = 30.0
 STORE_WASTE = 0.5  # of the file: free pages that compaction would give back
 SNAPSHOT_DAYS = 2.0
 SERVER_PORTS = {6443: "the API server"}
-NODE_PORTS = {10250: "the kubelet"}
+KUBELET = 10250
+NODE_PORTS = {KUBELET: "the kubelet"}
 OURS = ("python", "python3", "pelamis")
 
 
@@ -175,7 +176,7 @@ def others(host: Host, node: Node) -> Iterator[Diagnosis]:
     if kubernetes:
         yield Diagnosis("others", PROBLEM, f"another Kubernetes is on this host: {', '.join(kubernetes)}",
                         "both would write the same rules and hold the same ports",
-                        f"systemctl disable --now {kubernetes[0]}")
+                        REMOVAL.get(kubernetes[0].partition(" ")[0], f"systemctl disable --now {kubernetes[0]}"))
     if "docker" in host.others and any(c.endswith("FORWARD") for c in host.dropping):
         yield Diagnosis("others", WARNING, "Docker is on this host, and drops what it does not know",
                         "pods of other nodes do not reach pods here", "iptables -I DOCKER-USER -j ACCEPT")
@@ -244,6 +245,11 @@ def peers(host: Host, node: Node) -> Iterator[Diagnosis]:
             yield Diagnosis("mtu", PROBLEM, f"small packets reach {peer.name}, those of full size do not",
                             "connections between pods hang as soon as they carry data: the MTU on the way is smaller",
                             f"tracepath {peer.address}; then set the same MTU on both: ip link set dev … mtu …")
+        if peer.kubelet is False and peer.ready == "True":
+            yield Diagnosis("firewall", PROBLEM, f"port {KUBELET} of {peer.name} ({peer.address}) cannot be reached",
+                            "its kubelet runs, so something on the way drops it: logs, exec and metrics do not work",
+                            f"on {peer.name}: nft list ruleset | grep -n drop; "
+                            f"iptables -I INPUT -p tcp --dport {KUBELET} -j ACCEPT")
         if peer.version and node.server_version and not compatible(peer.version, node.server_version):
             yield Diagnosis("versions", PROBLEM, f"{peer.name} runs {peer.version}, the server {node.server_version}",
                             "an agent may be one minor version older than its server, and never newer",

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 from controlplane.cli import control, settings
 from controlplane.cli.settings import Settings
 from controlplane.doctor import gather
+from controlplane.doctor.checks import KUBELET
+from controlplane.doctor.echo import echo
 from controlplane.doctor.facts import Certificate, Node, Peer
 from controlplane.hosts import running
 from controlplane.hosts.layout import Layout
@@ -29,8 +31,9 @@ from controlplane.machinery.paths import Paths
 from controlplane.machinery.resources import named
 
 ASK_SECONDS = 10.0
-PING_OVERHEAD = 28  # bytes of IP and ICMP headers: the rest fills a packet
-MOST_PEERS = 20  # pinged: a doctor is no load test
+ECHO_SECONDS = 1.0  # nodes of one cluster are near each other
+LITTLE, COMMON_MTU = 64, 1500  # bytes of a packet
+MOST_PEERS = 20  # asked: a doctor is no load test
 
 
 def node(paths: Paths) -> Node:
@@ -142,14 +145,22 @@ async def _with_runtime(found: Node, paths: Paths, kept: Settings, known: set[st
 
 
 async def _reached(peer: Peer, found: Node) -> Peer:
-    """Ping a node with a small packet, and with one that fills the card's own size and must not be cut."""
-    if not peer.address or peer.name == found.name or gather.output("ping", "-V") is None:
+    """Ask a node for an echo of a small packet, and of one that fills the card's own size and must not be cut; and
+    whether its kubelet takes connections."""
+    if not peer.address or peer.name == found.name:
         return peer
-    cards = await asyncio.to_thread(gather._cards)
-    mtu = next((c.mtu for c in cards if found.address in c.addresses), 1500)
-    ping = ("ping", "-c", "2", "-i", "0.2", "-W", "1", "-n")
-    small = await asyncio.to_thread(gather.output, *ping, peer.address)
-    if small is None:
-        return replace(peer, reached=False)
-    full = await asyncio.to_thread(gather.output, *ping, "-M", "do", "-s", str(mtu - PING_OVERHEAD), peer.address)
-    return replace(peer, reached=True, full_size=full is not None)
+    cards = await asyncio.to_thread(gather.cards)
+    mtu = next((c.mtu for c in cards if found.address in c.addresses), COMMON_MTU)
+    small = await echo(peer.address, LITTLE, ECHO_SECONDS)
+    full = await echo(peer.address, mtu, ECHO_SECONDS) if small else None
+    return replace(peer, reached=small, full_size=full, kubelet=await _connects(peer.address, KUBELET))
+
+
+async def _connects(address: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(ECHO_SECONDS):
+            _, writer = await asyncio.open_connection(address, port)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    return True

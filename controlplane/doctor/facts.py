@@ -71,6 +71,7 @@ class Peer:
     version: str = ""
     reached: bool | None = None
     full_size: bool | None = None
+    kubelet: bool | None = None  # whether it takes connections
 
 
 @dataclass(frozen=True, slots=True)

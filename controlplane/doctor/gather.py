@@ -26,23 +26,22 @@ GROUPS = Path("/sys/fs/cgroup")
 MODULES = {"overlay": "", "br_netfilter": "/proc/sys/net/bridge", "nf_conntrack": "/proc/sys/net/netfilter",
            "vxlan": "/sys/module/vxlan"}
 OPTIONAL = ("br_netfilter",)  # ours is a routed network: no bridge
-OTHERS = {"docker": "/run/docker.sock", "k3s": "/var/lib/rancher/k3s", "rke2": "/var/lib/rancher/rke2",
-          "kubelet": "/etc/kubernetes/kubelet.conf", "microk8s": "/var/snap/microk8s", "k0s": "/var/lib/k0s"}
+DOCKER = Path("/run/docker.sock")
 OUR_TABLES = ("pelamis", "kube-proxy", "KUBE")
 
 
 def host(paths: Paths) -> Host:
     """The facts of this host."""
-    cards = _cards()
+    found = cards()
     file, resolvers = _resolvers()
     kind, controllers = _cgroups()
     return Host(
         cgroups=kind, controllers=controllers, swap=_swap(), modules_missing=_modules(),
         clock_synchronised=_synchronised(), now=SYSTEM.now(), disks=tuple(_disks(paths)), resolvers=resolvers,
-        resolver_file=file, cards=cards, default_address=_default_address(),
+        resolver_file=file, cards=found, default_address=_default_address(),
         listeners=_listeners((*SERVER_PORTS, *NODE_PORTS)), iptables=_iptables(), legacy_tables=_legacy(),
         firewalls=tuple(n for n in ("ufw", "firewalld") if _active(n)), dropping=_dropping(),
-        others=tuple(name for name, place in OTHERS.items() if Path(place).exists()))
+        others=(*(["docker"] if DOCKER.exists() else []), *preflight.others()))
 
 
 def output(*command: str) -> str | None:
@@ -68,9 +67,10 @@ def read(path: str | Path) -> str:
 def _cgroups() -> tuple[str, tuple[str, ...]]:
     if (GROUPS / "cgroup.controllers").exists():
         return "v2", tuple(read(GROUPS / "cgroup.controllers").split())
-    if not (GROUPS / "memory").is_dir() and not (GROUPS / "cpu").is_dir():
+    # A folder alone is no hierarchy; cpu and cpuacct are links to the one they share.
+    found = tuple(p.name for p in GROUPS.iterdir() if p.resolve().is_mount())
+    if not found:
         return "", ()
-    found = tuple(p.name for p in GROUPS.iterdir() if p.is_dir())
     return ("hybrid" if (GROUPS / "unified").is_dir() else "v1"), found
 
 
@@ -124,7 +124,7 @@ def _resolvers() -> tuple[str, tuple[str, ...]]:
     return "/etc/resolv.conf", ()
 
 
-def _cards() -> tuple[Card, ...]:
+def cards() -> tuple[Card, ...]:
     listed: list[dict[str, Any]] = json.loads(output("ip", "-j", "address") or "[]")
     return tuple(Card(c["ifname"], tuple(a["local"] for a in c.get("addr_info", ()) if a.get("family") == "inet"),
                       c.get("mtu", 0)) for c in listed if c.get("ifname") not in (None, "lo"))

@@ -39,7 +39,7 @@ def test_a_fine_host_yields_nothing():
     ({"firewalls": ("ufw",)}, WARNING, "ufw is active", "ufw allow"),
     ({"dropping": ("ip filter FORWARD",)}, WARNING, "policy of ip filter FORWARD is drop", "iptables -P FORWARD"),
     ({"legacy_tables": ("nat",)}, WARNING, "legacy tables (nat)", "iptables-legacy-save"),
-    ({"others": ("k3s",)}, PROBLEM, "another Kubernetes is on this host: k3s", "systemctl disable --now k3s")])
+    ({"others": ("k3s",)}, PROBLEM, "another Kubernetes is on this host: k3s", "k3s-uninstall.sh")])
 def test_faults_of_a_host(changed, level, fact, fix):
     found = checks.examine(replace(FINE, **changed), NODE)
     assert any(d.level == level and fact in d.fact and fix in d.fix and d.because for d in found), found
@@ -61,6 +61,8 @@ def test_faults_of_a_host(changed, level, fact, fix):
      "on lab-2"),
     ({"peers": (Peer("lab-2", "10.0.0.2", "True", "", "", True, False),)}, PROBLEM, "full size do not", "tracepath"),
     ({"peers": (Peer("lab-2", "10.0.0.2", "True", "", "", False),)}, WARNING, "does not answer a ping", "ip route get"),
+    ({"peers": (Peer("lab-2", "10.0.0.2", "True", "", "", True, True, False),)}, PROBLEM, "port 10250 of lab-2",
+     "--dport 10250"),
     ({"peers": (Peer("lab-2", "10.0.0.2", "True", "", "v1.34.0"),)}, PROBLEM, "runs v1.34.0", "pelamis upgrade"),
     ({"peers": (Peer("lab-2", "192.168.56.10", "True"),)}, PROBLEM, "have the same address", "--node-ip"),
     ({"address": "10.0.2.15"}, PROBLEM, "VirtualBox's NAT", "--node-ip 192.168.56.10")])
