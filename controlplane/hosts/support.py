@@ -1,8 +1,9 @@
 """One file that tells others what a host and its cluster are like, and nothing they must not know.
 
 Owns what is collected and how it is redacted: by the schema of each kind, so that a secret is gone wherever its kind
-keeps it, and by pattern in logs. Promises that a part that cannot be read is told instead of failing the rest, and that
-no key, token or kubeconfig is in the file. `redact` and `scrub` are pure. Called by the command `support`.
+keeps it, and by pattern in logs. Promises that a part that cannot be read is told instead of failing the rest, that no
+key, token or kubeconfig is in the file, and that no part is larger than MOST_BYTES. `redact`, `scrub` and `within` are
+pure. Called by the command `support`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,16 @@ from netsetup.ledger import Ledger
 
 Obj = dict[str, Any]
 GONE = "(redacted)"
+MOST_BYTES = 8 << 20  # of one part: what is older is cut off, so that the file can be sent
+MOST_OBJECTS = 2000  # of one kind, in the order of their names
 LOG_LINES = "2000"  # of each unit: hours of a quiet node, the beginning of a storm
 ASK_SECONDS = 30.0
 KINDS = ("nodes", "pods", "services", "events", "persistentvolumes", "persistentvolumeclaims", "namespaces",
          "deployments.apps", "daemonsets.apps", "statefulsets.apps", "endpointslices.discovery.k8s.io",
-         "networkpolicies.networking.k8s.io", "certificatesigningrequests.certificates.k8s.io", "configmaps", "secrets")
+         "networkpolicies.networking.k8s.io", "certificatesigningrequests.certificates.k8s.io", "configmaps", "secrets",
+         "validatingwebhookconfigurations.admissionregistration.k8s.io",
+         "mutatingwebhookconfigurations.admissionregistration.k8s.io", "customresourcedefinitions.apiextensions.k8s.io",
+         "apiservices.apiregistration.k8s.io")
 COMMANDS = {"addresses": ("ip", "-d", "address"), "routes": ("ip", "route", "show", "table", "all"),
             "rules": ("ip", "rule"), "nftables": ("nft", "list", "ruleset"), "iptables": ("iptables-save",),
             "iptables-legacy": ("iptables-legacy-save",), "mounts": ("findmnt", "-l"), "sockets": ("ss", "-lntup"),
@@ -41,7 +47,8 @@ COMMANDS = {"addresses": ("ip", "-d", "address"), "routes": ("ip", "route", "sho
             "memory": ("free", "-m"), "disks": ("df", "-h"), "inodes": ("df", "-i")}
 # Where a kind keeps what is nobody's business: fields whose values go, by the last name in a path.
 _MAPS = {"Secret": ("data", "stringData"), "ConfigMap": ("data", "binaryData")}
-_FIELDS = {"caBundle", "request", "certificate", "token", "password", "client-key-data"}
+_FIELDS = {"caBundle", "request", "certificate", "token", "password", "client-key-data", "client-certificate-data",
+           "dockerconfigjson", "secret", "secretKey", "accessKey"}
 _LAST = "kubectl.kubernetes.io/last-applied-configuration"
 # What looks like a credential in a line of a log.
 _SECRETS = re.compile(r"(eyJ[\w-]{8,}\.[\w-]+\.[\w-]+|\b[a-z0-9]{6}\.[a-z0-9]{16}\b|"
@@ -91,12 +98,14 @@ def collect(paths: Paths) -> dict[str, bytes]:
 
     def put(name: str, make: Callable[[], str]) -> None:
         try:
-            found[name] = make().encode()
+            found[name] = within(make()).encode()
         except (OSError, ValueError, Finding, ApiError, TimeoutError) as error:
             found[name + ".missing"] = f"{type(error).__name__}: {error}\n".encode()
     put("doctor.json", lambda: _doctor(paths))
     put("ledger.json", lambda: json.dumps(Ledger(paths.ledger).entries(), indent=1))
     put("node.json", lambda: (paths.etc / "node.json").read_text())
+    for file in sorted(paths.etc.glob("*.conf")):
+        put(f"etc/{file.name}", lambda file=file: scrub(file.read_text()))  # type: ignore[misc]
     put("version", lambda: Layout(paths).installed or "not installed")
     for name, command in COMMANDS.items():
         put(f"host/{name}.txt", lambda command=command: _said(command))  # type: ignore[misc]
@@ -107,10 +116,15 @@ def collect(paths: Paths) -> dict[str, bytes]:
         put(f"logs/{log.name}", lambda log=log: scrub(_tail(log)))  # type: ignore[misc]
     try:
         for name, objects in asyncio.run(_objects(paths)):
-            found[f"cluster/{name}.json"] = json.dumps(objects, indent=1).encode()
+            found[f"cluster/{name}.json"] = within(json.dumps(objects, indent=1)).encode()
     except (ApiError, Finding, TimeoutError, OSError) as error:
         found["cluster.missing"] = f"{error}\n".encode()
     return found
+
+
+def within(text: str, most: int = MOST_BYTES) -> str:
+    """A text's end, when all of it would be too much. Pure."""
+    return text if len(text) <= most else f"(the first {len(text) - most} characters are left out)\n{text[-most:]}"
 
 
 def write(output: Path, files: dict[str, bytes]) -> None:
@@ -154,7 +168,7 @@ async def _objects(paths: Paths) -> list[tuple[str, list[Obj]]]:
         for name in KINDS:
             try:
                 listed, _ = await client.list(named(name))
-                found.append((name, [redact(o) for o in listed]))
+                found.append((name, [redact(o) for o in listed[:MOST_OBJECTS]]))
             except ApiError as error:
                 found.append((name, [{"missing": str(error)}]))
     return found

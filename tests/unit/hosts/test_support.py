@@ -43,6 +43,12 @@ def test_logs_lose_what_looks_like_a_credential(line):
         assert secret not in made
 
 
+def test_no_part_is_larger_than_it_may_be():
+    assert support.within("short", 10) == "short"
+    cut = support.within("x" * 50 + "the end", 10)
+    assert cut.endswith("xxxthe end") and "47 characters are left out" in cut
+
+
 def test_ordinary_lines_stay():
     line = "2026-11-21 06:43:36 I agent ready: node lab-1.example.org, 192.168.79.11 registry.k8s.io/pause:3.10"
     assert support.scrub(line) == line
