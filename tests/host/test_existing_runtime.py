@@ -40,6 +40,7 @@ def host(stranger: Stranger) -> Iterator[Stranger]:
     yield stranger
     (stranger.root / CONFIG[1:]).write_text(original)
     stranger.run("systemctl", "mask", "--now", "containerd")
+    stranger.run("rm", "-rf", "/etc/pelamis")
 
 
 def configure(host: Stranger, text: str) -> Path:
@@ -60,6 +61,7 @@ def configure(host: Stranger, text: str) -> Path:
 def test_a_configuration_that_does_not_fit(host: Stranger, change: tuple[str, str], fact: str, fix: str) -> None:
     wrong = FINE.replace(*change)
     file = configure(host, wrong)
+    host.run("rm", "-rf", "/etc/pelamis")  # containerd makes the folder it is told to look into
     said = host.refused("server", "--container-runtime-endpoint", ENDPOINT)
     assert fact in said and fix in said, said
     assert file.read_text() == wrong
