@@ -72,18 +72,27 @@ def oom_score(pod: dict[str, Any], container: dict[str, Any], node_memory: int) 
         return GUARANTEED_SCORE
     if kind == "BestEffort":
         return BEST_EFFORT_SCORE
-    request = whole(container.get("resources"), "requests", "memory") or 0
+    request = (whole(container.get("resources"), "requests", "memory") or 0) + _unassigned(pod)
     score = 1000 - 1000 * request // max(node_memory, 1)
     return min(max(score, 1000 + GUARANTEED_SCORE), BEST_EFFORT_SCORE - 1)
+
+
+def _unassigned(pod: dict[str, Any]) -> int:
+    """Bytes the pod as a whole asks for beyond its containers, shared out among them all."""
+    asked = whole(pod["spec"].get("resources"), "requests", "memory") or 0
+    everyone = [*pod["spec"].get("containers", ()), *(pod["spec"].get("initContainers") or ())]
+    rest = asked - sum(whole(c.get("resources"), "requests", "memory") or 0 for c in everyone)
+    return max(0, rest) // len(everyone) if everyone else 0
 
 
 def linux_resources(pod: dict[str, Any], container: dict[str, Any], node_memory: int) -> LinuxResources:
     """The container's own cgroup."""
     resources = container.get("resources")
-    limit = milli(resources, "limits", "cpu") or 0
-    request = milli(resources, "requests", "cpu")
     # Under a limit of the whole pod a container without its own may use all of it, and its cgroup says so.
-    memory = whole(resources, "limits", "memory") or whole(pod["spec"].get("resources"), "limits", "memory")
+    own = pod["spec"].get("resources")
+    limit = milli(resources, "limits", "cpu") or milli(own, "limits", "cpu") or 0
+    request = milli(resources, "requests", "cpu")
+    memory = whole(resources, "limits", "memory") or whole(own, "limits", "memory")
     return LinuxResources(
         cpu_shares=shares(limit if request is None else request),
         cpu_quota=quota(limit), cpu_period=PERIOD,

@@ -159,6 +159,22 @@ def test_classes_and_control_groups_follow_requests_and_limits():
     assert resources.pod_resources(burstable).memory_limit == 0
 
 
+def test_what_a_pod_asks_for_as_a_whole_goes_before_its_containers_sums():
+    whole = pod(sized({"memory": "128Mi", "cpu": "100m"}), sized() | {"name": "d"})
+    whole["spec"]["resources"] = {"requests": {"cpu": "500m", "memory": "512Mi"},
+                                  "limits": {"cpu": "1", "memory": "1Gi"}}
+    first, second = whole["spec"]["containers"]
+    assert resources.qos_class(whole) == "Burstable"
+    made = resources.pod_resources(whole)
+    assert (made.cpu_shares, made.cpu_quota, made.memory_limit) == (512, 100_000, 1 << 30)
+    loose, tight = (resources.linux_resources(whole, c, 2 << 30) for c in (second, first))
+    assert (loose.cpu_quota, loose.memory_limit, loose.cpu_shares, tight.cpu_shares) == (100_000, 1 << 30, 1024, 102)
+    # 384Mi that no container asks for are shared out: 128 + 192 and 192 of 2048.
+    assert (tight.oom_score_adj, loose.oom_score_adj) == (844, 907)
+    whole["spec"]["resources"]["requests"] = whole["spec"]["resources"]["limits"]
+    assert resources.qos_class(whole) == "Guaranteed"
+
+
 def test_pod_groups_are_made_and_removed_on_both_hierarchies(tmp_path):
     the_pod = pod(sized(limits={"cpu": "1", "memory": "64Mi"}))
     for name in ("cpu", "memory", "pids"):
