@@ -54,12 +54,14 @@ class Hook:
 class Set:
     """A set, or with `data` a map. `key` and `data`: the types of their parts; data () with `verdicts`: to verdicts.
 
-    `timeout` in seconds: elements are put in by packets, and forgotten."""
+    `timeout` in seconds: elements are put in by packets, and forgotten. `size`: how many elements it may hold; where
+    that is known the kernel need not make room again and again while it is filled."""
 
     key: tuple[int, ...]
     data: tuple[int, ...] = ()
     verdicts: bool = False
     timeout: int = 0
+    size: int = 65535
 
 
 def width(kinds: Iterable[int]) -> int:
@@ -130,8 +132,7 @@ class Table:
             parts += [number(6, DATA_VERDICT), number(7, 16)]
         elif spec.data:
             parts += [number(6, _joined(spec.data)), number(7, width(spec.data))]
-        if spec.timeout:
-            parts.append(nested(9, number(1, 65535)))
+        parts.append(nested(9, number(1, spec.size)))
         parts.append(number(10, self._sets))
         if spec.timeout:
             parts.append(attribute(11, struct.pack(">Q", spec.timeout * 1000)))

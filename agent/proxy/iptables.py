@@ -118,6 +118,10 @@ class Writer:
         if self._entries is not None:
             self._entries[rules.TABLES.index(table)] += entries
 
+    def fits(self, change: Change) -> bool:
+        """Chains grow as they must."""
+        return True
+
     def suspicious(self) -> bool:
         """Whether `intact` is worth its cost: always with nf_tables, else when the tables' sizes are not as left."""
         entries = self._legacy_entries()

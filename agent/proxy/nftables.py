@@ -10,7 +10,9 @@ Called by `side`, on the proxy's worker thread.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 
 from agent.proxy.maps import Element, MapChange
 from agent.proxy.nftchains import BASE, TABLE, Chains, sets
@@ -18,6 +20,7 @@ from netsetup import nftables, xtables
 from netsetup.ledger import Ledger
 from netsetup.nftables import Set, Table, Value
 
+LEAST = 4096  # elements a set has room for at first, afterwards twice as many as there are when all is loaded
 NO_OWNERS = (errno.EINVAL, errno.EOPNOTSUPP)
 
 
@@ -30,6 +33,7 @@ class Writer:
         self._chains, self._ledger, self._family = chains, ledger, chains.family
         self._table: Table | None = None
         self._counts: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
         self._uses = -1
 
     def load(self, everything: MapChange) -> None:
@@ -38,6 +42,10 @@ class Writer:
             self._ledger.record("nftables", table=TABLE)
         table = self._open()
         clients = self._clients(table, everything)
+        self._counts = dict.fromkeys(sets(self._family), 0)
+        for name, _ in everything.add:
+            self._counts[name] += 1
+        self._sizes = {name: max(LEAST, 2 * count) for name, count in self._counts.items()}
         try:
             self._fill(table, everything, clients)
         except OSError as error:
@@ -45,9 +53,6 @@ class Writer:
                 raise
             table.flags = 0  # a kernel before 5.12 (owners) or 6.9 (tables that stay)
             self._fill(table, everything, clients)
-        self._counts = dict.fromkeys(sets(self._family), 0)
-        for name, _ in everything.add:
-            self._counts[name] += 1
         self._uses = table.uses()
 
     def _clients(self, table: Table, everything: MapChange) -> dict[str, list[bytes]]:
@@ -68,7 +73,7 @@ class Writer:
         table.destroy()
         table.create()
         for name, spec in sets(self._family).items():
-            table.set(name, spec)
+            table.set(name, replace(spec, size=self._sizes[name]))
         base = self._chains.base()
         for name in base:
             table.chain(name, BASE.get(name))
@@ -79,6 +84,11 @@ class Writer:
         for name, keys in clients.items():
             table.add(name, ((key, None) for key in keys))
         table.commit()
+
+    def fits(self, change: MapChange) -> bool:
+        """Whether the sets have room for a change; otherwise everything is to be loaded, into larger ones."""
+        added = Counter(name for name, _ in change.add)
+        return all(self._counts[name] + more <= self._sizes[name] for name, more in added.items())
 
     def apply(self, change: MapChange) -> None:
         """Only what changed. Raises OSError; then only `load` makes things right again."""

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 
+from agent.proxy import nftables
 from agent.proxy.cleanup import cleanup
 from netsetup import flows, xtables
 from netsetup.rtnetlink import attributes
@@ -162,6 +163,22 @@ def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster
     client.join()
     assert failures == []
     assert cluster.rules() == saved
+
+
+def test_services_outgrow_the_room_their_maps_were_given(cluster: Cluster, monkeypatch) -> None:
+    if cluster.mode != "nftables":
+        pytest.skip("chains have no room to outgrow")
+    monkeypatch.setattr(nftables, "LEAST", 4)
+    cluster.stop()
+    cluster.start()
+    loads, room = cluster.proxy.full_loads, dict(cluster.proxy.sides[0].writer._sizes)
+    many = [service(f"grow-{number}", f"10.96.9.{number}") for number in range(1, room["services"] + 2)]
+    cluster.put(*many, *(endpoints(f"grow-{number}", A) for number in range(1, len(many) + 1)))
+    cluster.until(lambda: cluster.b.tcp(f"10.96.9.{len(many)}", 80) == f"a|{B}")
+    cluster.until(lambda: cluster.proxy.full_loads > loads)
+    assert cluster.proxy.report.failures == 0
+    assert all(cluster.b.tcp(f"10.96.9.{number}", 80) == f"a|{B}" for number in range(1, len(many), 7))
+    cluster.put(*many, kind="DELETED")
 
 
 def remains(cluster: Cluster) -> bool:
