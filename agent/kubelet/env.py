@@ -37,6 +37,7 @@ class Sources:
     node_cpu: int = 0  # milli-cores allocatable: what an absent limit means
     node_memory: int = 0  # bytes
     node_ephemeral: int = 0  # bytes
+    files: Mapping[tuple[str, str], Mapping[str, str] | None] = field(default_factory=dict)  # by volume and path
 
 
 _FROM = (("configMapRef", "configmaps"), ("secretRef", "secrets"))
@@ -52,6 +53,12 @@ def references(container: dict[str, Any]) -> set[tuple[str, str]]:
         origin = entry.get("valueFrom") or {}
         found |= {(kind, origin[key].get("name", "")) for key, kind, _ in _KEYS if origin.get(key)}
     return found
+
+
+def of_files(container: dict[str, Any]) -> list[dict[str, Any]]:
+    """The `fileKeyRef` of every variable that has one."""
+    origins = [entry.get("valueFrom") or {} for entry in container.get("env") or ()]
+    return [origin["fileKeyRef"] for origin in origins if origin.get("fileKeyRef")]
 
 
 def data_of(kind: str, obj: dict[str, Any]) -> dict[str, bytes]:
@@ -102,6 +109,8 @@ def _value_from(pod: dict[str, Any], container: dict[str, Any], origin: dict[str
         return field_value(pod, origin["fieldRef"]["fieldPath"], sources)
     if origin.get("resourceFieldRef"):
         return resource_value(pod, origin["resourceFieldRef"], sources, container)
+    if origin.get("fileKeyRef"):
+        return _of_file(origin["fileKeyRef"], sources)
     for key, kind, shown in _KEYS:
         ref = origin.get(key)
         if not ref:
@@ -119,6 +128,15 @@ def _value_from(pod: dict[str, Any], container: dict[str, Any], origin: dict[str
             return None
         raise ConfigError(f"couldn't find key {ref['key']} in {shown} {pod['metadata'].get('namespace', '')}/{name}")
     raise ConfigError("unsupported valueFrom source")
+
+
+def _of_file(ref: dict[str, Any], sources: Sources) -> str | None:
+    """A variable that a container has written into a file of a volume; None for an optional one that is not there."""
+    key, path = ref.get("key", ""), ref.get("path", "")
+    value = (sources.files.get((ref.get("volumeName", ""), path)) or {}).get(key)
+    if value is None and not ref.get("optional"):
+        raise ConfigError(f'environment variable key "{key}" not found in file "{path}"')
+    return value
 
 
 def field_value(pod: dict[str, Any], path: str, sources: Sources) -> str:

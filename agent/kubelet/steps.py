@@ -25,6 +25,8 @@ from agent.kubelet.images import Auths
 from agent.kubelet.model import ContainerSpec, ObservedPod, ObservedSandbox, SandboxSpec
 from agent.kubelet.runtime import CallError
 from agent.kubelet.staticpods import SOURCE
+from agent.kubelet.volumes import envfiles
+from agent.kubelet.volumes.patience import within
 from controlplane.machinery.errors import ApiError
 
 log = logging.getLogger(__name__)
@@ -246,7 +248,8 @@ class Steps:
             wanted = sorted(env.references(spec))
             found = await asyncio.gather(*(context.volumes.objects.get(kind, meta.get("namespace", ""), name,
                                                                        meta["uid"]) for kind, name in wanted))
-            sources = self._sources(dict(zip(wanted, found)))
+            sources = replace(self._sources(dict(zip(wanted, found))), files=await within(
+                "a volume with variables", envfiles.read, spec, paths) if env.of_files(spec) else {})
             await self._not_root(spec)
             mounts = context.volumes.mounts_for(self.pod, spec, paths, env.build(self.pod, spec, sources)
                                                 if any(m.get("subPathExpr") for m in spec.get("volumeMounts") or ())

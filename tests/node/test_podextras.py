@@ -124,3 +124,25 @@ def test_variables_have_the_names_the_api_allows_and_a_corrected_pod_starts(host
             assert pod["status"]["containerStatuses"][0]["resources"] == {}
             await rig.remove("named", "mended")
     run(host, body)
+
+
+def test_a_container_gets_variables_that_an_earlier_one_wrote(host: Host) -> None:
+    def wants(key: str, **more: Any) -> dict[str, Any]:
+        return {"name": f"V_{key}", "valueFrom": {"fileKeyRef": {
+            "volumeName": "shared", "path": "of/init.env", "key": key, **more}}}
+
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet():
+            init = {"name": "init", "image": "busybox:1", "volumeMounts": [{"name": "shared", "mountPath": "/d"}],
+                    "command": ["sh", "-c", "mkdir /d/of && printf \"A='one two'\\n\" > /d/of/init.env"]}
+            shared = {"initContainers": [init], "volumes": [{"name": "shared", "emptyDir": {}}]}
+            await rig.create("told", sh("sleep 600", env=[wants("A"), wants("X", optional=True)]), **shared)
+            await rig.create("untold", sh("sleep 600", env=[wants("X")]), **shared)
+            await rig.pod("told", ready)
+            assert await rig.inside("told", "env | grep ^V_") == "V_A=one two"
+            untold = await rig.pod("untold", lambda p: p["status"].get("containerStatuses", [{"state": {}}])[0][
+                "state"].get("waiting", {}).get("reason") == "CreateContainerConfigError")
+            assert untold["status"]["containerStatuses"][0]["state"]["waiting"]["message"] == (
+                'environment variable key "X" not found in file "of/init.env"')
+            await rig.remove("told", "untold")
+    run(host, body)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.kubelet import env
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.volumes import patience, payload, plugins
+from agent.kubelet.volumes import envfiles, patience, payload, plugins
 from agent.kubelet.volumes.manager import Volumes
 from tests.unit.agent.pods import pod
 
@@ -173,3 +174,26 @@ def test_a_mount_that_hangs_is_named_and_holds_up_nobody_else(tmp_path):
         asyncio.run(main())
     finally:
         back.set()
+
+
+def test_variables_are_read_from_a_file_that_a_container_wrote(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/env").write_text("# made by init\n A='one'\nB='two\nlines # too'\nC=three\n\nD=\"four\"\nE=''")
+    (tmp_path / "out").symlink_to("/etc/hostname")
+    (tmp_path / "bad").write_text("A='x'\nB='never ended")
+
+    def built(path, key, **more):
+        wanted = {"name": "c", "env": [{"name": "V", "valueFrom": {"fileKeyRef": {
+            "volumeName": "v", "path": path, "key": key, **more}}}]}
+        return env.build(pod(), wanted, Sources(files=envfiles.read(wanted, {"v": str(tmp_path)}))).get("V")
+    assert [built("d/env", key) for key in "ABCDE"] == ["one", "two\nlines # too", "three", "four", ""]
+    assert built("d/env", "X", optional=True) is None and built("none", "X", optional=True) is None
+    with pytest.raises(ConfigError, match='key "X" not found in file "d/env"'):
+        built("d/env", "X")
+    with pytest.raises(ConfigError, match="couldn't parse env file bad: line 2"):
+        built("bad", "A")
+    for escape in ("out", "d/../out"):
+        with pytest.raises((ConfigError, OSError)):
+            built(escape, "A")
+    with pytest.raises(ConfigError, match='cannot find the volume "v"'):
+        envfiles.read({"env": [{"valueFrom": {"fileKeyRef": {"volumeName": "v"}}}]}, {})
