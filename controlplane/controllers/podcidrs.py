@@ -77,10 +77,10 @@ class Blocks:
 
 
 class PodCidrs(Controller):
-    """Gives each node its blocks of `ranges`, once and for all. Keys are node names; one worker, so no block twice."""
+    """Gives each node its blocks of `ranges`, once and for all. Keys are node names; a block is held from the moment it
+    is chosen, so no two workers give out one."""
 
     name = "cidr-allocator"
-    workers = 1
 
     def __init__(self, context: Context, ranges: str) -> None:
         self.nodes = context.informer(NODES)
