@@ -27,7 +27,7 @@ from cri_proto.client import Connection
 
 NODES = resources.named("nodes")
 NAME = "bench-upstream"
-READY_SECONDS, POLL_SECONDS = 60.0, 0.2
+READY_SECONDS, POLL_SECONDS = 180.0, 0.2
 OWN_ENDPOINT = (1, 27)  # the release since which the runtime's socket stands in the configuration alone
 
 

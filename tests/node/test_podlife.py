@@ -152,6 +152,35 @@ def test_sidecars_start_before_and_end_after_the_rest(host: Host, tmp_path: Path
     run(host, body)
 
 
+def test_a_sick_sidecar_is_restarted_alone_and_within_its_probes_own_grace(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet():
+            often = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 10}
+
+            def test(path: str) -> dict[str, Any]:
+                return {"exec": {"command": ["test", "-e", path]}}
+            deaf = "trap '' TERM; touch /tmp/well; while :; do sleep 600 & wait $!; done"
+            sidecar = {"name": "s", "image": "busybox:1", "restartPolicy": "Always", **sh(deaf),
+                       "readinessProbe": {**often, **test("/tmp/ready")}, "startupProbe": {
+                           **often, **test("/tmp/well"), "failureThreshold": 60},
+                       "livenessProbe": {**often, **test("/tmp/well"), "terminationGracePeriodSeconds": 1}}
+            await rig.create("mesh2", sh(STAY), initContainers=[sidecar], terminationGracePeriodSeconds=3600)
+            await rig.pod("mesh2", lambda p: state(p).get("ready") is True)
+            found = rig.api.objects["pods", "default", "mesh2"]
+            assert not ready(found) and found["status"]["phase"] == "Running"  # a sidecar's readiness is the pod's
+            await rig.inside("mesh2", "touch /tmp/ready", "s")
+            first = await rig.pod("mesh2", ready)
+            await rig.inside("mesh2", "rm /tmp/well", "s")
+            # It does not hear SIGTERM, and the pod's own grace is an hour.
+            again = await rig.pod("mesh2", lambda p: p["status"]["initContainerStatuses"][0]["restartCount"] == 1)
+            assert again["status"]["initContainerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137
+            assert again["status"]["containerStatuses"][0]["containerID"] == first["status"]["containerStatuses"][0][
+                "containerID"] and not state(again)["restartCount"]
+            await rig.api.delete(PODS, "mesh2", "default", grace=1)
+            await rig.pod("mesh2", lambda p: p is None)
+    run(host, body)
+
+
 def test_how_a_container_ended_is_told(host: Host) -> None:
     async def body(rig: Rig) -> None:
         once: Life = {"restartPolicy": "Never"}

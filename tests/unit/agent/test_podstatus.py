@@ -26,6 +26,9 @@ def test_from_creating_to_ready():
     assert (made["phase"], made["podIP"], made["hostIP"]) == ("Running", "10.244.1.5", "10.0.0.1")
     assert made["containerStatuses"][0]["containerID"] == "containerd://c0"
     assert all(c["status"] == "True" for c in made["conditions"])
+    assert "observedGeneration" not in made
+    made = view(pod(generation=3), seen(box(), up("c")))
+    assert made["observedGeneration"] == 3 and {c["observedGeneration"] for c in made["conditions"]} == {3}
 
 
 def test_init_containers_hold_the_others_back():
