@@ -90,7 +90,7 @@ def _unescaped(value: str) -> str:
                 raise BadRequest(f"invalid field selector: invalid escape sequence: {c}{after}")
             out.append(after)
         elif c in ",=":
-            raise BadRequest(f"invalid field selector: unescaped character in value: {c}")
+            raise BadRequest(f"invalid field selector: unescaped character in value: {ord(c)}")
         else:
             out.append(c)
     return "".join(out)

@@ -61,8 +61,9 @@ _NOT_HEADER = _pattern("a valid HTTP header must consist of alphanumeric charact
 _EMPTY = "must be non-empty"
 
 
-def too_long(limit: int) -> str:
-    return f"must be no more than {limit} bytes"
+def too_long(limit: int, unit: str = "characters") -> str:
+    """Upstream counts bytes by that name for the parts of a label alone."""
+    return f"must be no more than {limit} {unit}"
 
 
 def in_range(low: int, high: int) -> str:
@@ -72,7 +73,7 @@ def in_range(low: int, high: int) -> str:
 def dns_label(text: str) -> list[str]:
     """RFC 1123: names of namespaces, services, containers, volumes."""
     found = [too_long(LABEL_MAX)] if len(text) > LABEL_MAX else []
-    return found if _label(text) else [*found, _NOT_LABEL]
+    return found if _label(text) else [*found, "must not contain dots" if _subdomain(text) else _NOT_LABEL]
 
 
 def dns_1035_label(text: str) -> list[str]:
@@ -81,8 +82,8 @@ def dns_1035_label(text: str) -> list[str]:
 
 
 @lru_cache(_REMEMBERED)
-def _subdomain_faults(text: str) -> tuple[str, ...]:
-    found = (too_long(SUBDOMAIN_MAX),) if len(text) > SUBDOMAIN_MAX else ()
+def _subdomain_faults(text: str, unit: str = "characters") -> tuple[str, ...]:
+    found = (too_long(SUBDOMAIN_MAX, unit),) if len(text) > SUBDOMAIN_MAX else ()
     return found if _subdomain(text) else (*found, _NOT_SUBDOMAIN)
 
 
@@ -102,16 +103,16 @@ def path_segment(text: str) -> list[str]:
 def _qualified_faults(text: str) -> tuple[str, ...]:
     prefix, slash, rest = text.partition("/")
     if "/" in rest:
-        return (f"a qualified name {_NOT_QUALIFIED} with an optional DNS subdomain prefix and '/' "
+        return (f"a valid label key {_NOT_QUALIFIED} with an optional DNS subdomain prefix and '/' "
                 "(e.g. 'example.com/MyName')",)
     found: list[str] = []
     if slash:
-        found += [f"prefix part {m}" for m in ([_EMPTY] if not prefix else dns_subdomain(prefix))]
+        found += [f"prefix part {m}" for m in ((_EMPTY,) if not prefix else _subdomain_faults(prefix, "bytes"))]
     last = rest if slash else prefix
     if not last:
         found.append(f"name part {_EMPTY}")
     elif len(last) > LABEL_MAX:
-        found.append(f"name part {too_long(LABEL_MAX)}")
+        found.append(f"name part {too_long(LABEL_MAX, 'bytes')}")
     if not _qualified(last):
         found.append(f"name part {_NOT_QUALIFIED}")
     return tuple(found)
@@ -133,7 +134,7 @@ def annotation_key(text: str) -> list[str]:
 
 @lru_cache(_REMEMBERED)
 def _value_faults(text: str) -> tuple[str, ...]:
-    found = (too_long(LABEL_MAX),) if len(text) > LABEL_MAX else ()
+    found = (too_long(LABEL_MAX, "bytes"),) if len(text) > LABEL_MAX else ()
     return found if not text or _qualified(text) else (*found, _NOT_VALUE)
 
 

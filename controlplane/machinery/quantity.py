@@ -38,12 +38,12 @@ class Quantity:
     form: str = field(default=DECIMAL, compare=False)
 
     def value(self) -> int:
-        """Whole units, rounded up: bytes of memory."""
-        return -(-self.nano // _NANO)
+        """Whole units, rounded away from zero: bytes of memory."""
+        return _away(self.nano, _NANO)
 
     def milli(self) -> int:
-        """Thousandths, rounded up: cpu."""
-        return -(-self.nano // 10**6)
+        """Thousandths, rounded away from zero: cpu."""
+        return _away(self.nano, 10**6)
 
     def __add__(self, other: Quantity) -> Quantity:
         return Quantity(self.nano + other.nano, self.form if self.nano else other.form)
@@ -68,6 +68,11 @@ class Quantity:
         if self.form == EXPONENT:
             return f"{number}e{power}" if power else str(number)
         return f"{number}{_TEN_NAMES[power]}"
+
+
+def _away(number: int, by: int) -> int:
+    """`number` divided, rounded away from zero as upstream rounds."""
+    return -(-number // by) if number > 0 else number // by
 
 
 def parse(text: str | int | float) -> Quantity:

@@ -28,6 +28,9 @@ def test_wording_is_upstreams():
         "with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is "
         "'[a-z0-9]([-a-z0-9]*[a-z0-9])?')"]
     assert names.label_key("a/" + "b" * 64) == ["name part must be no more than 63 bytes"]
+    assert names.dns_label("a.b") == ["must not contain dots"]
+    assert names.dns_label("a" * 64) == ["must be no more than 63 characters"]
+    assert names.label_key("a" * 254 + "/b") == ["prefix part must be no more than 253 bytes"]
 
 
 def test_a_generated_name_stays_a_label():
