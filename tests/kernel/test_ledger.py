@@ -16,7 +16,7 @@ from netsetup.ledger import Ledger
 from .conftest import Namespace
 
 pytestmark = pytest.mark.kernel
-STATE = ("ip -o link; ip -o addr; ip route; cat /proc/sys/net/ipv4/ip_forward;"
+STATE = ("ip -o link; ip -4 -o addr; ip route; cat /proc/sys/net/ipv4/ip_forward;"
          " iptables-nft-save | grep -e '^-A'; iptables-legacy-save | grep -e '^-A'; true")
 
 
