@@ -136,7 +136,8 @@ def test_sidecars_start_before_and_end_after_the_rest(host: Host, tmp_path: Path
         probe = {"exec": {"command": ["test", "-e", "/tmp/up"]}, "periodSeconds": 1, "timeoutSeconds": 5}
         side = {"image": "busybox:1", "restartPolicy": "Always", "startupProbe": probe, **mount}
         async with rig.kubelet():
-            await rig.create("mesh", sh(says("main"), **mount), terminationGracePeriodSeconds=10, initContainers=[
+            await rig.create("mesh", sh(says("main"), readinessProbe=probe, **mount), terminationGracePeriodSeconds=10,
+                             initContainers=[
                 {"name": "one", **side, **sh(says("one"))},
                 {"name": "plain", "image": "busybox:1", **mount, **sh("echo plain >> /h/log")},
                 {"name": "two", **side, **sh(says("two"))}],
