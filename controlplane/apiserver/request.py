@@ -116,6 +116,16 @@ def target(path: str) -> Target:
                   parts[2] if len(parts) > 2 else "", "/".join(parts[3:]), watch)
 
 
+def origin_form(request_target: str) -> str:
+    """A request target without the scheme and host of the absolute form, which every server must take (RFC 9112,
+    3.2.2). The host counts for nothing: who is asked is who was connected to. Pure."""
+    scheme, sign, rest = request_target.partition("://")
+    if not sign or scheme.lower() not in ("http", "https"):
+        return request_target
+    begin = next((place for place, letter in enumerate(rest) if letter in "/?"), len(rest))
+    return rest[begin:] if rest[begin:begin + 1] == "/" else "/" + rest[begin:]
+
+
 def verb_of(method: str, named: bool, watch: bool) -> str:
     """The API verb of an HTTP method, "" for a method no resource answers."""
     if method == "GET":
@@ -251,6 +261,8 @@ class Request:
 def build(method: str, raw_path: str, headers: Mapping[str, str], registry: Registry,
           raw: web.BaseRequest | None = None, connection: dict[str, Any] | None = None) -> Request:
     """The Request of a request line. `raw_path` is as on the wire, with its query."""
+    if raw_path[:4].lower() == "http":
+        raw_path = origin_form(raw_path)
     path, _, query = raw_path.partition("?")
     if "%" in path:
         path = unquote(path)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from controlplane.machinery import fieldsets
-from controlplane.machinery.errors import ApiError, Cause, Conflict
+from controlplane.machinery.errors import BadRequest, Cause, Conflict
 from controlplane.machinery.fieldsets import LEAF, Node, Tree, Unmergeable, atomic, resolved
 from controlplane.machinery.objects import deep_copy
 
@@ -113,7 +113,8 @@ def apply(live: Object | None, patch: Object, manager: str, force: bool, definit
     """The object after `manager` applied `patch` to `live` (None: it does not exist), with its managedFields.
 
     `definition` is a schema's name or node ("" = without a schema), `now` an RFC 3339 time. Raises Conflict (409) when
-    others own differing fields and `force` is not set, and ApiError 500 with upstream's text for a misfit."""
+    others own differing fields and `force` is not set, and BadRequest with upstream's text for a misfit
+    (which upstream answers with a 500, though the fault is the client's)."""
     node = _node(definition)
     config = deep_copy(patch)
     config.setdefault("metadata", {}).pop("managedFields", None)
@@ -129,8 +130,8 @@ def apply(live: Object | None, patch: Object, manager: str, force: bool, definit
     except Unmergeable as error:
         metadata = patch.get("metadata") or {}
         name = "/".join(filter(None, (metadata.get("namespace"), metadata.get("name"))))
-        raise ApiError(f"failed to create typed patch object ({name}; {patch.get('apiVersion')}, "
-                       f"Kind={patch.get('kind')}): {error}", code=500, reason="") from None
+        raise BadRequest(f"failed to create typed patch object ({name}; {patch.get('apiVersion')}, "
+                         f"Kind={patch.get('kind')}): {error}") from None
 
 
 def _applied(live: Object | None, config: Object, wanted: Tree, me: Owner, force: bool, node: Node, now: str) -> Object:

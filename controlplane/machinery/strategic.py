@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.machinery.errors import ApiError, BadRequest
+from controlplane.machinery.errors import BadRequest
 from controlplane.machinery.objects import deep_copy
 from controlplane.machinery.patch import equal
 
@@ -26,7 +26,7 @@ REMOVE = "$deleteFromPrimitiveList/"
 
 
 def merge(doc: Node, patch: Any, definition: Node) -> Node:
-    """`doc` with `patch` applied. `definition` is the kind's schema node. Raises ApiError with upstream's text."""
+    """`doc` with `patch` applied. `definition` is the kind's schema node. Raises BadRequest with upstream's text."""
     if not isinstance(patch, dict):
         raise BadRequest("error decoding patch: json: cannot unmarshal value into Go value of type "
                          "map[string]interface {}")
@@ -61,9 +61,9 @@ def _merge_key(field: Node) -> str:
 
 # --- errors --------------------------------------------------------------------------------------------------------
 
-def _failed(message: str) -> ApiError:
-    """Upstream answers a patch it cannot merge with a bare 500."""
-    return ApiError(message, code=500, reason="")
+def _failed(message: str) -> BadRequest:
+    """Upstream answers a patch it cannot merge with a bare 500; but the fault is the client's, who must not retry."""
+    return BadRequest(message)
 
 
 def _shown(value: Any) -> str:
@@ -77,7 +77,7 @@ def _shown(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _keyless(item: Any, key: str) -> ApiError:
+def _keyless(item: Any, key: str) -> BadRequest:
     return _failed(f"map: {_shown(item)} does not contain declared merge key: {key}")
 
 

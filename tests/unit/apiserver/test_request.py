@@ -22,6 +22,15 @@ def test_the_url_grammar():
     assert seen("HEAD", "/api/v1/pods") == ("", "pods", "", "", "")
 
 
+def test_the_absolute_form_of_a_request_target_names_the_same_thing():
+    assert seen("GET", "https://any.host:6443/api/v1/namespaces/a/pods/b?x=/") == ("get", "pods", "a", "b", "")
+    assert seen("GET", "HTTP://any.host/api/v1/pods?watch=1") == ("watch", "pods", "", "", "")
+    assert [build("GET", f"https://h{rest}", {}, BUILTIN).path for rest in ("", "?a=/b", "/", "/version")] == [
+        "/", "/", "/", "/version"]
+    assert build("GET", "/proxy/http://else/where", {}, BUILTIN).path == "/proxy/http://else/where"
+    assert build("OPTIONS", "*", {}, BUILTIN).path == "*"
+
+
 def test_a_proxied_path_keeps_its_rest():
     where = target("/api/v1/namespaces/a/services/https:web:443/proxy/x/y")
     assert (where.name, where.subresource, where.rest) == ("https:web:443", "proxy", "x/y")

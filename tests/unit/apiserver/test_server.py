@@ -64,6 +64,17 @@ def test_a_stop_finishes_what_runs_and_accepts_nothing_more(monkeypatch):
     asyncio.run(main())
 
 
+def test_the_absolute_form_is_answered_on_the_wire():
+    async def play():
+        async with serving() as api:
+            answer, ask = await asyncio.open_connection("127.0.0.1", api.server.port)
+            ask.write(LIVEZ.replace(b" /", b" https://127.0.0.1:6443/"))
+            async with asyncio.timeout(DEADLINE):
+                assert (await answer.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            ask.close()
+    asyncio.run(play())
+
+
 @pytest.mark.parametrize("begun", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: x\r\nX: y"])
 def test_a_connection_without_a_request_ends(monkeypatch, begun):
     monkeypatch.setattr(protocol, "FIRST_SECONDS", 0.1)

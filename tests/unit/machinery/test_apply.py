@@ -132,12 +132,12 @@ def test_doubles_in_a_live_list_stay_unless_they_are_applied():
      '.spec.template.spec.containers: duplicate entries for key [name="c"]'),
     (deployment([{"image": "i"}]), 'omits key field "name"'),
 ])
-def test_a_misfit_is_upstreams_500(patch, text):
+def test_a_misfit_is_the_clients_fault_in_upstreams_words(patch, text):
     with pytest.raises(ApiError) as error:
         do(None, patch, definition=DEPLOYMENT)
     assert error.value.message.startswith(
         "failed to create typed patch object (d/w; apps/v1, Kind=Deployment): ") and text in error.value.message
-    assert error.value.http_code == 500
+    assert error.value.http_code == 400
 
 
 def test_the_first_apply_over_an_unmanaged_object_meets_its_former_owners():

@@ -86,11 +86,11 @@ def test_what_carries_a_directive_adds_nothing_where_nothing_was():
     assert spec({"containers": []}, {"containers": [added]}) == {"containers": [{"name": "c", "ports": []}]}
 
 
-def test_an_item_without_its_key_is_upstreams_500():
+def test_an_item_without_its_key_is_the_clients_fault():
     with pytest.raises(ApiError) as error:
         spec({"containers": [{"name": "a"}]}, {"containers": [{"image": "nokey"}]})
     assert error.value.message == "map: map[image:nokey] does not contain declared merge key: name"
-    assert error.value.http_code == 500
+    assert error.value.http_code == 400
 
 
 def test_primitive_lists_are_sets():
