@@ -19,6 +19,8 @@ from pathlib import Path
 
 from agent.image import demo, pause
 from agent.kubelet import containerd
+from agent.kubelet.runtime import Runtime
+from agent.kubelet.volumes.mounts import Mounts
 from controlplane.client import rest
 from controlplane.machinery import objects, resources
 from controlplane.machinery.errors import Finding, NotFound
@@ -80,6 +82,7 @@ def _failure(log: Path) -> Finding:
 async def node(binary: str, paths: Paths, client: rest.Client) -> AsyncIterator[str]:
     """The name of a ready node that `binary` serves. Raises Finding."""
     folder = paths.run / "bench-upstream"
+    Mounts().unmount_below(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     own, log = Paths(folder), folder / "log"
@@ -100,10 +103,27 @@ async def node(binary: str, paths: Paths, client: rest.Client) -> AsyncIterator[
     finally:
         with contextlib.suppress(NotFound):
             await client.delete(NODES, NAME)
-        for process in reversed(processes):
-            process.send_signal(signal.SIGTERM)
-            process.wait(READY_SECONDS)
-        shutil.rmtree(folder, ignore_errors=True)
+        for process in processes[1:]:
+            _end(process)
+        if processes:
+            await _sweep(own)
+            _end(processes[0])
+        Mounts().unmount_below(folder)
+        shutil.rmtree(folder)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    process.wait(READY_SECONDS)
+
+
+async def _sweep(own: Paths) -> None:
+    """Remove the pods that the kubelet has not yet."""
+    async with Connection(own.containerd_socket) as connection:
+        runtime = Runtime(connection)
+        for pod in (await runtime.observe()).values():
+            for sandbox in pod.sandboxes:
+                await runtime.remove_sandbox(sandbox.id)
 
 
 async def _ready(client: rest.Client, process: subprocess.Popen[bytes], log: Path) -> None:
