@@ -10,7 +10,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from controlplane.machinery.paths import Paths
 
 
 def register(subparsers: Any) -> None:
@@ -41,6 +44,13 @@ def run(args: argparse.Namespace) -> int:
     if args.part == "build":
         return _build(args)
     return asyncio.run(_import(args.file) if args.part == "import" else _list())
+
+
+def _socket(paths: Paths) -> Path:
+    """Where this node's runtime answers: another than our own where the node was installed so."""
+    from controlplane.cli import settings
+    kept = settings.load(paths.etc / "node.json")
+    return Path(kept.runtime) if kept is not None and kept.runtime else paths.containerd_socket
 
 
 def _build(args: argparse.Namespace) -> int:
@@ -88,7 +98,7 @@ async def _hand_over(image: Any) -> int:
     from controlplane.machinery.paths import Paths
     from cri_proto.client import Connection
 
-    async with Connection(Paths.from_environment().containerd_socket) as connection:
+    async with Connection(_socket(Paths.from_environment())) as connection:
         for name in await import_image(connection, image):
             say(f"{name} {image.manifest.digest}")
     return 0
@@ -100,7 +110,7 @@ async def _import(files: list[Path]) -> int:
     from controlplane.machinery.paths import Paths
     from cri_proto.client import Connection
 
-    async with Connection(Paths.from_environment().containerd_socket) as connection:
+    async with Connection(_socket(Paths.from_environment())) as connection:
         for file in files:
             for name in await import_archive(connection, file):
                 say(name)
@@ -115,7 +125,7 @@ async def _list() -> int:
     from controlplane.machinery.paths import Paths
     from cri_proto.client import Connection
 
-    async with Connection(Paths.from_environment().containerd_socket) as connection:
+    async with Connection(_socket(Paths.from_environment())) as connection:
         try:
             found = await Images(connection).list()
         except ImageError as error:

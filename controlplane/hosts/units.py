@@ -52,6 +52,9 @@ SystemCallFilter=~@privileged @resources @obsolete
 SystemCallErrorNumber=EPERM
 UMask=0077
 """
+# The backup's own exceptions: the store is another user's, and it is root that keeps the snapshots.
+_SNAPSHOT = _HARDENED.replace("CapabilityBoundingSet=\n", "CapabilityBoundingSet=CAP_DAC_OVERRIDE\n").replace(
+    "PrivateUsers=yes\n", "") + "PrivateNetwork=yes\n"
 # For what makes mounts, links and control groups for pods: nothing here may give it mounts of its own.
 _ROOT = """\
 LockPersonality=yes
@@ -68,7 +71,8 @@ def render(layout: Layout, settings: Settings, components: Sequence[Component]) 
     made["pelamis-prepare.timer"] = _timer("renew certificates in time", "OnCalendar=daily")
     if "apiserver" in names:
         made[SNAPSHOT] = _oneshot(layout, "back up the store", "snapshot save --scheduled",
-                                  f"After={unit('apiserver')}")
+                                  f"After={unit('apiserver')}",
+                                  conduct=f"ReadWritePaths={layout.paths.lib}\n{_SNAPSHOT}")
         made["pelamis-snapshot.timer"] = _timer("back up the store", "OnCalendar=*-*-* 00/6:00:00")
     made[TARGET] = _target([unit(name) for name in names])
     return made
@@ -144,12 +148,12 @@ def _conduct(layout: Layout, name: str) -> str:
     return f"OOMScoreAdjust=-998\nCPUWeight=200\nTasksMax=512\nLimitNOFILE=65536\n{writable}" + _HARDENED
 
 
-def _oneshot(layout: Layout, title: str, command: str, *more: str) -> str:
+def _oneshot(layout: Layout, title: str, command: str, *more: str, conduct: str = _ROOT) -> str:
     after = "\n".join(more or ("After=local-fs.target network-online.target\nWants=network-online.target",))
     return (f"# Written by Pelamis.\n[Unit]\nDescription=Pelamis: {title}\n{after}\n\n[Service]\nType=oneshot\n"
             f'Environment="PYTHONPATH={layout.folder}"\nEnvironment="PELAMIS_ROOT={layout.paths.root}"\n'
             f"ExecStart={layout.python} -m controlplane.cli {command}\n"
-            f"TimeoutStartSec={START_SECONDS}\n{_ROOT}")
+            f"TimeoutStartSec={START_SECONDS}\n{conduct}")
 
 
 def _timer(title: str, when: str) -> str:

@@ -51,12 +51,6 @@ HOST = [  # what is done to a host without a cluster, how it is undone, the fact
      "cgroup controllers memory are not enabled", "cgroup_enable=memory"),
     ("printf 'F T S U P\\n/swapfile file 1 0 -2\\n' > /root/swaps; mount --bind /root/swaps /proc/swaps",
      "umount /proc/swaps", "swap is on: /swapfile", "swapoff"),
-    ("mkdir -p /lib/modules/$(uname -r); touch /lib/modules/$(uname -r)/modules.builtin; mkdir /root/none; "
-     "mount --bind /root/none /sys/module; mount --bind /root/none /proc/sys/net/netfilter; "
-     "touch /root/empty; for f in /proc/modules /proc/filesystems; do [ ! -e $f ] || mount --bind /root/empty $f; done",
-     "for f in /proc/modules /proc/filesystems; do [ ! -e $f ] || umount $f; done; "
-     "umount /proc/sys/net/netfilter /sys/module; rm -r /root/none /root/empty /lib/modules",
-     "the kernel module nf_conntrack is not there", "modprobe nf_conntrack"),
     ("mkdir /var/log/pelamis; mount -t tmpfs -o size=1m,nr_inodes=40 none /var/log/pelamis; "
      "head -c 1000000 /dev/zero > /var/log/pelamis/big", "umount /var/log/pelamis; rmdir /var/log/pelamis",
      "MiB of 1 MiB are free for /var/log/pelamis", "du -xh"),
