@@ -27,7 +27,7 @@ from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import publish
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import JSON, Answer, Response, json_response
-from controlplane.machinery.errors import MethodNotAllowed, NotAcceptable
+from controlplane.machinery.errors import MethodNotAllowed, NotAcceptable, ServiceUnavailable
 from controlplane.machinery.resources import Registry, Resource
 
 PROTOBUF = "application/com.github.proto-openapi.spec.{}.v1.0+protobuf"
@@ -223,6 +223,8 @@ class OpenAPI:
             return self._root(request, versions)
         name = path.removeprefix("/openapi/v3/")
         if (remote := self._remotes.at("/" + name) if self._remotes else None) is not None:
+            if remote.translated:
+                return await self._translated(request, remote.path)
             answer: Answer = await self._context.aggregator.pass_on(request, remote)
             return answer
         resources = versions.get(name)
@@ -247,6 +249,18 @@ class OpenAPI:
         if request.headers.get("If-None-Match") == tag:
             return Response(304, b"", "", [("ETag", tag)])
         return json_response({"paths": found}, 200, [("ETag", tag), ("Vary", "Accept")])
+
+    async def _translated(self, request: Request, root: str) -> Response | None:
+        """The v3 document of a server that only has one of v2."""
+        body = dict(await self._context.aggregator.swaggers()).get(root)
+        if body is None:
+            return None
+        tag = hashlib.sha256(body).hexdigest().upper()
+        try:
+            return await self._answer(request, f"{root} {tag}", _form(request, "v3"),
+                                      lambda: documents.upgraded(root, orjson.loads(body)), [])
+        except (AttributeError, TypeError, ValueError):
+            raise ServiceUnavailable(f"the OpenAPI v2 document of {root} cannot be read") from None
 
     async def _v2(self, request: Request) -> Response:
         resources = list(self._context.registry)

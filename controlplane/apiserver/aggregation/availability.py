@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -143,7 +144,7 @@ class Checks:
         if not 200 <= answer.status < 300:
             return Verdict(False, "FailedDiscoveryCheck",
                            f"failing or missing response from {url}: bad status from {url}: {answer.status}")
-        self._remotes.learn(remote, resources_of(body), remote.v3)
+        self._remotes.learn(remote, resources_of(body), remote.v3, remote.translated)
         return PASSED
 
     async def _learn_openapi(self, remote: Remote) -> None:
@@ -155,7 +156,20 @@ class Checks:
             v3 = str(paths.get(remote.path[1:], {}).get("serverRelativeURL", ""))
         except (ApiError, TimeoutError, AttributeError, ValueError):
             v3 = ""
-        self._remotes.learn(remote, remote.resources, v3 if v3.startswith("/openapi/v3/") else "")
+        if v3.startswith("/openapi/v3/"):
+            self._remotes.learn(remote, remote.resources, v3, translated=False)
+            return
+        tag = await self._v2_tag(remote)
+        self._remotes.learn(remote, remote.resources, f"/openapi/v3{remote.path}?hash={tag}" if tag else "", bool(tag))
+
+    async def _v2_tag(self, remote: Remote) -> str:
+        """What names the v2 document of a server that has no other, "" when it has none at all."""
+        try:
+            answer, body = await self._proxy.ask(remote, "/openapi/v2", USER, ANSWER_SECONDS,
+                                                 {"Accept": "application/json"})
+        except (ApiError, TimeoutError):
+            return ""
+        return hashlib.sha256(body).hexdigest().upper() if answer.status == 200 else ""
 
     async def tell(self, name: str, verdict: Verdict) -> None:
         """Write the condition when it says something else."""

@@ -28,13 +28,15 @@ GroupVersion = tuple[str, str]
 @dataclass(eq=False)
 class Remote:
     """Another server of one group-version. `resources` is what its discovery listed, None before it was asked; `v3` the
-    URL of its OpenAPI document, "" when it has none. `look` asks for its availability to be judged anew."""
+    URL of its OpenAPI document, "" when it has none; `translated` says that it is made from its v2 document. `look`
+    asks for its availability to be judged anew."""
 
     name: str
     spec: Object
     available: bool = False
     resources: list[Object] | None = None
     v3: str = ""
+    translated: bool = False
     look: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -91,10 +93,10 @@ class Remotes:
         parts = path.split("/", 4)
         return self._known.get((parts[2], parts[3])) if len(parts) > 3 else None
 
-    def learn(self, remote: Remote, resources: list[Object] | None, v3: str) -> None:
+    def learn(self, remote: Remote, resources: list[Object] | None, v3: str, translated: bool) -> None:
         """What a server now says about itself."""
-        if (resources, v3) != (remote.resources, remote.v3):
-            remote.resources, remote.v3 = resources, v3
+        if (resources, v3, translated) != (remote.resources, remote.v3, remote.translated):
+            remote.resources, remote.v3, remote.translated = resources, v3, translated
             self.changes += 1
 
     # --- kept by the cache -----------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import ssl
 import orjson
 from aiohttp import web
 
+from controlplane.apiserver.aggregation import documents
 from controlplane.apiserver.aggregation.availability import resources_of
 from controlplane.machinery import apiservices
 from controlplane.pki.authority import Authority
@@ -25,7 +26,7 @@ class Extension:
     """A small API server; `asked` keeps every request's path and headers."""
 
     def __init__(self):
-        self.asked, self.more, self.port = [], asyncio.Event(), 0
+        self.asked, self.more, self.port, self.v3 = [], asyncio.Event(), 0, True
 
     async def handle(self, raw):
         self.asked.append((raw.path, raw.headers.copy()))
@@ -34,6 +35,8 @@ class Extension:
         if raw.path == ROOT:
             return web.json_response({"kind": "APIResourceList", "groupVersion": f"{GROUP}/v1alpha1",
                                       "resources": RESOURCES})
+        if raw.path.startswith("/openapi/v3") and not self.v3:
+            return web.Response(status=404)
         if raw.path == "/openapi/v3":
             return web.json_response({"paths": {ROOT[1:]: {"serverRelativeURL": f"/openapi/v3{ROOT}?hash=AB"}}})
         if raw.path == f"/openapi/v3{ROOT}":
@@ -164,6 +167,15 @@ async def proxied(api, server):
         assert server.asked[-1][1].getall("X-Remote-User") == ["kubernetes-admin"]
 
 
+async def document_url(api):
+    """Where the v3 document of the other server's kinds is, once that is known."""
+    async with asyncio.timeout(DEADLINE):
+        while True:  # learned right after the condition was written
+            _, root = await api.call("GET", "/openapi/v3")
+            if ROOT[1:] in root["paths"]:
+                return root["paths"][ROOT[1:]]["serverRelativeURL"]
+
+
 async def documented(api, server):
     """The other server's kinds stand in discovery, by its priority, and in OpenAPI."""
     _, groups = await api.call("GET", "/apis")
@@ -179,12 +191,7 @@ async def documented(api, server):
         "responseKind": {"group": "", "version": "", "kind": "Flunder"}, "verbs": ["get", "list", "watch", "create"],
         "subresources": [{"subresource": "status", "verbs": ["get"],
                           "responseKind": {"group": "", "version": "", "kind": "Flunder"}}]}]
-    url = ""
-    async with asyncio.timeout(DEADLINE):
-        while not url:  # learned right after the condition was written
-            _, root = await api.call("GET", "/openapi/v3")
-            url = root["paths"].get(ROOT[1:], {}).get("serverRelativeURL", "")
-    assert (await api.call("GET", url))[1]["paths"] == {ROOT + "/flunders": {}}
+    assert (await api.call("GET", await document_url(api)))[1]["paths"] == {ROOT + "/flunders": {}}
     _, swagger = await api.call("GET", "/openapi/v2")
     assert ROOT + "/flunders" in swagger["paths"] and "/apis/apps/v1/" not in swagger["paths"]
     assert "com.example.wardle.v1alpha1.Flunder" in swagger["definitions"]
@@ -263,3 +270,34 @@ def test_what_a_server_lists_wrongly_is_left_out():
         assert resources_of(orjson.dumps({"resources": [right, wrong]})) == [right], wrong
     for answer in (b"no", b"[]", b"{}", b'{"resources": 1}'):
         assert resources_of(answer) is None
+
+
+def test_a_server_with_a_v2_document_only_has_one_of_v3_too(tmp_path):
+    async def main():
+        async with serving(**with_proxy(tmp_path)) as api, extension(
+                tmp_path, api.server.options.requestheader_client_ca_file) as server:
+            server.v3 = False
+            await api.made(SERVICES, api_service(server.bundle))
+            await backed(api, server.port)
+            await condition(api, f"v1alpha1.{GROUP}", "Passed")
+            status, made = await api.call("GET", await document_url(api))
+            assert (status, made["openapi"], list(made["paths"])) == (200, "3.0.0", [ROOT + "/flunders"])
+            assert made["components"]["schemas"] == {"com.example.wardle.v1alpha1.Flunder": {"type": "object"}}
+    asyncio.run(main())
+
+
+def test_a_v2_document_is_told_in_the_form_of_v3():
+    ref = {"$ref": "#/definitions/Flunder"}
+    made = documents.upgraded(ROOT, {
+        "swagger": "2.0", "info": {"title": "t"}, "definitions": {"Flunder": {"properties": {"a": ref}}},
+        "paths": {"/apis/apps/v1/": {}, ROOT + "/flunders": {
+            "parameters": [{"name": "limit", "in": "query", "type": "integer"}],
+            "post": {"consumes": ["a/b"], "produces": ["c/d"], "parameters": [
+                {"name": "body", "in": "body", "required": True, "schema": ref}],
+                "responses": {"200": {"description": "OK", "schema": ref}, "401": {"description": "no"}}}}}})
+    there = {"schema": {"$ref": "#/components/schemas/Flunder"}}
+    assert made["components"] == {"schemas": {"Flunder": {"properties": {"a": there["schema"]}}}}
+    assert made["paths"] == {ROOT + "/flunders": {
+        "parameters": [{"name": "limit", "in": "query", "schema": {"type": "integer"}}],
+        "post": {"parameters": [], "requestBody": {"required": True, "content": {"a/b": there}}, "responses": {
+            "200": {"description": "OK", "content": {"c/d": there}}, "401": {"description": "no"}}}}}
