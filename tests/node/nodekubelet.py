@@ -15,7 +15,7 @@ from agent.kubelet.context import Context
 from agent.kubelet.credentials import Credentials
 from agent.kubelet.images import Images
 from agent.kubelet.kubelet import Kubelet
-from agent.kubelet.runtime import Runtime
+from agent.kubelet.runtime import Runtime, Unreachable
 from agent.kubelet.specs import Node
 from agent.kubelet.volumes.imagevolumes import ImageVolumes
 from agent.kubelet.volumes.manager import Volumes
@@ -41,11 +41,20 @@ class Rig:
         self.manifests: Path | None = None
         self.credentials: Credentials | None = None
 
+    async def _user_namespaces(self) -> frozenset[str]:
+        """As the agent does, ask until the runtime answers: it may have been killed a moment ago."""
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    return (await self.runtime.features()).user_namespaces
+                except Unreachable:
+                    await asyncio.sleep(0.05)
+
     @asynccontextmanager
     async def kubelet(self):
         api: Any = self.api
         node = Node("n1", ("10.0.0.1",), self.host.paths.kubelet, self.host.paths.pod_logs, memory=1 << 30, cpu=2000,
-                    user_namespaces=(await self.runtime.features()).user_namespaces)
+                    user_namespaces=await self._user_namespaces())
         pods, services = Informer(api, PODS), Informer(api, named("services"))
         recorder = Recorder(api, "kubelet", "n1")
         kubelet: Kubelet
