@@ -1,4 +1,4 @@
-"""A containerd that a person runs, as Debian's service with a configuration of its own: looked at, used, never changed.
+"""A containerd that a person runs, as Debian's service with a configuration of its own: looked at, never changed.
 
 CRI-O is no package of Debian 12; what it tells of itself is judged by the same function (tests/unit/hosts)."""
 
@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.image import demo
-from controlplane.machinery.paths import Paths
 from tests.client.cluster import eventually
-from tests.host.conftest import Lab, Stranger
+from tests.host.conftest import Stranger
 
 pytestmark = pytest.mark.host
 ENDPOINT = "/run/containerd/containerd.sock"
@@ -71,23 +69,3 @@ def test_a_configuration_that_does_not_fit(host: Stranger, change: tuple[str, st
 def test_a_socket_where_nobody_listens(host: Stranger) -> None:
     said = host.refused("server", "--container-runtime-endpoint", "unix:///run/crio/crio.sock")
     assert "no container runtime answers at /run/crio/crio.sock" in said and "--container-runtime-endpoint" in said
-
-
-def test_a_node_on_it(lab: Lab, host: Stranger, tmp_path: Path) -> None:
-    file = configure(host, FINE)
-    command = lab.server.pelamis("token", "create").stdout.split()[1:]
-    host.pelamis(*command, "--container-runtime-endpoint", ENDPOINT)
-    assert host.run("systemctl", "list-unit-files", "pelamis-containerd.service", check=False).stdout.count(
-        "pelamis-containerd") == 0, "none of our own"
-    (host.root / "root/demo.tar").write_bytes(demo.built(demo.DEMO, Paths(tmp_path)).read_bytes())
-    host.pelamis("image", "import", "/root/demo.tar")
-    lab.kubectl("run", "guest", f"--image={demo.DEMO}", "--overrides",
-                '{"spec": {"nodeName": "host4", "terminationGracePeriodSeconds": 1}}')
-    lab.kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=60s")
-    assert demo.DEMO in host.run("ctr", "-n", "k8s.io", "containers", "ls").stdout
-    assert lab.kubectl("exec", "guest", "--", "/bin/busybox", "echo", "here") == "here\n"
-    lab.kubectl("delete", "pod", "guest")
-    done = host.pelamis("reset")
-    assert "This host is as it was." in done.stdout, done.stdout
-    assert file.read_text() == FINE and "active" in host.run("systemctl", "is-active", "containerd").stdout
-    lab.forget(host)
