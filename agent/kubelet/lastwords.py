@@ -1,6 +1,7 @@
 """Termination messages: what a container wrote before it ended, or the tail of its log when it failed silently.
 
-Owns a small cache, since an ended container's words no longer change. Reads files of the host only. Called by `worker`.
+Owns a small cache, since an ended container's words no longer change; an empty log is looked at again, for the runtime
+may still be writing its last lines when it tells of the end. Reads files of the host only. Called by `worker`.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ class LastWords:
             if container.state != "exited":
                 continue
             alive.add(container.id)
-            if container.id not in self._known:
+            if container.id not in self._known or self._awaited(pod, container):
                 self._known[container.id] = self._read(pod, container)
         self._known = {k: v for k, v in self._known.items() if k in alive}
         return self._known
 
+    def _awaited(self, pod: dict[str, Any], container: ObservedContainer) -> bool:
+        """Whether its log may have more to say than was read."""
+        return not self._known[container.id] and _falls_back(pod, container)
+
     def _read(self, pod: dict[str, Any], container: ObservedContainer) -> str:
-        spec = named(pod, container.name) or {}
         path = self._node.termination_file(pod["metadata"]["uid"], container.name, container.attempt)
         text = ""
         try:
@@ -43,9 +47,12 @@ class LastWords:
                 text = file.read(FILE_LIMIT).decode(errors="replace")
         except OSError:
             pass
-        if not text and container.exit_code and spec.get("terminationMessagePolicy") == "FallbackToLogsOnError":
-            text = tail(container.log_path)
-        return text
+        return text or (tail(container.log_path) if _falls_back(pod, container) else "")
+
+
+def _falls_back(pod: dict[str, Any], container: ObservedContainer) -> bool:
+    spec = named(pod, container.name) or {}
+    return bool(container.exit_code) and spec.get("terminationMessagePolicy") == "FallbackToLogsOnError"
 
 
 def tail(path: str) -> str:

@@ -29,8 +29,8 @@ CALL_SECONDS = 120.0  # upstream's runtimeRequestTimeout: a busy disk may take a
 SANDBOX_SECONDS = 240.0  # a sandbox also waits for the network plugin
 NAME_ATTEMPTS = 8  # how often a name still held by an interrupted attempt is waited for
 NAME_PAUSE = 0.25  # the runtime lets go of such a name within a few hundred milliseconds
-END_ATTEMPTS = 8  # how often a stop or removal is asked for whose shim died under it
-END_PAUSE = 0.25  # the runtime notices a dead shim, and ends what it held, within a few hundred milliseconds
+END_ATTEMPTS = 40  # how often a stop or removal is asked for whose shim died under it: ten seconds on a busy host
+END_PAUSE = 0.25  # the runtime notices a dead shim, and ends what it held, within a few hundred milliseconds if it can
 
 _UNENDED = re.compile(r"cannot delete running task ([0-9a-f]{12,64})")
 _SHIMLESS = re.compile(r"ttrpc: closed|container is still running, to stop first")
