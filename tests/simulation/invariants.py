@@ -93,7 +93,9 @@ class Invariants:
             healthy = sum(ready(one) for one in self.all("pods") if selector.matches(objects.labels(one))
                           and objects.namespace(one) == objects.namespace(pod))
             least = objects.get(budget, "spec.minAvailable", None)
-            if isinstance(least, int) and healthy < least:
+            if not isinstance(least, int):  # of a share, or what may be lacking: as last told of the workload's size
+                least = objects.get(budget, "status.desiredHealthy", 0)
+            if healthy < least:
                 self.tell(f"the eviction of {objects.name(pod)} left {healthy} healthy pods, "
                            f"budget {objects.name(budget)} keeps {least}")
 

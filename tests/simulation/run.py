@@ -35,12 +35,14 @@ def labelled(kind: str, name: str, replicas: int | None, cpu: str = "100m", **sp
 
 def default_documents() -> list[Obj]:
     """A bit of everything: workloads whose rules differ, and budgets."""
-    budget = {"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
-              "metadata": {"name": "web", "namespace": "default"},
-              "spec": {"minAvailable": 2, "selector": {"matchLabels": {"app": "web"}}}}
+    budgets = [{"apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+                "metadata": {"name": name, "namespace": "default"},
+                "spec": {**kept, "selector": {"matchLabels": {"app": name}}}}
+               for name, kept in (("web", {"minAvailable": 2}), ("api", {"maxUnavailable": "25%"}),
+                                  ("db", {"minAvailable": "60%"}))]
     surge = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
     return [labelled("Deployment", "web", 6, strategy=surge), labelled("Deployment", "api", 4),
-            labelled("StatefulSet", "db", 3, serviceName="db"), labelled("DaemonSet", "agent", None), budget]
+            labelled("StatefulSet", "db", 3, serviceName="db"), labelled("DaemonSet", "agent", None), *budgets]
 
 
 class Components:
