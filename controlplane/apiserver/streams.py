@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from controlplane.apiserver import forward, tunnel
+from controlplane.apiserver import forward, translation, tunnel
 from controlplane.apiserver.access import attributes_of
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Query, Request
@@ -82,7 +82,8 @@ class Streams:
         node = (pod.get("spec") or {}).get("nodeName")
         if not node:
             raise BadRequest(f"pod {request.name} does not have a host assigned")
-        return await tunnel.run(request, self._kubelet(node), path + kubelet_query(request.query))
+        return await tunnel.run(request, self._kubelet(node), path + kubelet_query(request.query), (),
+                                translation.of(request.headers, sub, request.query))
 
     async def _log(self, request: Request) -> Answer:
         if causes := log_causes(request.query):

@@ -1,4 +1,5 @@
-"""A raw tunnel between a client's connection and a backend: upgraded protocols pass through and are not understood.
+"""A raw tunnel between a client's connection and a backend: upgraded protocols pass through and are not understood,
+unless the caller brings a translation.
 
 Owns the connection to the backend and the taking over of the client's. The request head is sent on with its Upgrade
 and WebSocket headers unchanged; an answer of 101 joins the two connections until either ends, any other is read
@@ -19,9 +20,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from controlplane.apiserver import translator
+from controlplane.apiserver.halves import Half, either, give_back
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import TEXT, Answer, Headers, Hijacked, Response
+from controlplane.apiserver.translation import Translation, node_headers
 from controlplane.apiserver.webbearer import without
+from controlplane.apiserver.websocket import handshake
 from controlplane.machinery.errors import ApiError
 
 CONNECT_SECONDS = 10.0  # a node that does not answer within this is not there
@@ -45,37 +50,7 @@ class Backend:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class _Half(asyncio.Protocol):
-    """One side of a tunnel: what arrives goes to `peer`."""
-
-    def __init__(self) -> None:
-        self.peer: asyncio.Transport | None = None
-        self.ended = asyncio.Event()
-
-    def data_received(self, data: bytes) -> None:
-        if self.peer is not None and not self.peer.is_closing():
-            self.peer.write(data)
-
-    def eof_received(self) -> bool:
-        if self.peer is not None and not self.peer.is_closing() and self.peer.can_write_eof():
-            self.peer.write_eof()
-            return True  # stay open for the other direction
-        self.ended.set()
-        return False
-
-    def pause_writing(self) -> None:
-        if self.peer is not None:
-            self.peer.pause_reading()
-
-    def resume_writing(self) -> None:
-        if self.peer is not None:
-            self.peer.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.ended.set()
-
-
-class _BackendHalf(_Half):
+class _BackendHalf(Half):
     """The backend's side: gathers the head of the answer, then everything goes to the client."""
 
     def __init__(self) -> None:
@@ -120,10 +95,11 @@ def head_of(method: str, target: str, authority: str, headers: Mapping[str, str]
     return ("\r\n".join(lines) + "\r\n\r\n").encode("utf-8", "surrogateescape")
 
 
-async def run(request: Request, backend: Backend, target: str, told: Headers = ()) -> Answer:
+async def run(request: Request, backend: Backend, target: str, told: Headers = (),
+              translation: Translation | None = None) -> Answer:
     """Send `request` on to `target` (path and query) at `backend`; returns when the tunnel has ended, or with the
-    backend's refusal. `told` are headers in which this server says who asks. Raises ApiError 500 when it cannot be
-    reached."""
+    backend's refusal. `told` are headers in which this server says who asks. With a `translation` the backend is asked
+    for what that speaks. Raises ApiError 500 when it cannot be reached."""
     client = request.transport
     assert client is not None and request.raw is not None
     loop = asyncio.get_running_loop()
@@ -136,7 +112,9 @@ async def run(request: Request, backend: Backend, target: str, told: Headers = (
     except (OSError, TimeoutError) as error:
         raise unreachable("error dialing backend: ", backend, error) from None
     try:
-        transport.write(head_of(request.method, target, backend.authority, request.headers, told))
+        method, headers = (request.method, request.headers) if translation is None else (
+            "POST", node_headers(request.headers, translation))
+        transport.write(head_of(method, target, backend.authority, headers, told))
         try:
             async with asyncio.timeout(HEAD_SECONDS):
                 head = await half.head
@@ -144,7 +122,11 @@ async def run(request: Request, backend: Backend, target: str, told: Headers = (
             raise unreachable("error dialing backend: ", backend, TimeoutError()) from None
         if _status(head) != 101:
             return await _refusal(head, half)
-        await _join(client, request.raw.protocol, transport, half, head)
+        if translation is None:
+            await _join(client, request.raw.protocol, transport, half, head)
+        else:
+            accepted = handshake(request.headers["Sec-WebSocket-Key"], translation.subprotocol)
+            await translator.join(client, request.raw.protocol, transport, bytes(half.buffer), translation, accepted)
         return Hijacked()
     finally:
         transport.close()
@@ -153,7 +135,7 @@ async def run(request: Request, backend: Backend, target: str, told: Headers = (
 async def _join(client: asyncio.Transport, former: Any, backend: asyncio.Transport, half: _BackendHalf,
                 head: bytes) -> None:
     """Pump until either side has ended, then give the client's connection back to be closed."""
-    own = _Half()
+    own = Half()
     own.peer = backend
     client.set_protocol(own)
     if not client.is_reading():  # the former protocol may have paused it
@@ -162,20 +144,10 @@ async def _join(client: asyncio.Transport, former: Any, backend: asyncio.Transpo
     half.buffer.clear()
     half.peer = client
     try:
-        waits = [asyncio.ensure_future(e.wait()) for e in (own.ended, half.ended)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        await either(own.ended, half.ended)
     finally:
         half.peer = None
-        if client.get_protocol() is own:
-            client.set_protocol(former)
-        if own.ended.is_set() and client.is_closing():
-            asyncio.get_running_loop().call_soon(former.connection_lost, None)  # it was ours when that came
-        else:
-            client.close()  # after what is still to be written
+        give_back(client, own, former)
 
 
 def _status(head: bytes) -> int:

@@ -7,7 +7,7 @@ import ssl
 
 import pytest
 
-from controlplane.apiserver import weblogs
+from controlplane.apiserver import websocket
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.request import Query
 from controlplane.apiserver.server import Server
@@ -67,7 +67,7 @@ class Node:
         writer.close()
 
 
-def playing(tmp_path, play):
+def playing(tmp_path, play, made=Node):
     """Run `play(node, connect, server)` with a server and a node behind it."""
     ensure(Paths(tmp_path), "n1", "127.0.0.1")
     pki = Paths(tmp_path).pki
@@ -78,7 +78,7 @@ def playing(tmp_path, play):
 
     async def run():
         from controlplane.store.memory import MemoryLog
-        node, server = Node(pki), Server(options, MemoryLog())
+        node, server = made(pki), Server(options, MemoryLog())
         listener = await asyncio.start_server(node.serve, "127.0.0.1", 0, ssl=node.tls)
         port = listener.sockets[0].getsockname()[1]
         await server.start()
@@ -207,7 +207,7 @@ def test_logs_over_a_websocket(tmp_path):
         writer.close()
 
     playing(tmp_path, play)
-    assert weblogs.frame(weblogs.BINARY, b"x" * 200)[:4] == b"\x82\x7e\x00\xc8"
+    assert websocket.frame(websocket.BINARY, b"x" * 200)[:4] == b"\x82\x7e\x00\xc8"
 
 
 def test_the_proxy_to_a_node_passes_what_it_should(tmp_path):
