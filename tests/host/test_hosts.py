@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -362,14 +361,3 @@ def test_a_reboot_and_a_power_cut(lab: Lab) -> None:
     eventually(lambda: lab.ready() and answers(lab), seconds=120)
     lab.server.reboot()
     eventually(lambda: lab.ready() and answers(lab), seconds=120)
-
-
-def test_the_hosts_are_as_before(lab: Lab) -> None:
-    """Last: the machines are left without a cluster."""
-    with ThreadPoolExecutor() as pool:
-        done = list(pool.map(lambda m: m.pelamis("reset", check=False), reversed(lab.machines)))
-    for reset in done:
-        assert reset.returncode == 0 and "This host is as it was." in reset.stdout, reset.stdout + reset.stderr
-        assert "different" not in reset.stdout
-    for machine in lab.machines:
-        assert "nothing of ours" in machine.pelamis("reset").stdout

@@ -93,7 +93,7 @@ def test_the_pods_memory(host: Host) -> None:
                                          volumeMounts=[{"name": "mem", "mountPath": "/mem"}]),
                              volumes=[{"name": "mem", "emptyDir": {"medium": "Memory"}}])
             await short.drive(rig, "eater", "MemoryPressure", "The node was low on resource: memory.")
-            assert ready(rig.api.objects["pods", "default", "calm"])
+            await rig.pod("calm", ready)
             await rig.remove("calm", "eater")
     run(host, body)
 
@@ -112,7 +112,7 @@ def test_the_disks_bytes_and_inodes(host: Host) -> None:
                 script = f"cd /e; i=0; while [ $i -lt {INODES - 400} ]; do i=$((i+1)); : > $i; done; {STAY}"
                 await rig.create("small", sh(script, **mounted), **volume)
                 await short.drive(rig, "small", "DiskPressure", "The node was low on resource: inodes.")
-                assert ready(rig.api.objects["pods", "default", "calm"])
+                await rig.pod("calm", ready)
                 await rig.remove("calm", "large", "small")
     run(host, body)
 
@@ -128,6 +128,6 @@ def test_processes(host: Host) -> None:
             await rig.create("many", sh(f"i=0; while [ $i -lt {MANY} ]; do i=$((i+1)); sleep 600 & done; {STAY}"))
             await short.drive(rig, "many", "PIDPressure", "The node was low on resource: pids.")
             await eventually(lambda: holds(signals.processes()[0] < running + NOISE))
-            assert ready(rig.api.objects["pods", "default", "calm"])
+            await rig.pod("calm", ready)
             await rig.remove("calm", "many")
     run(host, body)
