@@ -69,6 +69,20 @@ def test_exec_gives_both_outputs_the_exit_code_and_an_end_of_input(cluster, pod,
 
 
 @pytest.mark.parametrize("binary", BINARIES)
+def test_a_kubectl_that_prefers_websockets_needs_no_fallback(cluster, pod, binary):
+    version = json.loads(cluster.run(binary, "version", "--client", "-o", "json").stdout)["clientVersion"]
+    if int(version["minor"].rstrip("+")) < 31:
+        pytest.skip("speaks SPDY unless told otherwise")
+    done = cluster.run(binary, "exec", "-i", "-v=7", pod, "--", "cat", input="a\n", seconds=STEP)
+    assert done.stdout == "a\n" and "fallback" not in done.stderr.lower(), done.stderr
+    assert re.search(r"(?i)subprotocol.*v5\.channel\.k8s\.io", done.stderr), done.stderr
+    with running(cluster, binary, "port-forward", "-v=7", f"pod/{pod}", ":80", stdout=subprocess.PIPE,
+                 stderr=subprocess.PIPE) as process:
+        line_with(process.stdout, rb"127\.0\.0\.1:(\d+) ->")
+        line_with(process.stderr, rb"(?i)tunneling_dialer\S* .*negotiated protocol")
+
+
+@pytest.mark.parametrize("binary", BINARIES)
 def test_port_forward_serves_several_connections(cluster, pod, binary):
     with running(cluster, binary, "port-forward", f"pod/{pod}", ":80", stdout=subprocess.PIPE) as process:
         port = line_with(process.stdout, rb"127\.0\.0\.1:(\d+) ->").group(1).decode()
@@ -76,7 +90,7 @@ def test_port_forward_serves_several_connections(cluster, pod, binary):
             assert pod in cluster.run("curl", "-sS", "-m", "5", f"http://127.0.0.1:{port}/").stdout
 
 
-@pytest.mark.parametrize("binary", [BINARIES[0], *BINARIES[1:2]])  # one that speaks WebSocket, one that speaks SPDY
+@pytest.mark.parametrize("binary", [*dict.fromkeys((*BINARIES[:2], BINARIES[-1]))])  # WebSocket, SPDY, the newest
 def test_a_terminal_follows_the_windows_size(cluster, pod, binary):
     master, slave = pty.openpty()
 
@@ -138,11 +152,12 @@ def test_run_interactively_and_remove(cluster):
     assert "NotFound" in cluster.fails("get", "pod", "once")
 
 
-def test_cp_of_64_megabytes_both_ways(cluster, pod, tmp_path):
+@pytest.mark.parametrize("binary", [*dict.fromkeys((BINARIES[0], BINARIES[-1]))])
+def test_cp_of_64_megabytes_both_ways(cluster, pod, binary, tmp_path):
     source, back = tmp_path / "source", tmp_path / "back"
     source.write_bytes(os.urandom(1 << 20) * (COPIED >> 20))
-    cluster.kubectl("cp", str(source), f"{pod}:/tmp/copied", seconds=60)
-    cluster.kubectl("cp", f"{pod}:/tmp/copied", str(back), seconds=60)
+    cluster.run(binary, "cp", str(source), f"{pod}:/tmp/copied", seconds=60)
+    cluster.run(binary, "cp", f"{pod}:/tmp/copied", str(back), seconds=60)
     digests = {hashlib.sha256(path.read_bytes()).hexdigest() for path in (source, back)}
     assert digests == {cluster.kubectl("exec", pod, "--", "sha256sum", "/tmp/copied").split()[0]}
     cluster.kubectl("exec", pod, "--", "rm", "/tmp/copied")
