@@ -220,3 +220,46 @@ def test_a_refused_websocket_is_answered(tmp_path):
         writer.close()
 
     playing(tmp_path, play)
+
+
+def test_a_node_that_is_lost_ends_the_command_with_a_status(tmp_path, monkeypatch):
+    monkeypatch.setattr("controlplane.apiserver.server.STOP_SECONDS", 0.1)
+    taken = []
+
+    class Dying(Spdy):
+        async def serve(self, reader, writer):
+            taken.append(writer)
+            await super().serve(reader, writer)
+
+    async def play(node, connect, server, listener):
+        for ending in (lambda: taken[-1].transport.abort(), None):
+            reader, writer = await connect(f"{PODS}/attach?stdin=true&stdout=true", f"{ASKED}{COMMAND}\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            assert await received(reader) == (2, b"\1")
+            if ending is None:
+                await server.stop()
+            else:
+                ending()
+                assert b"error reading from error stream" in (await received(reader))[1]
+                assert (await received(reader))[0] == websocket.CLOSE
+                writer.close()
+        assert await reader.read() == b""
+        writer.close()
+
+    playing(tmp_path, play, Dying)
+
+
+def test_a_node_that_accepts_no_streams_is_told_as_an_error(tmp_path):
+    class Mute(Node):
+        async def serve(self, reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+            writer.close()
+
+    async def play(node, connect, server, listener):
+        reader, writer = await connect(f"{PODS}/exec?stdout=true", f"{ASKED}{COMMAND}\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 500")
+        assert b"before it accepted the streams" in await reader.readuntil(b'"code":500}')
+        writer.close()
+
+    playing(tmp_path, play, Mute)
