@@ -140,6 +140,21 @@ def test_an_occupied_port_is_named(cluster):
         other.host.close()
 
 
+def test_up_takes_a_schedulers_configuration(cluster, tmp_path):
+    file = tmp_path / "scheduler.yaml"
+    profiles = "profiles: [{schedulerName: default-scheduler}, {schedulerName: packing, pluginConfig: [%s]}]"
+    fit = "{name: NodeResourcesFit, args: {scoringStrategy: {type: %s}}}"
+    head = "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\n"
+    file.write_text(head + profiles % (fit % "Fullest"))
+    refused = cluster.pelamis("up", "--node-name", "lab-2", "--scheduler-config", str(file), check=False)
+    assert refused.returncode == 1 and str(file) in refused.stderr and "Traceback" not in refused.stderr
+    file.write_text(head + profiles % (fit % "MostAllocated"))
+    cluster.pelamis("up", "--node-name", "lab-2", "--scheduler-config", str(file))
+    packed = {"spec": {"schedulerName": "packing"}}
+    cluster.kubectl("run", "packed", "--image=pelamis.local/demo:1", f"--overrides={json.dumps(packed)}")
+    cluster.kubectl("wait", "--for=condition=PodScheduled", "pod/packed", "--timeout=60s")
+
+
 def test_purge_leaves_the_machine_as_it_was(before_and_cluster, workload):
     before, cluster = before_and_cluster
     assert "this machine is as it was" in cluster.pelamis("down", "--purge").stdout
