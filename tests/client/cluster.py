@@ -12,11 +12,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from agent.image import demo
-from tests.node.rig import Host
+from tests.node import releases
+from tests.node.rig import KEPT, Host
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NODE_IP = "192.168.77.10"
@@ -24,14 +26,27 @@ COMMAND_SECONDS = 240
 EVENTUALLY_SECONDS = 60.0
 
 
+@cache
 def kubectls() -> list[str]:
-    """Every kubectl on this machine, the one on PATH first: `kubectl`, and `kubectl.1.27` or the like beside it."""
+    """The kubectls tests drive, the one on PATH first: `kubectl`, then `kubectl.1.27` or the like beside it and those
+    of other Debian releases (fetched when the first client test runs), the oldest first and no release twice."""
     first = shutil.which("kubectl")
     if first is None:
         return []
-    beside = sorted(p for folder in {Path(first).resolve().parent, *map(Path, _extra())} for p in
-                    folder.glob("kubectl.1.*"))
-    return [first, *map(str, beside)]
+    beside = {v: str(releases.kubectl_place(v, KEPT)) for v in releases.KUBECTLS}
+    for folder in (Path(first).resolve().parent, *map(Path, _extra())):
+        beside |= {p.name.removeprefix("kubectl."): str(p) for p in folder.glob("kubectl.1.*")}
+    told = subprocess.run([first, "version", "--client", "-o", "json"], capture_output=True, text=True, check=True)
+    version = json.loads(told.stdout)["clientVersion"]
+    beside.pop(f"{version['major']}.{version['minor'].rstrip('+')}", None)
+    return [first, *(beside[v] for v in sorted(beside))]
+
+
+def fetch_kubectls() -> None:
+    """See that all of `kubectls` are there. Raises AssertionError when one cannot be fetched."""
+    for version in releases.KUBECTLS:
+        if str(releases.kubectl_place(version, KEPT)) in kubectls():
+            releases.fetch_kubectl(version, KEPT)
 
 
 def _extra() -> list[str]:

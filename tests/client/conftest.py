@@ -5,7 +5,12 @@ import shutil
 
 import pytest
 
-from tests.client.cluster import Cluster
+from tests.client.cluster import Cluster, fetch_kubectls
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _every_kubectl():
+    fetch_kubectls()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.client,
               pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl on PATH: these tests drive it")]
 
 SECONDS = 30.0  # for one command
-RELEASES = [k for k in kubectls() if Path(k).name in ("kubectl", "kubectl.1.27", "kubectl.1.30", "kubectl.1.33")]
+TELLING = ("kubectl", "kubectl.1.27", "kubectl.1.30", "kubectl.1.33", "kubectl.1.36")
+RELEASES = [k for k in kubectls() if Path(k).name in TELLING]
 SPEC = {"type": "object", "description": "What the foo should be.", "required": ["color"], "properties": {
     "color": {"type": "string", "description": "Its color.", "enum": ["red", "blue"]},
     "replicas": {"type": "integer", "minimum": 0, "default": 1}, "size": {"x-kubernetes-int-or-string": True}},

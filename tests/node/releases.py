@@ -1,4 +1,5 @@
-"""Programs of other Debian releases, run where this one is installed: containerd 1.7 and 2.x beside the host's own.
+"""Programs of other Debian releases, run where this one is installed: containerd 1.7 and 2.x beside the host's own,
+kubectl 1.32 and 1.36 beside the one on PATH.
 
 Owns their download (apt with package lists of its own, so the host's stay as they are) and that they find the libraries
 of their own release. Nothing is installed. What was fetched is kept for later runs.
@@ -15,10 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent.image import debian
+from controlplane.machinery.errors import Finding
 
 MIRROR = "http://deb.debian.org/debian"
 KEYS = "/usr/share/keyrings/debian-archive-keyring.gpg"
 RELEASES = {"1.7": "trixie", "2": "forky"}  # containerd's version -> who has it
+KUBECTLS = {"1.32": "trixie", "1.36": "forky"}  # kubectl's version, or an older one than its -> who has it
 WANTED = ("containerd", "runc", "crun")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 LOADER = f"{LIBRARIES}/ld-linux-x86-64.so.2"
@@ -40,6 +43,26 @@ def programs(version: str, kept: Path) -> Path:
             _gather(home / "root", Path(scratch, "bin"), kept)
             Path(scratch, "bin").rename(home / "bin")
     return home / "bin"
+
+
+def kubectl_place(version: str, kept: Path) -> Path:
+    """Where `fetch_kubectl` keeps kubectl of `version` (a key of KUBECTLS)."""
+    return kept / "releases" / KUBECTLS[version] / f"kubectl.{version}"
+
+
+def fetch_kubectl(version: str, kept: Path) -> None:
+    """See that kubectl of `version` is in its place. Raises AssertionError when it cannot be fetched."""
+    place = kubectl_place(version, kept)
+    if place.exists():
+        return
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=place.parent) as scratch, _apt(KUBECTLS[version], Path(scratch)):
+            debian.extract("kubectl", Path(scratch, "root"), Path(scratch, "packages"))
+            Path(scratch, "root/usr/bin/kubectl").rename(place)
+    except (Finding, OSError, subprocess.SubprocessError) as error:
+        raise AssertionError(f"kubectl {version} could not be fetched from Debian {KUBECTLS[version]} at {MIRROR}: "
+                             f"{error}") from error
 
 
 @contextmanager
