@@ -101,7 +101,8 @@ def test_a_terminal_follows_the_windows_size(cluster, pod, binary):
     with running(cluster, binary, "exec", "-it", pod, "--", "sh", stdin=slave, stdout=slave, stderr=slave,
                  start_new_session=True) as process:
         try:
-            os.write(master, b"stty size\n")
+            # the size and the input come on channels of their own: the input may be there first
+            os.write(master, b"until stty size 2>&1 | grep '^[1-9]'; do sleep 0.1; done\n")
             line_with(master, rb"33 100\r\n")
             size(40, 120)
             kubectl = [p for p in descendants(process.pid) if "exec" in command_line(p)][-1]
