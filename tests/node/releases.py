@@ -75,7 +75,7 @@ def _apt(release: str, state: Path) -> Iterator[None]:
     (state / "apt.conf").write_text(f"""\
 Dir::State "{state}/state"; Dir::State::status "{state}/state/status"; Dir::Cache "{state}/cache";
 Dir::Etc::sourcelist "{state}/sources.list"; Dir::Etc::sourceparts "-"; Dir::Etc::preferencesparts "-";
-Acquire::Languages "none"; APT::Sandbox::User "root";
+Acquire::Languages "none"; APT::Sandbox::User "root"; Acquire::Check-Valid-Until "false";
 """)
     before = os.environ.get("APT_CONFIG")
     os.environ["APT_CONFIG"] = str(state / "apt.conf")
