@@ -46,7 +46,7 @@ def snapshot(cluster):
     holder = cluster.host.holder.pid
     found["processes"] = [p for p in found["processes"] if int(p) != holder]
     mounts = Path(f"/proc/{holder}/mountinfo").read_text().splitlines()
-    others = "/run/netns/pelamis-"  # the names of other test hosts, which come and go meanwhile
+    others = ("/run/netns/pelamis-", "/run/netns/pt")  # the names of other tests' hosts, which come and go meanwhile
     found["mounts"] = sorted(line.split()[4] for line in mounts if not line.split()[4].startswith(others))
     found["files"] = [p for folder in WATCHED_FOLDERS if os.path.isdir(folder)
                       for p in lines("find", folder, "-maxdepth", "2") if "pelamis-" not in p]

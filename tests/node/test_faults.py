@@ -153,11 +153,15 @@ def assault(host: Host, seconds: float) -> None:
             try:
                 async with asyncio.timeout(SETTLE_SECONDS):
                     while problem:
-                        seen = await rig.runtime.observe()
+                        await asyncio.sleep(0.1)
+                        try:
+                            seen = await rig.runtime.observe()
+                        except CallError as error:  # the last kill was containerd's, and it is only just back
+                            problem = str(error)
+                            continue
                         chaos.check(seen)
                         pods = [p for (plural, _, _), p in rig.api.objects.items() if plural == "pods"]
                         problem = settled(pods, seen)
-                        await asyncio.sleep(0.1)
             except TimeoutError:
                 raise AssertionError(f"seed {SEED}, {dict(chaos.done)}: {problem}") from None
             assert not chaos.doubled, (SEED, chaos.doubled)
