@@ -15,7 +15,7 @@ from agent.kubelet.context import Context
 from agent.kubelet.credentials import Credentials
 from agent.kubelet.images import Images
 from agent.kubelet.kubelet import Kubelet
-from agent.kubelet.runtime import Runtime, Unreachable
+from agent.kubelet.runtime import CallError, Runtime
 from agent.kubelet.specs import Node
 from agent.kubelet.volumes.imagevolumes import ImageVolumes
 from agent.kubelet.volumes.manager import Volumes
@@ -43,11 +43,11 @@ class Rig:
 
     async def _user_namespaces(self) -> frozenset[str]:
         """As the agent does, ask until the runtime answers: it may have been killed a moment ago."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     return (await self.runtime.features()).user_namespaces
-                except Unreachable:
+                except CallError:  # not there, or there and not initialized yet
                     await asyncio.sleep(0.05)
 
     @asynccontextmanager
