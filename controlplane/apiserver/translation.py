@@ -13,7 +13,7 @@ Upstream: k8s.io/apiserver/pkg/util/proxy/{streamtunnel,streamtranslator,websock
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from controlplane.apiserver import spdy, websocket
@@ -70,6 +70,20 @@ def node_headers(headers: Mapping[str, str], translation: Translation) -> dict[s
                    "X-Stream-Protocol-Version": translation.spdy_protocol}
 
 
+def _received(reader: websocket.Reader, data: bytes, carried: Callable[[websocket.Piece], bytes]) -> tuple[
+        bytes, bytes, bool]:
+    """What the client's messages carry to the node, the answers to its pings, and whether it has closed."""
+    inside, answer = bytearray(), bytearray()
+    for piece in reader.feed(data):
+        if piece.opcode == CLOSE:
+            return bytes(inside), bytes(answer), True
+        if piece.opcode == PING:
+            answer += frame(PONG, piece.data)
+        elif piece.opcode in (BINARY, TEXT):
+            inside += carried(piece)
+    return bytes(inside), bytes(answer), False
+
+
 class Tunnel:
     """SPDY in messages."""
 
@@ -86,16 +100,8 @@ class Tunnel:
         return b""
 
     def from_client(self, data: bytes) -> Bytes:
-        inside, answer = bytearray(), bytearray()
-        for piece in self._reader.feed(data):
-            if piece.opcode == CLOSE:
-                self.closed = True
-                break
-            if piece.opcode == PING:
-                answer += frame(PONG, piece.data)
-            elif piece.opcode in (BINARY, TEXT):
-                inside += piece.data
-        return bytes(inside), bytes(answer)
+        inside, answer, self.closed = _received(self._reader, data, lambda piece: piece.data)
+        return inside, answer
 
     def from_node(self, data: bytes) -> Bytes:
         return frame(BINARY, data), b""
@@ -135,16 +141,8 @@ class Command:
         return self._start
 
     def from_client(self, data: bytes) -> Bytes:
-        inside, answer = bytearray(), bytearray()
-        for piece in self._client.feed(data):
-            if piece.opcode == CLOSE:
-                self.closed = True
-                break
-            if piece.opcode == PING:
-                answer += frame(PONG, piece.data)
-            elif piece.opcode in (BINARY, TEXT):
-                inside += self._of_message(piece)
-        return bytes(inside), bytes(answer)
+        inside, answer, self.closed = _received(self._client, data, self._of_message)
+        return inside, answer
 
     def _of_message(self, piece: websocket.Piece) -> bytes:
         content = piece.data
