@@ -289,6 +289,7 @@ def test_a_snapshot_brings_back_what_was_deleted(lab: Lab) -> None:
     saved = lab.server.run("pelamis", "snapshot", "save").stdout
     assert "saved revision" in saved
     before_it = lab.server.run("pelamis", "snapshot", "list").stdout
+    lab.kubectl("create", "configmap", "between")  # one more revision: a snapshot is named by second and revision
     lab.server.run("systemctl", "start", "pelamis-snapshot")  # as its timer does, shut in
     assert lab.server.run("pelamis", "snapshot", "list").stdout != before_it
     lab.kubectl("delete", "configmap", "precious")
