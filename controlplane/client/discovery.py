@@ -3,8 +3,8 @@
 Owns the translation of CustomResourceDefinitions into one `Resource` each, of the version the server prefers. Follows
 the definitions by an informer and keeps of each only what that takes, so a change is known within moments and nothing
 is asked for in between. A subscriber hears of every kind once when it comes and once when it goes; one whose preferred
-version changes goes and comes. Kinds of aggregated servers, which may be away, are asked for when needed. Called by the
-controllers that must see all objects: the garbage collector and the namespace controller.
+version changes goes and comes. Called by the controllers that must see all objects: the garbage collector and the
+namespace controller, which ask `aggregated` for the kinds of other servers.
 
 Upstream: the discovery client and its RESTMapper, k8s.io/client-go/{discovery,restmapper}.
 """
@@ -14,17 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import orjson
-
 from controlplane.client.informer import Informers
-from controlplane.client.rest import Client, Unreachable
-from controlplane.machinery import apiservices
 from controlplane.machinery.customdefinitions import holds, terminating, version_rank
-from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import ALL_VERBS, Resource, named
 
 DEFINITIONS = named("customresourcedefinitions.apiextensions.k8s.io")
-API_SERVICES = named("apiservices.apiregistration.k8s.io")
 Obj = dict[str, Any]
 Subscriber = Callable[[Resource, bool], None]
 
@@ -50,22 +44,6 @@ def resource_of(definition: Obj) -> Resource | None:
     return Resource(spec["group"], versions[0], names["plural"], names["kind"],
                     namespaced=spec["scope"] == "Namespaced", verbs=verbs, custom=True,
                     list_kind=names.get("listKind") or "")
-
-
-async def aggregated(client: Client) -> tuple[list[Resource], list[str]]:
-    """The kinds of other API servers behind this one, and the group-versions nobody answers for now."""
-    found, failed = [], []
-    services, _ = await client.list(API_SERVICES)
-    for service in filter(apiservices.remote, services):
-        group, version = service["spec"]["group"], service["spec"]["version"]
-        try:
-            listed = orjson.loads(await client.raw("GET", f"/apis/{group}/{version}"))
-            found += [Resource(group, version, one["name"], one["kind"], namespaced=bool(one.get("namespaced")),
-                               verbs=tuple(one.get("verbs") or ()), custom=True)
-                      for one in listed["resources"] if "/" not in one["name"]]
-        except (ApiError, Unreachable, ValueError, KeyError, TypeError):
-            failed.append(f"{group}/{version}")
-    return found, failed
 
 
 class Kinds:

@@ -124,13 +124,18 @@ class Informer:
                     continue
                 self.failures += 1
             except ApiError as error:
-                self.failures += 1
-                level = logging.WARNING if self.failures == 1 else logging.DEBUG  # tell it once, not for ever
-                log.log(level, "cannot follow %s: %s", self.resource.name, error.message)
-                if error.http_code == 400:
-                    self._listed = False  # our revision may be what it chokes on
+                self._listed = self._listed and error.http_code != 400  # our revision may be what it chokes on
+                self._failed(error.message)
+            except (KeyError, TypeError, AttributeError) as error:  # another API server may call anything objects
+                self._listed = False
+                self._failed(f"these are no objects: {error!r}")
             delay = min(BACKOFF_LIMIT, BACKOFF_FIRST * 2 ** min(self.failures - 1, 10))
             await self.clock.sleep(self.clock.jitter(delay))
+
+    def _failed(self, why: str) -> None:
+        self.failures += 1
+        level = logging.WARNING if self.failures == 1 else logging.DEBUG  # tell it once, not for ever
+        log.log(level, "cannot follow %s: %s", self.resource.name, why)
 
     async def _relist(self) -> None:
         seen: set[Key] = set()

@@ -3,7 +3,8 @@
 Owns the finalizers `orphan` and `foregroundDeletion` and the deletion of objects whose owners are gone. Promises never
 to delete on memory alone: an absent owner, and the object itself, are looked up at the server first, by uid. Shares the
 other controllers' informers and keeps no graph of its own: each informer indexes its objects by their owners' uids, and
-kinds nobody else follows are followed by their metadata, custom kinds as they come and go. Called by `__main__`.
+kinds nobody else follows are followed by their metadata, custom kinds and those of other API servers as they come and
+go. Such a server being away holds up nothing but what its own objects own. Called by `__main__`.
 
 Upstream: pkg/controller/garbagecollector.
 """
@@ -15,6 +16,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+from controlplane.client.aggregated import Aggregated
 from controlplane.client.discovery import Kinds
 from controlplane.client.informer import Informer
 from controlplane.controllers import ownership
@@ -44,6 +46,11 @@ def metadata_only(obj: Obj) -> None:
     obj["metadata"].pop("annotations", None)
 
 
+def deletable(resource: Resource) -> bool:
+    """Whether the collector can follow the objects and remove them."""
+    return {"list", "watch", "delete"} <= set(resource.verbs)
+
+
 class Garbage(Controller):
     name = "garbage-collector-controller"
 
@@ -51,12 +58,14 @@ class Garbage(Controller):
         self.followed: dict[Resource, Informer] = {}
         self.context = context
         self.kinds = Kinds(context.informers)  # first, for it needs more of the definitions than their metadata
+        self.aggregated = Aggregated(context.informers)
+        self._joins: dict[Resource, asyncio.Task[None]] = {}
         seen: set[str] = set()
         for resource in BUILTIN:
-            if {"list", "watch", "delete"} <= set(resource.verbs) and resource.name not in IGNORED | seen:
+            if deletable(resource) and resource.name not in IGNORED | seen:
                 seen.add(resource.name)
                 self._follow(resource)
-        super().__init__(context, *self.followed.values(), self.kinds.informer)
+        super().__init__(context, *self.followed.values(), self.kinds.informer, self.aggregated.informer)
 
     async def run(self) -> None:
         """Subscribes only when all is known: else each owner listed later than its dependent looks absent."""
@@ -71,12 +80,19 @@ class Garbage(Controller):
 
             def changed(resource: Resource, served: bool) -> None:
                 if not served:
-                    self.context.informers.drop(self.followed[resource])
+                    self._leave(resource)
                 elif resource not in known:
-                    group.create_task(self._join(resource), name=f"garbage of {resource.name}")
+                    self._joins[resource] = group.create_task(self._join(resource), name=f"garbage of {resource.name}")
                 known.discard(resource)
 
+            def elsewhere(resource: Resource, served: bool) -> None:
+                if deletable(resource):
+                    changed(resource, served)
+                    if not served:  # its objects may live on where nobody can ask for them
+                        del self.followed[resource]
+
             self.kinds.subscribe(changed)
+            group.create_task(self.aggregated.run(elsewhere), name="garbage of other servers")
             group.create_task(super().run(), name=self.name)
 
     def _follow(self, resource: Resource) -> Informer:
@@ -84,6 +100,11 @@ class Garbage(Controller):
         made = self.context.informers.of(resource, indexes={"owner": by_owner}, keep=metadata_only, metadata=True)
         self.followed[resource] = made
         return made
+
+    def _leave(self, resource: Resource) -> None:
+        self.context.informers.drop(self.followed[resource])
+        if (join := self._joins.pop(resource, None)) is not None:
+            join.cancel()  # it may still wait for a server that never answered
 
     async def _join(self, resource: Resource) -> None:
         """A kind that came later: what it owns was not judged while nobody knew it."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from controlplane.client.discovery import Kinds, aggregated
+from controlplane.client import aggregated
+from controlplane.client.discovery import Kinds
 from controlplane.controllers.runtime import PODS, Context, Controller
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, Conflict, MethodNotAllowed, NotFound
@@ -55,7 +56,7 @@ class Namespaces(Controller):
         others: dict[str, list[Obj]] = {}
         absent: list[str] = []  # groups of other API servers that do not answer
         if not pods.get(PODS.name) and not errors:
-            foreign, absent = await aggregated(self.client)
+            foreign, absent = await aggregated.everything(self.client)
             others, errors = await self._empty(name, contents([*self.kinds.all(), *foreign]))
         remaining = pods | others
         stamp = self.clock.timestamp()

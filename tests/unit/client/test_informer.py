@@ -92,6 +92,21 @@ def test_expired_relists_and_tells_missed_deletions():
     asyncio.run(main())
 
 
+def test_what_is_no_object_ends_nothing():
+    """Another API server behind ours may answer anything."""
+    async def main():
+        async with serving() as (server, client):
+            await server.put(f"{PATH}/x", {"kind": "Pod", "metadata": {}})
+            await server.put(f"{PATH}/y", with_uid("y", "2"))
+            informer = Informer(client, PODS, "a")
+            async with running(informer):
+                await until(lambda: informer.failures)
+                await server.put(f"{PATH}/x", with_uid("x", "1"))
+                await informer.synced()
+                assert len(informer) == 2
+    asyncio.run(main())
+
+
 def test_shared_informers_start_late_comers():
     async def main():
         async with serving() as (server, client):

@@ -18,8 +18,8 @@ SECONDS = 60.0  # any one wait of a test: only a failing one, or a very busy mac
 
 
 class Cluster:
-    def __init__(self, client, manager):
-        self.client, self.manager = client, manager
+    def __init__(self, client, manager, api=None):
+        self.client, self.manager, self.api = client, manager, api
         self.changed = asyncio.Event()
         for informer in manager.informers:
             informer.subscribe(lambda *_: self.changed.set())
@@ -70,15 +70,16 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(root_ca="PEM", kubelet=True, **settings):
-    async with serving() as api, Client(ClientConfig(server=api.url)) as client:
+async def cluster(root_ca="PEM", kubelet=True, served=None, config=ClientConfig, **settings):
+    """`served` are settings of the server; `config` is what its clients are, but for the address."""
+    async with serving(**(served or {})) as api, Client(config(server=api.url)) as client:
         manager = Manager(client, Settings(root_ca=root_ca, **settings))
         ready = asyncio.Event()
         tasks = [asyncio.create_task(manager.follow(ready.set))]
         try:
             async with asyncio.timeout(SECONDS):
                 await ready.wait()
-            made = Cluster(client, manager)
+            made = Cluster(client, manager, api)
             tasks.append(asyncio.create_task(manager.work()))
             if kubelet:
                 tasks.append(asyncio.create_task(made.run_pods()))

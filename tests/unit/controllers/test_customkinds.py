@@ -2,7 +2,8 @@
 
 import asyncio
 
-from controlplane.client.discovery import API_SERVICES, Kinds
+from controlplane.client.aggregated import API_SERVICES
+from controlplane.client.discovery import Kinds
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import Resource, named
