@@ -1,7 +1,8 @@
 """Where a Service is reached by this server: at a ready endpoint, without DNS and without the service proxy.
 
-Owns the choice for whoever is called by the server itself: webhooks and aggregated API servers. A Service without
-endpoints of its own is reached at its cluster IP, one of type ExternalName under its name. Reads the cache only.
+Owns the choice for whoever is called by the server itself: webhooks, aggregated API servers and what clients reach by
+the proxy subresource. A Service without endpoints of its own is reached at its cluster IP, one of type ExternalName
+under its name. Reads the cache only.
 
 Upstream: k8s.io/kube-aggregator/pkg/apiserver/resolvers.go, k8s.io/apiserver/pkg/util/proxy.
 """
@@ -37,6 +38,17 @@ def endpoints(slices: list[Object], port: str) -> list[tuple[str, int]]:
     return found
 
 
+def ready(cache: Cache, namespace: str, name: str, port: str) -> list[tuple[str, int]]:
+    """Where the named port of a Service is served now. Its Endpoints are asked where its slices know of none: the two
+    are written one after the other, and whoever has seen either may call."""
+    if found := endpoints(slices_of(cache, namespace, name), port):
+        return found
+    item = cache.get(key_of("endpoints", namespace, name))
+    subsets = (item.obj.get("subsets") or []) if item is not None else []
+    return endpoints([{"ports": subset.get("ports"), "endpoints": [
+        {"addresses": [one["ip"]]} for one in subset.get("addresses") or ()]} for subset in subsets], port)
+
+
 def locate(cache: Cache, namespace: str, name: str, port: int) -> list[tuple[str, int]]:
     """Hosts and ports a Service's port can be called at, at least one. Raises NowhereToCall."""
     item = cache.get(key_of("services", namespace, name))
@@ -48,9 +60,8 @@ def locate(cache: Cache, namespace: str, name: str, port: int) -> list[tuple[str
     declared = next((p for p in spec.get("ports") or [] if p.get("port") == port), None)
     if declared is None:
         raise NowhereToCall(f'no service port {port} found for service "{name}"')
-    slices = slices_of(cache, namespace, name)
-    if found := endpoints(slices, declared.get("name") or ""):
+    if found := ready(cache, namespace, name, declared.get("name") or ""):
         return found
-    if slices or not spec.get("clusterIP") or spec["clusterIP"] == "None":
+    if slices_of(cache, namespace, name) or not spec.get("clusterIP") or spec["clusterIP"] == "None":
         raise NowhereToCall(f'no endpoints available for service "{name}"')
     return [(spec["clusterIP"], port)]

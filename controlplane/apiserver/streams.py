@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from controlplane.apiserver import forward, translation, tunnel
+from controlplane.apiserver import forward, servicebackends, translation, tunnel
 from controlplane.apiserver.access import attributes_of
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Query, Request
@@ -34,12 +34,11 @@ from controlplane.machinery.errors import (
     forbidden,
     invalid,
 )
-from controlplane.store.cache import key_of, prefix_of
+from controlplane.store.cache import key_of
 
 KUBELET_PORT = 10250
 ADDRESSES = ("InternalIP", "ExternalIP", "InternalDNS", "Hostname", "ExternalDNS")  # names of nodes seldom resolve
 DEFAULT_CONTAINER = "kubectl.kubernetes.io/default-container"
-SERVICE_LABEL = "kubernetes.io/service-name"
 _RENAMED = {"stdin": "input", "stdout": "output", "stderr": "error", "ports": "port"}
 _LOG_OPTIONS = ("follow", "limitBytes", "previous", "sinceSeconds", "sinceTime", "stream", "tailLines", "timestamps")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}", re.ASCII).fullmatch
@@ -120,12 +119,11 @@ class Streams:
                 return Backend(address_of(self._object("nodes", "", name))[0], _number(port or KUBELET_PORT), tls)
             return self._kubelet(name)
         if request.plural == "services":
-            service = self._object("services", request.namespace, name)
-            slices = [item.obj for item in self._context.cache.list(
-                      prefix_of("endpointslices.discovery.k8s.io", request.namespace))
-                      if item.labels.get(SERVICE_LABEL) == name]
-            host, number = endpoint(service, slices, port)
-            return Backend(host, number, tls)
+            found = servicebackends.ready(self._context.cache, request.namespace, name,
+                                          port_name(self._object("services", request.namespace, name), port))
+            if not found:
+                raise ServiceUnavailable(f'no endpoints available for service "{name}"')
+            return Backend(checked(found[0][0]), found[0][1], tls)
         pod = self._object("pods", request.namespace, name)
         host = checked((pod.get("status") or {}).get("podIP") or "")
         declared = [p for c in (pod.get("spec") or {}).get("containers") or () for p in c.get("ports") or ()]
@@ -250,23 +248,16 @@ def _number(port: str | int) -> int:
     return int(port)
 
 
-def endpoint(service: Object, slices: list[Object], port: str) -> tuple[str, int]:
-    """Address and port of a ready endpoint of a service; `port` is a name, a number of the service or "". Raises
+def port_name(service: Object, port: str) -> str:
+    """What the endpoints call a port of a Service; `port` is a name, a number of the Service or "". Pure. Raises
     ServiceUnavailable."""
-    name = (service.get("metadata") or {}).get("name", "")
     declared = (service.get("spec") or {}).get("ports") or []
     entry = next((p for p in declared if port in (p.get("name", ""), str(p.get("port")))), None)
     if entry is None and not port and len(declared) == 1:
         entry = declared[0]
     if entry is None:
-        raise ServiceUnavailable(f'no service port "{port}" found for service "{name}"')
-    for piece in slices:
-        number = next((p.get("port") for p in piece.get("ports") or ()
-                       if (p.get("name") or "") == (entry.get("name") or "")), None)
-        for one in piece.get("endpoints") or ():
-            if number and (one.get("conditions") or {}).get("ready", True) is not False and one.get("addresses"):
-                return checked(one["addresses"][0]), number
-    raise ServiceUnavailable(f'no endpoints available for service "{name}"')
+        raise ServiceUnavailable(f'no service port "{port}" found for service "{service["metadata"]["name"]}"')
+    return entry.get("name") or ""
 
 
 def checked(address: str) -> str:

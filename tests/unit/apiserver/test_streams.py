@@ -11,7 +11,7 @@ from controlplane.apiserver import websocket
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.request import Query
 from controlplane.apiserver.server import Server
-from controlplane.apiserver.streams import container_of, endpoint, kubelet_query, log_causes, split_name
+from controlplane.apiserver.streams import checked, container_of, kubelet_query, log_causes, port_name, split_name
 from controlplane.apiserver.tunnel import unchunked
 from controlplane.machinery.errors import BadRequest, ServiceUnavailable
 from controlplane.machinery.paths import Paths
@@ -262,15 +262,13 @@ def test_which_container_is_meant():
     assert container_of(pod, "") == "b"
 
 
-def test_names_queries_and_endpoints():
+def test_names_queries_and_ports():
     assert kubelet_query(Query("container=c&command=true&stdin=true&stdout=false")) == "?command=true&input=1"
     assert split_name("https:web:443") == ("https", "web", "443") and split_name("web:http") == ("", "web", "http")
     service = {"metadata": {"name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]}}
-    pieces = [{"ports": [{"name": "http", "port": 8080}], "endpoints": [
-        {"addresses": ["10.0.0.1"], "conditions": {"ready": False}}, {"addresses": ["10.0.0.2"]}]}]
-    assert endpoint(service, pieces, "80") == endpoint(service, pieces, "http") == ("10.0.0.2", 8080)
-    with pytest.raises(ServiceUnavailable, match='no endpoints available for service "web"'):
-        endpoint(service, [], "")
+    assert port_name(service, "80") == port_name(service, "http") == port_name(service, "") == "http"
+    with pytest.raises(ServiceUnavailable, match='no service port "81" found for service "web"'):
+        port_name(service, "81")
     with pytest.raises(BadRequest, match="address not allowed"):
-        endpoint(service, [{"ports": pieces[0]["ports"], "endpoints": [{"addresses": ["169.254.169.254"]}]}], "")
+        checked("169.254.169.254")
     assert unchunked(b"3\r\nabc\r\n1;x=y\r\nd\r\n0\r\n\r\n") == b"abcd"
