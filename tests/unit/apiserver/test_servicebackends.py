@@ -11,8 +11,9 @@ ENDPOINTS = {"metadata": {"name": "web", "namespace": "ns"}, "subsets": [
     {"notReadyAddresses": [{"ip": "10.0.0.1"}], "ports": [{"name": "http", "port": 8080}]},
     {"addresses": [{"ip": "10.0.0.2"}], "ports": [{"name": "http", "port": 8080}, {"name": "more", "port": 1}]}]}
 LABELS = {"kubernetes.io/service-name": "web"}
-SLICE = {"metadata": {"name": "web-2", "namespace": "ns", "labels": LABELS}, "ports": [{"name": "http", "port": 8081}], "endpoints": [
-    {"addresses": ["10.0.0.1"], "conditions": {"ready": False}}, {"addresses": ["10.0.0.3"]}]}
+SLICE = {"metadata": {"name": "web-2", "namespace": "ns", "labels": LABELS},
+         "ports": [{"name": "http", "port": 8081}], "endpoints": [
+             {"addresses": ["10.0.0.1"], "conditions": {"ready": False}}, {"addresses": ["10.0.0.3"]}]}
 WAITING = {**SLICE, "metadata": {**SLICE["metadata"], "name": "web-1"}, "endpoints": SLICE["endpoints"][:1]}
 
 
