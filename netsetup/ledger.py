@@ -48,14 +48,15 @@ class Ledger:
     def record(self, kind: str, **what: Any) -> None:
         """Note one change before making it. Kinds and their fields:
 
-        `directory(path)` (removed with all below it), `file(path)`, `symlink(path)`, `mount(target)`, `cgroup(path)`,
-        `link(name=|prefix=)`, `route(destination, table=, protocol=, device=, gateway=)`, `address(address, device)`,
+        `directory(path, known=)` (removed with all below it, but for the paths that were `known` in it), `file(path)`,
+        `symlink(path)`, `mount(target)`, `cgroup(path)`, `link(name=|prefix=)`,
+        `route(destination, table=, protocol=, device=, gateway=)`, `address(address, device)`,
         `sysctl(key)` (`net/ipv4/ip_forward`), `iptables(prefix, family=4)` (chains of that prefix in every table, the
         jumps to them, and tables that only exist because of them), `nftables(table)` (of both families),
         `netns(name=|prefix=)`, `package(name, along=, known=)` (the Debian packages installed in the same go, and
         whether its configuration was there before), `user(name)`.
-        A directory that exists already is not ours and is not recorded. Raises OSError when the ledger cannot be
-        written: then the change must not be made.
+        A directory that exists already is not ours and is not recorded (but see `share_directory`). Raises OSError when
+        the ledger cannot be written: then the change must not be made.
         """
         if kind not in IDENTITY:
             raise ValueError(f"the ledger knows no kind {kind!r}")
@@ -120,6 +121,13 @@ class Ledger:
             self.record("directory", path=missing[-1])
             path.mkdir(mode=mode, parents=True, exist_ok=True)
 
+    def share_directory(self, path: Path) -> None:
+        """Make `path`; one that others made before stays, with what is in it now: only what comes later is ours."""
+        if not path.exists():
+            self.make_directory(path)
+        elif not any(e["kind"] == "directory" and path.is_relative_to(e["path"]) for e in self.entries()):
+            self.record("directory", path=path, known=[str(p) for p in (path, *sorted(path.rglob("*")))])
+
     def write_file(self, path: Path | str, data: bytes, mode: int = 0o644) -> None:
         """Write a file outside our own folders atomically, keeping what was there for `undo`."""
         path = Path(path)
@@ -159,7 +167,7 @@ class Ledger:
         """Add to `entry` what undoing it needs; False when the change would create nothing of ours."""
         kind = entry["kind"]
         if kind == "directory":
-            return not os.path.lexists(entry["path"])
+            return "known" in entry or not os.path.lexists(entry["path"])
         if kind == "file":
             entry["backup"] = self._backup(Path(entry["path"]), number)
         elif kind == "symlink":

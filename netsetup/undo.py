@@ -12,7 +12,7 @@ import errno
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -62,22 +62,21 @@ def _directory(entry: Entry, _: Path) -> str:
         raise ValueError(f"refusing to remove {path}")
     if os.path.isdir(path):
         unmount_below(path)  # or removing the tree would empty whatever is still mounted in it
-        _remove_tree(Path(path), [p for p in entry.get("spare", ()) if p.exists() and p.is_relative_to(path)])
-    return f"removed {path}"
+        _remove_tree(Path(path), entry.get("spare", ()), frozenset(entry.get("known", ())))
+    return f"removed {'what is ours in ' if entry.get('known') else ''}{path}"
 
 
-def _remove_tree(path: Path, spare: Sequence[Path]) -> None:
-    """Remove a folder, but for what is to be spared in it, and the way there."""
-    if not spare:
-        shutil.rmtree(path)
-        return
+def _remove_tree(path: Path, spare: Collection[Path], known: Collection[str]) -> None:
+    """Remove a folder, but for the trees to spare in it, the paths known from before, and the way to both."""
     for child in path.iterdir():
         if child in spare:
             continue
         if child.is_dir() and not child.is_symlink():
-            _remove_tree(child, [p for p in spare if p.is_relative_to(child)])
-        else:
+            _remove_tree(child, spare, known)
+        elif str(child) not in known:
             child.unlink()
+    if str(path) not in known and not any(path.iterdir()):
+        path.rmdir()
 
 
 def _file(entry: Entry, backups: Path) -> str:

@@ -55,6 +55,11 @@ def may_lower_oom_score(status: str) -> bool:
     return match is not None and bool(int(match[1], 16) >> CAP_SYS_RESOURCE & 1)
 
 
+def own_status() -> str:
+    """What the kernel says of this process, for `may_lower_oom_score`."""
+    return Path("/proc/self/status").read_text()
+
+
 def binary(programs: str = PROGRAMS) -> str:
     """containerd's path. Raises Finding when it or runc is missing."""
     for name in ("containerd", "runc"):
@@ -73,7 +78,7 @@ def facts(programs: str = PROGRAMS) -> Facts:
                       "install the distribution's containerd, 1.6 or newer")
     systemd, crun = systemd_cgroups(), shutil.which("crun", path=programs) or ""
     fault = trial.fault(crun, systemd=systemd) if crun else ""
-    return Facts(int(match[1]), systemd, may_lower_oom_score(Path("/proc/self/status").read_text()),
+    return Facts(int(match[1]), systemd, may_lower_oom_score(own_status()),
                  "" if fault else crun, fault)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controlplane.cli import control, preflight
@@ -72,8 +73,8 @@ def _stop(paths: Paths, by_force: bool) -> None:
         cleanup()
 
 
-async def stop_pods(paths: Paths) -> list[str]:
-    """Stop every pod, all at once; why those that are left could not be."""
+async def stop_pods(paths: Paths, socket: str = "") -> list[str]:
+    """Stop every pod, all at once; why those that are left could not be. `socket` is that of a runtime not our own."""
     from agent.kubelet.cgroups import Cgroups
     from agent.kubelet.containerd import systemd_cgroups
     from agent.kubelet.runtime import CallError, Runtime
@@ -82,7 +83,7 @@ async def stop_pods(paths: Paths) -> list[str]:
     network = Daemon(paths, Ledger(paths.ledger))  # the agent is gone: containerd asks us to take networks down
     groups = Cgroups(systemd=systemd_cgroups())
     try:
-        async with Connection(paths.containerd_socket) as connection, network.serving():
+        async with Connection(Path(socket or paths.containerd_socket)) as connection, network.serving():
             runtime = Runtime(connection)
             pods = (await runtime.observe()).values()
             ends = await asyncio.gather(*(_stop_pod(runtime, groups, pod) for pod in pods), return_exceptions=True)

@@ -95,7 +95,8 @@ def _agent(paths: Paths, settings: Settings) -> list[str]:
 
 def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> Prepared:
     """Everything the components read."""
-    for folder in (paths.etc, paths.lib, paths.run, paths.log, paths.store.parent, paths.containerd, paths.cni_bin,
+    ledger.share_directory(paths.etc)
+    for folder in (paths.lib, paths.run, paths.log, paths.store.parent, paths.containerd, paths.cni_bin,
                    paths.kubelet, paths.ipam, paths.lib / "images", paths.manifests):
         ledger.make_directory(folder)
     for shared in SHARED:
@@ -124,7 +125,7 @@ def take_scheduler_config(paths: Paths, given: Path, ledger: Ledger) -> bool:
     configuration.read(given)
     data, before = given.read_bytes(), _read(paths.scheduler_config)
     if data != before:
-        ledger.make_directory(paths.etc)
+        ledger.share_directory(paths.etc)
         ledger.write_file(paths.scheduler_config, data)
     return data != before
 

@@ -18,8 +18,10 @@ ASK_SECONDS = 10.0
 LEAST = {"containerd": (1, 6), "cri-o": (1, 26)}
 
 
-def faults(name: str, version: str, info: dict[str, str], paths: Paths, systemd: bool) -> list[Finding]:
-    """What of the runtime does not fit, each with the lines to write. `systemd` says who makes control groups here."""
+def faults(name: str, version: str, info: dict[str, str], paths: Paths, systemd: bool,
+           may_lower_oom_score: bool = True) -> list[Finding]:
+    """What of the runtime does not fit, each with the lines to write. `systemd` says who makes control groups here, and
+    `may_lower_oom_score` whether root may protect a process from the out-of-memory killer, as on every real machine."""
     found = []
     numbers = tuple(int(part) for part in version.lstrip("v").split(".")[:2] if part.isdigit())
     least = LEAST.get(name)
@@ -46,6 +48,11 @@ def faults(name: str, version: str, info: dict[str, str], paths: Paths, systemd:
         found.append(Finding(f"{name} makes control groups {'itself' if systemd else 'by systemd'}",
                              "two masters of one tree lose pods' limits", f"below runtimes.{default}.options: "
                              f"SystemdCgroup = {str(systemd).lower()}, then restart it"))
+    if not may_lower_oom_score and not config.get("restrictOOMScoreAdj"):
+        found.append(Finding(f"{name} may not lower an oom_score_adj on this host",
+                             "root has no CAP_SYS_RESOURCE here, as in a container, and no pod would start",
+                             "in its configuration, below the CRI plugin: restrict_oom_score_adj = true, "
+                             "then restart it"))
     return found
 
 
@@ -53,7 +60,7 @@ async def look(socket: Path, paths: Paths) -> None:
     """Raises the first Finding about the runtime at `socket`."""
     import grpc.aio
 
-    from agent.kubelet.containerd import systemd_cgroups
+    from agent.kubelet.containerd import may_lower_oom_score, own_status, systemd_cgroups
     from cri_proto.client import Connection, describe
     from cri_proto.messages import cri
     try:
@@ -67,5 +74,6 @@ async def look(socket: Path, paths: Paths) -> None:
                           "disabled_plugins, where Docker's package has it, then restart it") from None
         raise Finding(f"no container runtime answers at {socket}", said,
                       "start it, or leave --container-runtime-endpoint out") from None
-    for finding in faults(version.runtime_name, version.runtime_version, dict(status.info), paths, systemd_cgroups()):
+    for finding in faults(version.runtime_name, version.runtime_version, dict(status.info), paths, systemd_cgroups(),
+                          may_lower_oom_score(own_status())):
         raise finding

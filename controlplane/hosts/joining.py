@@ -92,7 +92,7 @@ async def join(args: argparse.Namespace) -> Joined:
 def keep(paths: Paths, joined: Joined) -> None:
     """Write the credentials; the folder is in the ledger first."""
     ledger = Ledger(paths.ledger)
-    ledger.make_directory(paths.etc)
+    ledger.share_directory(paths.etc)
     files.write(paths.pki / "ca.crt", joined.ca, files.PUBLIC)
     for wanted, pair in joined.pairs:
         certificates.store(paths, joined.settings.server, joined.ca, wanted, pair)

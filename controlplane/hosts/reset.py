@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from controlplane.cli import down
+from controlplane.cli import down, settings
 from controlplane.hosts import census
 from controlplane.hosts.census import Census
 from controlplane.hosts.layout import TARGET, Layout, unit
@@ -32,15 +32,25 @@ def stop(layout: Layout, services: Services, step: Step) -> None:
     """Stop the agent, the pods it would start again, and the rest."""
     with step("stopping the agent"):
         services.stop(*TIMERS, unit("agent"))
-    if services.state(unit("containerd")).active == "active":
+    theirs = _runtime(layout)
+    if theirs or services.state(unit("containerd")).active == "active":
         with step("stopping the pods"):
-            asyncio.run(down.stop_pods(layout.paths))
+            asyncio.run(down.stop_pods(layout.paths, theirs))
     with step("stopping the services"):
         services.stop(TARGET, *map(unit, AUTHORS), unit("containerd"))
         down.kill_shims(layout.paths)
         services.stop(SLICE)
     from agent.proxy.cleanup import cleanup
     cleanup()
+
+
+def _runtime(layout: Layout) -> str:
+    """The socket of a runtime that is not our own; "" for ours, and when the node was not whole yet."""
+    try:
+        kept = settings.load(layout.settings)
+    except Finding:
+        return ""
+    return kept.runtime if kept else ""
 
 
 def first(layout: Layout) -> Census | None:

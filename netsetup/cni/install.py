@@ -44,8 +44,8 @@ def program(socket: str, machine: str = "") -> bytes:
 
 def install(paths: Paths, ledger: Ledger) -> None:
     """Write the plugins, and take an old configuration of ours away until the pod CIDR is known again."""
-    ledger.make_directory(paths.cni_bin)
-    ledger.make_directory(paths.cni_conf)
+    ledger.share_directory(paths.cni_bin)
+    ledger.share_directory(paths.cni_conf)
     code = program(str(paths.cni_socket))
     for name in (PLUGIN, "loopback"):
         _write(paths.cni_bin / name, code, 0o755)

@@ -28,3 +28,11 @@ def test_a_runtime_that_fits():
 def test_a_runtime_that_does_not(version, changed, systemd, fact, fix):
     found = foreign.faults("containerd", version, {"config": json.dumps({**FINE, **changed})}, PATHS, systemd)
     assert len(found) == 1 and fact in found[0].fact and fix in found[0].fix
+
+
+def test_root_that_may_not_protect_its_processes():
+    told = {"config": json.dumps(FINE)}
+    found, = foreign.faults("containerd", "1.6.20", told, PATHS, True, may_lower_oom_score=False)
+    assert "oom_score_adj" in found.fact and "restrict_oom_score_adj = true" in found.fix
+    told = {"config": json.dumps({**FINE, "restrictOOMScoreAdj": True})}
+    assert foreign.faults("containerd", "1.6.20", told, PATHS, True, may_lower_oom_score=False) == []

@@ -118,3 +118,22 @@ COMMIT
 COMMIT
 """
     assert xtables.removal("*nat\n:DOCKER - [0:0]\nCOMMIT\n", "KUBE-") == ""
+
+
+def test_of_a_folder_that_was_there_only_what_came_later_is_ours(tmp_path: Path) -> None:
+    folder = tmp_path / "etc/pelamis"
+    (folder / "cni/net.d").mkdir(parents=True)
+    (folder / "pki").mkdir()
+    (folder / "pki/ca.crt").write_text("theirs")
+    before = sorted(tmp_path.rglob("*"))
+    ledger = Ledger(tmp_path / "lib/ledger.jsonl")
+    for path in (folder, folder, folder / "cni"):  # once is enough, and what is below is part of it
+        ledger.share_directory(path)
+    assert len(ledger.entries()) == 2, "and the ledger's own folder"
+    ledger.share_directory(tmp_path / "new")
+    for made in ("node.json", "cni/net.d/10.conflist", "pki/front/ca.key", "manifests/x.yaml"):
+        (folder / made).parent.mkdir(parents=True, exist_ok=True)
+        (folder / made).write_text("ours")
+    (folder / "link").symlink_to(tmp_path)
+    ledger.undo()
+    assert not ledger.findings and sorted(tmp_path.rglob("*")) == before
