@@ -72,8 +72,7 @@ class Agent:
         from netsetup.ledger import Ledger
         options, clock = self.options, SYSTEM
         runtime, images = Runtime(connection), Images(connection)
-        version = await self._runtime_version(runtime)
-        self._features = await runtime.features()
+        version, self._features = await self._told_by(runtime)
         await install(connection, self.paths, (PAUSE,))
         host = describe_host(options.name, options.node_ips, options.root, version, options.port, options.keeping,
                              self._features, options.cloud)
@@ -137,14 +136,15 @@ class Agent:
             if own and routes.ensure_way(ledger, cidr, own):
                 log.info("no route leads to the Services %s: added one", cidr)
 
-    async def _runtime_version(self, runtime: Any) -> str:
-        """`containerd://1.6.20`, as soon as the runtime answers."""
+    async def _told_by(self, runtime: Any) -> tuple[str, Any]:
+        """`containerd://1.6.20` and what it can do, as soon as the runtime answers both: one that has just begun may
+        know its version and nothing else yet."""
         from agent.kubelet.runtime import CallError
         told = False
         while True:
             try:
                 name, version = await runtime.version()
-                return f"{name}://{version}"
+                return f"{name}://{version}", await runtime.features()
             except CallError as error:
                 log.log(logging.DEBUG if told else logging.WARNING, "waiting for the container runtime at %s: %s",
                         self.options.socket, error)

@@ -68,6 +68,9 @@ def _present(entry: dict[str, Any], spec: dict[str, Any], newest: ObservedContai
     if newest.user is not None:
         uid, gid, groups = newest.user
         entry["user"] = {"linux": {"uid": uid, "gid": gid} | ({"supplementalGroups": list(groups)} if groups else {})}
+    # Where the runtime knows no signal but the image's, the one asked for is sent by us.
+    if signal := newest.stop_signal or (spec.get("lifecycle") or {}).get("stopSignal"):
+        entry["stopSignal"] = signal
     ended = next((c for c in older if c.state == "exited"), None)
     if ended:
         entry["lastState"] = {"terminated": terminated(ended, report)}

@@ -162,6 +162,7 @@ class ObservedContainer:
     log_path: str = ""  # absolute
     grace: float | None = None  # seconds, as recorded when it was made
     user: tuple[int, int, tuple[int, ...]] | None = None  # uid, gid and groups of its first process, where told
+    stop_signal: str = ""  # what ends it, where the runtime tells
 
 
 @dataclass(frozen=True, slots=True)

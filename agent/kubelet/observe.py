@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from agent.kubelet import model
+from controlplane.machinery import stopsignals
 from controlplane.machinery.clock import Clock
 from cri_proto.client import NAMESPACE, Connection, metadata
 from cri_proto.messages import containerd, cri
@@ -57,7 +58,7 @@ def container_from(listed: Any, status: Any | None) -> model.ObservedContainer:
         seen, state=_STATES[status.state], started_at=_since(status.started_at), finished_at=_since(status.finished_at),
         exit_code=status.exit_code, reason=status.reason, message=status.message,
         image=status.image.image or seen.image, image_id=status.image_ref or seen.image_id, log_path=status.log_path,
-        user=_user(status.user))
+        user=_user(status.user), stop_signal=stopsignals.NAMES.get(status.stop_signal, ""))
 
 
 def _user(told: Any) -> tuple[int, int, tuple[int, ...]] | None:

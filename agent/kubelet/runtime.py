@@ -29,11 +29,12 @@ CALL_SECONDS = 120.0  # upstream's runtimeRequestTimeout: a busy disk may take a
 SANDBOX_SECONDS = 240.0  # a sandbox also waits for the network plugin
 NAME_ATTEMPTS = 8  # how often a name still held by an interrupted attempt is waited for
 NAME_PAUSE = 0.25  # the runtime lets go of such a name within a few hundred milliseconds
-END_ATTEMPTS = 40  # how often a stop or removal is asked for whose shim died under it: ten seconds on a busy host
+END_ATTEMPTS = 40  # how often a stop or removal is asked for that fails for a moment only: ten seconds on a busy host
 END_PAUSE = 0.25  # the runtime notices a dead shim, and ends what it held, within a few hundred milliseconds if it can
 
 _UNENDED = re.compile(r"cannot delete running task ([0-9a-f]{12,64})")
-_SHIMLESS = re.compile(r"ttrpc: closed|container is still running, to stop first")
+_PASSING = re.compile(r"ttrpc: closed|container is still running, to stop first|container is already in removing state"
+                      r"|container is in starting state, can't be removed")
 _RESERVED = re.compile(r'is reserved for "?([0-9a-f]{12,64})')
 
 
@@ -173,8 +174,8 @@ class Runtime:
             await self._end(method, request, timeout)
 
     async def _end(self, method: str, request: Any, timeout: float) -> None:
-        """Call what stops or removes; what is gone is gone. A shim that dies meanwhile fails the call once, until the
-        runtime has noticed."""
+        """Call what stops or removes; what is gone is gone. A shim that dies meanwhile fails the call until the runtime
+        has noticed, and another call that removes the same fails it until that is done."""
         for attempt in range(END_ATTEMPTS):
             try:
                 await self._call(method, request, timeout)
@@ -182,7 +183,7 @@ class Runtime:
             except Missing:
                 return
             except CallError as error:
-                if attempt == END_ATTEMPTS - 1 or not _SHIMLESS.search(error.details):
+                if attempt == END_ATTEMPTS - 1 or not _PASSING.search(error.details):
                     raise
                 await self._clock.sleep(END_PAUSE)
 

@@ -12,7 +12,7 @@ from typing import Any
 from agent.kubelet.containerstatus import Report, container_status
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.plan import init_policy, is_sidecar, policy, restarts
-from agent.kubelet.resources import qos_class
+from agent.kubelet.resources import pod_level, qos_class
 from controlplane.machinery.clock import rfc3339
 
 PASSING = ("PodResizePending", "PodResizeInProgress")  # told while they hold and then gone
@@ -40,6 +40,10 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         status["reason"], status["message"] = report.doomed
     if pod["metadata"].get("generation"):
         status["observedGeneration"] = pod["metadata"]["generation"]
+    if pod_level(pod):
+        whole = pod["spec"]["resources"]
+        status["resources"] = {k: dict(whole[k]) for k in ("limits", "requests") if whole.get(k)}
+        status["allocatedResources"] = dict(whole.get("requests") or whole["limits"])
     status["qosClass"] = old.get("qosClass") or qos_class(pod)
     status["startTime"] = old.get("startTime") or rfc3339(report.start_time or now)
     _addresses(pod, seen, status, old, report)

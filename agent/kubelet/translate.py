@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.kubelet import model
 from agent.kubelet.userns import LENGTH
+from controlplane.machinery import stopsignals
 from cri_proto.messages import cri
 
 # What a container must not read or write in /proc and /sys unless procMount is Unmasked; upstream's lists.
@@ -23,21 +24,15 @@ READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysr
 
 _PROPAGATION = {"None": "PROPAGATION_PRIVATE", "HostToContainer": "PROPAGATION_HOST_TO_CONTAINER",
                 "Bidirectional": "PROPAGATION_BIDIRECTIONAL"}
-# CRI numbers signals by the alphabet of their names, not as the kernel does.
-_SIGNALS = {name: number for number, name in enumerate(
-    ("ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
-     "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
-     "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN"), start=1)}
-_SIGNALS |= {f"RTMIN+{n}": 35 + n for n in range(1, 16)} | {f"RTMAX-{n}": 65 - n for n in range(1, 15)} | {"RTMAX": 65}
 
 
 def signal_number(name: str) -> int:
     """CRI's number of `SIGTERM`, `SIGRTMIN+3`, …; 0 (leave it to the image) for "". Raises ValueError for no signal."""
     if not name:
         return 0
-    if name.removeprefix("SIG") not in _SIGNALS:
+    if name not in stopsignals.NUMBERS:
         raise ValueError(f"unknown signal {name!r}")
-    return _SIGNALS[name.removeprefix("SIG")]
+    return stopsignals.NUMBERS[name]
 
 
 def seccomp(profile: str) -> Any:

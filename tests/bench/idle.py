@@ -11,12 +11,10 @@ import psutil
 
 from controlplane.cli import control
 from controlplane.client import config, rest
-from controlplane.machinery import resources
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
-from tests.bench.pods import SPACE, TOGETHER, clear, have_image, start
+from tests.bench.pods import TOGETHER, clear, have_image, space, start
 
-NAMESPACES = resources.named("namespaces")
 SETTLE_SECONDS = 10.0  # start-up work (status, first lease, garbage collection) must not count as idle
 NOT_OURS = ("containerd",)  # the same under every Kubernetes; shown, not counted
 
@@ -52,9 +50,8 @@ async def _measure(paths: Paths, seconds: float) -> list[dict[str, object]]:
         rows.append({"area": "idle", "what": what, "figure": figure, "unit": unit, "aim": aim})
     await have_image(paths)
     async with rest.Client(config.load(paths.admin_kubeconfig)) as client:
-        await client.create(NAMESPACES, {"metadata": {"name": SPACE}})
         names = [f"idle-{n}" for n in range(TOGETHER)]
-        try:
+        async with space(client):
             await start(client, names)
             await asyncio.sleep(SETTLE_SECONDS)
             pids = processes(paths)
@@ -70,8 +67,6 @@ async def _measure(paths: Paths, seconds: float) -> list[dict[str, object]]:
             note("all of ours, proportional", sum(proportional(pids[n]) for n in ours), "MB")
             note("all of ours, of one core", sum(used[n] for n in ours), "%", "≤ 3")
             await clear(client, names)
-        finally:
-            await client.delete(NAMESPACES, SPACE)
     return rows
 
 

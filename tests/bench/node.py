@@ -29,9 +29,8 @@ from cri_proto.client import Connection
 from cri_proto.messages import cri
 from tests.bench import upstream
 from tests.bench.idle import cpu, processes, resident
-from tests.bench.pods import NAMESPACES, PODS, bare, clear, have_image, manifest, on_cluster, ready, start
+from tests.bench.pods import PODS, SPACE, bare, clear, have_image, manifest, on_cluster, ready, space, start
 
-SPACE = "pelamis-bench"
 SINGLE, CROWDS, STORM, EXITS = 20, (30, 60), 20, 10
 IDLE, SETTLE_SECONDS = 100, 10.0  # pods that do nothing; what their start still causes must not count
 LIMIT_SECONDS = 120.0
@@ -271,9 +270,8 @@ def _exited_now(pod: dict[str, Any]) -> bool:
 async def _measure(paths: Paths, idle_seconds: float, kubelet: str) -> list[dict[str, object]]:
     await have_image(paths)
     async with rest.Client(config.load(paths.admin_kubeconfig)) as client:
-        await client.create(NAMESPACES, {"metadata": {"name": SPACE}})
         bench = Bench(paths, client)
-        try:
+        async with space(client):
             await bench.single()
             for count in CROWDS:
                 await bench.crowd(count)
@@ -285,8 +283,6 @@ async def _measure(paths: Paths, idle_seconds: float, kubelet: str) -> list[dict
                     await bench.beside(kubelet)
                 except Finding as finding:  # what was measured before is told all the same
                     say(str(finding))
-        finally:
-            await client.delete(NAMESPACES, SPACE)
     return bench.rows
 
 

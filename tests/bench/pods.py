@@ -6,7 +6,8 @@ import asyncio
 import statistics
 import uuid
 from argparse import Namespace
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from time import monotonic
 from typing import Any
 
@@ -55,6 +56,20 @@ async def start(client: rest.Client, names: list[str], node: str = "") -> float:
     return monotonic() - begun
 
 
+@asynccontextmanager
+async def space(client: rest.Client) -> AsyncIterator[None]:
+    """The namespace of what is measured, gone again at the end: the next area makes its own of the same name."""
+    await client.create(NAMESPACES, {"metadata": {"name": SPACE}})
+    try:
+        yield
+    finally:
+        with suppress(NotFound):
+            await client.delete(NAMESPACES, SPACE)
+            async with asyncio.timeout(READY_SECONDS):
+                while await client.get(NAMESPACES, SPACE):  # noqa: ASYNC110 - outside of what is measured
+                    await asyncio.sleep(0.1)
+
+
 async def clear(client: rest.Client, names: list[str]) -> None:
     for name in names:
         await client.delete(PODS, name, SPACE, grace=0)
@@ -95,22 +110,18 @@ async def _measure(paths: Paths) -> list[dict[str, object]]:
     def note(what: str, figure: float, unit: str, aim: str = "") -> None:
         rows.append({"area": "pods", "what": what, "figure": figure, "unit": unit, "aim": aim})
     await have_image(paths)
-    async with rest.Client(config.load(paths.admin_kubeconfig)) as client:
-        await client.create(NAMESPACES, {"metadata": {"name": SPACE}})
-        try:
-            calls, one = [], []
-            for number in range(SINGLE):  # interleaved, so that both see the same noise
-                calls += await bare(paths, 1)
-                one.append(await start(client, [f"one-{number}"]))
-                await clear(client, [f"one-{number}"])
-            note("bare CRI calls of one pod, median", statistics.median(calls) * 1000, "ms")
-            note("one pod, request to Ready, median", statistics.median(one) * 1000, "ms")
-            note("ratio", statistics.median(one) / statistics.median(calls), "×", "≤ 1.5")
-            names = [f"many-{n}" for n in range(TOGETHER)]
-            note(f"{TOGETHER} pods at once", await start(client, names), "s")
-            await clear(client, names)
-        finally:
-            await client.delete(NAMESPACES, SPACE)
+    async with rest.Client(config.load(paths.admin_kubeconfig)) as client, space(client):
+        calls, one = [], []
+        for number in range(SINGLE):  # interleaved, so that both see the same noise
+            calls += await bare(paths, 1)
+            one.append(await start(client, [f"one-{number}"]))
+            await clear(client, [f"one-{number}"])
+        note("bare CRI calls of one pod, median", statistics.median(calls) * 1000, "ms")
+        note("one pod, request to Ready, median", statistics.median(one) * 1000, "ms")
+        note("ratio", statistics.median(one) / statistics.median(calls), "×", "≤ 1.5")
+        names = [f"many-{n}" for n in range(TOGETHER)]
+        note(f"{TOGETHER} pods at once", await start(client, names), "s")
+        await clear(client, names)
     return rows
 
 

@@ -91,14 +91,10 @@ async def _measure(paths: Paths) -> list[dict[str, object]]:
                          "aim": aim if name == "median" else ""})
 
     await pods.have_image(paths)
-    async with rest.Client(config.load(paths.admin_kubeconfig)) as client:
-        await client.create(pods.NAMESPACES, {"metadata": {"name": pods.SPACE}})
-        try:
-            await pods.start(client, ["steady"])
-            note("a new Service answers after its POST", await _new_services(client), "100")
-            note("a pod's readiness reaches its cluster IP", await _readiness(client), "100")
-        finally:
-            await client.delete(pods.NAMESPACES, pods.SPACE)
+    async with rest.Client(config.load(paths.admin_kubeconfig)) as client, pods.space(client):
+        await pods.start(client, ["steady"])
+        note("a new Service answers after its POST", await _new_services(client), "100")
+        note("a pod's readiness reaches its cluster IP", await _readiness(client), "100")
     return rows
 
 

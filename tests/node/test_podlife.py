@@ -114,7 +114,8 @@ def test_hooks_run_before_the_world_notices_and_before_the_end(host: Host, tmp_p
                             "done"], **mount),
                 os={"name": "linux"}, **shared, terminationGracePeriodSeconds=10)
             await rig.create("broken", sh(STAY, lifecycle={"postStart": {"exec": {"command": ["false"]}}}))
-            await rig.pod("hooked", ready)
+            pod = await rig.pod("hooked", ready)
+            assert state(pod, "usr")["stopSignal"] == "SIGUSR1"
             assert (tmp_path / "started").read_text() == "hooked\n" and peer.asked == ["/hello"]
             await rig.pod("broken", lambda p: state(p).get("restartCount", 0) >= 1)
             began = asyncio.get_running_loop().time()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery import names, quantity
+from controlplane.machinery import names, quantity, stopsignals
 from controlplane.machinery.errors import (
     Cause,
     duplicate,
@@ -16,10 +16,13 @@ from controlplane.machinery.errors import (
     not_found,
     not_supported,
     required,
+    too_many,
 )
 from controlplane.machinery.validate.endpoints import PROTOCOLS
 
 Object = dict[str, Any]
+RESTART_POLICIES = ("Always", "Never", "OnFailure")
+MAX_RULES, MAX_CODES = 20, 255  # of restarts, and exit codes of one
 _PULL = ("Always", "IfNotPresent", "Never")
 _MESSAGE = ("FallbackToLogsOnError", "File")
 _PROPAGATION = ("Bidirectional", "HostToContainer", "None")
@@ -80,6 +83,43 @@ def probes(obj: Object, path: str) -> list[Cause]:
         if handler_of is not None:
             found += handler(handler_of, f"{path}.lifecycle.{hook}", ("exec", "httpGet", "tcpSocket", "sleep"))
     return found
+
+
+def restarts(obj: Object, path: str) -> list[Cause]:
+    """A container's own restart policy and the rules that come before it."""
+    policy, rules, at = obj.get("restartPolicy"), obj.get("restartPolicyRules") or (), f"{path}.restartPolicyRules"
+    found: list[Cause] = []
+    if policy and policy not in RESTART_POLICIES:
+        found.append(not_supported(f"{path}.restartPolicy", policy, RESTART_POLICIES))
+    if rules and not policy:
+        found.append(required(f"{path}.restartPolicy", "must specify restartPolicy when restart rules are used"))
+    if len(rules) > MAX_RULES:
+        found.append(too_many(at, len(rules), MAX_RULES))
+    for index, rule in enumerate(rules):
+        if rule.get("action") != "Restart":
+            found.append(not_supported(f"{at}[{index}].action", rule.get("action") or "", ("Restart",)))
+        codes = rule.get("exitCodes")
+        if codes is None:
+            found.append(required(f"{at}[{index}].exitCodes", "must be specified"))
+            continue
+        if codes.get("operator") not in ("In", "NotIn"):
+            found.append(not_supported(f"{at}[{index}].exitCodes.operator", codes.get("operator") or "",
+                                       ("In", "NotIn")))
+        if len(codes.get("values") or ()) > MAX_CODES:
+            found.append(too_many(f"{at}[{index}].exitCodes.values", len(codes["values"]), MAX_CODES))
+    return found
+
+
+def stop_signal(obj: Object, path: str, spec: Object) -> list[Cause]:
+    """Which signal ends the container depends on the system it is for, which the pod has to tell."""
+    signal, at = (obj.get("lifecycle") or {}).get("stopSignal"), f"{path}.lifecycle.stopSignal"
+    if signal is None:
+        return []
+    system = (spec.get("os") or {}).get("name")
+    if not system:
+        return [forbidden(at, "may not be set for containers with empty `spec.os.name`")]
+    offered = stopsignals.WINDOWS if system == "windows" else tuple(stopsignals.NUMBERS)
+    return [] if signal in offered else [not_supported(at, signal, offered)]
 
 
 def ports(listed: list[Object], path: str) -> list[Cause]:

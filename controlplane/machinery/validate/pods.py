@@ -15,7 +15,6 @@ from controlplane.machinery.validate.claims import claim_spec
 from controlplane.machinery.validate.volumes import volumes
 
 Object = dict[str, Any]
-_RESTART = ("Always", "Never", "OnFailure")
 _DNS = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 MAX_NAMESERVERS = 3
@@ -62,7 +61,7 @@ def pod_spec(spec: Object, path: str) -> list[Cause]:
                                 f"{path}.volumes[{index}].ephemeral.volumeClaimTemplate.spec")
     found += _containers(spec, path, mountable)
     found += _scheduling(spec, path)
-    for field, supported in (("restartPolicy", _RESTART), ("dnsPolicy", _DNS)):
+    for field, supported in (("restartPolicy", containers.RESTART_POLICIES), ("dnsPolicy", _DNS)):
         value = spec.get(field) or ""
         if not value:
             found.append(required(f"{path}.{field}"))
@@ -102,13 +101,14 @@ def _containers(spec: Object, path: str, mountable: set[str]) -> list[Cause]:
         at = f"{path}.containers[{index}]"
         found += containers.container(each, at, mountable, seen)
         found += containers.probes(each, at)
-        if each.get("restartPolicy") and each["restartPolicy"] not in _RESTART:
-            found.append(not_supported(f"{at}.restartPolicy", each["restartPolicy"], _RESTART))
+        found += containers.restarts(each, at)
+        found += containers.stop_signal(each, at, spec)
         found += _host_ports(each, at, hosts, spec)
     for index, each in enumerate(spec.get("initContainers") or ()):
         at = f"{path}.initContainers[{index}]"
         found += containers.container(each, at, mountable, seen)
         found += _init(each, at)
+        found += containers.stop_signal(each, at, spec)
     return found + ephemeral_containers(spec, path)
 
 
@@ -141,9 +141,7 @@ def _init(each: Object, path: str) -> list[Cause]:
     found = [forbidden(f"{path}.{field}", "may not be set for init containers without restartPolicy=Always")
              for field in ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
              if each.get(field) is not None]
-    if policy and policy not in _RESTART:
-        found.append(not_supported(f"{path}.restartPolicy", policy, _RESTART))
-    return found
+    return found + containers.restarts(each, path)
 
 
 def _host_ports(each: Object, path: str, seen: set[tuple[Any, Any, Any]], spec: Object) -> list[Cause]:

@@ -31,6 +31,16 @@ def test_from_creating_to_ready():
     assert made["observedGeneration"] == 3 and {c["observedGeneration"] for c in made["conditions"]} == {3}
 
 
+def test_what_the_pod_has_as_a_whole_and_what_ends_a_container_are_told():
+    whole = pod({"name": "c", "lifecycle": {"stopSignal": "SIGUSR1"}})
+    whole["spec"]["resources"] = {"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}
+    made = view(whole, seen(box(), up("c")))
+    assert made["resources"] == whole["spec"]["resources"] and made["allocatedResources"] == {"cpu": "1"}
+    assert made["containerStatuses"][0]["stopSignal"] == "SIGUSR1"
+    made = view(pod(), seen(box(), up("c", stop_signal="SIGQUIT")))
+    assert made["containerStatuses"][0]["stopSignal"] == "SIGQUIT" and "resources" not in made
+
+
 def test_init_containers_hold_the_others_back():
     with_init = pod("c", init=("i",))
     made = view(with_init, seen(box(), up("i")))

@@ -83,6 +83,15 @@ def test_metadata(meta, want):
     (pod({"livenessProbe": {"exec": {"command": ["a"]}, "httpGet": {"port": 1}}}),
      "spec.containers[0].livenessProbe.httpGet: Forbidden: may not specify more than 1 handler type"),
     (pod({"livenessProbe": {"tcpSocket": {"port": 1}, "successThreshold": 2}}), "Invalid value: 2: must be 1"),
+    (pod({"lifecycle": {"stopSignal": "SIGUSR1"}}), "lifecycle.stopSignal: Forbidden: may not be set for "
+     "containers with empty `spec.os.name`"),
+    (pod({"lifecycle": {"stopSignal": "SIGUSR1"}}, os={"name": "windows"}), '"SIGUSR1": supported values: "SIGKILL", '),
+    (pod({"lifecycle": {"stopSignal": "SIGNONE"}}, os={"name": "linux"}), 'Unsupported value: "SIGNONE": supported'),
+    (pod({"restartPolicy": "Never", "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {
+        "operator": "In", "values": [1]}}]}), 'Rules[0].action: Unsupported value: "RestartAllContainers": supported'),
+    (pod({"restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]}),
+     "spec.containers[0].restartPolicy: Required value: must specify restartPolicy when restart rules are used"),
+    (pod({"restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}]}), "exitCodes: Required value"),
     (pod(initContainers=[{"name": "c", "image": "i"}]), 'spec.initContainers[0].name: Duplicate value: "c"'),
     (pod(restartPolicy="Sometimes"), 'spec.restartPolicy: Unsupported value: "Sometimes": supported values: "Always",'),
     (pod(volumes=[{"name": "v"}, {"name": "v"}]), 'spec.volumes[1].name: Duplicate value: "v"'),
