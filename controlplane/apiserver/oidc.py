@@ -12,13 +12,13 @@ Upstream: staging/src/k8s.io/apiserver/plugin/pkg/authenticator/token/oidc.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import ssl
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import orjson
+
+from controlplane.apiserver.verified import Verified
 
 if TYPE_CHECKING:
     from controlplane.apiserver.config import Options
@@ -29,7 +29,6 @@ RETRY_SECONDS = 10.0  # between fetches: a provider that is away, or tokens with
 FRESH_SECONDS = 600.0  # keys older than this are fetched anew when a token is used; providers announce keys for longer
 FETCH_SECONDS = 10.0  # of one answer
 MAX_DOCUMENT = 1 << 20  # bytes of one answer
-MAX_REMEMBERED = 1024  # verified tokens
 Claims = dict[str, Any]
 Identity = tuple[str, tuple[str, ...], dict[str, list[str]]]
 CREDENTIAL = "authentication.kubernetes.io/credential-id"
@@ -46,7 +45,7 @@ class Oidc:
         self._wanted = asyncio.Event()
         self._wanted.set()  # the first fetch is at start
         self.ready = asyncio.Event()
-        self._verified: OrderedDict[bytes, Claims] = OrderedDict()
+        self._verified = Verified(clock, self._verify)
 
     # --- tokens ------------------------------------------------------------------------------------------------
 
@@ -54,20 +53,8 @@ class Oidc:
         """Name, groups and extra of the user a token was issued to, None when it does not hold."""
         if text.count(".") != 2:
             return None
-        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-        claims = self._verified.get(digest)
-        if claims is None:
-            claims = self._verify(text)
-            if claims is None:
-                return None
-            self._verified[digest] = claims
-            if len(self._verified) > MAX_REMEMBERED:
-                self._verified.popitem(last=False)
-        now = self._clock.now()
-        if not claims.get("nbf", now) <= now < claims["exp"]:
-            self._verified.pop(digest, None)
-            return None
-        return identity(claims, self._options)
+        claims = self._verified.claims(text)
+        return identity(claims, self._options) if claims is not None else None
 
     def _verify(self, text: str) -> Claims | None:
         import jwt

@@ -14,12 +14,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import orjson
 
+from controlplane.apiserver.verified import Verified
 from controlplane.machinery.clock import Clock, parse_rfc3339, rfc3339
 from controlplane.machinery.errors import BadRequest, Conflict, Finding, Invalid, MethodNotAllowed, NotFound, invalid
 from controlplane.store.cache import key_of
@@ -35,7 +35,6 @@ MIN_SECONDS = 600
 MAX_SECONDS = 1 << 32
 WARNED_SECONDS = 3607  # a token mounted in every pod: it lives a year, for programs that read its file but once
 EXTENDED_SECONDS = 365 * 24 * 3600
-MAX_REMEMBERED = 2048  # verified tokens, about 1 kB each: more than the pods of a lab send at once
 LEEWAY_SECONDS = 60.0  # a pod that ends goes on using its token while it winds up
 CLAIM = "kubernetes.io"
 Claims = dict[str, Any]
@@ -108,7 +107,7 @@ class Tokens:
         self._clock = clock
         self._files = key_file, public_file
         self._loaded: Keys | None = None
-        self._verified: OrderedDict[bytes, Claims] = OrderedDict()
+        self._verified = Verified(clock, self._decode)
 
     def _keys(self) -> Keys:
         """The keys, read at first use, since the libraries are heavy."""
@@ -134,18 +133,8 @@ class Tokens:
 
     def verify(self, text: str, audiences: list[str]) -> Claims | None:
         """The claims of a valid token that is meant for one of `audiences` (empty: for this server), else None."""
-        digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-        claims = self._verified.get(digest)
+        claims = self._verified.claims(text)
         if claims is None:
-            claims = self._decode(text)
-            if claims is None:
-                return None
-            self._verified[digest] = claims
-            if len(self._verified) > MAX_REMEMBERED:
-                self._verified.popitem(last=False)
-        now = self._clock.now()
-        if not claims["nbf"] <= now < claims["exp"]:
-            self._verified.pop(digest, None)
             return None
         return claims if self.common(claims, audiences) and self._alive(claims) else None
 
