@@ -163,16 +163,15 @@ class Agent:
         options = self.options
         known = (options.systemd, self._features.systemd)
         systemd = next((k for k in known if k is not None), systemd_cgroups())
+        cgroups = Cgroups(options.cgroup_root, systemd=systemd, pids=options.keeping.pod_pids)
         node = Node(name=options.name, ips=options.node_ips, root=options.root, logs=self.paths.pod_logs,
                     cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
                     cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
                     strict_groups=self._features.strict_groups, recursive="" in self._features.recursive,
                     user_namespaces=self._features.user_namespaces, subordinate=delegated() or SUBORDINATE,
-                    runtime=host.runtime_version.partition("://")[0])
+                    oom_group=cgroups.v2, runtime=host.runtime_version.partition("://")[0])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
-                       volumes=volumes, services=services, cgroups=Cgroups(options.cgroup_root, systemd=systemd,
-                                                                           pids=options.keeping.pod_pids),
-                       checks=Checks(runtime), credentials=Credentials(
+                       volumes=volumes, services=services, cgroups=cgroups, checks=Checks(runtime), credentials=Credentials(
                            SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
                            [options.root, Path.home() / ".docker", Path("/.docker")]))
 

@@ -42,6 +42,7 @@ class LinuxResources:
     oom_score_adj: int = 0
     hugepages: tuple[tuple[str, int], ...] = ()  # (size of a page as the kernel names it, such as `2MB`; bytes)
     pids: int = 0  # processes and threads
+    oom_group: bool = False  # out of memory, all its processes end together (cgroup v2)
     cpus: str = ""  # the CPUs it may run on, as the kernel lists them: `0-1,4`
 
 
@@ -58,6 +59,7 @@ class Security:
     seccomp: str = "Unconfined"  # RuntimeDefault | Unconfined | Localhost:<path>
     unmasked_proc: bool = False
     apparmor: str = ""  # as seccomp; "" leaves it to the runtime
+    selinux: tuple[str, str, str, str] | None = None  # user, role, type, level
     strict_groups: bool = False  # no groups from the image's /etc/group
 
 

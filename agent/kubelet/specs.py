@@ -8,7 +8,7 @@ a user can act on. Called by `worker`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Node:
     user_namespaces: frozenset[str] = frozenset()  # the runtime's handlers that know them
     strict_groups: bool = False  # the runtime can leave out the groups of the image's /etc/group
     recursive: bool = False  # the runtime can make mounts read-only down to those below them
+    oom_group: bool = False  # the kernel can end all processes of a container that is out of memory
     runtime: str = "containerd"  # what the ids of containers are told to be of
 
     def pod_folder(self, uid: str) -> Path:
@@ -96,7 +97,7 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, h
         sysctls=tuple((dotted(s["name"]), s["value"]) for s in context.get("sysctls") or ()),
         security=Security(run_as_user=context.get("runAsUser"),
                           run_as_group=context.get("runAsGroup") if context.get("runAsUser") is not None else None,
-                          supplemental_groups=_groups(context),
+                          supplemental_groups=_groups(context), selinux=_selinux(context.get("seLinuxOptions")),
                           strict_groups=context.get("supplementalGroupsPolicy") == "Strict",
                           seccomp=_seccomp(context.get("seccompProfile"), node) or "RuntimeDefault"),
         runtime_handler=handler, users=users, resources=resources.pod_resources(pod), overhead=resources.overhead(pod),
@@ -116,7 +117,8 @@ def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: So
         working_dir=spec.get("workingDir") or "", env=tuple(variables.items()),
         mounts=_mounts(pod, spec, node, volumes, kind, attempt),
         devices=tuple((volumes[d["devicePath"]], d["devicePath"]) for d in spec.get("volumeDevices") or ()),
-        resources=resources.linux_resources(pod, spec, node.memory), security=security(pod, spec, node),
+        resources=replace(resources.linux_resources(pod, spec, node.memory), oom_group=node.oom_group),
+        security=security(pod, spec, node),
         log_path=f"{spec['name']}/{attempt}.log", stdin=bool(spec.get("stdin")), stdin_once=bool(spec.get("stdinOnce")),
         tty=bool(spec.get("tty")), stop_signal=((spec.get("lifecycle") or {}).get("stopSignal") or ""),
         hash=container_hash(spec), termination_path=kind, target=target,
@@ -180,6 +182,14 @@ def _seccomp(profile: dict[str, Any] | None, node: Node) -> str:
     return kind
 
 
+def _selinux(options: dict[str, Any] | None) -> tuple[str, str, str, str] | None:
+    """user, role, type and level; a runtime on a host without SELinux has no use for them, as upstream's."""
+    if not options:
+        return None
+    user, role, kind, level = (str(options.get(key) or "") for key in ("user", "role", "type", "level"))
+    return user, role, kind, level
+
+
 def security(pod: dict[str, Any], spec: dict[str, Any], node: Node) -> Security:
     """The container's security context over the pod's. Raises ConfigError where runAsNonRoot is plainly broken."""
     base, own = pod["spec"].get("securityContext") or {}, spec.get("securityContext") or {}
@@ -203,4 +213,4 @@ def security(pod: dict[str, Any], spec: dict[str, Any], node: Node) -> Security:
         drop_capabilities=tuple(c.removeprefix("CAP_") for c in capabilities.get("drop") or ()),
         seccomp="Unconfined" if privileged else _seccomp(pick("seccompProfile"), node) or "Unconfined",
         unmasked_proc=own.get("procMount") == "Unmasked", apparmor=_apparmor(pod, spec, node),
-        strict_groups=base.get("supplementalGroupsPolicy") == "Strict")
+        strict_groups=base.get("supplementalGroupsPolicy") == "Strict", selinux=_selinux(pick("seLinuxOptions")))

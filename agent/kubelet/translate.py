@@ -60,7 +60,7 @@ def namespaces(spec: model.SandboxSpec) -> Any:
 
 
 def _identity(target: Any, security: model.Security) -> None:
-    """User, group and supplemental groups: the same three fields in both kinds of security context."""
+    """User, group, supplemental groups and SELinux label: the same fields in both kinds of security context."""
     if security.run_as_user is not None:
         target.run_as_user.value = security.run_as_user
     # The runtime refuses a group without a user; the image's own user then decides both.
@@ -70,6 +70,9 @@ def _identity(target: Any, security: model.Security) -> None:
     if security.strict_groups:
         target.supplemental_groups_policy = cri.Strict
     target.readonly_rootfs = security.readonly_rootfs
+    if security.selinux is not None:
+        user, role, kind, level = security.selinux
+        target.selinux_options.CopyFrom(cri.SELinuxOption(user=user, role=role, type=kind, level=level))
 
 
 def sandbox_config(spec: model.SandboxSpec) -> Any:
@@ -136,6 +139,7 @@ def resources(wanted: model.LinuxResources) -> Any:
     return cri.LinuxContainerResources(
         cpu_shares=wanted.cpu_shares, cpu_quota=wanted.cpu_quota, cpu_period=wanted.cpu_period,
         memory_limit_in_bytes=wanted.memory_limit, oom_score_adj=wanted.oom_score_adj, cpuset_cpus=wanted.cpus,
+        unified={"memory.oom.group": "1"} if wanted.oom_group else None,
         hugepage_limits=[cri.HugepageLimit(page_size=size, limit=limit) for size, limit in wanted.hugepages])
 
 

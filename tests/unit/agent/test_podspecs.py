@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kubelet import cgroups, env, hosts, resources, specs
+from agent.kubelet import cgroups, env, hosts, resources, specs, translate
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.model import DNS
+from agent.kubelet.model import DNS, SandboxSpec
 from tests.unit.agent.pods import pod
 
 NODE = specs.Node("n1", ("10.0.0.1",), Path("/k"), Path("/logs"), ("10.96.0.10",), "cluster.local",
@@ -93,7 +93,13 @@ def test_a_container_spec_says_all_the_runtime_needs():
         ("/k/pods/u/containers/c/2", "/dev/termination-log", False)]
     assert (made.security.run_as_user, made.security.run_as_group, made.security.supplemental_groups) == (5, 7, (9,))
     assert made.security.add_capabilities == ("NET_ADMIN",) and made.security.no_new_privs
-    assert made.security.seccomp == "RuntimeDefault"
+    assert made.security.seccomp == "RuntimeDefault" and made.security.selinux is None
+    spec["securityContext"]["seLinuxOptions"] = {"type": "spc_t", "level": "s0:c1"}
+    made = specs.container(the_pod, spec, replace(NODE, oom_group=True), Sources(pod_ips=("10.1.1.1",)), image="i",
+                           attempt=0, volumes={"/v": "/host/v"})
+    message = translate.container_config(SandboxSpec("u", "n", "p"), made).linux
+    assert message.security_context.selinux_options.type == "spc_t"
+    assert dict(message.resources.unified) == {"memory.oom.group": "1"}
 
 
 def test_what_the_runtime_would_ignore_is_refused():
