@@ -170,10 +170,11 @@ class Agent:
                     strict_groups=self._features.strict_groups, recursive="" in self._features.recursive,
                     user_namespaces=self._features.user_namespaces, subordinate=delegated() or SUBORDINATE,
                     oom_group=cgroups.v2, runtime=host.runtime_version.partition("://")[0])
+        credentials = Credentials(SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
+                                  [options.root, Path.home() / ".docker", Path("/.docker")])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
-                       volumes=volumes, services=services, cgroups=cgroups, checks=Checks(runtime), credentials=Credentials(
-                           SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
-                           [options.root, Path.home() / ".docker", Path("/.docker")]))
+                       volumes=volumes, services=services, cgroups=cgroups, checks=Checks(runtime),
+                       credentials=credentials)
 
     def _cpus(self, context: Any) -> None:
         """CPUs for containers alone, where this node gives them. Raises Finding."""

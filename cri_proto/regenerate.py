@@ -13,8 +13,8 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2
 
 HERE = Path(__file__).parent
-SOURCES = ("cri.proto", "containerd.proto", "csi.proto", "registration.proto", "deviceplugin.proto", "podresources.proto",
-           "dra.proto")
+SOURCES = ("cri.proto", "containerd.proto", "csi.proto", "registration.proto", "deviceplugin.proto",
+           "podresources.proto", "dra.proto")
 
 
 def compile_protos(target: Path) -> None:
