@@ -18,7 +18,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.kubelet.inotify import CLOSED, Directory
+from agent.inotify import CLOSED
+from agent.kubelet.directory import Directory
 from agent.kubelet.logrotate import rotated
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import BadRequest

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from agent.kubelet.inotify import Directory
+from agent.kubelet.directory import Directory
 from controlplane.machinery.clock import Clock
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.resources import named

@@ -11,16 +11,14 @@ Called by `proxy` where the backend is legacy.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
-import struct
 from collections.abc import Callable
 
+from agent.inotify import CLOSED, CLOSED_UNCHANGED, DELETED_SELF, GONE, Inotify
+
 DEFAULT = "/run/xtables.lock"
-IN_CLOSE, IN_DELETE_SELF, IN_IGNORED = 0x8 | 0x10, 0x400, 0x8000
-BUFFER = 1 << 14
-_HEAD = struct.Struct("iIII")
-_LIBC = ctypes.CDLL(None, use_errno=True)
+RELEASED = CLOSED | CLOSED_UNCHANGED
+KINDS = RELEASED | DELETED_SELF
 
 
 class LockWatch:
@@ -29,42 +27,25 @@ class LockWatch:
     def __init__(self, on_release: Callable[[], None], path: str = "") -> None:
         self._on_release = on_release
         self._path = path or os.environ.get("XTABLES_LOCKFILE", DEFAULT)
-        self._fd = -1
 
     def __enter__(self) -> LockWatch:
-        self._fd = _LIBC.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-        if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "inotify_init1")
-        try:
-            self._watch()
-        except OSError:
-            os.close(self._fd)
-            raise
-        asyncio.get_running_loop().add_reader(self._fd, self._readable)
+        self._make()
+        self._inotify = Inotify(self._path, KINDS)
+        asyncio.get_running_loop().add_reader(self._inotify.fd, self._readable)
         return self
 
     def __exit__(self, *_: object) -> None:
-        asyncio.get_running_loop().remove_reader(self._fd)
-        os.close(self._fd)
+        asyncio.get_running_loop().remove_reader(self._inotify.fd)
+        self._inotify.close()
 
-    def _watch(self) -> None:
+    def _make(self) -> None:
         """The file is made as iptables would make it, for there may have been no iptables yet."""
         os.close(os.open(self._path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))
-        if _LIBC.inotify_add_watch(self._fd, os.fsencode(self._path), IN_CLOSE | IN_DELETE_SELF) < 0:
-            raise OSError(ctypes.get_errno(), "inotify_add_watch", self._path)
 
     def _readable(self) -> None:
-        seen = 0
-        try:
-            data = os.read(self._fd, BUFFER)
-        except BlockingIOError:
-            return
-        at = 0
-        while at < len(data):
-            _, mask, _, length = _HEAD.unpack_from(data, at)
-            seen |= mask
-            at += _HEAD.size + length
-        if seen & IN_IGNORED:
-            self._watch()  # somebody removed the file; the next iptables makes a new one, or has already
-        if seen & IN_CLOSE:
+        seen = self._inotify.changes()
+        if seen & GONE:  # somebody removed the file; the next iptables makes a new one, or has already
+            self._make()
+            self._inotify.watch(self._path, KINDS)
+        if seen & RELEASED:
             self._on_release()

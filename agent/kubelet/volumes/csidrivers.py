@@ -18,7 +18,7 @@ from typing import Any
 
 import grpc.aio
 
-from agent.kubelet.inotify import Directory
+from agent.kubelet.directory import Directory
 from controlplane.client.rest import Client
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, NotFound
