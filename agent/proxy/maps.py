@@ -14,25 +14,26 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import repeat
 from typing import Any
 
 from agent.proxy.model import Endpoint, ServiceKey, ServicePort
-from agent.proxy.nftchains import PORTS, REJECT, Chains, Rules
+from agent.proxy.nftchains import PORTS, REJECT, Chains, Rules, sets
 from agent.proxy.rules import chain_hash
 from netsetup.nftables import Value
 from netsetup.rtnetlink import packed
 
 Element = tuple[str, bytes]  # set, key
+Elements = dict[str, dict[bytes, Value]]  # of each set
 DROP = ""
 BALANCING, LEADING = ("lb", "np"), ("ext", "split")  # the first words of shared chains
+VERDICTS = [name for name, spec in sets(4).items() if spec.verdicts]  # the sets whose elements lead to chains
 
 
 @dataclass(slots=True)
 class Piece:
     """What one service adds. `remembered`: sets of clients, with their time-out in seconds."""
 
-    elements: dict[Element, Value] = field(default_factory=dict)
+    elements: Elements = field(default_factory=dict)
     chains: dict[str, Rules] = field(default_factory=dict)
     remembered: dict[str, int] = field(default_factory=dict)
 
@@ -41,8 +42,8 @@ class Piece:
 class MapChange:
     """One transaction: elements to remove, then to add (one that changes is in both), chains to write or delete."""
 
-    add: dict[Element, Value] = field(default_factory=dict)
-    remove: list[Element] = field(default_factory=list)
+    add: Elements = field(default_factory=dict)
+    remove: dict[str, list[bytes]] = field(default_factory=dict)
     chains: dict[str, Rules] = field(default_factory=dict)
     dead: set[str] = field(default_factory=set)
     remembered: dict[str, int] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class MapChange:
 
 _ABSENT: Any = object()
 _NOTHING = Piece()
+_EMPTY: Mapping[bytes, Any] = {}
 
 
 def place(protocol: str, port: int) -> bytes:
@@ -88,7 +90,7 @@ class _Port:
         return chain_hash(self.port.name + self.port.protocol)
 
     def put(self, name: str, key: bytes, value: Value = None) -> None:
-        self.piece.elements[name, key] = value
+        self.piece.elements.setdefault(name, {})[key] = value
 
     def write(self) -> None:
         port = self.port
@@ -121,11 +123,11 @@ class _Port:
         return name
 
     def endpoints(self, name: str, key: bytes, endpoints: tuple[Endpoint, ...]) -> None:
-        if self.port.affinity:
+        if self.port.affinity or not endpoints:
             return  # its chains name them
-        elements = self.piece.elements
+        elements = self.piece.elements.setdefault(name, {})
         for number, endpoint in enumerate(endpoints):
-            elements[name, key + index(number)] = data(endpoint)
+            elements[key + index(number)] = data(endpoint)
 
     def hairpins(self, endpoints: Iterable[Endpoint], remote: bool = False) -> None:
         """A pod that reaches itself through us: only one of this node, or of any node that keeps its address here."""
@@ -207,43 +209,29 @@ class MapSet:
     def __init__(self, pods: str, family: int = 4) -> None:
         self.chains = Chains(family, pods)
         self._pieces: dict[ServiceKey, Piece] = {}
+        self._held: dict[str, dict[bytes, ServiceKey]] = {name: {} for name in sets(family)}  # whose value counts
         self._holders: dict[Element, list[ServiceKey]] = {}  # of elements that several services put in
         self._shared: set[str] = set()
-        self.held: dict[Element, tuple[ServiceKey, Value]] = {}  # what the kernel is to hold, and for whom
 
     def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> MapChange:
         """Take the new ports of some services (() for gone) and tell what that changes in the kernel."""
         change = MapChange()
-        before: dict[Element, Any] = {}  # of elements that were there before, or have several services: what it was
-        held = self.held
+        before: Elements = {}  # of elements that were there before, or have several services: what it was
         for key, ports in services.items():
-            old, new = self._pieces.pop(key, _NOTHING), piece(ports, self.chains)
+            old, new = self._pieces.get(key, _NOTHING), piece(ports, self.chains)
+            for name, part in old.elements.items():
+                self._leave(key, name, part, new.elements.get(name, _EMPTY), before)
             if ports:
                 self._pieces[key] = new
-            for element, value in old.elements.items():
-                if new.elements.get(element, _ABSENT) != value:
-                    before.setdefault(element, held[element][1])
-                    self._release(element, key)
-            fresh = {e: v for e, v in new.elements.items() if old.elements.get(e, _ABSENT) != v} if (
-                old.elements) else new.elements
-            if held.keys().isdisjoint(fresh) and before.keys().isdisjoint(fresh):
-                held.update(zip(fresh, zip(repeat(key), fresh.values())))
-                change.add.update(fresh)
             else:
-                self._share(key, fresh, before, change.add)
-            change.chains |= {n: rules for n, rules in new.chains.items() if old.chains.get(n) != rules}
-            change.dead |= old.chains.keys() - new.chains.keys()
-            change.remembered |= {n: t for n, t in new.remembered.items() if old.remembered.get(n) != t}
-            change.forgotten |= {n for n, t in old.remembered.items() if new.remembered.get(n) != t}
-        for element, was in before.items():
-            now = held[element][1] if element in held else _ABSENT
-            if was == now:
-                continue
-            if was is not _ABSENT:
-                change.remove.append(element)
-            if now is not _ABSENT:
-                change.add[element] = now
-        for value in {value for value in change.add.values() if isinstance(value, str)}:
+                self._pieces.pop(key, None)
+            for name, part in new.elements.items():
+                self._enter(key, name, part, old.elements.get(name, _EMPTY), before, change.add)
+            if old.chains or new.chains:
+                _change_chains(change, old, new)
+        for name, earlier in before.items():
+            self._compare(name, earlier, change)
+        for value in {value for name in VERDICTS for value in change.add.get(name, _EMPTY).values()}:
             self._need(value, change)
         for name in change.forgotten & change.remembered.keys():  # another time-out: the chains that use it go along
             change.chains |= {n: r for p in self._pieces.values() for n, r in p.chains.items() if name in p.remembered}
@@ -251,41 +239,82 @@ class MapSet:
 
     def everything(self) -> MapChange:
         """All that is to be there, for an empty table."""
-        change = MapChange(add={element: value for element, (_, value) in self.held.items()})
+        change = MapChange()
         for name in self._shared:
             change.chains[name] = self.chains.shared(name)
         for made in self._pieces.values():
+            for name, part in made.elements.items():
+                change.add.setdefault(name, {}).update(part)
             change.chains |= made.chains
             change.remembered |= made.remembered
+        for name, one in self._holders:
+            change.add[name][one] = self._value(name, one)
         return change
 
-    def _share(self, key: ServiceKey, fresh: Mapping[Element, Value], before: dict[Element, Any],
-               added: dict[Element, Value]) -> None:
-        """Elements of which some are another service's as well, or were until now."""
-        for element, value in fresh.items():
-            if element in self.held:
-                first, was = self.held[element]
-                before.setdefault(element, was if added.pop(element, _ABSENT) is _ABSENT else _ABSENT)
-                self._holders.setdefault(element, [first]).append(key)
-            else:
-                before.setdefault(element, _ABSENT)
-                self.held[element] = key, value
+    def _value(self, name: str, one: bytes) -> Value:
+        holder = self._held[name].get(one)
+        return _ABSENT if holder is None else self._pieces[holder].elements[name][one]
 
-    def _release(self, element: Element, key: ServiceKey) -> None:
-        holders = self._holders.get(element)
-        if holders is None:
-            del self.held[element]
+    def _leave(self, key: ServiceKey, name: str, old: Mapping[bytes, Value], new: Mapping[bytes, Value],
+               before: Elements) -> None:
+        """What a service no longer puts into a set."""
+        for one in [one for one, value in old.items() if new.get(one, _ABSENT) != value]:
+            before.setdefault(name, {}).setdefault(one, self._value(name, one))
+            holders = self._holders.get((name, one))
+            if holders is None:
+                del self._held[name][one]
+                continue
+            holders.remove(key)
+            self._held[name][one] = holders[0]
+            if len(holders) == 1:
+                del self._holders[name, one]
+
+    def _enter(self, key: ServiceKey, name: str, new: Mapping[bytes, Value], old: Mapping[bytes, Value],
+               before: Elements, added: Elements) -> None:
+        """What a service puts into a set that it did not before. Some may be another's as well, or were until now."""
+        held, fresh = self._held[name], new
+        if old:
+            fresh = {one: value for one, value in new.items() if old.get(one, _ABSENT) != value}
+            if not fresh:
+                return
+        if name not in before and held.keys().isdisjoint(fresh):
+            held.update(dict.fromkeys(fresh, key))
+            added.setdefault(name, {}).update(fresh)
             return
-        holders.remove(key)
-        self.held[element] = holders[0], self._pieces[holders[0]].elements[element]
-        if len(holders) == 1:
-            del self._holders[element]
+        earlier = before.setdefault(name, {})
+        for one in fresh:
+            first = held.setdefault(one, key)
+            if first is key:
+                earlier.setdefault(one, _ABSENT)
+                continue
+            is_new = added.get(name, {}).pop(one, _ABSENT) is not _ABSENT
+            earlier.setdefault(one, _ABSENT if is_new else self._value(name, one))
+            self._holders.setdefault((name, one), [first]).append(key)
 
-    def _need(self, value: str, change: MapChange) -> None:
+    def _compare(self, name: str, before: Mapping[bytes, Value], change: MapChange) -> None:
+        """What came of the elements of one set for which it was not plain."""
+        for one, was in before.items():
+            now = self._value(name, one)
+            if was == now:
+                continue
+            if was is not _ABSENT:
+                change.remove.setdefault(name, []).append(one)
+            if now is not _ABSENT:
+                change.add.setdefault(name, {})[one] = now
+
+    def _need(self, value: Value, change: MapChange) -> None:
         """The shared chains an element leads to, made when the first one does; they are few and stay."""
-        if value in self._shared or not is_shared(value):
+        if not isinstance(value, str) or value in self._shared or not is_shared(value):
             return
         for name in leads_to(value):
             self._need(name, change)
         self._shared.add(value)
         change.chains[value] = self.chains.shared(value)
+
+
+def _change_chains(change: MapChange, old: Piece, new: Piece) -> None:
+    """The chains of a service's own, and the clients they remember."""
+    change.chains |= {n: rules for n, rules in new.chains.items() if old.chains.get(n) != rules}
+    change.dead |= old.chains.keys() - new.chains.keys()
+    change.remembered |= {n: t for n, t in new.remembered.items() if old.remembered.get(n) != t}
+    change.forgotten |= {n for n, t in old.remembered.items() if new.remembered.get(n) != t}

@@ -21,6 +21,7 @@ SERVICE_LABEL = "kubernetes.io/service-name"
 PROXY_LABEL = "service.kubernetes.io/service-proxy-name"
 HEADLESS_LABEL = "service.kubernetes.io/headless"
 AFFINITY_SECONDS = 10800  # the API's default time-out of ClientIP affinity
+_NONE: Obj = {}
 
 
 class Endpoint(NamedTuple):
@@ -105,80 +106,66 @@ def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family:
         config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
         affinity = config.get("timeoutSeconds") or AFFINITY_SECONDS
     usable = [s for s in slices if s.get("addressType", "IPv4") == ("IPv6" if family == 6 else "IPv4")]
+    external_ips = tuple(ip for ip in spec.get("externalIPs") or () if is_family(ip, family))
+    ranges = tuple(sorted(_ranges(spec.get("loadBalancerSourceRanges") or (), family)))
     found = []
     for port in spec.get("ports") or []:
         name, protocol = port.get("name") or "", port.get("protocol") or "TCP"
-        states = _endpoints(usable, name, protocol, node)
-        cluster, local = choose(states, node, zone)
+        candidates = _candidates(usable, name, protocol, node)
+        cluster, local = choose(candidates, node, zone)
         found.append(ServicePort(
             meta.get("namespace") or "", meta["name"], name, protocol.lower(), ips[0], port["port"],
             port.get("nodePort") or 0 if kind != "ClusterIP" else 0,
-            tuple(ip for ip in spec.get("externalIPs") or () if is_family(ip, family)), balancers,
-            tuple(sorted(_ranges(spec.get("loadBalancerSourceRanges") or (), family))), affinity,
+            external_ips, balancers, ranges, affinity,
             spec.get("internalTrafficPolicy") == "Local", spec.get("externalTrafficPolicy") == "Local",
-            spec.get("healthCheckNodePort") or 0, sum(s.ready and s.endpoint.local for s in states), cluster, local))
+            spec.get("healthCheckNodePort") or 0, sum([e.local for e in candidates.ready]), cluster, local))
     return tuple(found)
 
 
-class State(NamedTuple):
-    """One endpoint with its conditions, as a slice tells it."""
+class Candidates(NamedTuple):
+    """Where connections to one port of a service may end, as its slices tell."""
 
-    endpoint: Endpoint
-    ready: bool
-    draining: bool  # terminating, and still serving
-    nodes: tuple[str, ...] = ()  # whom it is for, as the slice hints; () without hints
-    zones: tuple[str, ...] = ()
+    ready: dict[Endpoint, Obj]  # with the slice's hints for whom it is, {} without
+    draining: list[Endpoint]  # terminating, and still serving
 
 
-def choose(states: Iterable[State], node: str = "", zone: str = "") -> tuple[tuple[Endpoint, ...],
-                                                                             tuple[Endpoint, ...]]:
+def choose(found: Candidates, node: str = "", zone: str = "") -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
     """(for policy Cluster, for policy Local): the ready ones, or while there is none, the draining ones.
 
     Of the ready ones for policy Cluster those that are hinted to be for this node, or for its zone."""
-    states = list(states)
-
-    def pick(among: list[State], ready: list[State]) -> tuple[Endpoint, ...]:
-        return tuple(sorted(s.endpoint for s in ready or [s for s in among if s.draining]))
-
-    ready, here = [s for s in states if s.ready], [s for s in states if s.endpoint.local]
-    return pick(states, _near(ready, node, zone)), pick(here, [s for s in here if s.ready])
+    local = [e for e in found.ready if e.local] or [e for e in found.draining if e.local]
+    return tuple(sorted(_near(found.ready, node, zone) or found.draining)), tuple(sorted(local))
 
 
-def _near(ready: list[State], node: str, zone: str) -> list[State]:
+def _near(ready: dict[Endpoint, Obj], node: str, zone: str) -> Iterable[Endpoint]:
     """Hints count when every endpoint has them and one is for us: else somebody would be left without any."""
-    if node and all(s.nodes for s in ready) and (mine := [s for s in ready if node in s.nodes]):
-        return mine
-    if zone and all(s.zones for s in ready) and (near := [s for s in ready if zone in s.zones]):
-        return near
+    for hint, ours in (("forNodes", node), ("forZones", zone)):
+        if ours and all(hints.get(hint) for hints in ready.values()):
+            mine = [e for e, hints in ready.items() if any(one["name"] == ours for one in hints[hint])]
+            if mine:
+                return mine
     return ready
 
 
-def _endpoints(slices: Iterable[Obj], port_name: str, protocol: str, node: str) -> list[State]:
-    best: dict[tuple[str, int], State] = {}
+def _candidates(slices: Iterable[Obj], port_name: str, protocol: str, node: str) -> Candidates:
+    ready: dict[Endpoint, Obj] = {}
+    draining: dict[Endpoint, None] = {}
     for piece in slices:
         number = next((p.get("port") for p in piece.get("ports") or ()
                        if (p.get("name") or "") == port_name and (p.get("protocol") or "TCP") == protocol), None)
         if not number:
             continue
         for entry in piece.get("endpoints") or ():
-            address = (entry.get("addresses") or [""])[0]  # a slice's entry is one endpoint; the rest is by-names
-            conditions = entry.get("conditions") or {}
-            ready, serving = conditions.get("ready") is not False, conditions.get("serving")
-            known = best.get((address, number))
-            if not address or (known is not None and (known.ready or not ready)):
-                continue  # moving slices show an endpoint twice
-            draining = bool(conditions.get("terminating") and (ready if serving is None else serving))
-            local = entry.get("nodeName") == node and bool(node)
-            hints = entry.get("hints")
-            best[address, number] = State(Endpoint(address, number, local), ready, draining,
-                                          *_hinted(hints) if hints else ((), ()))
-    return list(best.values())
-
-
-def _hinted(hints: Obj) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names of the nodes, and of the zones."""
-    return (tuple(h["name"] for h in hints.get("forNodes") or ()),
-            tuple(h["name"] for h in hints.get("forZones") or ()))
+            addresses, conditions = entry.get("addresses"), entry.get("conditions") or _NONE
+            if not addresses:
+                continue
+            # Only the first: a slice's entry is one endpoint, and the rest is by-names.
+            endpoint = Endpoint(addresses[0], number, entry.get("nodeName") == node and node != "")
+            if conditions.get("ready") is not False:
+                ready[endpoint] = entry.get("hints") or _NONE
+            elif conditions.get("terminating") and conditions.get("serving"):
+                draining[endpoint] = None
+    return Candidates(ready, [e for e in draining if e not in ready])  # moving slices show an endpoint twice
 
 
 def _balancer_ips(service: Obj, family: int) -> tuple[str, ...]:

@@ -10,11 +10,9 @@ Called by `side`, on the proxy's worker thread.
 from __future__ import annotations
 
 import errno
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 
-from agent.proxy.maps import Element, MapChange
+from agent.proxy.maps import MapChange
 from agent.proxy.nftchains import BASE, TABLE, Chains, sets
 from netsetup import nftables, xtables
 from netsetup.ledger import Ledger
@@ -42,9 +40,7 @@ class Writer:
             self._ledger.record("nftables", table=TABLE)
         table = self._open()
         clients = self._clients(table, everything)
-        self._counts = dict.fromkeys(sets(self._family), 0)
-        for name, _ in everything.add:
-            self._counts[name] += 1
+        self._counts = {name: len(everything.add.get(name, ())) for name in sets(self._family)}
         self._sizes = {name: max(LEAST, 2 * count) for name, count in self._counts.items()}
         try:
             self._fill(table, everything, clients)
@@ -80,15 +76,15 @@ class Writer:
         self._chains_of(table, everything)
         for name, rules in base.items():
             table.rules(name, rules)
-        self._add(table, everything.add)
+        for name, elements in everything.add.items():
+            table.add(name, elements.items())
         for name, keys in clients.items():
             table.add(name, ((key, None) for key in keys))
         table.commit()
 
     def fits(self, change: MapChange) -> bool:
         """Whether the sets have room for a change; otherwise everything is to be loaded, into larger ones."""
-        added = Counter(name for name, _ in change.add)
-        return all(self._counts[name] + more <= self._sizes[name] for name, more in added.items())
+        return all(self._counts[name] + len(more) <= self._sizes[name] for name, more in change.add.items())
 
     def apply(self, change: MapChange) -> None:
         """Only what changed. Raises OSError; then only `load` makes things right again."""
@@ -96,17 +92,17 @@ class Writer:
         for name in change.dead | change.chains.keys():
             table.chain(name)
             table.flush(name)
-        for name, keys in _by_set((element, None) for element in change.remove):
-            table.remove(name, (key for key, _ in keys))
+        for name, keys in change.remove.items():
+            table.remove(name, keys)
             self._counts[name] -= len(keys)
         for name in sorted(change.dead, key=_leading):
             table.delete_chain(name)
         for name in change.forgotten:
             table.delete_set(name)
         self._chains_of(table, change)
-        self._add(table, change.add)
-        for name, _ in change.add:
-            self._counts[name] += 1
+        for name, elements in change.add.items():
+            table.add(name, elements.items())
+            self._counts[name] += len(elements)
         table.commit()
         if change.chains or change.dead:
             self._uses = table.uses()
@@ -119,10 +115,6 @@ class Writer:
             table.chain(name)
         for name, rules in change.chains.items():
             table.rules(name, rules)
-
-    def _add(self, table: Table, elements: dict[Element, Value]) -> None:
-        for name, found in _by_set(elements.items()):
-            table.add(name, found)
 
     def suspicious(self) -> bool:
         """Whether `intact` is worth its cost: always, it is small."""
@@ -176,10 +168,3 @@ def read(family: int = 4) -> tuple[dict[str, tuple[bytes, ...]], dict[str, dict[
 def _leading(name: str) -> tuple[bool, str]:
     """Chains of endpoints last: the others go to them."""
     return name.startswith("end-"), name
-
-
-def _by_set(elements: Iterable[tuple[Element, Value]]) -> Iterable[tuple[str, list[tuple[bytes, Value]]]]:
-    found: dict[str, list[tuple[bytes, Value]]] = {}
-    for (name, key), value in elements:
-        found.setdefault(name, []).append((key, value))
-    return found.items()

@@ -43,7 +43,7 @@ class Writer(Protocol):
 @contextmanager
 def uncollected(services: int) -> Iterator[None]:
     """Work without the collector of cyclic garbage: a full load makes hundreds of thousands of objects that all stay,
-    and looking through them again and again takes longer than making them."""
+    and looking through them again and again takes longer than making them. What is made counts as old afterwards."""
     if services < MANY or not gc.isenabled():
         yield
         return
@@ -51,6 +51,8 @@ def uncollected(services: int) -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()
+        gc.unfreeze()  # together: everything to the oldest generation, without a look at it
         gc.enable()
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.proxy import conntrack, guard, iptables, rules
 from agent.proxy.conntrack import Flow
 from agent.proxy.health import HealthServers
-from agent.proxy.model import Endpoint, ServicePort, State, choose, service_ports
+from agent.proxy.model import Candidates, Endpoint, ServicePort, choose, service_ports
 from agent.proxy.trace import Packet, outcomes, parse
 
 
@@ -169,8 +169,10 @@ def test_health_servers_tell_whether_this_node_has_endpoints() -> None:
 
 def test_hints_keep_traffic_near_unless_somebody_would_have_none():
     def near(*hints, node="me", zone="z1"):
-        states = [State(Endpoint(f"1.1.1.{n}", 80), True, False, *hint) for n, hint in enumerate(hints)]
-        return [e.address[-1] for e in choose(states, node, zone)[0]]
+        ready = {Endpoint(f"1.1.1.{n}", 80): {
+            "forNodes": [{"name": name} for name in nodes], "forZones": [{"name": name} for name in zones]}
+            for n, (nodes, zones) in enumerate(hints)}
+        return [e.address[-1] for e in choose(Candidates(ready, []), node, zone)[0]]
 
     assert near(((), ("z1",)), ((), ("z2",))) == ["0"]
     assert near(((), ("z1",)), ((), ())) == ["0", "1"]  # one has no hint: all count

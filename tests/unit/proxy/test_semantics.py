@@ -126,10 +126,7 @@ def test_rules_do_what_services_promise(family: int, traits: list[dict[str, Any]
     maps = MapSet(pods, family)
     maps.update(wanted)
     everything = maps.everything()
-    sets: dict[str, dict] = {}
-    for (name, key), value in everything.add.items():
-        sets.setdefault(name, {})[key] = value
-    table = Table({**maps.chains.base(), **everything.chains}, sets)
+    table = Table({**maps.chains.base(), **everything.chains}, everything.add)
     for packet in packets(len(services)):
         promised = in_family(naive(services, packet), family)
         outward = packet.from_node and packet.dst.startswith("203.0.11") and promised <= {"REJECT", "DROP"}
