@@ -34,12 +34,10 @@ class Flow:
 
 def stale(old: Iterable[ServicePort], new: Iterable[ServicePort]) -> list[Flow]:
     """The flows that the change of one service from `old` ports to `new` ones makes stale."""
-    before = {(p.port_name, p.protocol): p for p in old}
-    after = {(p.port_name, p.protocol): p for p in new}
+    before = {(p.port_name, p.protocol): p for p in old if p.protocol in NUMBERS}
+    after = {(p.port_name, p.protocol): p for p in new if p.protocol in NUMBERS}
     found: list[Flow] = []
     for key in before.keys() | after.keys():
-        if key[1] not in NUMBERS:
-            continue
         was, now = before.get(key), after.get(key)
         gone = _endpoints(was) - _endpoints(now)
         for endpoint in sorted(gone):

@@ -87,7 +87,8 @@ def is_ours(service: Obj) -> bool:
     spec = service.get("spec") or {}
     if spec.get("type") == "ExternalName" or spec.get("clusterIP") in (None, "", "None"):
         return False
-    return not {PROXY_LABEL, HEADLESS_LABEL} & set(service["metadata"].get("labels") or {})
+    labels = service["metadata"].get("labels") or _NONE
+    return PROXY_LABEL not in labels and HEADLESS_LABEL not in labels
 
 
 def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family: int = 4,
