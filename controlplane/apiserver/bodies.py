@@ -9,6 +9,7 @@ Upstream: k8s.io/apiserver/pkg/endpoints/handlers/{create,update,rest}.go.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from controlplane.apiserver.request import Request
@@ -78,14 +79,15 @@ def report(request: Request, api_version: str, kind: str, problems: list[str]) -
 
 
 def check(request: Request, definition: Any, api_version: str, kind: str, obj: dict[str, Any],
-          problems: list[str] | None = None) -> None:
-    """Type errors and unknown fields of a decoded object; `definition` is a resource's `shape`. Raises BadRequest."""
-    problems = list(problems or ())
+          duplicates: Sequence[str] = ()) -> None:
+    """Type errors, unknown fields and, after them, fields given twice of a decoded object; `definition` is a
+    resource's `shape`. Raises BadRequest."""
+    problems = list(duplicates)
     if definition:
         found = schema.load().check(definition, obj) if isinstance(definition, str) else definition.check(obj)
         if found.errors:
             raise cannot_handle(api_version, kind, found.errors[0])
-        problems += [f'unknown field "{path}"' for path in found.unknown]
+        problems = [*(f'unknown field "{path}"' for path in found.unknown), *duplicates]
         if isinstance(definition, str):
             for path in found.unknown:
                 drop(obj, path)
