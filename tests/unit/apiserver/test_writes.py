@@ -63,7 +63,8 @@ def test_unknown_fields_are_refused_warned_of_or_ignored_as_asked():
             assert status == 400 and 'strict decoding error: unknown field "zz"' in error["message"]
             assert error["message"].startswith('ConfigMap in version "v1" cannot be handled as a ConfigMap: ')
             twice = '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"k":"1","k":"2"},"zz":1}'
-            async with api.session.post(api.url + CMS + "?fieldValidation=Strict", data=twice) as answer:
+            async with api.session.post(api.url + CMS + "?fieldValidation=Strict", data=twice,
+                                        headers={"Content-Type": "application/json"}) as answer:
                 assert 'error: unknown field "zz", duplicate field "data.k"' in (await answer.json())["message"]
             async with api.session.post(api.url + CMS, json=body) as answer:
                 assert answer.status == 201 and 'unknown field \\"zz\\"' in answer.headers["Warning"]
