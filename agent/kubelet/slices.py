@@ -23,7 +23,7 @@ JOBS = f"type='signal',interface='{MANAGER[2]}',member='JobRemoved'"
 THERE, ABSENT = f"{SYSTEMD}.UnitExists", f"{SYSTEMD}.NoSuchUnit"
 CONTROL = Path("/run/systemd/system.control")  # where systemd keeps what was changed of a running unit
 INFINITE = (1 << 64) - 1
-SECOND = 1_000_000  # microseconds
+PERCENT = 10_000  # microseconds of a second; systemd's files cut quotas to whole ones, and a reload reads those
 Properties = list[tuple[str, tuple[str, Any]]]
 
 
@@ -33,9 +33,10 @@ def v2_weight(shares: int) -> int:
 
 
 def properties(limits: LinuxResources, *, v2: bool) -> Properties:
-    """The limits as systemd names them; 0 is none, and is said so that an earlier one goes."""
+    """The limits as systemd names them; 0 is none, and is said so that an earlier one goes. A quota is rounded
+    up to whole percents, as the runtimes round their containers'."""
     weight = ("CPUWeight", v2_weight(limits.cpu_shares)) if v2 else ("CPUShares", limits.cpu_shares or 1024)
-    quota = limits.cpu_quota * SECOND // limits.cpu_period if limits.cpu_quota else INFINITE
+    quota = -(-limits.cpu_quota * 100 // limits.cpu_period) * PERCENT if limits.cpu_quota else INFINITE
     return [(name, ("t", value)) for name, value in (
         weight, ("MemoryMax" if v2 else "MemoryLimit", limits.memory_limit or INFINITE), ("CPUQuotaPerSecUSec", quota),
         ("TasksMax", limits.pids or INFINITE))]

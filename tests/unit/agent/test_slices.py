@@ -27,6 +27,8 @@ def test_limits_are_named_by_the_hierarchy_and_none_is_said() -> None:
     none = (1 << 64) - 1
     assert {n: v for n, (_, v) in properties(LinuxResources(), v2=False)} == {
         "CPUShares": 1024, "MemoryLimit": none, "CPUQuotaPerSecUSec": none, "TasksMax": none}
+    small = dict(properties(LinuxResources(cpu_quota=2_500, cpu_period=100_000), v2=True))
+    assert small["CPUQuotaPerSecUSec"] == ("t", 30_000), "systemd's own file would say 2 % for 2.5, and a reload obeys"
 
 
 def test_a_slice_that_is_there_is_changed_and_one_that_is_gone_is_no_error(monkeypatch: Any, tmp_path: Path) -> None:
