@@ -111,7 +111,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 for part in (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers,
-                             keeping):
+                             keeping, *self._devices(context, kubelet, node)):
                     group.create_task(part.run(), name=type(part).__name__)
                 group.create_task(kubelet.run(), name="Kubelet")
                 self._clients["node"], files = client, {options.kubeconfig: client}
@@ -183,6 +183,18 @@ class Agent:
         from agent.kubelet.cpumanager import CpuManager, topology
         context.cpus = CpuManager(self.options.root, topology(), self.options.keeping.reserved_cpus, SYSTEM)
         context.cgroups.unbounded = context.cpus.exclusive
+
+    def _devices(self, context: Any, kubelet: Any, node: Any) -> tuple[Any, Any]:
+        """Where device plugins come to, and where monitoring asks who has what."""
+        from agent.kubelet.devices.podresources import PodResources
+        from agent.kubelet.devices.registrar import Registrar
+
+        def changed(uids: set[str]) -> None:
+            node.check()
+            kubelet.wake(uids)
+
+        node.devices = lambda: context.devices.book.amounts() if context.devices is not None else {}
+        return Registrar(context, changed, cdi=self._features.cdi), PodResources(context, kubelet.pods)
 
     def _server(self, runtime: Any, kubelet: Any, client: Any, context: Any, house: Any) -> Any:
         from agent.kubelet.access import Access

@@ -11,6 +11,7 @@ carry containerd's namespace where it needs one. Never retries a call and never 
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import grpc.aio
 from google.protobuf import message_factory
 
 from controlplane.machinery.clock import SYSTEM
-from cri_proto.messages import containerd, cri, csi, registration
+from cri_proto.messages import containerd, cri, csi, deviceplugin, dra, registration
 from cri_proto.tally import Tally
 
 MAX_MESSAGE = 32 << 20  # a listing of some thousand containers with their labels is a few megabytes
@@ -101,13 +102,26 @@ class Connection:
 
 
 class Plugin:
-    """A channel to the socket of a storage driver or of its registrar, for a call or a few."""
+    """A channel to the socket of a storage driver, a device plugin, a driver of ResourceClaims or a registrar."""
 
     def __init__(self, path: Path | str) -> None:
         self._channel = grpc.aio.insecure_channel(f"unix://{path}", options=_OPTIONS)
-        self.node = Service(self._channel, csi.service("Node"), "csi.v1.Node")
-        self.registration = Service(self._channel, registration.service("Registration"),
-                                    "pluginregistration.Registration")
+
+    @cached_property
+    def node(self) -> Service:
+        return Service(self._channel, csi.service("Node"), "csi.v1.Node")
+
+    @cached_property
+    def registration(self) -> Service:
+        return Service(self._channel, registration.service("Registration"), "pluginregistration.Registration")
+
+    @cached_property
+    def devices(self) -> Service:
+        return Service(self._channel, deviceplugin.service("DevicePlugin"), "v1beta1.DevicePlugin")
+
+    @cached_property
+    def claims(self) -> Service:
+        return Service(self._channel, dra.service("DRAPlugin"), "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin")
 
     async def __aenter__(self) -> Plugin:
         return self

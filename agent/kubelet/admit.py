@@ -47,6 +47,7 @@ class Place:
     strict_groups: bool = False  # whether the runtime can keep the image's own groups away
     pressures: frozenset[str] = frozenset()  # what the node runs short of, as its conditions say
     closing: bool = False  # the host is about to go down
+    devices: frozenset[str] = frozenset()  # resources that the device plugins here have the last word on
 
 
 def judge(pod: dict[str, Any], others: Iterable[dict[str, Any]], place: Place) -> tuple[str, str] | None:
@@ -167,6 +168,8 @@ def _fit(pod: dict[str, Any], others: list[dict[str, Any]], place: Place) -> tup
         for name, value in amounts(other).items():
             used[name] = used.get(name, 0) + value
     for name, wanted in amounts(pod).items():
+        if name in place.devices or ("/" in name and name not in have):
+            continue  # what no node knows of itself is the cluster's to count
         if wanted and used.get(name, 0) + wanted > have.get(name, 0):
             return (f"OutOf{name}", f"Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, "
                                     f"used: {used.get(name, 0)}, capacity: {have.get(name, 0)}")

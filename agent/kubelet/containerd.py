@@ -154,6 +154,7 @@ def _version_2(paths: Paths, known: Facts) -> str:
     return f"""\
 [plugins."{plugin}"]
   sandbox_image = "{PAUSE}"
+  enable_cdi = true
   restrict_oom_score_adj = {str(not known.may_lower_oom_score).lower()}
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"

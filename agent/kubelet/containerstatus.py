@@ -32,6 +32,7 @@ class Report:
     resize: tuple[tuple[str, str, str, str], ...] = ()  # conditions: type, status, reason, message
     allocated: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources granted
     actual: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources it runs with
+    devices: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # container name -> how its devices are
     marks: tuple[tuple[str, str, str, str], ...] = ()  # further conditions, such as DisruptionTarget
     recursive: bool = False  # the runtime makes mounts read-only down to those below them
     start_time: float = 0.0  # when this node first saw the pod
@@ -128,6 +129,8 @@ def _resources(entry: dict[str, Any], spec: dict[str, Any], report: Report) -> N
         resources = report.actual.get(spec["name"], resources)
     if granted.get("requests"):
         entry["allocatedResources"] = dict(granted["requests"])
+    if report.devices.get(spec["name"]):
+        entry["allocatedResourcesStatus"] = report.devices[spec["name"]]
     if entry.get("containerID"):  # once there is a container they are told, also when they are none
         entry["resources"] = {k: dict(resources[k]) for k in ("limits", "requests") if resources.get(k)}
     mounts = [{k: m[k] for k in ("name", "mountPath", "readOnly") if m.get(k)} | (

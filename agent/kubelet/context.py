@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.kubelet.admit import Place
 from agent.kubelet.cgroups import Cgroups
@@ -27,6 +27,9 @@ from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
 from controlplane.machinery.clock import Clock
 
+if TYPE_CHECKING:
+    from agent.kubelet.devices.manager import DeviceManager
+
 
 @dataclass(slots=True)
 class Context:
@@ -44,6 +47,7 @@ class Context:
     others: Callable[[str], list[dict[str, Any]]] = lambda uid: []  # active pods of this node but the one with `uid`
     credentials: Credentials | None = None  # this node's own, for every pod
     cpus: CpuManager | None = None  # where containers may have CPUs of their own
+    devices: DeviceManager | None = None  # once a device plugin has come
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
     turns: Turns = field(init=False)
     users: UserNamespaces = field(init=False)

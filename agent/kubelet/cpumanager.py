@@ -161,6 +161,15 @@ class CpuManager:
         """Whether the container, or any of the pod, has CPUs of its own: then no quota holds it up on them."""
         return name in self._given.get(uid, {}) if name else uid in self._given
 
+    @property
+    def assignable(self) -> Cpus:
+        """What containers may get to themselves as long as nobody has any."""
+        return frozenset(self._cores) - self._reserved
+
+    def own(self, uid: str, name: str) -> Cpus:
+        """The CPUs that the container has to itself."""
+        return self._given.get(uid, {}).get(name, frozenset())
+
     def of(self, uid: str, name: str) -> str:
         """The CPUs the container may run on."""
         return listed(self._given.get(uid, {}).get(name) or self.shared)

@@ -89,6 +89,11 @@ class Kubelet:
             if uid in self._workers:
                 self._workers[uid].refresh()
 
+    def wake(self, uids: set[str]) -> None:
+        """There is something to tell of these pods."""
+        for uid in uids & self._workers.keys():
+            self._workers[uid].wake()
+
     def retry(self) -> None:
         """Circumstances of the node changed: let every pod try again at once."""
         for worker in self._workers.values():
@@ -214,11 +219,22 @@ class Kubelet:
             worker.look()  # something may have ended since it was read, and nobody was there to hear of it
             worker.refresh()  # its objects may have changed, and its tokens want renewal
         self._workers[meta["uid"]] = worker
-        self._group.create_task(self._work(worker), name=f"pod {meta.get('namespace', '')}/{meta['name']}")
+        fresh = seen is None and not gone and refused is None
+        self._group.create_task(self._work(worker, fresh), name=f"pod {meta.get('namespace', '')}/{meta['name']}")
 
-    async def _work(self, worker: Worker) -> None:
+    async def _lend(self, worker: Worker) -> None:
+        """The pod's devices, or its failure for want of them."""
+        if self.context.devices is not None:
+            refused = await self.context.devices.admit(worker.pod, self.alive)
+            if refused is not None:
+                self.context.tell(worker.pod, "Warning", *refused)
+                worker.doom(*refused)
+
+    async def _work(self, worker: Worker, fresh: bool) -> None:
         meta = worker.pod["metadata"]
         try:
+            if fresh:
+                await self._lend(worker)
             await worker.run()
         except* Exception as errors:  # one pod's fault must not take the node down; the next news tries again
             log.exception("the worker of pod %s/%s failed", meta.get("namespace", ""), meta["name"],

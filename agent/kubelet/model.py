@@ -72,6 +72,7 @@ class Features:
     systemd: bool | None = None  # whether it asks systemd for control groups; None where it does not tell
     recursive: frozenset[str] = frozenset()  # the handlers that mount read-only all the way down
     user_namespaces: frozenset[str] = frozenset()  # the handlers that know them
+    cdi: bool = False  # whether it puts CDI devices into containers
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,9 @@ class ContainerSpec:
     working_dir: str = ""
     env: tuple[tuple[str, str], ...] = ()
     mounts: tuple[Mount, ...] = ()
-    devices: tuple[tuple[str, str], ...] = ()  # (path on the node, path inside)
+    devices: tuple[tuple[str, str, str], ...] = ()  # (path on the node, path inside, of `mrw` what it may)
+    cdi: tuple[str, ...] = ()  # names of CDI devices
+    annotations: tuple[tuple[str, str], ...] = ()  # for the runtime
     resources: LinuxResources = field(default_factory=LinuxResources)
     security: Security = field(default_factory=Security)
     log_path: str = ""  # relative to the sandbox's log_directory: `<container>/<attempt>.log`

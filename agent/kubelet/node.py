@@ -86,6 +86,7 @@ class NodeAgent:
         self.problem: Callable[[], str] = str  # what keeps the node from being reached, "" = nothing
         self.closing: Callable[[], bool] = bool  # whether the host is about to go down
         self.volumes: Callable[[], list[str]] = list  # of storage drivers, mounted here
+        self.devices: Callable[[], dict[str, tuple[int, int]]] = dict  # by resource: how many, how many healthy
         self._client, self._runtime, self._images, self._clock = client, runtime, images, clock
         self._nodes, self._assigned, self._pod_cidr = nodes, assigned, pod_cidr
         self._sysctls = sysctls
@@ -117,7 +118,7 @@ class NodeAgent:
         """This node as the pods bound to it ask for it; its own reckoning until the API has told."""
         allocatable = self._known.get("allocatable") or nodestatus.allocatable(self.host)
         return Place(self.host.name, self._labels or nodestatus.labels(self.host), allocatable, self._sysctls,
-                     pressures=self.pressures(), closing=self.closing())
+                     pressures=self.pressures(), closing=self.closing(), devices=frozenset(self.devices()))
 
     @property
     def owner(self) -> dict[str, Any] | None:
@@ -213,7 +214,8 @@ class NodeAgent:
         if not network and not self._pod_cidr:
             network = "this node has no pod range yet"
         return Health(runtime=runtime, network=network, pressures=self.pressures(), volumes=tuple(self.volumes()),
-                      images=images, closing=self.closing(), unreachable=self.problem())
+                      images=images, closing=self.closing(), unreachable=self.problem(),
+                      devices=tuple((name, *counts) for name, counts in sorted(self.devices().items())))
 
     # --- lease
 

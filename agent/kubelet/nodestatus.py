@@ -58,6 +58,7 @@ class Health:
     closing: bool = False  # the host is about to go down
     unreachable: str = ""
     images: tuple[tuple[tuple[str, ...], int], ...] = ()  # names, bytes
+    devices: tuple[tuple[str, int, int], ...] = ()  # of device plugins: resource, how many, how many healthy
 
 
 def labels(host: Host) -> dict[str, str]:
@@ -81,7 +82,8 @@ def node(host: Host, now: str, health: Health) -> dict[str, Any]:
 
 def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[str, Any]:
     """The whole status; `old` is what the API has, for transition times. `now` is a metav1.Time."""
-    has = capacity(host)
+    has = capacity(host) | {name: str(count) for name, count, _ in health.devices}
+    free = allocatable(host) | {name: str(healthy) for name, _, healthy in health.devices}
     # Extended resources that somebody else advertises here.
     foreign = {name: amount for name, amount in (old.get("capacity") or {}).items() if name not in has}
     addresses = [*({"type": "InternalIP", "address": ip} for ip in host.ips),
@@ -93,7 +95,7 @@ def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[st
         told["runtimeHandlers"] = [_handler(name, host.features) for name in sorted(host.features.handlers)]
         told["features"] = {"supplementalGroupsPolicy": host.features.strict_groups}
     return {
-        **told, "capacity": {**foreign, **has}, "allocatable": {**foreign, **allocatable(host)},
+        **told, "capacity": {**foreign, **has}, "allocatable": {**foreign, **free},
         "conditions": conditions(health, now, old),
         "addresses": addresses,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": host.port}},

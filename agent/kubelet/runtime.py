@@ -77,6 +77,16 @@ def failure(error: grpc.aio.AioRpcError) -> CallError:
     return kind(describe(error), error.details() or "", error.code().name)
 
 
+def injects_devices(config: str) -> bool:
+    """Whether a runtime whose status tells its configuration in JSON puts CDI devices into containers. containerd began
+    to with 1.7, where it may be switched off; CRI-O, which tells no such thing, always did."""
+    try:
+        told = json.loads(config)
+        return "containerd" not in told or bool(told.get("enableCDI"))
+    except (ValueError, TypeError):
+        return True
+
+
 def asks_systemd(config: str) -> bool | None:
     """Whether containerd's configuration, as its status tells it in JSON, has runc ask systemd for control groups; None
     for any other text."""
@@ -124,7 +134,8 @@ class Runtime:
             systemd: bool | None = driver == cri.SYSTEMD
         except CallError:  # before containerd 2.0; its status tells its configuration
             systemd = asks_systemd(answer.info.get("config", ""))
-        return model.Features(strict_groups=answer.features.supplemental_groups_policy, systemd=systemd,
+        return model.Features(cdi=injects_devices(answer.info.get("config", "")),
+                              strict_groups=answer.features.supplemental_groups_policy, systemd=systemd,
                               handlers=frozenset(h.name for h in handlers),
                               recursive=frozenset(h.name for h in handlers if h.features.recursive_read_only_mounts),
                               user_namespaces=frozenset(h.name for h in handlers if h.features.user_namespaces))

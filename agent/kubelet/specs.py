@@ -116,7 +116,7 @@ def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: So
         command=env.expand_all(spec.get("command"), variables), args=env.expand_all(spec.get("args"), variables),
         working_dir=spec.get("workingDir") or "", env=tuple(variables.items()),
         mounts=_mounts(pod, spec, node, volumes, kind, attempt),
-        devices=tuple((volumes[d["devicePath"]], d["devicePath"]) for d in spec.get("volumeDevices") or ()),
+        devices=tuple((volumes[d["devicePath"]], d["devicePath"], "mrw") for d in spec.get("volumeDevices") or ()),
         resources=replace(resources.linux_resources(pod, spec, node.memory), oom_group=node.oom_group),
         security=security(pod, spec, node),
         log_path=f"{spec['name']}/{attempt}.log", stdin=bool(spec.get("stdin")), stdin_once=bool(spec.get("stdinOnce")),

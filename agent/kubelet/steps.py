@@ -259,7 +259,7 @@ class Steps:
             if context.cpus is not None:
                 made = replace(made, resources=replace(made.resources, **context.cpus.fit(
                     made.resources, meta["uid"], spec["name"])))
-            return made
+            return await context.devices.fitted(made, meta["uid"]) if context.devices is not None else made
         except (ConfigError, ApiError, OSError) as error:
             self._tell("Warning", "Failed", f"Error: {error}", spec["name"])
             raise StepFailed("CreateContainerConfigError", str(error)) from error

@@ -113,7 +113,7 @@ def container_config(sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> A
         stdin=spec.stdin, stdin_once=spec.stdin_once, tty=spec.tty, stop_signal=signal_number(spec.stop_signal),
         labels={model.POD_NAME: sandbox.name, model.POD_NAMESPACE: sandbox.namespace, model.POD_UID: sandbox.uid,
                 model.CONTAINER_NAME: spec.name},
-        annotations={model.CONTAINER_HASH: spec.hash, model.RESTART_COUNT: str(spec.attempt),
+        annotations={**dict(spec.annotations), model.CONTAINER_HASH: spec.hash, model.RESTART_COUNT: str(spec.attempt),
                      model.TERMINATION_PATH: spec.termination_path,
                      model.TERMINATION_POLICY: spec.termination_policy})
     for key, value in spec.env:
@@ -123,8 +123,10 @@ def container_config(sandbox: model.SandboxSpec, spec: model.ContainerSpec) -> A
                           propagation=getattr(cri, _PROPAGATION[mount.propagation]),
                           recursive_read_only=mount.recursive, uidMappings=mappings(sandbox),
                           gidMappings=mappings(sandbox))
-    for on_node, inside in spec.devices:
-        config.devices.add(host_path=on_node, container_path=inside, permissions="mrw")
+    for on_node, inside, permissions in spec.devices:
+        config.devices.add(host_path=on_node, container_path=inside, permissions=permissions)
+    for name in spec.cdi:
+        config.CDI_devices.add(name=name)
     if spec.grace is not None:
         config.annotations[model.TERMINATION_GRACE] = f"{spec.grace:g}"
     config.linux.resources.CopyFrom(resources(spec.resources))

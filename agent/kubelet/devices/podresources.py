@@ -1,0 +1,90 @@
+"""Who has which devices and CPUs: the socket `pod-resources/kubelet.sock`, for monitoring agents of this node.
+
+Owns that socket and its answers, made when asked. Promises nothing but what the kubelet's own books say. Run by the
+agent.
+
+Upstream: pkg/kubelet/apis/podresources.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from agent.kubelet.context import Context
+from cri_proto.messages import podresources as api
+from cri_proto.served import Served
+
+FOLDER, SOCKET = "pod-resources", "kubelet.sock"
+ENDED = ("Succeeded", "Failed")
+Object = dict[str, Any]
+
+
+class PodResources:
+    """`pods()` are the pods of this node."""
+
+    def __init__(self, context: Context, pods: Callable[[], Iterable[Object]]) -> None:
+        self._context, self._pods = context, pods
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        folder = self._context.node.root / FOLDER
+        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
+        (folder / SOCKET).unlink(missing_ok=True)
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Served(api, "PodResourcesLister", "v1.PodResourcesLister", lambda: self),))
+        server.add_insecure_port(f"unix://{folder / SOCKET}")
+        try:
+            await server.start()
+            await server.wait_for_termination()
+        finally:
+            await server.stop(None)
+
+    # --- the service's methods
+
+    async def List(self, request: Any, call: Any) -> Any:  # noqa: N802
+        return api.ListPodResourcesResponse(pod_resources=[
+            self._pod(pod) for pod in self._pods() if (pod.get("status") or {}).get("phase") not in ENDED])
+
+    async def Get(self, request: Any, call: Any) -> Any:  # noqa: N802
+        for pod in self._pods():
+            meta = pod["metadata"]
+            if (meta.get("namespace"), meta["name"]) == (request.pod_namespace, request.pod_name):
+                return api.GetPodResourcesResponse(pod_resources=self._pod(pod))
+        await call.abort(grpc.StatusCode.UNKNOWN,
+                         f"pod {request.pod_name} in namespace {request.pod_namespace} not found")
+        return None
+
+    async def GetAllocatableResources(self, request: Any, call: Any) -> Any:  # noqa: N802
+        cpus, devices = self._context.cpus, self._context.devices
+        found = devices.book.devices if devices is not None else {}
+        return api.AllocatableResourcesResponse(
+            cpu_ids=sorted(cpus.assignable) if cpus is not None else (),
+            devices=[self._devices(name, [id]) for name in sorted(found) for id in sorted(found[name])
+                     if found[name][id].healthy])
+
+    # --- their parts
+
+    def _pod(self, pod: Object) -> Any:
+        meta, spec = pod["metadata"], pod["spec"]
+        containers = [*(c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"),
+                      *spec["containers"]]
+        return api.PodResources(name=meta["name"], namespace=meta.get("namespace", ""), containers=[
+            self._container(meta["uid"], c["name"]) for c in containers])
+
+    def _container(self, uid: str, name: str) -> Any:
+        cpus, devices = self._context.cpus, self._context.devices
+        grants = devices.book.of(uid, name) if devices is not None else {}
+        return api.ContainerResources(
+            name=name, cpu_ids=sorted(cpus.own(uid, name)) if cpus is not None else (),
+            devices=[self._devices(resource, grant.ids) for resource, grant in sorted(grants.items())])
+
+    def _devices(self, resource: str, ids: Iterable[str]) -> Any:
+        assert self._context.devices is not None
+        known = self._context.devices.book.devices.get(resource, {})
+        nodes = sorted({node for id in ids if id in known for node in known[id].nodes})
+        return api.ContainerDevices(resource_name=resource, device_ids=ids, topology=api.TopologyInfo(
+            nodes=[api.NUMANode(ID=node) for node in nodes]) if nodes else None)
