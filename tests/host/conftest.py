@@ -80,6 +80,11 @@ class Stranger(Machine):
         self.untouched()
         return done.stderr
 
+    def cleared(self) -> None:
+        """Whatever an attempt that failed left is gone."""
+        self.pelamis("reset")
+        self.run("rm", "-rf", "/var/lib/pelamis", "/etc/pelamis")
+
     def untouched(self) -> None:
         assert "nothing of ours" in self.pelamis("reset").stdout
         left = self.run("sh", "-c", "ls -d /etc/pelamis /var/lib/pelamis /usr/local/bin/pelamis "
