@@ -15,19 +15,26 @@ if TYPE_CHECKING:
     from controlplane.hosts.layout import Layout
 
 
+TIMEOUT = "10m"  # grace periods and budgets of a full node
+
+
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("upgrade", help="run this version on this host from now on: the server first")
     parser.add_argument("--back", action="store_true", help="go back to the version before")
     parser.add_argument("--drain", action="store_true", help="move pods to other nodes first; they may come back after")
+    parser.add_argument("--drain-timeout", default=TIMEOUT, metavar="TIME",
+                        help=f"how long pods may take to leave: 90s, 30m (default {TIMEOUT})")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from controlplane.cli import preflight, settings
+    from controlplane.cli.token import seconds
     from controlplane.hosts import commands, upgrade
     from controlplane.hosts.services import Services, required
     preflight.check_root()
     required()
+    limit = seconds(args.drain_timeout)
     installed, services = commands.layout(), Services()
     commands.needs_install(installed)
     kept = settings.load(installed.settings)
@@ -43,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     if kept.server:
         upgrade.allowed(new, asyncio.run(upgrade.server_version(installed, kept)))
     if args.drain:
-        asyncio.run(_drained(lambda: upgrade.upgrade(new, kept, services, step), new, kept))
+        asyncio.run(_drained(lambda: upgrade.upgrade(new, kept, services, step), new, kept, limit))
     else:
         upgrade.upgrade(new, kept, services, step)
     if not kept.server:
@@ -52,10 +59,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-async def _drained(work: Callable[[], None], layout: Layout, kept: Settings) -> None:
+async def _drained(work: Callable[[], None], layout: Layout, kept: Settings, limit: float) -> None:
     from controlplane.hosts import drain
     say(f"moving pods away from {kept.node_name}")
-    async with drain.drained(layout.paths, kept.node_name) as gone:
+    async with drain.drained(layout.paths, kept.node_name, lambda line: say(f"  {line}"), limit) as gone:
         say(f"{gone} pods left; those of DaemonSets run on")
         await asyncio.to_thread(work)
 

@@ -210,9 +210,12 @@ def another(lab: Lab, name: str, number: str, broken: bool = False) -> str:
     return name
 
 
+def upgrading(name: str, *more: str) -> tuple[str, ...]:
+    return ("env", f"PYTHONPATH=/root/{name}", "/root/venv/bin/python", "-m", "controlplane.cli", "upgrade", *more)
+
+
 def upgrade(lab: Lab, name: str, machine: Machine, *more: str) -> subprocess.CompletedProcess[str]:
-    return machine.run("env", f"PYTHONPATH=/root/{name}", "/root/venv/bin/python", "-m", "controlplane.cli", "upgrade",
-                       *more, check=False)
+    return machine.run(*upgrading(name, *more), check=False)
 
 
 def test_an_upgrade_restarts_no_container(lab: Lab) -> None:
@@ -247,11 +250,21 @@ def skewed(lab: Lab) -> None:
 def test_an_upgrade_that_drains_first(lab: Lab) -> None:
     """Pods that can move are elsewhere before it, a budget holds, the node takes pods afterwards; others run on."""
     machine, before = lab.agents[1], pods(lab)
-    lab.kubectl("create", "poddisruptionbudget", "skewed", "--selector=app=skewed", "--max-unavailable=1")
+    lab.kubectl("create", "poddisruptionbudget", "skewed", "--selector=app=skewed", "--max-unavailable=0")
+    eventually(lambda: lab.kubectl("get", "pdb", "skewed", "-o", "jsonpath={.status.expectedPods}") == "4")
     done = upgrade(lab, another(lab, "drained", "0.2.9"), lab.server)
     assert done.returncode == 0, done.stdout + done.stderr
-    done = upgrade(lab, "drained", machine, "--drain")
-    assert done.returncode == 0 and "pods left" in done.stdout and "0 pods left" not in done.stdout, done
+    stopped = upgrade(lab, "drained", machine, "--drain", "--drain-timeout", "1s")
+    assert stopped.returncode == 1 and "did not leave host3 within 1 s" in stopped.stderr, stopped
+    assert "budget skewed needs 4 healthy pods" in stopped.stderr and "--drain-timeout" in stopped.stderr, stopped
+    command = machine.enter(*upgrading("drained", "--drain"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stdout is not None
+        told = next(line for line in waiting.stdout if "waiting for" in line)
+        assert re.search(r"default/skewed-\S+: The disruption budget skewed needs 4 healthy pods", told), told
+        lab.kubectl("patch", "poddisruptionbudget", "skewed", "-p", '{"spec": {"maxUnavailable": 1}}')
+        rest = waiting.communicate()[0]
+    assert waiting.returncode == 0 and "pods left" in rest and "0 pods left" not in rest, rest
     lab.kubectl("rollout", "status", "deployment/skewed", "--timeout=60s")
     where = lab.kubectl("get", "pods", "-l", "app=skewed", "-o", "jsonpath={.items[*].spec.nodeName}").split()
     assert machine.name not in where and len(where) == 4

@@ -1,0 +1,72 @@
+"""Draining: who leaves, what is said of a budget that refuses, and the end of patience."""
+
+import asyncio
+
+import pytest
+
+from controlplane.apiserver.eviction import judge
+from controlplane.hosts import drain
+from controlplane.machinery.clock import FakeClock, settle
+from controlplane.machinery.errors import Finding
+
+BUDGET = {"metadata": {"name": "web"}, "status": {"desiredHealthy": 2, "currentHealthy": 2, "disruptionsAllowed": 0}}
+
+
+def pod(name, owner="ReplicaSet", phase="Running"):
+    return {"metadata": {"name": name, "namespace": "default", "uid": name, "ownerReferences": [{"kind": owner}]},
+            "status": {"phase": phase}}
+
+
+class Server:
+    """A server with pods and one budget, that lets pods go when it has `allowed` disruptions."""
+
+    def __init__(self, *names):
+        self.pods, self.allowed = [pod(name) for name in names], 0
+
+    async def list(self, resource, fields):
+        assert fields == "spec.nodeName=lab-2"
+        return list(self.pods), "1"
+
+    async def create(self, resource, obj, subresource, name):
+        assert subresource == "eviction" and obj["kind"] == "Eviction"
+        status = {**BUDGET["status"], "disruptionsAllowed": self.allowed}
+        judge({**BUDGET, "status": status}, pod(name), "2026-01-01T00:00:00Z")
+        self.allowed -= 1
+        self.pods = [p for p in self.pods if p["metadata"]["name"] != name]
+
+
+def test_who_leaves():
+    mirror = pod("static")
+    mirror["metadata"]["annotations"] = {drain.MIRROR: "x"}
+    pods = [pod("a"), pod("each", owner="DaemonSet"), pod("done", phase="Succeeded"), mirror]
+    assert drain.leaving(pods) == [pods[0]]
+
+
+def test_a_budget_is_named_and_waited_for():
+    async def body():
+        clock, server, said = FakeClock(), Server("a", "b"), []
+        work = asyncio.create_task(drain._empty(server, "lab-2", said.append, 60.0, clock))
+        await settle()
+        await clock.advance(10.0)
+        why = "The disruption budget web needs 2 healthy pods and has 2 currently"
+        assert said == [f"waiting for default/{name}: {why}" for name in "ab"], "once each"
+        server.allowed = 1
+        await clock.advance(10.0)
+        assert [p["metadata"]["name"] for p in server.pods] == ["b"] and not work.done()
+        server.allowed = 1
+        await clock.advance(1.0)
+        assert await work == 2 and len(said) == 2
+    asyncio.run(body())
+
+
+def test_patience_ends():
+    async def body():
+        clock = FakeClock()
+        work = asyncio.create_task(drain._empty(Server("a"), "lab-2", lambda line: None, 60.0, clock))
+        await settle()
+        await clock.advance(61.0)
+        with pytest.raises(Finding) as found:
+            await work
+        assert found.value.fact == "1 pods did not leave lab-2 within 60 s"
+        assert "default/a: The disruption budget web" in found.value.because and "--drain-timeout" in found.value.fix
+    asyncio.run(body())
