@@ -129,6 +129,14 @@ def without_strings(expression: str) -> str:
     return _STRINGS.sub(lambda m: " " * len(m.group(0)), expression)
 
 
+def spelled(expression: str) -> str:
+    """The expression as the library can say it."""
+    if "validate" not in expression:
+        return expression
+    from controlplane.machinery import cellibrary
+    return cellibrary.rewritten(expression, without_strings(expression))
+
+
 def mentions(expression: str, variable: str) -> bool:
     """Whether an expression uses a variable. Pure."""
     return re.search(rf"(?<![\w.]){variable}\b", _STRINGS.sub("''", expression)) is not None
@@ -170,17 +178,19 @@ def duration(seconds: float) -> Any:
 @lru_cache(ENVIRONMENTS)
 def _environment(variables: tuple[tuple[str, str], ...]) -> Any:
     from cel_expr_python import cel
+    from cel_expr_python.ext import ext_bindings  # for our own use, see compile_
     types = {"LIST": cel.Type.List(cel.Type.DYN), "MAP": cel.Type.Map(cel.Type.STRING, cel.Type.DYN)}
     return cel.NewEnv(variables={name: types.get(kind) or getattr(cel.Type, kind) for name, kind in variables},
-                      extensions=_extensions(cel))
+                      extensions=[*_extensions(cel), ext_bindings.ExtBindings()])
 
 
 def _extensions(cel: Any) -> list[Any]:
-    from cel_expr_python.ext import ext_bindings, ext_encoders, ext_math, ext_optional, ext_strings
+    """What upstream's environment has, and nothing more."""
+    from cel_expr_python.ext import ext_optional, ext_strings
 
     from controlplane.machinery import cellibrary
     return [cel.CelExtension("kubernetes", cellibrary.declarations(cel)), ext_strings.ExtStrings(),
-            ext_optional.ExtOptional(), ext_math.ExtMath(), ext_bindings.ExtBindings(), ext_encoders.ExtEncoders()]
+            ext_optional.ExtOptional()]
 
 
 def typed_environment(file: Any, kinds: Mapping[str, tuple[str, str]], inner: Mapping[str, tuple[str, str]]) -> Any:
@@ -216,10 +226,7 @@ def compile_(expression: str, variables: tuple[tuple[str, str], ...], optional: 
     Raises CompileError."""
     if len(expression) > MAX_EXPRESSION:
         raise CompileError(f"expression code point size exceeds limit: size: {len(expression)}, limit {MAX_EXPRESSION}")
-    text = expression
-    if "validate" in expression:
-        from controlplane.machinery import cellibrary
-        text = cellibrary.rewritten(expression, without_strings(expression))
+    text = spelled(expression)
     if optional:
         variables = tuple((n, "LIST" if n == optional else k) for n, k in variables)
         text = f"cel.bind({optional}, {optional}.size() == 0 ? optional.none() : optional.of({optional}[0]), {text}\n)"

@@ -1,100 +1,94 @@
 """What a CEL rule may cost at most, from its schema's bounds alone: rules that could take too long are never accepted.
 
-Owns the estimate: every step has upstream's cost, a loop costs its body times the most items its list may have, and
-what a schema leaves unbounded is bounded by the size of a request. Where nothing can be known of a value (the result of
-a function), it counts as small: a rule is refused for what it does to its schema, never for a guess. Reads the checked
-expression as the CEL library serializes it. Pure. Called by `celrules`.
+Owns the estimate, step for step upstream's, its oddities included: a rule upstream's server takes is taken here, and
+one it refuses is refused with the same factor. Every step has a cost, and a loop costs its body times the most items
+its list may have. Sizes are found by the path from `self` to a value, so what a function returns has none but what the
+function says of it. Reads the checked expression as the CEL library serializes it. Pure. Called by `celchecks`.
 
-Upstream: github.com/google/cel-go/checker/cost.go, k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel.
+Upstream: github.com/google/cel-go/checker/cost.go, k8s.io/apiserver/pkg/cel/library/cost.go,
+k8s.io/apiextensions-apiserver/pkg/{apiserver/schema/cel,apis/apiextensions/validation}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+from controlplane.machinery.celfunctions import (
+    LIST,
+    MAP,
+    MAX,
+    NOMINAL,
+    TRAVERSAL,
+    UNKNOWN,
+    Entries,
+    Path,
+    Size,
+    Value,
+    add,
+    by_overload,
+    of_text,
+    scaled,
+    times,
+    union,
+)
+from controlplane.machinery.celshapes import REQUEST, Shape
 from controlplane.machinery.protobuf import fields
 
 PER_RULE = 10_000_000  # upstream's bound of one rule, at all places it applies to
 PER_SCHEMA = 100_000_000  # and of all rules of a version
-SLACK = 2  # only clear excess is refused: this estimate and upstream's differ a little, and upstream's let it pass
-REQUEST = 3 * 1024 * 1024  # bytes of a request: nothing in it has more parts
-LIST, MAP, STRUCT = 10, 30, 40  # of making one
-TRAVERSAL, REGEX = 0.1, 0.25  # per character
-_FORMATS = {"duration": 32, "date": 12, "date-time": 26, "byte": REQUEST}
-_LOGICAL = ("_||_", "_&&_")
-_CHOICE = "_?_:_"
-Node = dict[str, Any]
+_LOOP = ("@result", "__result__")  # the variable a macro gathers its result in
+_PRIMITIVES = {1: "bool", 2: "int", 3: "uint", 4: "double", 5: "string", 6: "bytes"}
+_SCALARS = frozenset(("bool", "double", "duration", "int", "timestamp", "uint"))
+_TOKENS = {"int": "int64", "uint": "uint64"}  # how overloads call the kinds they do not call by their name
+# Functions whose values are of a kind the library knows as dynamic.
+_MAKES = {"quantity": "quantity", "add": "quantity", "sub": "quantity", "url": "url", "ip": "ip", "cidr": "cidr",
+          "masked": "cidr", "semver": "semver", "getQuery": "map"}
+_COMPARABLE = frozenset(("quantity", "url", "ip", "cidr", "semver"))  # of which comparing two costs one
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """A loop's variable: `size` and `entries` are those of what it is bound to."""
 
+    path: Path
+    size: Size | None = None
+    entries: Entries | None = None
+
+
+# --- a whole schema -------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True, slots=True)
-class Value:
-    """What is known of an expression's value: its schema, and how many items or characters it has at most."""
+class Place:
+    """A node of a structural schema: at how many places it may stand, None when nothing bounds it; `uncorrelatable` is
+    the path of the outermost node above whose parts cannot be told apart from those of a former object."""
 
-    cost: float
-    node: Node | None = None
-    size: float = 1.0
-
-
-def smallest(node: Any) -> int:
-    """The fewest characters a value takes in JSON."""
-    if not isinstance(node, dict) or node.get("x-kubernetes-int-or-string"):
-        return 1
-    kind = node.get("type")
-    if kind == "boolean":
-        return 4
-    if kind in ("string", "array"):
-        return 2
-    if kind == "object":
-        properties = node.get("properties") or {}
-        needed = [n for n in node.get("required") or () if n in properties and "default" not in properties[n]]
-        return 2 + sum(len(n) + 4 + smallest(properties[n]) for n in needed)
-    return 1
+    path: str
+    node: dict[str, Any]
+    count: int | None = 1
+    uncorrelatable: str = ""
 
 
-def size_of(node: Node | None) -> float:
-    """The most items, properties or characters a value may have."""
-    if not node:
-        return 1.0
-    kind = node.get("type")
-    if kind == "array":
-        most = node.get("maxItems")
-        return most if most is not None else (REQUEST - 2) // (smallest(node.get("items")) + 1)
-    if kind == "object":
-        most = node.get("maxProperties")
-        inner = node.get("additionalProperties")
-        if not isinstance(inner, dict):
-            return len(node.get("properties") or {})
-        return most if most is not None else (REQUEST - 2) // (smallest(inner) + 6)
-    if kind == "string":
-        if node.get("enum"):
-            return max(len(str(text)) for text in node["enum"])
-        most = node.get("maxLength")
-        return _FORMATS.get(node.get("format") or "", REQUEST) if most is None else 4 * most
-    return 1.0
-
-
-def placed(schema: Node, path: str, count: float | None = 1.0) -> Iterator[tuple[str, Node, float]]:
-    """(path, node, at how many places it may stand) of a structural schema, itself first. What the schema does not
-    bound is as often in a request as it fits."""
-    yield path, schema, REQUEST // (smallest(schema) + 1) if count is None else count
-    for key, inner in (schema.get("properties") or {}).items():
-        if isinstance(inner, dict):
-            yield from placed(inner, f"{path}.properties[{key}]", count)
-    for key, bound in (("items", "maxItems"), ("additionalProperties", "maxProperties")):
+def placed(schema: Any, path: str, count: int | None = 1, uncorrelatable: str = "") -> Iterator[Place]:
+    """Every node of a structural schema, deepest first, as upstream looks at them."""
+    for key, bound in (("additionalProperties", "maxProperties"), ("items", "maxItems")):
         if isinstance(schema.get(key), dict):
             most = schema.get(bound)
-            yield from placed(schema[key], f"{path}.{key}", None if most is None or count is None else count * most)
+            inside = None if most is None or count is None else times(count, max(most, 0))
+            lost = key == "items" and schema.get("x-kubernetes-list-type") != "map"
+            yield from placed(schema[key], f"{path}.{key}", inside, uncorrelatable or (path if lost else ""))
+    lost = schema.get("x-kubernetes-map-type") == "atomic"
+    for name, sub in (schema.get("properties") or {}).items():
+        if isinstance(sub, dict):
+            yield from placed(sub, f"{path}.properties[{name}]", count, uncorrelatable or (path if lost else ""))
+    yield Place(path, schema, count, uncorrelatable)
 
 
-def estimate(serialized: bytes, nodes: Mapping[str, Node | None]) -> float:
-    """The most a compiled expression may cost over variables of these schemas."""
-    checked = dict(fields(dict(fields(serialized))[2]))
-    return _cost(checked[4], {name: Value(1, node, size_of(node)) for name, node in nodes.items()}).cost
+def everywhere(cost: int, places: int | None, of: Shape) -> int:
+    """What a rule costs at all places its node may stand in; unbounded ones are as many as fit into a request."""
+    return times(cost, REQUEST // (of.least + 1) if places is None else places)
 
 
-def exceeded(what: str, cost: float, limit: int) -> str:
+def exceeded(what: str, cost: int, limit: int) -> str:
     """Upstream's words for too much."""
     factor = cost / limit
     shown = "more than 100x" if factor > 100 else f"{factor:f}x" if factor < 1.5 else f"{factor:.1f}x"
@@ -102,93 +96,235 @@ def exceeded(what: str, cost: float, limit: int) -> str:
             "and maxLength where arrays, maps, and strings are declared)")
 
 
-def _cost(expression: bytes, scope: Mapping[str, Value]) -> Value:
-    kind, body = next(((number, value) for number, value in fields(expression) if number != 2), (0, b""))
-    if kind == 3:
-        return _constant(body)
-    if kind == 4:
-        return scope.get(dict(fields(body)).get(1, b"").decode(), Value(1))
-    if kind == 5:
-        return _selected(dict(fields(body)), scope)
-    if kind == 6:
-        return _called(body, scope)
-    if kind == 7:
-        parts = [_cost(value, scope) for number, value in fields(body) if number == 1]
-        return Value(LIST + sum(p.cost for p in parts), {"type": "array", "items": parts[0].node if parts else None},
-                     len(parts))
-    if kind == 8:
-        entries = [dict(fields(value)) for number, value in fields(body) if number == 2]
-        inner = sum(_cost(e[n], scope).cost for e in entries for n in (3, 4) if n in e)
-        return Value((MAP if all(3 in e for e in entries) else STRUCT) + inner, None, len(entries))
-    return _loop(dict(fields(body)), scope) if kind == 9 else Value(0)
+# --- one expression -------------------------------------------------------------------------------------------------
+
+def estimate(serialized: bytes, root: Shape) -> int:
+    """The most a compiled expression may cost over `self` and `oldSelf` of this shape."""
+    return _Coster(dict(fields(serialized))[2], root).cost()
+
+
+def _type(body: bytes) -> Shape:
+    """A type as the checker found it; what is not of interest is dynamic."""
+    number: int
+    value: Any
+    number, value = next(iter(fields(body)), (0, b""))
+    if number == 3:
+        return Shape(_PRIMITIVES.get(value, "dyn"))
+    if number == 5:
+        return Shape({2: "timestamp", 3: "duration"}.get(value, "dyn"))
+    if number in (6, 7, 14):  # lists, maps, and optionals, which are as large as what they hold
+        parts: dict[Any, Any] = dict(fields(value))
+        inner = _type(parts.get(1 if number == 6 else 2, b""))
+        return inner if number == 14 else Shape("list" if number == 6 else "map", element=inner)
+    return Shape("struct") if number == 9 else Shape("dyn")
+
+
+class _Coster:
+    """One walk over a checked expression."""
+
+    def __init__(self, checked: bytes, root: Shape) -> None:
+        self._root = root
+        self._types: dict[Any, bytes] = {}
+        self._overloads: dict[Any, list[str]] = {}
+        self._top = b""
+        self._variables: dict[str, Variable] = {}
+        for number, value in fields(checked):
+            if number == 4:
+                self._top = value
+            elif number in (2, 3):
+                entry: dict[Any, Any] = dict(fields(value))
+                if number == 3:
+                    self._types[entry.get(1, 0)] = entry.get(2, b"")
+                else:
+                    self._overloads[entry.get(1, 0)] = [v.decode() for n, v in fields(entry[2]) if n == 3]
+
+    def cost(self) -> int:
+        return self._cost(self._top).cost
+
+    def _cost(self, expression: bytes) -> Value:
+        parts = dict(fields(expression))
+        kind = next((number for number in parts if number != 2), 0)
+        ident, body = parts.get(2, 0), parts.get(kind, b"")
+        if kind == 3:
+            return _constant(body)
+        if kind == 4:
+            return self._named(ident, dict(fields(body)).get(1, b"").decode())
+        if kind == 5:
+            return self._selected(ident, dict(fields(body)))
+        if kind == 6:
+            return self._called(ident, body)
+        if kind == 7:
+            return self._list([self._cost(value) for number, value in fields(body) if number == 1], ident)
+        if kind == 8:
+            return self._map([dict(fields(value)) for number, value in fields(body) if number == 2], ident)
+        return self._loop(ident, dict(fields(body))) if kind == 9 else Value(0)
+
+    def _value(self, ident: int, cost: int, path: Path, size: Size | None = None, **known: Any) -> Value:
+        """A value of which nothing but its place and type may be known: those give its size."""
+        found = self._root.at(path[1:]) if path else None
+        kind = found if found is not None and path[0] in ("self", "oldSelf") else _type(self._types.get(ident, b""))
+        if size is None and found is not None:
+            size = (0, found.most)
+        elif size is None and kind.kind in _SCALARS:
+            size = (1, 1)
+        return Value(cost, path, size, type=kind, **known)
+
+    def _named(self, ident: int, name: str) -> Value:
+        variable = self._variables.get(name) or Variable((name,))
+        made = self._value(ident, 1, variable.path, entries=variable.entries)
+        return made if made.size is not None else replace(made, size=variable.size)
+
+    def _selected(self, ident: int, parts: dict[int, Any]) -> Value:
+        operand = self._cost(parts[1])
+        if parts.get(3):
+            return self._value(ident, operand.cost, ())
+        step = 1 if operand.type.kind in ("map", "struct") else 0
+        return self._value(ident, min(MAX, operand.cost + step), (*operand.path, parts.get(2, b"").decode()))
+
+    def _list(self, parts: list[Value], ident: int) -> Value:
+        inner = (0 if not parts else MAX, 0)
+        for part in parts:
+            inner = union(inner, part.known)
+        cost = min(MAX, LIST + sum(p.cost for p in parts))
+        return self._value(ident, cost, (), (len(parts), len(parts)), entries=("list", (1, 1), inner))
+
+    def _map(self, entries: list[dict[int, Any]], ident: int) -> Value:
+        keys = [self._cost(entry[3]) for entry in entries if 3 in entry]
+        values = [self._cost(entry[4]) for entry in entries if 4 in entry]
+        sizes = [(0 if not entries else MAX, 0)] * 2
+        for index, side in enumerate((keys, values)):
+            for one in side:
+                sizes[index] = union(sizes[index], one.known)
+        cost = min(MAX, MAP + sum(v.cost for v in (*keys, *values)))
+        return self._value(ident, cost, (), (len(entries), len(entries)), entries=("map", sizes[0], sizes[1]))
+
+    # --- loops -------------------------------------------------------------------------------------------------------
+
+    def _loop(self, ident: int, parts: dict[int, Any]) -> Value:
+        """A macro: its range once, and its condition and step for every item there may be."""
+        over, start = self._cost(parts[2]), self._cost(parts[4])
+        first, second, accumulator = (parts.get(n, b"").decode() for n in (1, 8, 3))
+        outside = dict(self._variables)
+        self._variables[accumulator] = Variable(start.path, start.size, start.entries)
+        bind = accumulator not in _LOOP and over.size == (0, 0)
+        if bind:
+            result = self._cost(parts[7])
+            self._variables = outside
+            return replace(result, cost=min(MAX, over.cost + start.cost + result.cost), path=())
+        container = over.entries[0] if over.entries else over.type.kind
+        keys, values = (over.entries[1], over.entries[2]) if over.entries else (None, None)
+        listed = container == "list"
+        if second:
+            self._variables[first] = Variable((*over.path, "@indices" if listed else "@keys"), keys)
+            self._variables[second] = Variable((*over.path, "@items" if listed else "@values"), values)
+        else:
+            self._variables[first] = Variable((*over.path, "@items" if listed else "@keys"),
+                                              values if listed else keys)
+        condition = self._cost(parts[5]) if 5 in parts else Value(0)
+        step = self._cost(parts[6]) if 6 in parts else Value(0)
+        for name in (first, second):
+            self._variables.pop(name, None)
+            if name in outside:
+                self._variables[name] = outside[name]
+        result = self._cost(parts[7]) if 7 in parts else Value(0)
+        self._variables = outside
+        turns = times(over.known[1], min(MAX, step.cost + condition.cost))
+        cost = min(MAX, over.cost + start.cost + result.cost + turns)
+        if start.entries:  # it makes a list or map
+            return self._value(ident, cost, (), over.known, entries=step.entries)
+        return self._value(ident, cost, (), start.size)
+
+    # --- calls -------------------------------------------------------------------------------------------------------
+
+    def _called(self, ident: int, body: bytes) -> Value:
+        name = next((v.decode() for n, v in fields(body) if n == 2), "")
+        given = [self._cost(v) for n, v in fields(body) if n == 3]
+        target = next((self._cost(v) for n, v in fields(body) if n == 1), None)
+        if name == "dyn":
+            return replace(given[0], cost=min(MAX, given[0].cost + 1), path=(), type=Shape("dyn"))
+        if name == "_[_]":
+            inside = given[0].type.kind == "list" or "index_list" in self._overloads.get(ident, ())
+            sizes = given[0].entries[2] if given[0].entries else None
+            return self._value(ident, min(MAX, given[0].cost + given[1].cost + 1),
+                               (*given[0].path, "@items" if inside else "@values"), sizes)
+        everything = given if target is None else [target, *given]
+        work, size = self._work(name, ident, target, given)
+        paid = [value.cost for value in everything]
+        if name == "_?_:_":
+            paid = [paid[0], max(paid[1:])]
+        made = self._value(ident, min(MAX, sum(paid) + work), (), size, entries=_entries(name, given))
+        kind = _MAKES.get(name)
+        if name in ("sum", "min", "max") and target is not None and target.type.element:
+            kind = target.type.element.kind
+            made = replace(made, size=made.size or ((1, 1) if kind in _SCALARS else None))
+        return made if kind is None else replace(made, type=Shape(kind))
+
+    def _work(self, name: str, ident: int, target: Value | None, given: list[Value]) -> tuple[int, Size | None]:
+        """What a function itself does with the sizes it is given, and the size of what it returns."""
+        if name in ("_&&_", "_||_"):
+            return 0, None
+        if name == "_?_:_":
+            return 0, union(given[1].known, given[2].known)
+        if name in NOMINAL:
+            return 1, None
+        if (found := of_text(name, target, given)) is not None:
+            return found
+        if (found := self._of_lists(name, target, given)) is not None:
+            return found
+        if name == "_==_" and given[0].type.kind == given[1].type.kind and given[0].type.kind in _COMPARABLE:
+            return 1, None
+        work, size = 0, None
+        for overload in self._narrowed(ident, given):
+            cost, made = by_overload(overload, target, given)
+            work = max(work, cost)
+            size = size if made is None else made if size is None else union(size, made)
+        return work, size
+
+    def _narrowed(self, ident: int, given: list[Value]) -> list[str]:
+        """The overloads that fit: fewer than the checker found where it could not see a type."""
+        overloads = self._overloads.get(ident, [])
+        for value in given if len(overloads) > 1 else ():
+            token = _TOKENS.get(value.type.kind, value.type.kind)
+            overloads = [one for one in overloads if token in one] or overloads
+        return overloads
+
+    def _of_lists(self, name: str, target: Value | None, given: list[Value]) -> tuple[int, Size | None] | None:
+        if name in ("isSorted", "sum", "max", "min", "indexOf", "lastIndexOf") and target is not None:
+            if target.type.kind != "list":
+                return scaled(target.known[1], TRAVERSAL), None
+            element = self._element(target)
+            return times(target.known[1], 1 + (0 if element is None else scaled(element[1], TRAVERSAL))), None
+        if name == "join" and target is not None:
+            inner = self._element(target, anything=True) or UNKNOWN
+            size = times(target.known[0], inner[0]), times(target.known[1], inner[1])
+            if given:
+                between = [max(0, n - 1) for n in target.known]
+                size = add(size, (times(given[0].known[0], between[0]), times(given[0].known[1], between[1])))
+            return scaled(size[1], TRAVERSAL), size
+        if name.startswith("sets."):
+            product = times(given[0].known[1], given[1].known[1])
+            return min(MAX, scaled(product, 2.0 if name == "sets.equivalent" else 1.0) + 1), None
+        return None
+
+    def _element(self, target: Value, anything: bool = False) -> Size | None:
+        """How large the texts of a list may be; None of a list of others, unless of `anything`."""
+        element = target.type.element or Shape("dyn")
+        if not anything and element.kind not in ("string", "bytes"):
+            return None
+        found = self._root.at((*target.path, "@items")[1:]) if target.path else None
+        return UNKNOWN if found is None else (0, found.most)
 
 
 def _constant(body: bytes) -> Value:
     number, value = next(iter(fields(body)), (0, b""))
-    return Value(0, {"type": "string"} if number == 6 else None, len(value) if number in (6, 7) else 1)
+    size = len(value.decode()) if number == 6 else len(value) if number == 7 else 1
+    kind = {6: "string", 7: "bytes", 3: "int", 4: "uint", 5: "double", 2: "bool"}.get(number, "dyn")
+    return Value(0, (), (size, size), type=Shape(kind), literal=value if number == 3 else None)
 
 
-def _selected(parts: dict[int, Any], scope: Mapping[str, Value]) -> Value:
-    operand, name = _cost(parts[1], scope), parts.get(2, b"").decode()
-    node = operand.node or {}
-    inner = (node.get("properties") or {}).get(name)
-    if inner is None and isinstance(node.get("additionalProperties"), dict):
-        inner = node["additionalProperties"]
-    return Value(operand.cost + (0 if parts.get(3) else 1), inner, size_of(inner))
-
-
-def _called(body: bytes, scope: Mapping[str, Value]) -> Value:
-    name = next((v.decode() for n, v in fields(body) if n == 2), "")
-    given = [_cost(v, scope) for n, v in fields(body) if n == 1] + [_cost(v, scope) for n, v in fields(body) if n == 3]
-    spent = sum(value.cost for value in given)
-    if name in _LOGICAL:
-        return Value(spent)
-    if name == _CHOICE:
-        chosen = max(given[1:], key=lambda value: value.cost)
-        return Value(given[0].cost + chosen.cost, chosen.node, max(value.size for value in given[1:]))
-    if name in ("_[_]", "_[?_]", "optional.of", "value", "orValue"):
-        node = given[0].node or {}
-        inner = (node.get("items") or node.get("additionalProperties")) if "[" in name else node
-        inner = inner if isinstance(inner, dict) else None
-        return Value(spent + 1, inner, size_of(inner))
-    return Value(spent + max(1.0, _work(name, given)), None, sum(v.size for v in given) if name == "_+_" else 1)
-
-
-def _work(name: str, given: list[Value]) -> float:
-    """What a function itself does with the sizes it is given."""
-    sizes = [value.size for value in given]
-    if name in ("startsWith", "endsWith"):
-        return sizes[-1] * TRAVERSAL
-    if name in ("==", "_==_", "_!=_", "_<_", "_<=_", "_>_", "_>=_"):
-        return min(sizes) * TRAVERSAL
-    if name in ("matches", "find", "findAll"):
-        return (sizes[0] + 1) * TRAVERSAL * max(1.0, sizes[1] * REGEX)
-    if name == "contains":
-        return sizes[0] * TRAVERSAL * max(1.0, sizes[1] * TRAVERSAL)
-    if name in ("@in", "_in_"):
-        return sizes[-1] if (given[-1].node or {}).get("type") == "array" else 1.0
-    if name in ("isSorted", "sum", "min", "max", "indexOf", "lastIndexOf"):
-        return sizes[0]
-    if name.startswith("sets."):
-        return sizes[0] * sizes[-1]
-    if name in ("split", "join", "replace", "lowerAscii", "upperAscii", "trim", "url", "quantity", "ip", "cidr"):
-        return sizes[0] * TRAVERSAL
-    return sum(sizes) * TRAVERSAL if name == "_+_" else 1.0
-
-
-def _loop(parts: dict[int, Any], scope: Mapping[str, Value]) -> Value:
-    """A macro: its range once, and its condition and step for every item there may be."""
-    over = _cost(parts[2], scope)
-    start = _cost(parts[4], scope)
-    node = over.node or {}
-    item = node.get("items") if node.get("type") == "array" else None
-    inner = {**scope, parts.get(3, b"").decode(): Value(1, start.node, start.size)}
-    first, second = parts.get(1, b"").decode(), parts.get(8, b"").decode()
-    values = node.get("additionalProperties") if isinstance(node.get("additionalProperties"), dict) else item
-    if second:  # two variables: position or key, and value
-        inner |= {first: Value(1), second: Value(1, values, size_of(values))}
-    else:
-        inner[first] = Value(1, item, size_of(item))
-    turn = sum(_cost(parts[n], inner).cost for n in (5, 6) if n in parts)
-    result = _cost(parts[7], inner) if 7 in parts else Value(0)
-    return Value(over.cost + start.cost + over.size * turn + result.cost, result.node, result.size)
+def _entries(name: str, given: list[Value]) -> Entries | None:
+    """What is known of the items of a list or map that a call joins or chooses."""
+    if name not in ("_+_", "_?_:_"):
+        return None
+    a, b = given[-2].entries, given[-1].entries
+    return (a[0], union(a[1], b[1]), union(a[2], b[2])) if a and b else None

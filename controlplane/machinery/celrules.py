@@ -1,9 +1,9 @@
-"""`x-kubernetes-validations`: the CEL rules of a structural schema, checked and evaluated.
+"""`x-kubernetes-validations`: the CEL rules of a structural schema, evaluated.
 
 Owns what `self` and `oldSelf` are at each node, which rules an update skips, and the causes rules give. A rule that
 mentions `oldSelf` is a transition rule and applies only where there is a former value to compare with; on an update,
-other rules are not asked about what did not change. Pure. Called by the validation of definitions and by the strategy
-of their objects, when a schema has rules: it loads the CEL library.
+other rules are not asked about what did not change. Pure. Called by the strategy of custom objects, when their schema
+has rules: it loads the CEL library. What is wrong with rules themselves is `celchecks`' to say.
 
 Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel.
 """
@@ -11,17 +11,16 @@ Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from controlplane.machinery import cel, celcosts, celtypes, structural, structuralformats
+from controlplane.machinery import cel, celtypes, structural, structuralformats
 from controlplane.machinery.clock import parse_rfc3339
-from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
+from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, required
 from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, Schema, child, items_of, join
 from controlplane.machinery.structuralvalues import ABSENT, former_items
 
 RULES = "x-kubernetes-validations"
-REASONS = ("FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate")
 MAX_MESSAGE = 2048  # characters of a message; upstream's bound
 _TYPES = {"string": "STRING", "boolean": "BOOL", "integer": "INT", "number": "DOUBLE", "array": "LIST"}
 _NO_BUDGET = "validation failed due to running out of cost budget, no further validation rules will be run"
@@ -49,85 +48,6 @@ def _variables(schema: Schema) -> Variables:
 
 def _compiled(text: str, schema: Schema, optional: bool) -> cel.Program:
     return cel.compile_(text, _variables(schema), "oldSelf" if optional and cel.mentions(text, "oldSelf") else "")
-
-
-def check(schema: Schema, path: str, root: bool = False) -> list[Cause]:
-    """What is wrong with the rules of one node, at `path` of a definition; `root` is its topmost node."""
-    whole = root or bool(schema.get(EMBEDDED))
-    found: list[Cause] = []
-    for index, rule in enumerate(schema[RULES]):
-        at = f"{path}.{RULES}[{index}]"
-        text = rule.get("rule") or ""
-        if not text.strip():
-            found.append(required(f"{at}.rule", "rule is not specified"))
-            continue
-        optional = bool(rule.get("optionalOldSelf"))
-        if "optionalOldSelf" in rule and not cel.mentions(text, "oldSelf"):
-            found.append(invalid(f"{at}.optionalOldSelf", rule["optionalOldSelf"], "may not be set if oldSelf is not "
-                                 "used in rule"))
-        found += _compile_causes(text, schema, (optional, whole), "BOOL", f"{at}.rule",
-                                 "cel expression must evaluate to a bool")
-        if message := rule.get("messageExpression"):
-            found += _compile_causes(message, schema, (optional, whole), "STRING", f"{at}.messageExpression",
-                                     "messageExpression must evaluate to a string")
-        if rule.get("reason") and rule["reason"] not in REASONS:
-            found.append(not_supported(f"{at}.reason", rule["reason"], REASONS))
-        if (message := rule.get("message")) is not None:
-            if not message.strip():
-                found.append(invalid(f"{at}.message", message, "message must be non-empty if specified"))
-            elif "\n" in message.strip():
-                found.append(invalid(f"{at}.message", message, "message must not contain line breaks"))
-            elif len(message) > MAX_MESSAGE:
-                found.append(invalid(f"{at}.message", message, f"message must have a maximum length of {MAX_MESSAGE} "
-                                     "characters"))
-        elif "\n" in text.strip() and not rule.get("messageExpression"):
-            found.append(required(f"{at}.message", "message must be specified if rule contains line breaks"))
-    return found
-
-
-def costs(schema: Schema, path: str) -> list[Cause]:
-    """Which rules of a whole schema at `path` could take too long."""
-    found: list[Cause] = []
-    total = 0.0
-    for at, node, places in celcosts.placed(schema, path):
-        for index, rule in enumerate(node.get(RULES) or ()):
-            checker = _checker(node, bool(rule.get("optionalOldSelf")), at == path or bool(node.get(EMBEDDED)))
-            for field in ("rule", "messageExpression"):
-                text = rule.get(field) or ""
-                if not text.strip() or checker.fault(text):
-                    continue
-                cost = places * celcosts.estimate(checker.serialized(text), {"self": node, "oldSelf": node})
-                if cost > celcosts.SLACK * celcosts.PER_RULE:
-                    found.append(forbidden(f"{at}.{RULES}[{index}].{field}", celcosts.exceeded(
-                        f"estimated {field} cost", cost, celcosts.PER_RULE)))
-                total += cost
-    if total > celcosts.SLACK * celcosts.PER_SCHEMA:
-        found.append(forbidden(path, celcosts.exceeded(
-            "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema", total,
-            celcosts.PER_SCHEMA)))
-    return found
-
-
-def _compile_causes(text: str, schema: Schema, what: tuple[bool, bool], wanted: str, at: str,
-                    why: str) -> Iterator[Cause]:
-    """`what`: whether oldSelf is optional, and whether self is a whole resource."""
-    optional, whole = what
-    try:
-        _compiled(text, schema, optional)
-    except cel.CompileError as error:
-        yield invalid(at, text, str(error))
-        return
-    checker = _checker(schema, optional, whole)
-    if fault := checker.fault(text):
-        yield invalid(at, text, f"compilation failed: {fault}")
-        return
-    if checker.returns(text) not in (wanted, "DYN"):
-        yield invalid(at, text, why)
-
-
-def _checker(schema: Schema, optional: bool, whole: bool) -> celtypes.Checker:
-    node = celtypes.resource(schema, celtypes.NAMES) if whole else schema
-    return celtypes.Checker({"self": node, "oldSelf": None if optional else node}, lambda _: {})
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -238,7 +158,7 @@ class _Run:
                                       f"function or macro signature for rule: {said}"
                                       if text.startswith("no such overload") else f"{text} evaluating rule: {said}"))
             return
-        self.found.append(_cause(rule, path, kind, value, self._message(rule, schema, given) or shown))
+        self.found.append(_cause(rule, schema, path, kind, value, self._message(rule, schema, given) or shown))
 
     def _message(self, rule: dict[str, Any], schema: Schema, given: dict[str, Any]) -> str:
         """What the messageExpression says; "" where it says nothing usable."""
@@ -258,8 +178,9 @@ def _full(given: dict[str, Any]) -> dict[str, Any]:
     return given if "oldSelf" in given else {**given, "oldSelf": given["self"]}
 
 
-def _cause(rule: dict[str, Any], path: str, kind: str, value: Any, message: str) -> Cause:
-    at = f"{path}{rule['fieldPath']}".removeprefix("<nil>.") if rule.get("fieldPath") else path
+def _cause(rule: dict[str, Any], schema: Schema, path: str, kind: str, value: Any, message: str) -> Cause:
+    at = f"{path}.{structural.field_path(rule['fieldPath'], schema)[0]}".removeprefix("<nil>.") \
+        if rule.get("fieldPath") else path
     reason = rule.get("reason")
     if reason == "FieldValueForbidden":
         return forbidden(at, message)

@@ -3,7 +3,7 @@
 Owns the translation of schema nodes (OpenAPI definitions of built-in kinds, structural schemas of custom ones) into
 protobuf messages, which is the form in which the CEL library's checker knows types with fields. Only for checking:
 programs are evaluated over plain JSON values by `cel`. What a schema leaves open is dynamic and never a fault. Pure.
-Called by the rules of definitions and by the type checking of admission policies; loads the CEL library.
+Called by the checks of definitions' rules and by the type checking of admission policies; loads the CEL library.
 
 Upstream: k8s.io/apiserver/pkg/cel/{common,openapi}, k8s.io/apiserver/pkg/admission/plugin/policy/validating.
 """
@@ -28,6 +28,7 @@ _RESERVED = frozenset(("true", "false", "null", "in", "as", "break", "const", "c
                        "if", "import", "let", "loop", "package", "namespace", "return", "var", "void", "while"))
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _IN_STRUCT = re.compile(r" not found in struct '[^']*'")
+_MESSAGE = re.compile(rf"\b{PACKAGE}\.M\d+\b")
 NAMES = {"type": "object", "properties": {"name": {"type": "string"}, "generateName": {"type": "string"}}}
 _RESOURCE = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}}
 
@@ -58,6 +59,7 @@ class _Messages:
         self._field = descriptor_pb2.FieldDescriptorProto
         self._resolve = resolve
         self._made: dict[str, str] = {}  # reference -> message
+        self._kinds: dict[int, tuple[str, str]] = {}  # by the identity of a node
 
     def kind_of(self, node: Node) -> tuple[str, str]:
         if reference := node.get("$ref"):
@@ -82,6 +84,12 @@ class _Messages:
             return "MESSAGE", self._message(node)
         return "MESSAGE", _DYN
 
+    def kind_once(self, node: Node) -> tuple[str, str]:
+        """The same type for the same node: variables of one schema can be compared."""
+        if id(node) not in self._kinds:
+            self._kinds[id(node)] = self.kind_of(node)
+        return self._kinds[id(node)]
+
     def _message(self, node: Node, reference: str = "") -> str:
         message = self.file.message_type.add(name=f"M{len(self.file.message_type)}")
         name = f".{PACKAGE}.{message.name}"
@@ -99,7 +107,7 @@ class _Messages:
         label = self._field.LABEL_OPTIONAL
         if kind == "LIST":
             label = self._field.LABEL_REPEATED
-            kind, type_name = self._inner(node.get("items"))
+            kind, type_name = self.inner(node.get("items"))
         elif kind == "MAP":
             label, type_name = self._field.LABEL_REPEATED, self._entry(message, name, node["additionalProperties"])
             kind = "MESSAGE"
@@ -111,16 +119,16 @@ class _Messages:
             made.type_name = type_name
         return made
 
-    def _inner(self, node: Any) -> tuple[str, str]:
+    def inner(self, node: Any) -> tuple[str, str]:
         """The type of a list's items or a map's values; lists and maps within them are dynamic."""
-        kind, type_name = self.kind_of(node) if isinstance(node, dict) else ("MESSAGE", _DYN)
+        kind, type_name = self.kind_once(node) if isinstance(node, dict) else ("MESSAGE", _DYN)
         if kind == "LIST":
             return "MESSAGE", ".google.protobuf.ListValue"
         return ("MESSAGE", ".google.protobuf.Struct") if kind == "MAP" else (kind, type_name)
 
     def _entry(self, message: Any, field: str, node: Any) -> str:
         """The message of a map's entries, under the one name protobuf lets it have."""
-        kind, type_name = self._inner(node)
+        kind, type_name = self.inner(node)
         entry = message.nested_type.add(name="".join(w[:1].upper() + w[1:] for w in field.split("_")) + "Entry")
         entry.options.map_entry = True
         self._put(entry, "key", 1, self._field.LABEL_OPTIONAL, "STRING", "")
@@ -133,23 +141,23 @@ class Checker:
 
     def __init__(self, nodes: Mapping[str, Node | None], resolve: Resolve) -> None:
         messages = _Messages(resolve)
-        kinds = {name: ("MESSAGE", _DYN) if node is None else messages.kind_of(node) for name, node in nodes.items()}
-        inner = {name: messages._inner(node.get("items") or node.get("additionalProperties"))
+        kinds = {name: ("MESSAGE", _DYN) if node is None else messages.kind_once(node) for name, node in nodes.items()}
+        inner = {name: messages.inner(node.get("items") or node.get("additionalProperties"))
                  for name, node in nodes.items() if node is not None and kinds[name][0] in ("LIST", "MAP")}
         self._environment = cel.typed_environment(messages.file, kinds, inner)
 
     def fault(self, expression: str) -> str:
         """What is wrong with an expression, "" when nothing is."""
         try:
-            self._environment.compile(expression)
+            self._environment.compile(cel.spelled(expression))
         except RuntimeError as error:
-            return _IN_STRUCT.sub("", cel.plain(str(error)))
+            return _MESSAGE.sub("object", _IN_STRUCT.sub("", cel.plain(str(error))))
         return ""
 
     def serialized(self, expression: str) -> bytes:
         """The checked form of an expression without a fault, as the library writes it."""
-        return bytes(self._environment.compile(expression).serialize())
+        return bytes(self._environment.compile(cel.spelled(expression)).serialize())
 
     def returns(self, expression: str) -> str:
         """The static type of an expression without a fault."""
-        return str(self._environment.compile(expression).return_type().name())
+        return str(self._environment.compile(cel.spelled(expression)).return_type().name())

@@ -41,7 +41,7 @@ def default(obj: Object) -> None:
     if not conversion.get("strategy"):
         conversion["strategy"] = "None"
     service = ((conversion.get("webhook") or {}).get("clientConfig") or {}).get("service")
-    if isinstance(service, dict) and not service.get("port"):
+    if isinstance(service, dict) and service.get("port") is None:
         service["port"] = WEBHOOK_PORT
 
 

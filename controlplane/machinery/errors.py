@@ -234,7 +234,7 @@ def from_status(status: dict[str, Any], http_code: int = 0) -> ApiError:
 # --- field errors, worded as upstream's field package words them ---------------------------------------------------
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str):
+    if isinstance(value, str) and value.isprintable() and '"' not in value and "\\" not in value:
         return f'"{value}"'
     if value is None:
         return "null"
@@ -243,7 +243,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, int | float):
         return str(value)
     import json
-    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
 
 
 def invalid(field: str, value: Any, why: str) -> Cause:

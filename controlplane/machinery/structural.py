@@ -12,6 +12,7 @@ Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/{pruning,defaultin
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -141,6 +142,36 @@ def nodes(schema: Any, path: str = "") -> Iterator[tuple[str, Schema]]:
     for key in ("items", "additionalProperties"):
         if isinstance(schema.get(key), dict):
             yield from nodes(schema[key], join(path, key))
+
+
+_STEP = re.compile(r"\.('(?:[^'\\]|\\.)*'|[^.\[\]]+|[.\[\]])|\['((?:[^'\\]|\\.)*)'\]")
+
+
+def field_path(path: str, schema: Schema, arrays: bool = True) -> tuple[str, Schema]:
+    """(the path as errors show it, the node it leads to) of a simple JSON path such as `.spec.map['key']`.
+
+    Raises ValueError with what is wrong with it; `arrays` allows brackets."""
+    shown, at = "", 0
+    while at < len(path):
+        if path[at] == "[" and not arrays:
+            raise ValueError("array notation is not allowed")
+        step = _STEP.match(path, at)
+        if step is None:
+            if path[at] not in ".[":
+                raise ValueError(f"expected [ or . but got: {re.split(r'[.[]', path[at:])[0]}")
+            raise ValueError("unexpected end of JSON path" if path[at:] in (".", "[") else
+                             f"expected single quoted string but got {re.split('[].[]', path[at + 1:])[0]}")
+        name, at = step[1] if step[1] is not None else step[2].replace("\\'", "'"), step.end()
+        properties, more = schema.get("properties"), schema.get("additionalProperties")
+        if properties:
+            if not isinstance(properties.get(name), dict):
+                raise ValueError("does not refer to a valid field")
+            schema, shown = properties[name], join(shown, name)
+        elif isinstance(more, dict):
+            schema, shown = more, f"{shown}[{name}]"
+        else:
+            raise ValueError("does not refer to a valid field")
+    return shown, schema
 
 
 # --- metadata ------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Validation of CustomResourceDefinitions: names, versions, schemas, conversion, columns, subresources.
 
+What all versions have alike is told of at the definition's top, as upstream tells it: a schema at `spec.validation`.
 Rules of CEL are compiled here, which loads the library the first time a definition has one.
 
 Upstream: k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/validation/validation.go.
@@ -7,20 +8,34 @@ Upstream: k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/validation/valid
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from controlplane.machinery import names, structural, structuralrules
-from controlplane.machinery.customdefinitions import APPROVED, holds, protected, schema_of, storage_version
-from controlplane.machinery.errors import IMMUTABLE, Cause, invalid, not_supported, required
+from controlplane.machinery.customdefinitions import APPROVED, holds, protected
+from controlplane.machinery.errors import (
+    IMMUTABLE,
+    Cause,
+    duplicate,
+    forbidden,
+    invalid,
+    not_supported,
+    required,
+    too_many,
+)
+from controlplane.machinery.validate import hooks
 
 Object = dict[str, Any]
 MAX_SELECTABLE = 8  # selectable fields of one version; upstream's bound: each is read for every object of a list
+MAX_WARNING = 256  # bytes of what users of a deprecated version are told
 COLUMN_TYPES = ("boolean", "date", "integer", "number", "string")
 COLUMN_FORMATS = ("byte", "date", "date-time", "double", "float", "int32", "int64", "password")
-_SIMPLE_PATH = re.compile(r"(\.[A-Za-z_$][\w$-]*)+")
-_SCHEMA = "schema.openAPIV3Schema"
+# What a root schema may say when its status has a resource of its own, in upstream's words and order.
+_AT_ROOT = ("Description", "Type", "Format", "Title", "Maximum", "ExclusiveMaximum", "Minimum", "ExclusiveMinimum",
+            "MaxLength", "MinLength", "Pattern", "MaxItems", "MinItems", "UniqueItems", "MultipleOf", "Required",
+            "Items", "Properties", "ExternalDocs", "Example", "XPreserveUnknownFields", "XValidations")
+_GO_NAMES = {"x-kubernetes-preserve-unknown-fields": "XPreserveUnknownFields",
+             "x-kubernetes-validations": "XValidations"}
 
 
 def definition(obj: Object) -> list[Cause]:
@@ -31,218 +46,276 @@ def definition(obj: Object) -> list[Cause]:
     found: list[Cause] = []
     if name != f"{plural}.{group}":
         found.append(invalid("metadata.name", name, 'must be spec.names.plural+"."+spec.group'))
-    found += _group(obj, group)
-    found += _names(spec.get("names") or {})
+    found += _group(group)
     scope = spec.get("scope") or ""
     if not scope:
         found.append(required("spec.scope"))
     elif scope not in ("Cluster", "Namespaced"):
         found.append(not_supported("spec.scope", scope, ("Cluster", "Namespaced")))
-    if spec.get("preserveUnknownFields"):
-        found.append(invalid("spec.preserveUnknownFields", True, "cannot set to true, set "
-                             "x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead"))
-    found += _versions(spec.get("versions") or [])
-    found += _conversion(spec.get("conversion") or {})
-    if not found and not (obj.get("status") or {}).get("conditions"):  # what serves already is asked when it changes
-        found += _costs(spec.get("versions") or [], [])
-    return [*found, *_stored(obj)]
+    found += _versions(spec)
+    wrong = [*_names(spec.get("names") or {}, "spec.names", True)]
+    for _, schema, at, status in _schemas(spec):
+        wrong_here, costly = _schema(schema, at, status)
+        wrong += wrong_here
+        if not (obj.get("status") or {}).get("conditions"):  # what serves already is asked when it changes
+            wrong += costly
+    for at, version in _alike(spec, "subresources", "spec"):
+        wrong += _subresources(version, at)
+    for at, version in _alike(spec, "additionalPrinterColumns", "spec"):
+        wrong += _columns(version, at)
+    wrong += _selectable(spec)
+    return [*found, *wrong, *_conversion(spec.get("conversion") or {}),
+            *_names((obj.get("status") or {}).get("acceptedNames") or {}, "status.acceptedNames", False),
+            *_stored(obj), *_approval(obj, group), *_preserving(spec)]
 
 
-def _group(obj: Object, group: str) -> Iterator[Cause]:
-    if not group:
-        yield required("spec.group")
-        return
-    for message in names.dns_subdomain(group):
-        yield invalid("spec.group", group, message)
-    if "." not in group:
-        yield invalid("spec.group", group, "should be a domain with at least one dot")
-    if protected(group):
-        given = ((obj.get("metadata") or {}).get("annotations") or {}).get(APPROVED)
-        at = f"metadata.annotations[{APPROVED}]"
-        if not given:
-            yield required(at, f'protected groups must have approval annotation "{APPROVED}", see '
-                           "https://github.com/kubernetes/enhancements/pull/1111")
-        elif not given.startswith(("unapproved", "https://", "http://")):
-            yield invalid(at, given, "protected groups must have approval annotation \"" + APPROVED + "\" with either "
-                          "a URL or a reason starting with \"unapproved\", see "
-                          "https://github.com/kubernetes/enhancements/pull/1111")
-
-
-def _names(given: Object) -> Iterator[Cause]:
-    for field in ("plural", "singular", "kind", "listKind"):
-        value = given.get(field) or ""
-        if not value:
-            yield required(f"spec.names.{field}")
-            continue
-        lower = value.lower() if field.endswith("ind") else value
-        for message in names.dns_1035_label(lower):
-            note = "may have mixed case, but should otherwise match: " if lower is not value else ""
-            yield invalid(f"spec.names.{field}", value, note + message)
-    for index, short in enumerate(given.get("shortNames") or ()):
-        for message in names.dns_1035_label(short):
-            yield invalid(f"spec.names.shortNames[{index}]", short, message)
-    for index, category in enumerate(given.get("categories") or ()):
-        for message in names.dns_1035_label(category):
-            yield invalid(f"spec.names.categories[{index}]", category, message)
-    if given.get("kind") and given.get("kind") == given.get("listKind"):
-        yield invalid("spec.names.listKind", given["listKind"], "kind and listKind may not be the same")
-
-
-def _versions(versions: list[Object]) -> list[Cause]:
-    found: list[Cause] = []
+def _versions(spec: Object) -> Iterator[Cause]:
+    versions = spec.get("versions") or []
+    for index, version in enumerate(versions):
+        if (version.get("schema") or {}).get("openAPIV3Schema") is None:
+            yield required(f"spec.versions[{index}].schema.openAPIV3Schema")
+    for index, version in enumerate(versions):
+        name, at = version.get("name") or "", f"spec.versions[{index}]"
+        if faults := names.dns_1035_label(name):
+            yield invalid(f"{at}.name", name, ",".join(faults))
+            if not index and name:  # which is the definition's version, too
+                yield invalid("spec.version", name, ",".join(faults))
+        yield from _deprecation(version, at)
     given = [v.get("name") or "" for v in versions]
     if len(set(given)) != len(given):
-        found.append(invalid("spec.versions", given, "must contain unique version names"))
+        yield invalid("spec.versions", given, "must contain unique version names")
     if sum(1 for v in versions if v.get("storage")) != 1:
-        found.append(invalid("spec.versions", given, "must have exactly one version marked as storage version"))
-    for index, version in enumerate(versions):
-        at = f"spec.versions[{index}]"
-        found += [invalid(f"{at}.name", version.get("name") or "", m)
-                  for m in names.dns_1035_label(version.get("name") or "")]
-        warning = version.get("deprecationWarning")
-        if warning and not version.get("deprecated"):
-            found.append(invalid(f"{at}.deprecationWarning", warning, "can only be set for deprecated versions"))
-        schema = (version.get("schema") or {}).get("openAPIV3Schema")
-        found += structuralrules.check(schema, f"{at}.{_SCHEMA}")
-        found += _columns(version.get("additionalPrinterColumns") or [], at)
-        found += _subresources(version.get("subresources") or {}, at)
-        found += _selectable(version, at)
-        if isinstance(schema, dict):
-            found += _rules(schema, f"{at}.{_SCHEMA}")
-    return found
+        yield invalid("spec.versions", given, "must have exactly one version marked as storage version")
 
 
-def _costs(versions: list[Object], known: list[Object]) -> list[Cause]:
-    """What the rules of schemas that are not among the known ones cost too much."""
-    schemas = [(v.get("schema") or {}).get("openAPIV3Schema") for v in known]
-    found: list[Cause] = []
-    for index, version in enumerate(versions):
-        schema = (version.get("schema") or {}).get("openAPIV3Schema")
-        if isinstance(schema, dict) and schema not in schemas and any(
-                node.get("x-kubernetes-validations") for _, node in structural.nodes(schema)):
-            from controlplane.machinery import celrules
-            found += celrules.costs(schema, f"spec.versions[{index}].{_SCHEMA}")
-    return found
+def _deprecation(version: Object, at: str) -> Iterator[Cause]:
+    warning = version.get("deprecationWarning")
+    if warning is None:
+        return
+    faults = []
+    if not version.get("deprecated"):
+        faults = ["can only be set for deprecated versions"]
+    else:
+        if len(warning.encode()) > MAX_WARNING:
+            faults.append(f"must be <= {MAX_WARNING} characters long")
+        if not warning:
+            faults.append("must not be an empty string")
+        strange = next((i for i, sign in enumerate(warning) if not sign.isprintable()), None)
+        if strange is not None:
+            faults.append("must only contain printable UTF-8 characters; non-printable character found at index "
+                          f"{len(warning[:strange].encode())}")
+    for fault in faults:
+        yield invalid(f"{at}.deprecationWarning", warning, fault)
 
 
-def _rules(schema: Object, path: str) -> list[Cause]:
-    found: list[Cause] = []
-    for at, node in structural.nodes(schema):
-        if node.get("x-kubernetes-validations"):
-            from controlplane.machinery import celrules  # heavy: 16 MB of library
-            found += celrules.check(node, structural.join(path, at), not at)
-    return found
+def _alike(spec: Object, field: str, top: str) -> Iterator[tuple[str, Any]]:
+    """(path, value) of a field of the versions: once, at the top, when all have the same."""
+    versions = spec.get("versions") or []
+    values = [version.get(field) for version in versions]
+    if values and all(value == values[0] for value in values):
+        yield f"{top}.{field}", values[0]
+    else:
+        yield from ((f"spec.versions[{index}].{field}", value) for index, value in enumerate(values))
 
 
-def _columns(columns: list[Object], at: str) -> Iterator[Cause]:
-    for index, column in enumerate(columns):
-        where = f"{at}.additionalPrinterColumns[{index}]"
+def _schemas(spec: Object) -> Iterator[tuple[list[Object], Object, str, bool]]:
+    """(versions that have it, schema, its path, whether their status has a resource of its own)."""
+    versions = spec.get("versions") or []
+    schemas = [_dense(version.get("schema")) for version in versions]
+    statuses = ["status" in (version.get("subresources") or {}) for version in versions]
+    if versions and all(schema == schemas[0] for schema in schemas):
+        schemas, statuses, paths, held = schemas[:1], [any(statuses)], ["spec.validation"], [versions]
+    else:
+        paths, held = [f"spec.versions[{index}].schema" for index in range(len(versions))], [[v] for v in versions]
+    for schema, path, status, which in zip(schemas, paths, statuses, held):
+        if isinstance(schema, dict) and isinstance(schema.get("openAPIV3Schema"), dict):
+            yield which, schema["openAPIV3Schema"], f"{path}.openAPIV3Schema", status
+
+
+def _dense(value: Any) -> Any:
+    """A schema without what Go cannot tell from absent: two that differ in nothing else are the same."""
+    if isinstance(value, list):
+        return [_dense(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _dense(one) for key, one in value.items()
+            if key == "default" or (one not in (None, "", []) and not (key == "properties" and one == {}))}
+
+
+def _schema(schema: Object, path: str, status: bool) -> tuple[list[Cause], list[Cause]]:
+    """(what is wrong, what costs too much) of one schema."""
+    found = [*_at_root(schema, path)] if status else []
+    found += structuralrules.check(schema, path)
+    if not any(node.get("x-kubernetes-validations") for _, node in structural.nodes(schema)):
+        return found, []
+    from controlplane.machinery import celchecks  # heavy: 16 MB of library
+    wrong, costly = celchecks.examine(schema, path, not found)
+    return found + wrong, costly
+
+
+def _at_root(schema: Object, path: str) -> Iterator[Cause]:
+    """Of the root only what is not lost when the status is validated alone."""
+    for key, value in schema.items():
+        if not value:
+            continue
+        if key == "type":
+            if value != "object":
+                yield invalid(f"{path}.type", value, 'only "object" is allowed as the type at the root of the schema '
+                              "if the status subresource is enabled")
+        elif _GO_NAMES.get(key, key[:1].upper() + key[1:]) not in _AT_ROOT:
+            yield invalid(path, schema, f"only [{' '.join(_AT_ROOT)}] fields are allowed at the root of the schema if "
+                          "the status subresource is enabled")
+            return
+
+
+def _group(group: str) -> Iterator[Cause]:
+    if not group:
+        yield required("spec.group")
+    elif faults := names.dns_subdomain(group):
+        yield invalid("spec.group", group, ",".join(faults))
+    elif "." not in group:
+        yield invalid("spec.group", group, "should be a domain with at least one dot")
+
+
+def _approval(obj: Object, group: str) -> Iterator[Cause]:
+    if not protected(group):
+        return
+    given = ((obj.get("metadata") or {}).get("annotations") or {}).get(APPROVED)
+    at = f"metadata.annotations[{APPROVED}]"
+    if not given:
+        yield required(at, f'protected groups must have approval annotation "{APPROVED}", see '
+                       "https://github.com/kubernetes/enhancements/pull/1111")
+    elif not given.startswith(("unapproved", "https://", "http://")):
+        yield invalid(at, given, "protected groups must have approval annotation \"" + APPROVED + "\" with either "
+                      "a URL or a reason starting with \"unapproved\", see "
+                      "https://github.com/kubernetes/enhancements/pull/1111")
+
+
+def _preserving(spec: Object) -> Iterator[Cause]:
+    if spec.get("preserveUnknownFields"):
+        yield invalid("spec.preserveUnknownFields", True, "cannot set to true, set "
+                      "x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead")
+
+
+def _names(given: Object, at: str, needed: bool) -> Iterator[Cause]:
+    for field in ("plural", "singular", "kind", "listKind"):
+        value = given.get(field) or ""
+        if not value and needed:
+            yield required(f"{at}.{field}")
+        kind = field.endswith("ind")
+        if value and (faults := names.dns_1035_label(value.lower() if kind else value)):
+            note = "may have mixed case, but should otherwise match: " if kind else ""
+            yield invalid(f"{at}.{field}", value, note + ",".join(faults))
+    for field in ("shortNames", "categories"):
+        for index, name in enumerate(given.get(field) or ()):
+            if faults := names.dns_1035_label(name):
+                yield invalid(f"{at}.{field}[{index}]", name, ",".join(faults))
+    if given.get("kind") and given.get("kind") == given.get("listKind"):
+        yield invalid(f"{at}.listKind", given["listKind"], "kind and listKind may not be the same")
+
+
+def _columns(columns: list[Object] | None, at: str) -> Iterator[Cause]:
+    for index, column in enumerate(columns or ()):
+        where, kind, form = f"{at}[{index}]", column.get("type") or "", column.get("format") or ""
         if not column.get("name"):
             yield required(f"{where}.name")
-        kind = column.get("type") or ""
         if not kind:
             yield required(f"{where}.type", f"must be one of {','.join(COLUMN_TYPES)}")
         elif kind not in COLUMN_TYPES:
             yield invalid(f"{where}.type", kind, f"must be one of {','.join(COLUMN_TYPES)}")
-        if column.get("format") and column["format"] not in COLUMN_FORMATS:
-            yield invalid(f"{where}.format", column["format"], f"must be one of {','.join(COLUMN_FORMATS)}")
-        path = column.get("jsonPath") or ""
-        if not path:
-            yield required(f"{where}.jsonPath")
-        elif not path.startswith((".", "[")) or path.count("[") != path.count("]"):
-            yield invalid(f"{where}.jsonPath", path, "must be a valid simple JSON path, such as .spec.foo")
+        if form and form not in COLUMN_FORMATS:
+            yield invalid(f"{where}.format", form, f"must be one of {','.join(COLUMN_FORMATS)}")
+        if not column.get("jsonPath"):
+            yield required(f"{where}.JSONPath")
+        else:
+            yield from _simple_path(column["jsonPath"], f"{where}.JSONPath")
 
 
-def _subresources(given: Object, at: str) -> Iterator[Cause]:
-    scale = given.get("scale")
-    if not isinstance(scale, dict):
+def _simple_path(path: str, at: str) -> Iterator[Cause]:
+    if not path.startswith("."):
+        yield invalid(at, path, "must be a simple json path starting with .")
+
+
+def _subresources(given: Object | None, at: str) -> Iterator[Cause]:
+    scale = (given or {}).get("scale")
+    if scale is None:
         return
-    for field, root, needed in (("specReplicasPath", ".spec", True), ("statusReplicasPath", ".status", True),
-                                ("labelSelectorPath", "", False)):
-        path, where = scale.get(field) or "", f"{at}.subresources.scale.{field}"
-        if not path:
-            if needed:
-                yield required(where)
-        elif not _SIMPLE_PATH.fullmatch(path):
-            yield invalid(where, path, "must be a simple json path" + (f" under {root}" if root else ""))
-        elif (root and not path.startswith(root + ".")) or not path.startswith((".spec.", ".status.")):
-            yield invalid(where, path, f"should be a json path under {root or '.spec or .status'}")
+    for field, roots, form in (("specReplicasPath", (".spec.",), ".spec"),
+                               ("statusReplicasPath", (".status.",), ".status"),
+                               ("labelSelectorPath", (".spec.", ".status."), "either .spec or .status")):
+        path, where = scale.get(field) or "", f"{at}.scale.{field}"
+        faults = list(_simple_path(path, where)) if path else []
+        yield from faults
+        if not path and field != "labelSelectorPath":
+            yield required(where)
+        elif path and not faults and not path.startswith(roots):
+            yield invalid(where, path, f"should be a json path under {form}")
 
 
-def _selectable(version: Object, at: str) -> Iterator[Cause]:
-    fields = version.get("selectableFields") or []
-    if len(fields) > MAX_SELECTABLE:
-        yield Cause("FieldValueTooMany", f"Too many: {len(fields)}: must have at most {MAX_SELECTABLE} items",
-                    f"{at}.selectableFields")
+def _selectable(spec: Object) -> Iterator[Cause]:
+    versions = spec.get("versions") or []
+    schemas = [(_dense(version.get("schema")) or {}).get("openAPIV3Schema") or {} for version in versions]
+    top = all(schema == schemas[0] for schema in schemas)
+    for index, (at, fields) in enumerate(_alike(spec, "selectableFields", "spec")):
+        if not fields:
+            continue
+        if at.startswith("spec.versions[") and top:  # the schema is no version's own, as upstream has it
+            yield invalid(at, "", "may only be set when `version.schema.openAPIV3Schema` is not included")
+        elif not at.startswith("spec.versions[") and not top:
+            yield invalid(at, "", "may only be set when validations.schema is included")
+        else:
+            yield from _selectable_of(fields, schemas[index], at)
+
+
+def _selectable_of(fields: list[Object], schema: Object, at: str) -> Iterator[Cause]:
     seen: set[str] = set()
     for index, field in enumerate(fields):
-        path, where = field.get("jsonPath") or "", f"{at}.selectableFields[{index}].jsonPath"
+        path, where = field.get("jsonPath") or "", f"{at}[{index}].jsonPath"
         if not path:
             yield required(where)
             continue
-        if path in seen:
-            yield Cause("FieldValueDuplicate", f'Duplicate value: "{path}"', where)
-        seen.add(path)
-        if not _SIMPLE_PATH.fullmatch(path) or path.startswith(".metadata"):
-            yield invalid(where, path, "is an invalid path: must be a simple path to a field outside metadata")
+        try:
+            shown, node = structural.field_path(path, schema, arrays=False)
+        except ValueError as error:
+            yield invalid(where, path, f"is an invalid path: {error}")
             continue
-        node: Object | None = schema_of(version)
-        for step in path[1:].split("."):
-            node = (node.get("properties") or {}).get(step) if node else None
-        if not isinstance(node, dict):
-            yield invalid(where, path, f"is an invalid path: field {path} does not exist in the schema")
-        elif node.get("type") not in ("boolean", "integer", "string"):
+        if shown.split(".")[0] == "metadata":
+            yield invalid(where, path, "must not point to fields in metadata")
+        if node.get("type") not in ("boolean", "integer", "string"):
             yield invalid(where, path, "must point to a field of type string, boolean or integer. Enum string fields "
                           "and strings with formats are allowed.")
+        if shown in seen:
+            yield duplicate(where, path)
+        seen.add(shown)
+    if len(seen) > MAX_SELECTABLE:
+        yield too_many(at, len(seen), MAX_SELECTABLE)
 
 
 def _conversion(given: Object) -> Iterator[Cause]:
-    strategy, webhook = given.get("strategy") or "None", given.get("webhook")
-    at = "spec.conversion"
+    strategy, webhook, at = given.get("strategy") or "None", given.get("webhook") or {}, "spec.conversion"
+    config, reviews = webhook.get("clientConfig"), webhook.get("conversionReviewVersions") or []
     if strategy not in ("None", "Webhook"):
         yield not_supported(f"{at}.strategy", strategy, ("None", "Webhook"))
+    if strategy != "Webhook":
+        for field, value in (("webhookClientConfig", config), ("conversionReviewVersions", reviews)):
+            if value:
+                yield forbidden(f"{at}.{field}", "should not be set when strategy is not set to Webhook")
         return
-    if strategy == "None":
-        if webhook:
-            yield Cause("FieldValueForbidden", "Forbidden: should not be set when strategy is not set to Webhook",
-                        f"{at}.webhook")
-        return
-    if not isinstance(webhook, dict):
-        yield required(f"{at}.webhook", "required when strategy is set to Webhook")
-        return
-    reviews = webhook.get("conversionReviewVersions") or []
+    if config is None:
+        yield required(f"{at}.webhookClientConfig", "required when strategy is set to Webhook")
+    else:
+        yield from hooks.client_config(config, f"{at}.webhookClientConfig")
     if not reviews:
-        yield required(f"{at}.webhook.conversionReviewVersions")
-    elif not {"v1", "v1beta1"} & set(reviews):
-        yield invalid(f"{at}.webhook.conversionReviewVersions", reviews, "must include at least one of v1, v1beta1")
-    yield from client_config(webhook.get("clientConfig"), f"{at}.webhook.clientConfig")
-
-
-def client_config(config: Any, at: str) -> Iterator[Cause]:
-    """What is wrong with how a webhook is reached."""
-    if not isinstance(config, dict):
-        yield required(at, "required when strategy is set to Webhook")
+        yield required(f"{at}.conversionReviewVersions")
         return
-    url, service = config.get("url"), config.get("service")
-    if bool(url) == bool(service):
-        yield required(f"{at}", "exactly one of url or service is required")
-        return
-    if url:
-        if not str(url).startswith("https://"):
-            yield invalid(f"{at}.url", url, "'https' is the only allowed URL scheme; desired format: "
-                          "https://host[/path]")
-        return
-    if not isinstance(service, dict):
-        return
-    for field in ("name", "namespace"):
-        if not service.get(field):
-            yield required(f"{at}.service.{field}")
-    port = service.get("port")
-    if port is not None and not 1 <= port <= 65535:
-        yield invalid(f"{at}.service.port", port, f"port is not valid: {names.in_range(1, 65535)}")
-    path = service.get("path")
-    if path and not path.startswith("/"):
-        yield invalid(f"{at}.service.path", path, "must start with a '/'")
+    for index, version in enumerate(reviews):
+        if version in reviews[:index]:
+            yield invalid(f"{at}.conversionReviewVersions[{index}]", version, "duplicate version")
+        else:
+            yield from (invalid(f"{at}.conversionReviewVersions[{index}]", version, m)
+                        for m in names.dns_1035_label(version))
+    if not {"v1", "v1beta1"} & set(reviews):
+        yield invalid(f"{at}.conversionReviewVersions", reviews, "must include at least one of v1, v1beta1")
 
 
 def _stored(obj: Object) -> Iterator[Cause]:
@@ -252,11 +325,15 @@ def _stored(obj: Object) -> Iterator[Cause]:
     if not stored:
         yield invalid("status.storedVersions", stored, "must have at least one stored version")
         return
+    for version in (obj.get("spec") or {}).get("versions") or ():
+        if version.get("storage") and (name := version.get("name") or "") not in stored:
+            yield invalid("status.storedVersions", stored, f"must have the storage version {name}")
     for index, version in enumerate(stored):
         if version not in given:
-            yield invalid(f"status.storedVersions[{index}]", version, "must appear in spec.versions")
-    if (storage := storage_version(obj)) and storage not in stored:
-        yield invalid("status.storedVersions", stored, f"must have the storage version {storage}")
+            yield invalid(f"status.storedVersions[{index}]", version, f"missing from spec.versions; {version} was "
+                          "previously a storage version, and must remain in spec.versions until a storage migration "
+                          f"ensures no data remains persisted in {version} and removes {version} from "
+                          "status.storedVersions")
 
 
 def changes(new: Object, old: Object) -> list[Cause]:
@@ -273,4 +350,9 @@ def changes(new: Object, old: Object) -> list[Cause]:
         last = field.rpartition(".")[2]
         if left.get(last) != right.get(last):
             found.append(invalid(f"spec.{field}", left.get(last) or "", IMMUTABLE))
-    return [*found, *_costs(after.get("versions") or [], before.get("versions") or [])]
+    former = {version.get("name"): (version.get("schema") or {}).get("openAPIV3Schema")
+              for version in before.get("versions") or ()}
+    for versions, schema, at, status in _schemas(after):
+        if any(former.get(version.get("name")) != schema for version in versions):
+            found += _schema(schema, at, status)[1]
+    return found

@@ -125,18 +125,17 @@ def _url(text: str, path: str) -> list[Cause]:
 
 
 def _service(service: Object, path: str) -> list[Cause]:
-    found = [required(f"{path}.{field}", f"service {field} is required") for field in ("name", "namespace")
-             if not service.get(field)]
+    found = [required(f"{path}.{field}") for field in ("name", "namespace") if not service.get(field)]
     port, where = service.get("port"), service.get("path")
-    if port is not None:
-        found += [invalid(f"{path}.port", port, f"port is not valid: {m}") for m in names.port_number(port)]
-    if where and not where.startswith("/"):
+    if port is not None and (faults := names.port_number(port)):
+        found.append(invalid(f"{path}.port", port, f"port is not valid: {', '.join(faults)}"))
+    if not where or where == "/":
+        return found
+    if not where.startswith("/") and where != "//":
         found.append(invalid(f"{path}.path", where, "must start with a '/'"))
-    elif where and where != "/":
-        for index, step in enumerate(where.strip("/").split("/")):
-            faults = ["segment may not be empty"] if not step else [
-                f"segment[{index}]: {m}" for m in names.dns_subdomain(step)]
-            found += [invalid(f"{path}.path", where, m) for m in faults]
+    for index, step in enumerate(where[1:].removesuffix("/").split("/")):
+        faults = [f": {m}" for m in names.dns_subdomain(step)] if step else [" may not be empty"]
+        found += [invalid(f"{path}.path", where, f"segment[{index}]{m}") for m in faults]
     return found
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from controlplane.machinery import cel, celrules
+from controlplane.machinery import cel, celchecks, celrules
 
 SELF = (("self", "DYN"),)
 
@@ -25,7 +25,7 @@ def value(text, given=None):
     "cidr('10.0.0.0/8').containsIP('10.1.2.3') && cidr('10.0.0.0/8').containsCIDR('10.1.0.0/16')",
     "cidr('10.1.2.3/8').masked() == cidr('10.0.0.0/8') && cidr('10.0.0.0/8').prefixLength() == 8",
     "semver('1.2.3').isGreaterThan(semver('1.2.3-rc.1')) && semver('1.2.3').minor() == 2 && !isSemver('1')",
-    "'%s-%d'.format(['a', 1]) == 'a-1' && 'AbC'.lowerAscii() == 'abc' && math.greatest(1, 2) == 2",
+    "'%s-%d'.format(['a', 1]) == 'a-1' && 'AbC'.lowerAscii() == 'abc'",
     "!format.dns1123Label().validate('good').hasValue()",
     "format.uuid().validate('a)').value() == ['must be of type uuid'] && format.date().validate('2024-01-01') == "
     "optional.none()",
@@ -107,22 +107,54 @@ def test_an_optional_old_self_tells_creation_from_update():
     assert told({"a": "b"}, of, {"a": "b"}) == [] and told({"a": "c"}, of, {"a": "b"}) != []
 
 
+def refused(of):
+    return celchecks.examine(of, "s")[0]
+
+
 def test_wrong_rules_are_refused_with_the_definition():
-    found = {c.field: c.message for c in celrules.check(schema(
-        {"rule": ""}, {"rule": "self.a +"}, {"rule": "1"}, {"rule": "true", "messageExpression": "1"},
-        {"rule": "true", "reason": "Whatever"}, {"rule": "true", "message": " "},
-        {"rule": "true", "optionalOldSelf": True}), "s")}
-    inner = {"type": "object", "properties": {"a": {"type": "string"}, "free": {
-        "type": "object", "x-kubernetes-preserve-unknown-fields": True}}}
-    typo = celrules.check(schema({"rule": "self.b.a.size() > 0 && self.b.free.x && 'self.zz' != self.b.typo"},
-                                 b=inner), "s")
-    assert "<input>:1:60: undefined field 'typo'" in typo[0].message and len(typo) == 1
-    assert celrules.check(schema({"rule": "self.metadata.name != ''"}), "s", True) == []
     at = "s.x-kubernetes-validations"
-    assert found[f"{at}[0].rule"] == "Required value: rule is not specified"
-    assert "compilation failed: ERROR: <input>:1:9: Syntax error" in found[f"{at}[1].rule"]
-    assert found[f"{at}[2].rule"].endswith("cel expression must evaluate to a bool")
-    assert found[f"{at}[3].messageExpression"].endswith("messageExpression must evaluate to a string")
-    assert found[f"{at}[4].reason"].startswith('Unsupported value: "Whatever"')
-    assert found[f"{at}[5].message"].endswith("message must be non-empty if specified")
-    assert found[f"{at}[6].optionalOldSelf"].endswith("may not be set if oldSelf is not used in rule")
+    written = {c.field: c.message for c in refused(schema(
+        {"rule": ""}, {"rule": "true", "reason": "Whatever"}, {"rule": "true", "message": " "},
+        {"rule": "true\n", "fieldPath": ".zz"}, {"rule": "true\n&& true"}, {"rule": "1 +"}))}
+    assert written == {
+        f"{at}[0].rule": "Required value: rule is not specified",
+        f"{at}[1].reason": 'Unsupported value: "Whatever": supported values: "FieldValueDuplicate", '
+                           '"FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"',
+        f"{at}[2].message": 'Invalid value: " ": must be non-empty if specified',
+        f"{at}[3].fieldPath": 'Invalid value: ".zz": must be a valid path',
+        f"{at}[4].message": "Required value: message must be specified if rule contains line breaks"}
+    found = {c.field: c.message for c in refused(schema(
+        {"rule": "self.a +"}, {"rule": "1"}, {"rule": "true", "messageExpression": "1"},
+        {"rule": "true", "optionalOldSelf": True}))}
+    assert "compilation failed: ERROR: <input>:1:9: Syntax error" in found[f"{at}[0].rule"]
+    assert found[f"{at}[1].rule"] == (
+        'Invalid value: {"Rule":"1","Message":"","MessageExpression":"","Reason":null,"FieldPath":"",'
+        '"OptionalOldSelf":null}: cel expression must evaluate to a bool')
+    assert found[f"{at}[2].messageExpression"].endswith("messageExpression must evaluate to a string")
+    assert found[f"{at}[3].optionalOldSelf"].endswith("may not be set if oldSelf is not used in rule")
+
+
+def test_rules_see_what_their_schema_says():
+    free = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    inner = {"type": "object", "properties": {"a": {"type": "string", "nullable": True}, "free": free, "raw": {
+        "x-kubernetes-preserve-unknown-fields": True}}}
+
+    def fault(rule):
+        return [c.message.partition("<input>:")[2].partition("\n")[0] for c in refused(schema({"rule": rule}, b=inner))]
+    assert fault("self.b.a.size() > 0 && self == oldSelf && self.b == oldSelf.b && self.metadata.name != ''") == []
+    assert fault("self.b.typo == 1 || 'self.zz' == ''") == ["1:7: undefined field 'typo'"]
+    assert fault("has(self.b.free.x)") == ["1:4: undefined field 'x'"]
+    assert fault("has(self.b.raw)") == ["1:4: undefined field 'raw'"]
+    assert fault("self.b.a == null")[0].startswith("1:10: found no matching overload for '_==_'")
+    assert fault("cel.bind(x, 1, x == 1)") and fault("math.greatest(1, 2) == 2")
+
+
+def test_old_values_can_only_be_asked_for_where_parts_are_told_apart():
+    part = {"type": "object", "properties": {"a": {"type": "string"}},
+            "x-kubernetes-validations": [{"rule": "self.a == oldSelf.a"}]}
+    keyed = {"type": "array", "items": part, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["a"],
+             "maxItems": 9}
+    assert refused(schema(m=keyed)) == []
+    [cause] = refused(schema(l={"type": "array", "items": part, "maxItems": 9}))
+    assert cause.message == ('Invalid value: "self.a == oldSelf.a": oldSelf cannot be used on the uncorrelatable '
+                             "portion of the schema within s.properties[l]")

@@ -1,10 +1,11 @@
-"""What rules may cost: bounds of the schema count, and what is unbounded is as large as a request."""
+"""What rules may cost: upstream's figures for the same rules, and its words for too much."""
 
 import pytest
 
-from controlplane.machinery import celcosts, celrules, celtypes
+from controlplane.machinery import celchecks, celcosts, celshapes
+from controlplane.machinery.errors import Cause
 
-TEXT = {"type": "string"}
+TEXT, INT = {"type": "string"}, {"type": "integer"}
 
 
 def obj(**properties):
@@ -15,29 +16,47 @@ def many(items, **more):
     return {"type": "array", "items": items, **more}
 
 
-@pytest.mark.parametrize(("node", "rule", "cost"), [
-    (obj(n={"type": "integer"}), "self.n > 1", 3), (obj(a=TEXT), "has(self.a) ? self.a == 'b' : true", 4),
-    (obj(l=many(TEXT, maxItems=10)), "self.l.all(x, x == 'y')", 53),
-    (obj(l=many(TEXT)), "self.l.all(x, x == 'y')", 5 * 1_048_575 + 3),
-    (obj(l=many({**TEXT, "maxLength": 25}, maxItems=10)), "self.l.all(x, self.l.all(y, x == y))", 1453),
-    (obj(a={**TEXT, "maxLength": 100}), "self.a.matches('abcd')", 42.1),
-    (obj(m={"type": "object", "additionalProperties": TEXT, "maxProperties": 5}), "self.m.all(k, self.m[k] == '')", 43),
+NODE = obj(s=TEXT, t={**TEXT, "maxLength": 64}, i=INT, b={"type": "boolean"}, d={**TEXT, "format": "date-time"},
+           p={"x-kubernetes-int-or-string": True}, y={**TEXT, "format": "byte", "maxLength": 9},
+           ls=many(TEXT, maxItems=10), lo=many(obj(s={**TEXT, "maxLength": 5}, i=INT), maxItems=20),
+           ll=many(many({**TEXT, "maxLength": 7}, maxItems=3)),
+           m={"type": "object", "additionalProperties": TEXT, "maxProperties": 5})
+
+
+@pytest.mark.parametrize(("rule", "cost"), [
+    ("self.i > 1", 3), ("has(self.s) ? self.s == 'b' : true", 4), ("self.ls.all(x, x == 'y')", 53),
+    ("self.ll.all(r, r.exists(c, c.startsWith('ab')))", 24117228),
+    ("self.lo.all(a, self.lo.exists_one(b, a.s == b.s))", 3343),
+    ("self.lo.map(x, x.s).all(n, n.matches('^a+$'))", 394), ("self.m.all(k, self.m[k] == '')", 38),
+    ("self.t.matches('^[a-z]+$') && self.t.contains('abcdefghijkl')", 108),
+    ("self.t.replace('a', 'bb').size() > 3 || self.t.split(',').size() > 2", 112),
+    ("self.ls.join(',') == 'a' && self.ls.isSorted()", 6291472), ("'a' in self.ls && self.i in [1, 2, 3]", 27),
+    ("self.t + self.t == oldSelf.t", 84), ("self.d > timestamp('2020-01-01T00:00:00Z') && self.y.size() > 1", 8),
+    ("type(self.p) == int ? self.p > 3 : self.p == '3%'", 7),
+    ("quantity(self.t).isGreaterThan(quantity('1')) || isCIDR(self.t)", 58),
+    ("sets.contains(self.ls, ['a', 'b'])", 33), ("format.dns1123Label().validate(self.t).hasValue()", 836),
+    ("self.lo.filter(x, x.i > 1).map(x, x.i).sum() > 5", 645),
 ])
-def test_estimates(node, rule, cost):
-    checker = celtypes.Checker({"self": node}, lambda _: {})
-    assert celcosts.estimate(checker.serialized(rule), {"self": node}) == pytest.approx(cost, rel=0.2)
+def test_estimates_are_upstreams(rule, cost):
+    checker = celchecks.checker_of(NODE, False, False)
+    assert checker.fault(rule) == ""
+    assert celcosts.estimate(checker.serialized(rule), celshapes.shape(NODE)) == cost
 
 
-def test_only_what_is_clearly_too_much_is_refused():
-    def refused(rule, **bounds):
-        item = {**obj(a={**TEXT, **{k: v for k, v in bounds.items() if k == "maxLength"}}),
-                "x-kubernetes-validations": [{"rule": rule}]}
-        listed = many(item, **{k: v for k, v in bounds.items() if k == "maxItems"})
-        return [(c.field, c.message) for c in celrules.costs(obj(l=listed), "s")]
-    assert refused("self.a == 'b'") == []
-    [rule, whole] = refused("self.a.matches('^[a-z]+$')")
-    assert rule == ("s.properties[l].items.x-kubernetes-validations[0].rule", (
-        "Forbidden: estimated rule cost exceeds budget by factor of more than 100x (try simplifying the rule, or "
-        "adding maxItems, maxProperties, and maxLength where arrays, maps, and strings are declared)"))
-    assert whole[0] == "s" and "for entire OpenAPIv3 schema exceeds budget" in whole[1]
-    assert refused("self.a.matches('^[a-z]+$')", maxLength=64, maxItems=100) == []
+def test_too_much_is_refused_in_upstreams_words():
+    def costly(**bounds):
+        item = {**obj(a={**TEXT, "maxLength": 1000}), "x-kubernetes-validations": [
+            {"rule": "self.a.matches('^[a-z]+$')", "messageExpression": "self.a + self.a"}]}
+        return celchecks.examine(obj(l=many(item, **bounds)), "s")[1]
+    at, advice = "s.properties[l].items.x-kubernetes-validations[0].rule", (
+        "(try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings "
+        "are declared)")
+    assert costly() == [
+        Cause("FieldValueForbidden", f"Forbidden: estimated rule cost exceeds budget by factor of 84.3x {advice}", at),
+        Cause("FieldValueForbidden", "Forbidden: contributed to estimated rule cost total exceeding cost limit for "
+              "entire OpenAPIv3 schema", at),
+        Cause("FieldValueForbidden", "Forbidden: x-kubernetes-validations estimated rule cost total for entire "
+              f"OpenAPIv3 schema exceeds budget by factor of 8.4x {advice}", "s")]
+    assert costly(maxItems=8000) == []
+    [cause] = costly(maxItems=12500)
+    assert cause.field == at and "by factor of 1.005000x" in cause.message

@@ -108,8 +108,8 @@ def test_pruning_and_defaulting_settle_at_once(obj):
     ({**STRING, "pattern": "("}, ".pattern", "Invalid value"),
     ({**STRING, "default": 1}, ".default", 'Invalid value: "integer": '),
     ({**objects(a=STRING), "default": {"b": 1}}, ".default", 'Invalid value: {"b":1}: must not have unknown fields'),
-    ({**objects(a=STRING), "anyOf": [{"properties": {"b": {"minLength": 1}}}]}, ".properties[b]",
-     "Required value: because it is defined in "),
+    ({"type": "array", "x-kubernetes-list-type": "set", "items": {**STRING, "nullable": True}}, ".items.nullable",
+     "Forbidden: cannot be nullable when x-kubernetes-list-type is set"),
     ({**objects(a=STRING), "allOf": [{"type": "object"}]}, ".allOf[0].type",
      "Forbidden: must be empty to be structural"),
     ({"type": "object", structural.PRESERVE: False}, f".{structural.PRESERVE}",
@@ -125,6 +125,14 @@ def test_what_is_not_structural_is_refused(node, at, said):
     found = structuralrules.check(objects(x=node), "s")
     assert any(c.field == f"s.properties[x]{at}" and c.message.startswith(said) for c in found), \
         [str(c) for c in found]
+
+
+def test_junctors_of_the_root_speak_of_what_is_declared():
+    wrong = {**objects(a=STRING), "anyOf": [{"properties": {"b": {"minLength": 1}, "metadata": {"maxProperties": 1}}}]}
+    assert {(c.field, c.message) for c in structuralrules.check(wrong, "s")} == {
+        ("s.properties[b]", "Required value: because it is defined in s.anyOf[0].properties[b]"),
+        ("s.properties[metadata]", "Required value: because it is defined in s.anyOf[0].properties[metadata]"),
+        ("s.anyOf[0].properties[metadata]", "Forbidden: must not be specified in a nested context")}
 
 
 def test_structural_schemas_pass():
