@@ -24,6 +24,7 @@ from controlplane.machinery.validate import (
     endpoints,
     metadata,
     nodes,
+    podcertificates,
     pods,
     podupdates,
     roles,
@@ -34,6 +35,7 @@ from controlplane.machinery.validate import (
 Object = dict[str, Any]
 Rule = Callable[[Object], list[Cause]]
 Update = Callable[[Object, Object], list[Cause]]
+_EXTENDING = frozenset(("admissionregistration.k8s.io", "apiextensions.k8s.io", "apiregistration.k8s.io"))
 
 
 def _no_rule(_: Object) -> list[Cause]:
@@ -53,7 +55,10 @@ class Validators:
     name: names.Validator = names.dns_subdomain
 
     def create(self, resource: Resource, obj: Object) -> list[Cause]:
-        return metadata.check(obj, resource.namespaced, self.name) + self.rule(obj)
+        found = metadata.check(obj, resource.namespaced, self.name)
+        if not resource.custom and resource.group not in _EXTENDING:
+            found += metadata.short_finalizers(obj)
+        return found + self.rule(obj)
 
     def update(self, new: Object, old: Object) -> list[Cause]:
         return metadata.changes(new, old) + self.changes(new, old)
@@ -80,6 +85,7 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
     ("apps", "ReplicaSet"): Validators(workloads.replica_set, workloads.selector_changes),
     ("", "ReplicationController"): Validators(workloads.replication_controller),
     ("certificates.k8s.io", "CertificateSigningRequest"): Validators(certificates.request, certificates.changes),
+    ("certificates.k8s.io", "PodCertificateRequest"): Validators(podcertificates.request, podcertificates.changes),
     ("rbac.authorization.k8s.io", "Role"): Validators(roles.role, name=names.path_segment),
     ("rbac.authorization.k8s.io", "ClusterRole"): Validators(roles.cluster_role, name=names.path_segment),
     ("rbac.authorization.k8s.io", "RoleBinding"): Validators(

@@ -108,13 +108,17 @@ def owners(found: list[Object], path: str) -> list[Cause]:
 def finalizers(found: list[str], path: str) -> list[Cause]:
     causes: list[Cause] = []
     for name in found:
-        faults = names.qualified_name(name)
-        causes += [invalid(path, name, m) for m in faults]
-        if not faults and "/" not in name and name not in _OWN_FINALIZERS:
-            causes.append(invalid(path, name, "name is neither a standard finalizer name nor is it fully qualified"))
+        causes += [invalid(path, name, m) for m in names.qualified_name(name)]
     if "orphan" in found and "foregroundDeletion" in found:
         causes.append(invalid(path, found, 'finalizer "orphan" and "foregroundDeletion" cannot be both set'))
     return causes
+
+
+def short_finalizers(obj: Object) -> list[Cause]:
+    """Finalizers without a path, which only custom kinds and the groups that extend the API may have."""
+    return [invalid("metadata.finalizers", name, "name is neither a standard finalizer name nor is it fully qualified")
+            for name in (obj.get("metadata") or {}).get("finalizers") or ()
+            if "/" not in name and name not in _OWN_FINALIZERS and not names.qualified_name(name)]
 
 
 def changes(new: Object, old: Object) -> list[Cause]:
