@@ -6,7 +6,7 @@ but the one that is named), and kernels before 5.8 have none: there the list is 
 it, and each entry is deleted by name. A client's packets that come after a deletion are a new connection to the
 Service: the endpoint they reach knows nothing of it and says so, instead of silence until a time-out.
 
-Called by the CNI daemon when a pod's link is gone, and by the service proxy.
+Called by the CNI daemon when a pod's link is gone, and by the service proxy, which also asks who is connected to what.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from netsetup.rtnetlink import attribute, attributes, framed, nested, packed
 
@@ -29,6 +30,7 @@ CTA_TUPLE_IP, CTA_TUPLE_PROTO, CTA_PROTO_NUM, CTA_PROTO_DST_PORT = 1, 2, 1, 3
 FILTER_SRC, FILTER_DST, FILTER_PROTO, FILTER_DST_PORT = 1, 2, 8, 32
 NO_FILTER = (errno.EINVAL, errno.EOPNOTSUPP)
 FEW = 8  # addresses up to which asking for each by name costs less than reading a full table
+MANY = 10_000  # connections that are read where haste matters more than all of them: about 0.1 s
 TIMEOUT = 5.0  # seconds: walking a full table takes some ten milliseconds
 
 
@@ -98,6 +100,14 @@ def answering(addresses: Collection[str], family: int) -> set[str]:
         source = 3 if family == 6 else 1
         return {wanted[raw] for entry in _listed(link, Match(family)) if (raw := attributes(attributes(
             entry.get(CTA_TUPLE_REPLY, b""), 0).get(CTA_TUPLE_IP, b""), 0).get(source, b"")) in wanted}
+
+
+def destinations(family: int) -> set[bytes]:
+    """The packed addresses that clients connected to, of the first `MANY` connections listed. Raises OSError."""
+    destination = 4 if family == 6 else 2
+    with _opened() as link:
+        return {attributes(attributes(entry[CTA_TUPLE_ORIG], 0)[CTA_TUPLE_IP], 0)[destination]
+                for entry in islice(_listed(link, Match(family)), MANY)}
 
 
 def _opened() -> socket.socket:

@@ -11,7 +11,7 @@ Called by `proxy`, on its worker thread.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from agent.proxy import rules
 from agent.proxy.cleanup import PREFIX
@@ -76,6 +76,10 @@ def _text(write: dict[Chain, Rules], dead: Iterable[Chain] = (), hooks: Sequence
     return "\n".join([*out, ""])
 
 
+def _missing(saved: Mapping[str, str]) -> list[Hook]:
+    return [(table, chain, rule) for table, chain, rule in rules.HOOKS if f"-A {chain} {rule}\n" not in saved[table]]
+
+
 class Writer:
     """The kernel's side. Not thread safe: one worker at a time."""
 
@@ -86,19 +90,29 @@ class Writer:
         self._counts: dict[Chain, int] = {}
         self._entries: list[int] | None = None
 
+    def hasten(self, part: Callable[[], dict[Chain, Rules]]) -> None:
+        """Before a `load` in many steps, if nothing leads to any service (at first, and after a flush): a part of it.
+
+        Where rules are in force they serve until the load is done. Raises xtables.RestoreError."""
+        if not self._chunk:
+            return
+        saved = self._saved()
+        if "\n-A KUBE-SERVICES " not in saved["nat"]:
+            for text in batches(Change(part()), self._chunk, _missing(saved)):
+                self.backend.restore(text)
+
     def load(self, everything: dict[Chain, Rules]) -> None:
         """Make the kernel hold exactly these chains, whatever it held before. Raises xtables.RestoreError."""
         if self._ledger:
             self._ledger.record("iptables", prefix=PREFIX, family=self.backend.family)
-        saved = {table: self.backend.save(table) for table in rules.TABLES}
+        saved = self._saved()
         stale = {(table, name) for table, text in saved.items() for name in re.findall(r"^:(\S+) ", text, re.M)
                  if name.startswith(rules.OWN_PREFIXES)} - everything.keys()
         self._counts = {}
         if self._chunk:  # a shared chain may be named by a service's before its own turn to be written comes
             base = {c: r for c, r in everything.items() if c in rules.FIXED}
             self.backend.restore(_text(base))
-        missing = [(t, c, rule) for t, c, rule in rules.HOOKS if f"-A {c} {rule}\n" not in saved[t]]
-        for text in batches(Change(everything, stale), self._chunk, missing):
+        for text in batches(Change(everything, stale), self._chunk, _missing(saved)):
             self.backend.restore(text)
         self._counts = {chain: len(lines) for chain, lines in everything.items()}
         self._entries = self._legacy_entries()
@@ -112,6 +126,9 @@ class Writer:
         for table, name in change.delete:
             self._grow(table, -self._counts.pop((table, name), -CHAIN_ENTRIES) - CHAIN_ENTRIES)
         self._counts.update({chain: len(lines) for chain, lines in change.write.items()})
+
+    def _saved(self) -> dict[str, str]:
+        return {table: self.backend.save(table) for table in rules.TABLES}
 
     def _grow(self, table: str, entries: int) -> None:
         """What a legacy table should hold now; that it holds something else means that somebody else wrote too."""

@@ -10,6 +10,7 @@ Called by `side`, on the proxy's worker thread.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import replace
 
 from agent.proxy.maps import MapChange
@@ -33,6 +34,9 @@ class Writer:
         self._counts: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
         self._uses = -1
+
+    def hasten(self, part: Callable[[], MapChange]) -> None:
+        """A load is one transaction: nothing comes before it."""
 
     def load(self, everything: MapChange) -> None:
         """Make the table hold exactly this, whatever it held before. Raises OSError."""

@@ -10,16 +10,19 @@ Called by `proxy`, which has one per family.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 from agent.proxy import conntrack, iptables, maps, nftables, rules
 from agent.proxy.model import ServiceKey, ServicePort
-from netsetup import xtables
+from netsetup import flows, xtables
 from netsetup.ledger import Ledger
+from netsetup.rtnetlink import packed
 
-MODES = ("iptables", "nftables")
+MODES: dict[str, Callable[[str, int], Planner]] = {"iptables": rules.RuleSet, "nftables": maps.MapSet}  # and who plans
+URGENT = 200  # services that a load which takes seconds puts first: they take a tenth of one
 MANY = 500  # services from which on a load is worth `uncollected`
 
 
@@ -31,6 +34,7 @@ class Planner(Protocol):
 class Writer(Protocol):
     @property
     def tells(self) -> bool: ...
+    def hasten(self, part: Any) -> None: ...
     def load(self, everything: Any) -> None: ...
     def fits(self, change: Any) -> bool: ...
     def apply(self, change: Any) -> None: ...
@@ -62,13 +66,12 @@ class Side:
     def __init__(self, mode: str, pods: str, family: int, ledger: Ledger | None = None,
                  backend: xtables.Backend | None = None) -> None:
         self.family = family
-        self._planner: Planner
+        self._make_planner: Callable[[], Planner] = partial(MODES[mode], pods, family)
+        self._planner = self._make_planner()
         self.writer: Writer
-        if mode == "nftables":
-            planned = maps.MapSet(pods, family)
-            self._planner, self.writer = planned, nftables.Writer(planned.chains, ledger)
+        if isinstance(self._planner, maps.MapSet):
+            self.writer = nftables.Writer(self._planner.chains, ledger)
         else:
-            self._planner = rules.RuleSet(pods, family)
             self.writer = iptables.Writer(backend or xtables.detect(family), ledger)
         self.ports: dict[ServiceKey, tuple[ServicePort, ...]] = {}
         self._flows: list[conntrack.Flow] = []
@@ -103,12 +106,26 @@ class Side:
             self.writer.leave()
         if whole:
             with uncollected(len(self.ports)):
+                if len(self.ports) > URGENT:
+                    self.writer.hasten(self._urgent)
                 self.writer.load(self._planner.everything())
         else:
             self.writer.apply(self._change)
         self._whole = self._first = False
         self._change = None
         return whole
+
+    def _urgent(self) -> Any:
+        """Everything for the services that clients are connected to, and for the first ones: the API, names."""
+        try:
+            used = flows.destinations(self.family)
+        except OSError:
+            used = set()
+        addresses = {key: packed(ports[0].cluster_ip) for key, ports in self.ports.items()}
+        first = sorted(addresses, key=lambda key: (addresses[key] not in used, addresses[key]))[:URGENT]
+        planner = self._make_planner()
+        planner.update({key: self.ports[key] for key in first})
+        return planner.everything()
 
     def lost(self) -> bool:
         """Look whether somebody removed rules; then the next write loads everything."""

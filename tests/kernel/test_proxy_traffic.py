@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from agent.proxy import nftables
+from agent.proxy import nftables, side
 from agent.proxy.cleanup import cleanup
 from netsetup import flows, xtables
 from netsetup.rtnetlink import attributes
@@ -131,7 +131,8 @@ def test_tcp_to_a_pod_that_is_gone_is_reset_and_to_one_that_left_alive_goes_on(c
     cluster.loop.call_soon_threadsafe(cluster.api.change, "pods", "ADDED", pod(C))
 
 
-def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster) -> None:
+def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster, monkeypatch) -> None:
+    monkeypatch.setattr(side, "URGENT", 1)  # with more services than these, the urgent ones come first
     cluster.put(service("heal", "10.96.2.1"), endpoints("heal", A))
     loads = cluster.proxy.full_loads
     command = cluster.backend.command("")
