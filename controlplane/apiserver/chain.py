@@ -26,6 +26,7 @@ from controlplane.apiserver.plugins.podsecurity import PodSecurity
 from controlplane.apiserver.plugins.priorities import Priority
 from controlplane.apiserver.plugins.quota import ResourceQuotas
 from controlplane.apiserver.plugins.roles import RoleEscalation
+from controlplane.apiserver.podcertificates import PodCertificates
 from controlplane.apiserver.policies.compilation import Expressions
 from controlplane.apiserver.policies.mutating import MutatingPolicies
 from controlplane.apiserver.policies.validating import ValidatingPolicies
@@ -35,8 +36,8 @@ from controlplane.apiserver.webhooks.dispatch import Webhooks
 PLUGINS = (
     NamespaceLifecycle, LimitRanger, ServiceAccounts, NodeRestriction, TaintNewNodes, Priority, DefaultTolerations,
     DefaultStorageClass, StorageObjectInUse, RuntimeClasses, DefaultIngressClass, PodTopologyLabels, PodSecurity,
-    VolumeResize, RoleEscalation, CertificateRequests, Expressions, MutatingPolicies, ValidatingPolicies, Webhooks,
-    ResourceQuotas)
+    VolumeResize, RoleEscalation, CertificateRequests, PodCertificates, Expressions, MutatingPolicies,
+    ValidatingPolicies, Webhooks, ResourceQuotas)
 
 
 def standard(context: Context) -> Chain:

@@ -81,6 +81,8 @@ class NodeAuthorizer:
         if a.group == "storage.k8s.io" and a.plural == "csinodes":
             own = a.verb == "create" or a.object_name == node
             return "" if own else "can only access CSINode with the same name as the requesting node"
+        if a.plural == "podcertificaterequests" and a.verb != "create":
+            return self._request_of(node, a)
         if a.group == "" and a.plural == "nodes" and a.verb in ("get", "list", "watch"):
             return "" if a.object_name == node else f"node '{node}' cannot read '{a.name}', only its own Node object"
         if a.group == "" and a.plural == "pods" and a.verb in ("list", "watch"):
@@ -93,6 +95,15 @@ class NodeAuthorizer:
                 return "can only access node lease with the same name as the requesting node"
         return ""
 
+    def _request_of(self, node: str, a: Attributes) -> str:
+        """Why a node may not read requests for pods' certificates: they are another node's."""
+        if a.verb in ("list", "watch"):
+            return "" if a.exact("spec.nodeName") == node else \
+                "can only list/watch podcertificaterequests with spec.nodeName field selector"
+        found = self._object("podcertificaterequests.certificates.k8s.io", a.namespace, a.name)
+        own = (found.get("spec") or {}).get("nodeName") == node
+        return "" if own else f"no relationship found between node '{node}' and this object"
+
     def _unrelated(self, node: str, plural: str, namespace: str, name: str) -> str:
         if any(name in refers_to(pod, plural) for pod in self._pods(node, namespace, name)):
             return ""
@@ -104,6 +115,32 @@ class NodeAuthorizer:
         tokens = request.plural == "serviceaccounts" and request.subresource == "token"
         if tokens and (why := self._token_fault(node, request.namespace, obj or {})):
             raise Forbidden.of("serviceaccounts", request.name, why)
+        certificate = request.plural == "podcertificaterequests" and request.verb == "create"
+        if certificate and (why := self._certificate_fault(node, request.namespace, (obj or {}).get("spec") or {})):
+            raise Forbidden.of("podcertificaterequests", request.name, why, "certificates.k8s.io")
+
+    def _certificate_fault(self, node: str, namespace: str, asked: Object) -> str:
+        """Why a node may not ask for this certificate: the pod is another's, another one, or mounts none such."""
+        if asked.get("nodeName") != node:
+            return f'PodCertificateRequest.Spec.NodeName="{asked.get("nodeName", "")}", which is another node\'s'
+        pod = self._object("pods", namespace, asked.get("podName") or "")
+        spec = pod.get("spec") or {}
+        if not pod or pod["metadata"]["uid"] != asked.get("podUID"):
+            return f'pod "{asked.get("podName", "")}" with this UID not found'
+        if MIRROR in (pod["metadata"].get("annotations") or {}):
+            return "pod is a mirror pod"
+        if spec.get("nodeName") != node:
+            return f"pod is not scheduled on node {node}"
+        account = spec.get("serviceAccountName") or "default"
+        if account != asked.get("serviceAccountName"):
+            return "PodCertificateRequest.Spec.ServiceAccountName does not match the pod's"
+        for plural, place, name, field in (("serviceaccounts", namespace, account, "serviceAccountUID"),
+                                           ("nodes", "", node, "nodeUID")):
+            if (self._object(plural, place, name).get("metadata") or {}).get("uid") != asked.get(field):
+                return f"PodCertificateRequest.Spec.{field[0].upper()}{field[1:]} does not match that of {name}"
+        if asked.get("signerName") in {c.get("signerName") for c in projected(pod, "podCertificate")}:
+            return ""
+        return f'signer "{asked.get("signerName", "")}" not found in pod spec volumes'
 
     def _token_fault(self, node: str, namespace: str, asked: Object) -> str:
         """Why a node may not have this token, bound to a pod: the pod is another node's, or mounts no such token."""
@@ -195,9 +232,13 @@ def refers_to(pod: Object, plural: str) -> set[str]:
 
 def mounted_audiences(pod: Object) -> set[str]:
     """The audiences of the tokens a pod mounts, "" for the API server's own. Pure."""
-    sources = [s for v in (pod.get("spec") or {}).get("volumes") or ()
-               for s in (v.get("projected") or {}).get("sources") or ()]
-    return {s["serviceAccountToken"].get("audience") or "" for s in sources if s.get("serviceAccountToken")}
+    return {token.get("audience") or "" for token in projected(pod, "serviceAccountToken")}
+
+
+def projected(pod: Object, kind: str) -> list[Object]:
+    """The sources of a kind in the pod's projected volumes. Pure."""
+    return [s[kind] for v in (pod.get("spec") or {}).get("volumes") or ()
+            for s in (v.get("projected") or {}).get("sources") or () if s.get(kind)]
 
 
 def restrict(node: str, request: Request, obj: Object | None, old: Object | None) -> None:

@@ -28,6 +28,7 @@ SERVICE_NAME, API_SERVER = "kubernetes.io/service-name", ("default", "kubernetes
 HOUR = 3600.0
 DECIDED_SECONDS = HOUR  # denied, failed or issued: what it says has been read by then
 PENDING_SECONDS = 24 * HOUR  # nobody decided
+POD_REQUEST_SECONDS = 900.0  # upstream's
 MIN_SECONDS, MAX_SECONDS = 600, 365 * 24 * 3600  # of a certificate; upstream's --cluster-signing-duration
 _SIGNS = {"digital signature", "key encipherment"}
 _KUBELET_USAGES = ({"digital signature", "client auth"}, {"digital signature", "key encipherment", "client auth"})
@@ -163,3 +164,8 @@ def forget_after(csr: Obj, now: float) -> float:
             begun, limit = decided[kind].get("lastUpdateTime") or begun, DECIDED_SECONDS
             break
     return parse_rfc3339(begun) + limit - now if begun else limit
+
+
+def pod_request_left(request: Obj, now: float) -> float:
+    """Seconds until a PodCertificateRequest is of no use any more."""
+    return parse_rfc3339(request["metadata"]["creationTimestamp"]) + POD_REQUEST_SECONDS - now

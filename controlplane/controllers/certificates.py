@@ -24,6 +24,7 @@ from controlplane.machinery.resources import named
 log = logging.getLogger("controllers")
 REQUESTS = named("certificatesigningrequests.certificates.k8s.io")
 REVIEWS = named("subjectaccessreviews.authorization.k8s.io")
+POD_REQUESTS = named("podcertificaterequests.certificates.k8s.io")
 SERVICES, SLICES = named("services"), named("endpointslices.discovery.k8s.io")
 ASK_AGAIN_SECONDS = 300.0  # when who asked may not yet have the certificate: a binding may come
 Obj = dict[str, Any]
@@ -107,6 +108,27 @@ class CertificateRequests(Controller):
         made = {**condition, "status": "True", "lastUpdateTime": self.clock.timestamp()}
         status = {**status, "conditions": [*(status.get("conditions") or ()), made]}
         await self.client.update(REQUESTS, {**csr, "status": status}, subresource=subresource)
+
+
+class PodCertificateRequests(Controller):
+    """Forgets requests for pods' certificates: their kubelets have long read the outcome, or ask anew."""
+
+    name = "podcertificaterequestcleaner"
+
+    def __init__(self, context: Context) -> None:
+        self.requests = context.informer(POD_REQUESTS)
+        super().__init__(context, self.requests)
+        self.requests.subscribe(lambda kind, old, new: self.queue.add(objects.key(new)))
+
+    async def reconcile(self, key: tuple[str, str]) -> float | None:
+        request = self.requests.get(*key)
+        if request is None or objects.deleting(request):
+            return None
+        left = rules.pod_request_left(request, self.clock.now())
+        if left > 0:
+            return left
+        await delete_quietly(self.client, POD_REQUESTS, request)
+        return None
 
 
 def issue(csr: Obj, certificate: Path, key: Path, now: float) -> bytes:

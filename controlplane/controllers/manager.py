@@ -19,7 +19,7 @@ from controlplane.cloud.provider import chosen
 from controlplane.controllers import furniture, replicaset
 from controlplane.controllers.attachdetach import AttachDetach
 from controlplane.controllers.balancers import Balancers
-from controlplane.controllers.certificates import CertificateRequests
+from controlplane.controllers.certificates import CertificateRequests, PodCertificateRequests
 from controlplane.controllers.deployment import Deployments
 from controlplane.controllers.disruption import Disruption
 from controlplane.controllers.endpointslice import Endpoints, EndpointSlices
@@ -66,6 +66,7 @@ def build(context: Context, settings: Settings) -> list[Controller]:
     return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
             PodCollector(context), RoleAggregation(context), TokenCleaner(context),
             CertificateRequests(context, settings.signing_certificate, settings.signing_key),
+            PodCertificateRequests(context),
             ResourceQuotas(context), Disruption(context), StorageProtection(context), VolumeBinder(context),
             LocalPath(context), EphemeralVolumes(context), AttachDetach(context),
             *_cloud(context, settings), Garbage(context)]

@@ -170,6 +170,10 @@ def _spec_only(obj: Object) -> None:
     obj["spec"] = obj.get("spec") or {}
 
 
+def pod_certificate_request(obj: Object) -> None:
+    unset(obj.setdefault("spec", {}), "maxExpirationSeconds", 86400)
+
+
 def _nothing(_: Object) -> None:
     return
 
@@ -182,6 +186,7 @@ _BY_KIND: dict[tuple[str, str], Default] = {
     (RBAC, "RoleBinding"): role_binding, (RBAC, "ClusterRoleBinding"): role_binding,
     ("", "ReplicationController"): replication_controller, ("coordination.k8s.io", "Lease"): _spec_only,
     ("apiextensions.k8s.io", "CustomResourceDefinition"): customdefinitions.default,
+    ("certificates.k8s.io", "PodCertificateRequest"): pod_certificate_request,
     **workloaddefaults.BY_KIND, **clusterdefaults.BY_KIND,
 }
 

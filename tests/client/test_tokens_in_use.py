@@ -2,9 +2,13 @@
 
 import base64
 import json
+import time
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
+from tests import signer
 from tests.client.cluster import NODE_IP, eventually
 
 pytestmark = pytest.mark.client
@@ -100,3 +104,26 @@ def test_every_namespace_trusts_the_cluster(cluster, space):
                                    check=False).returncode == 0)
     cluster.kubectl("-n", space, "patch", "configmap", "kube-root-ca.crt", "-p", '{"data":{"ca.crt":""}}')
     eventually(lambda: bundle() == right)
+
+
+def test_a_pod_gets_a_certificate_from_a_signer_of_its_users(cluster, space):
+    source = {"signerName": "example.com/lab", "keyType": "ED25519", "credentialBundlePath": "bundle.pem"}
+    cluster.kubectl("-n", space, "create", "-f", "-", input=json.dumps({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "certified"}, "spec": {
+            "terminationGracePeriodSeconds": 0, "securityContext": {"runAsUser": 1000, "fsGroup": 2000},
+            "volumes": [{"name": "t", "projected": {"sources": [{"podCertificate": source}]}}],
+            "containers": [{"name": "c", "image": "busybox:1", "command": ["sleep", "3600"],
+                            "volumeMounts": [{"name": "t", "mountPath": "/t"}]}]}}))
+    request = eventually(lambda: cluster.get("-n", space, "podcertificaterequests")["items"])[0]
+    assert request["spec"]["podName"] == "certified" and request["spec"]["maxExpirationSeconds"] == 86400
+    request["status"] = signer.answer(request, time.time())
+    cluster.kubectl("replace", "--subresource=status", "-f", "-", input=json.dumps(request))
+    cluster.kubectl("-n", space, "wait", "--for=condition=Ready", "pod/certified", "--timeout=60s")
+    bundle = cluster.kubectl("-n", space, "exec", "certified", "--", "cat", "/t/bundle.pem").encode()
+    leaf = x509.load_pem_x509_certificate(bundle)
+    assert serialization.load_pem_private_key(bundle, None).public_key() == leaf.public_key()
+    assert "-----BEGIN PRIVATE KEY-----" in bundle.decode() and leaf.extensions[0].value[0].value == "certified"
+    assert cluster.kubectl("-n", space, "exec", "certified", "--", "stat", "-Lc", "%a %u", "/t/bundle.pem").split() == [
+        "640", "1000"]
+    cluster.kubectl("-n", space, "delete", "pod", "certified")
+    eventually(lambda: not cluster.get("-n", space, "podcertificaterequests")["items"])

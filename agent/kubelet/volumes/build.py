@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.kubelet.admit import Place
 from agent.kubelet.volumes.claims import Claims
@@ -22,6 +22,9 @@ from controlplane.client.rest import Client
 from controlplane.machinery.clock import Clock
 from cri_proto.client import Connection
 
+if TYPE_CHECKING:
+    from agent.kubelet.volumes.podcertificates import PodCertificates
+
 
 def build(root: Path, node: str, client: Client, clock: Clock, objects: Objects, place: Callable[[], Place],
           owner: Callable[[], dict[str, Any] | None], containerd: Connection | None,
@@ -33,5 +36,12 @@ def build(root: Path, node: str, client: Client, clock: Clock, objects: Objects,
     mounts = Mounts()
     images = ImageVolumes(containerd, mounts, clock) if containerd is not None else None
     tokens = Tokens(client, clock)
-    return Volumes(root, objects, tokens, mounts, images=images, claims=Claims(client, place),
-                   csi=CsiVolumes(root, node, client, drivers.socket, tokens, outside, mounts, clock)), drivers
+    volumes = Volumes(root, objects, tokens, mounts, images=images, claims=Claims(client, place),
+                      csi=CsiVolumes(root, node, client, drivers.socket, tokens, outside, mounts, clock))
+
+    def certify() -> PodCertificates:
+        from agent.kubelet.volumes.podcertificates import PodCertificates
+        return PodCertificates(client, clock, node, owner)
+
+    volumes.certify = certify
+    return volumes, drivers

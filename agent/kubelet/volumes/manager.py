@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent.kubelet.env import ConfigError, Sources
 from agent.kubelet.volumes import payload, persistent, plugins, subpaths
@@ -24,6 +24,9 @@ from agent.kubelet.volumes.objects import Objects
 from agent.kubelet.volumes.patience import within
 from agent.kubelet.volumes.tokens import Tokens
 from agent.kubelet.volumes.volumestats import VolumeStats
+
+if TYPE_CHECKING:
+    from agent.kubelet.volumes.podcertificates import PodCertificates
 
 REMOVE_TRIES = 3  # a process that is just ending may still write
 OWNERSHIP_SECONDS = 900.0  # a volume of millions of files is given to its group in minutes
@@ -45,6 +48,8 @@ class Volumes:
         self._mounts = mounts or Mounts()
         self._stamp = 0
         self.patience = TAKE_DOWN_SECONDS
+        self.certify: Callable[[], PodCertificates] | None = None  # makes what asks for certificates, when first needed
+        self._certificates: PodCertificates | None = None
 
     def _folder(self, uid: str) -> Path:
         return self._root / "pods" / uid
@@ -117,16 +122,30 @@ class Volumes:
         wanted = [(kind, name) for kind, name, _ in payload.references(volume)]
         found = await asyncio.gather(*(self.objects.get(kind, meta.get("namespace", ""), name, meta["uid"])
                                        for kind, name in wanted))
-        projections = payload.tokens(volume)
+        projections, certificates = payload.tokens(volume), payload.certificates(volume)
         issued = await asyncio.gather(*(self._tokens.get(pod, p) for p in projections))
+        own = {p["path"]: token for p, (token, _) in zip(projections, issued)}
+        renewals = [when for _, when in issued]
+        for source in certificates:
+            content, when = await self._certified(pod, volume, source)
+            own |= content
+            renewals.append(when)
         sources = Sources(dict(zip(wanted, found)), sources.services, sources.pod_ips, sources.host_ips,
                           sources.node_cpu, sources.node_memory, sources.node_ephemeral)
-        files = payload.files(pod, volume, sources, {p["path"]: t for p, (t, _) in zip(projections, issued)})
+        files = payload.files(pod, volume, sources, own)
         user = payload.token_user(pod)
-        owners = {p["path"]: user for p in projections} if user is not None else {}
+        owners = dict.fromkeys(own, user) if user is not None else {}
         self._fill(folder, files, payload.fs_group(pod), owners,
-                   secret=bool(projections) or any(kind == "secrets" for kind, _ in wanted))
-        return str(folder), min((when for _, when in issued), default=0.0)
+                   secret=bool(own) or any(kind == "secrets" for kind, _ in wanted))
+        return str(folder), min(renewals, default=0.0)
+
+    async def _certified(self, pod: dict[str, Any], volume: dict[str, Any],
+                         source: dict[str, Any]) -> tuple[dict[str, str], float]:
+        if self._certificates is None:
+            if self.certify is None:
+                raise ConfigError("certificates for pods are not served by this node")
+            self._certificates = self.certify()
+        return await self._certificates.get(pod, volume["name"], source)
 
     def _fill(self, folder: Path, files: payload.Files, group: int | None, owners: dict[str, int], *,
               secret: bool) -> None:
@@ -184,5 +203,7 @@ class Volumes:
     def release(self, uid: str) -> None:
         self.objects.release(uid)
         self._tokens.release(uid)
+        if self._certificates is not None:
+            self._certificates.release(uid)
         if self._claims is not None:
             self._claims.release(uid)

@@ -35,7 +35,7 @@ def request(obj: Object) -> list[Cause]:
             found.append(not_supported(f"spec.usages[{index}]", usage, USAGES))
         elif usage in usages[:index]:
             found.append(duplicate(f"spec.usages[{index}]", usage))
-    found += _signer(spec.get("signerName") or "")
+    found += signer(spec.get("signerName") or "", "spec.signerName")
     seconds = spec.get("expirationSeconds")
     if seconds is not None and seconds < MIN_SECONDS:
         found.append(invalid("spec.expirationSeconds", seconds,
@@ -43,8 +43,8 @@ def request(obj: Object) -> list[Cause]:
     return found + _conditions((obj.get("status") or {}).get("conditions") or [])
 
 
-def _signer(name: str) -> list[Cause]:
-    at = "spec.signerName"
+def signer(name: str, at: str) -> list[Cause]:
+    """The name of a signer."""
     if not name:
         return [required(at)]
     if name == LEGACY:

@@ -9,6 +9,7 @@ from typing import Any
 
 from controlplane.machinery import names, quantity
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
+from controlplane.machinery.validate import podcertificates
 from controlplane.machinery.validate.containers import field_reference, relative_path, resource_reference
 
 Object = dict[str, Any]
@@ -174,4 +175,9 @@ def _projected(source: Object, path: str) -> list[Cause]:
                 found.append(required(f"{inner}.path"))
             else:
                 found += _local(body["path"], f"{inner}.path")
+        elif kind == "podCertificate":
+            found += podcertificates.projection(body, inner)
+            for field in podcertificates.PATHS:
+                if body.get(field):
+                    found += _local(body[field], f"{inner}.{field}")
     return found

@@ -27,6 +27,8 @@ MORE = {  # what the table of small bodies leaves out
     "rolebindings.rbac.authorization.k8s.io": {"roleRef": {"kind": "Role", "name": "x", "apiGroup": ""}},
     "clusterrolebindings.rbac.authorization.k8s.io": {"roleRef": {"kind": "ClusterRole", "name": "x", "apiGroup": ""}},
     "certificatesigningrequests.certificates.k8s.io": {"spec": {"signerName": "a.b/c", "usages": ["client auth"]}},
+    "podcertificaterequests.certificates.k8s.io": {"spec": {"signerName": "a.b/c", **dict.fromkeys(
+        ("podName", "podUID", "serviceAccountName", "serviceAccountUID", "nodeName", "nodeUID"), "x")}},
     "customresourcedefinitions.apiextensions.k8s.io": {"metadata": {"name": "foos.a.b"}, "spec": {
         "group": "a.b", "scope": "Namespaced", "names": {"plural": "foos", "kind": "Foo"},
         "versions": [{"name": "v1", "served": True, "storage": True, "schema": SCHEMA}]}},
@@ -51,5 +53,7 @@ def body_of(resource):
         body["roleRef"]["apiGroup"] = "rbac.authorization.k8s.io"
     if resource.kind == "CertificateSigningRequest":
         body["spec"]["request"] = base64.b64encode(pem("jane")).decode()
+    if resource.kind == "PodCertificateRequest":
+        body["spec"]["stubPKCS10Request"] = "".join(pem("jane").decode().split("-----")[2].split())
     metadata = {"name": "typed", "labels": {"made": "typed"}, **(body.get("metadata") or {})}
     return {"apiVersion": resource.api_version, "kind": resource.kind, **body, "metadata": metadata}

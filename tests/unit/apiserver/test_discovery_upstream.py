@@ -15,6 +15,8 @@ ALL = "create,delete,deletecollection,get,list,patch,update,watch"
 # (group-version, resource) -> why it is served although upstream's own server does not, or not served although it does
 MORE = {
     ("authentication.k8s.io/v1beta1", "selfsubjectreviews"): "`kubectl auth whoami` of 1.27 asks for nothing newer",
+    **dict.fromkeys([("certificates.k8s.io/v1beta1", f"podcertificaterequests{part}") for part in ("", "/status")],
+                    "podCertificate volumes work without asking for a beta API first"),
     ("metrics.k8s.io/v1beta1", "nodes"): "upstream leaves it to an add-on, metrics-server; here `kubectl top` works",
     ("metrics.k8s.io/v1beta1", "pods"): "upstream leaves it to an add-on, metrics-server; here `kubectl top` works",
 }

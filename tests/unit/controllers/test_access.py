@@ -95,6 +95,24 @@ def test_requests_are_forgotten_in_their_time():
     assert rules.forget_after(csr(("Approved", 600), ("Failed", hour)), now) == 0
 
 
+def test_requests_for_pods_are_forgotten(monkeypatch):
+    monkeypatch.setattr(rules, "POD_REQUEST_SECONDS", 1.0)
+    kind = named("podcertificaterequests.certificates.k8s.io")
+    text = x509.CertificateSigningRequestBuilder().subject_name(subject("p", ())).sign(new_key(), hashes.SHA256())
+    stub = base64.b64encode(text.public_bytes(serialization.Encoding.DER)).decode()
+    spec = {"signerName": "example.com/lab", **dict.fromkeys(("podName", "serviceAccountName", "nodeName", "podUID",
+                                                              "serviceAccountUID", "nodeUID"), "x")}
+
+    async def play():
+        async with cluster(kubelet=False) as made:
+            seen = set()
+            made.of(kind.name).subscribe(lambda event, old, new: seen.add(event))
+            await made.client.create(kind, {"metadata": {"name": "r"}, "spec": spec | {"stubPKCS10Request": stub}},
+                                     "default")
+            await made.until(lambda: {"ADDED", "DELETED"} <= seen)
+    asyncio.run(play())
+
+
 def pem_request(name, *organizations, dns=()):
     key = new_key()
     made = x509.CertificateSigningRequestBuilder().subject_name(subject(name, organizations))

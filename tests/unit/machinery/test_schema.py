@@ -37,8 +37,8 @@ def test_shape_of_the_committed_data():
     for name in schemas.names():
         visit({k: v for k, v in schemas.definition(name).items() if k != "$ref"})
     assert references <= set(schemas.names())
-    assert found == {"x-kubernetes-patch-merge-key": 54, "x-kubernetes-patch-strategy": 58,
-                     "x-kubernetes-list-type": 303}
+    assert found == {"x-kubernetes-patch-merge-key": 55, "x-kubernetes-patch-strategy": 59,
+                     "x-kubernetes-list-type": 304}
     ports = schemas.definition(CORE + "Container")["properties"]["ports"]
     assert ports["x-kubernetes-patch-merge-key"] == "containerPort"
     assert ports["x-kubernetes-list-map-keys"] == ["containerPort", "protocol"]
