@@ -172,6 +172,7 @@ def _spec_only(obj: Object) -> None:
 
 def pod_certificate_request(obj: Object) -> None:
     unset(obj.setdefault("spec", {}), "maxExpirationSeconds", 86400)
+    obj["status"] = obj.get("status") or {}
 
 
 def _nothing(_: Object) -> None:
