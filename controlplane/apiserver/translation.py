@@ -1,27 +1,29 @@
 """A client's WebSocket in terms of the SPDY that kubelets speak: what each received byte makes of the other side.
 
 Owns the two translations. `Tunnel` is port-forward in the subprotocol `SPDY/3.1+portforward.k8s.io`: the client's
-messages are SPDY already and only unpacked. `Command` is exec and attach in `v5.channel.k8s.io`: messages begin with
-the number of a channel, each channel is a stream, channel 255 closes one, the status comes last on the channel of
-errors. Promises: nothing is kept beyond a status and the heads of frames, so who passes the results on has all the
-backpressure in its hands. Other subprotocols are not translated: runtimes speak them. Pure. Called by `streams` (which
-one), `tunnel` and `translator`.
+messages are SPDY already and only unpacked. `Command` is exec and attach in any of the `channel.k8s.io` subprotocols:
+messages begin with the number of a channel, each channel is a stream, the status comes last on the channel of errors.
+Promises: nothing is kept beyond a status and the heads of frames, so who passes the results on has all the backpressure
+in its hands. Pure. Called by `streams` (which one), `tunnel` and `translator`.
 
 Upstream: k8s.io/apiserver/pkg/util/proxy/{streamtunnel,streamtranslator,websocket}.go.
 """
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from controlplane.apiserver import spdy, websocket
 from controlplane.apiserver.request import Query
 from controlplane.apiserver.websocket import BINARY, CLOSE, NORMAL, PING, PONG, TEXT, frame
 
 FORWARD = "SPDY/3.1+portforward.k8s.io"
-COMMAND = "v5.channel.k8s.io"
+COMMAND = "v5.channel.k8s.io"  # channel 255 closes another
+PLAIN = ("", "channel.k8s.io", "base64.channel.k8s.io")  # whose status is a text, and only of a failure
+COMMANDS = (COMMAND, "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "base64.v4.channel.k8s.io", *PLAIN)
 STDIN, STDOUT, STDERR, ERROR, RESIZE, CLOSES = 0, 1, 2, 3, 4, 255
 MAX_STATUS = 65536  # bytes
 _OWN = ("upgrade", "connection", "sec-websocket-", "x-stream-protocol-version")  # headers of the client's hop
@@ -49,6 +51,12 @@ class Translation(Protocol):
     def end(self) -> bytes:
         """The client's last bytes, when the node has ended."""
 
+    def ping(self) -> bytes:
+        """For the node, now and then: a connection that carries nothing would be cut on its way."""
+
+    def refusal(self, status: dict[str, Any]) -> bytes:
+        """What the client gets in place of an answer when the node refuses; nothing: an answer."""
+
 
 def of(headers: Mapping[str, str], subresource: str, query: Query) -> Translation | None:
     """The translation that an upgrade needs; None when its bytes may pass as they are."""
@@ -57,10 +65,11 @@ def of(headers: Mapping[str, str], subresource: str, query: Query) -> Translatio
     offered = websocket.offered(headers.get("Sec-WebSocket-Protocol", ""))
     if subresource == "portforward":
         return Tunnel() if FORWARD in offered else None
-    if COMMAND not in offered:
+    chosen = next((name for name in offered or ("",) if name in COMMANDS), None)
+    if chosen is None:
         return None
     wanted = {name for name in ("stdin", "stdout", "stderr", "tty") if query.get(name) in ("1", "true")}
-    return Command(wanted)
+    return Command(wanted, chosen)
 
 
 def node_headers(headers: Mapping[str, str], translation: Translation) -> dict[str, str]:
@@ -109,14 +118,33 @@ class Tunnel:
     def end(self) -> bytes:
         return frame(CLOSE, NORMAL)
 
+    def ping(self) -> bytes:
+        return b""  # the client's own go through
+
+    def refusal(self, status: dict[str, Any]) -> bytes:
+        return b""
+
+
+def success() -> dict[str, Any]:
+    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+
+
+def failure(why: str) -> dict[str, Any]:
+    """The Status of an internal error."""
+    return {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "reason": "InternalError",
+            "message": f"Internal error occurred: {why}", "details": {"causes": [{"message": why}]}, "code": 500}
+
 
 class Command:
-    """Channels as streams. `wanted` of stdin, stdout, stderr, tty."""
+    """Channels as streams. `wanted` of stdin, stdout, stderr, tty; `subprotocol` one of COMMANDS."""
 
-    subprotocol = COMMAND
     spdy_protocol = "v4.channel.k8s.io"  # v5 adds the closing of a channel, which streams always could
 
-    def __init__(self, wanted: set[str]) -> None:
+    def __init__(self, wanted: set[str], subprotocol: str = COMMAND) -> None:
+        self.subprotocol = subprotocol
+        self._text = "base64." in subprotocol
+        self._rest = b""  # of a message in base64: less than four characters
+        self._pings = -1
         self.ready = self.over = self.closed = False
         tty = "tty" in wanted
         asked = {ERROR: True, STDIN: "stdin" in wanted, STDOUT: "stdout" in wanted,
@@ -147,12 +175,16 @@ class Command:
     def _of_message(self, piece: websocket.Piece) -> bytes:
         content = piece.data
         if piece.first:
-            self._channel = None
+            self._channel, self._rest = None, b""
         if self._channel is None and content:
-            self._channel, content = content[0], content[1:]
+            self._channel, content = content[0] - (48 if self._text else 0), content[1:]
+        if self._text:
+            content = self._rest + content
+            whole = len(content) // 4 * 4
+            content, self._rest = base64.b64decode(content[:whole], validate=True), content[whole:]
         if not content:
             return b""
-        if self._channel == CLOSES and content[0] == STDIN and self._stdin:
+        if self._channel == CLOSES and content[0] == STDIN and self._stdin and self.subprotocol == COMMAND:
             self._stdin = False
             return spdy.data(self._streams[STDIN], b"", last=True)
         if self._channel in self._streams and (self._channel == RESIZE or (self._channel == STDIN and self._stdin)):
@@ -162,7 +194,7 @@ class Command:
     def from_node(self, data: bytes) -> Bytes:
         outside, answer = bytearray(), bytearray()
         for seen in self._node.feed(data):
-            if seen.kind == spdy.PING:
+            if seen.kind == spdy.PING and not seen.stream & 1:  # not the answer to one of ours
                 answer += spdy.control(spdy.PING, seen.data)
             channel = self._channels.get(seen.stream) if seen.kind in (
                 spdy.DATA, spdy.SYN_REPLY, spdy.RST_STREAM) else None
@@ -171,23 +203,49 @@ class Command:
             if seen.kind == spdy.DATA and seen.data and channel == ERROR:
                 self._status += seen.data[:MAX_STATUS - len(self._status)]
             elif seen.kind == spdy.DATA and seen.data:
-                outside += frame(BINARY, bytes((channel,)) + seen.data)
+                outside += self._message(channel, seen.data)
             elif seen.kind == spdy.SYN_REPLY:
                 self._unanswered.discard(seen.stream)
                 if not self._unanswered and not self.ready:
                     self.ready = True
-                    outside += frame(BINARY, bytes((min(self._open, default=ERROR),)))  # a sign of life
+                    outside += self._sign_of_life()
             if seen.last or seen.kind == spdy.RST_STREAM:
                 self._open.discard(channel)
         self.over = not self._open
         return bytes(outside), bytes(answer)
 
+    def _message(self, channel: int, content: bytes) -> bytes:
+        if self._text:
+            return frame(TEXT, b"%d" % channel + base64.b64encode(content))
+        return frame(BINARY, bytes((channel,)) + content)
+
+    def _sign_of_life(self) -> bytes:
+        return self._message(min(self._open, default=ERROR), b"")
+
     def end(self) -> bytes:
-        status = bytes(self._status)
-        if not status:
-            why = "Internal error occurred: error reading from error stream: unexpected EOF"
-            lost = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure", "message": why,
-                    "reason": "InternalError", "details": {"causes": [{"message": why.split(": ", 1)[1]}]}, "code": 500}
-            done = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
-            status = json.dumps(lost if ERROR in self._open else done).encode()
-        return frame(BINARY, bytes((ERROR,)) + status) + frame(CLOSE, NORMAL)
+        told = bytes(self._status)
+        if not told:
+            told = json.dumps(failure("error reading from error stream: unexpected EOF") if ERROR in self._open
+                              else success()).encode()
+        return self._told(told) + frame(CLOSE, NORMAL)
+
+    def _told(self, status: bytes) -> bytes:
+        """A status on the channel of errors, in the form the subprotocol has."""
+        if self.subprotocol in PLAIN:
+            try:
+                said = json.loads(status)
+                if said.get("status") != "Failure":
+                    return b""
+                status = str(said.get("message") or "").encode()
+            except (ValueError, AttributeError):
+                pass  # a runtime's plain text already
+        return self._message(ERROR, status)
+
+    def ping(self) -> bytes:
+        self._pings = (self._pings + 2) & 0x7fffffff
+        return spdy.control(spdy.PING, self._pings.to_bytes(4, "big"))
+
+    def refusal(self, status: dict[str, Any]) -> bytes:
+        if self.subprotocol != COMMAND:
+            return b""
+        return self._sign_of_life() + self._told(json.dumps(status).encode()) + frame(CLOSE, NORMAL)

@@ -17,6 +17,7 @@ from controlplane.apiserver.translation import Translation
 from controlplane.machinery.errors import ApiError
 
 READY_SECONDS = 60.0  # the node may first have to reach the container
+PING_SECONDS = 5.0  # between two signs of life to a node; upstream's
 FINISH_SECONDS = 900.0  # upstream's: for a slow client to read what was sent before the goodbye
 
 
@@ -59,7 +60,7 @@ class _Node(Half):
 class _Link:
     """What both sides share."""
 
-    def __init__(self, backend: asyncio.Transport, translation: Translation) -> None:
+    def __init__(self, backend: asyncio.Transport | None, translation: Translation) -> None:
         self._backend = backend
         self._translation = translation
         self._taken: asyncio.Transport | None = None
@@ -106,8 +107,8 @@ class _Link:
             self.node.ended.set()
 
 
-def _send(transport: asyncio.Transport, data: bytes) -> None:
-    if data and not transport.is_closing():
+def _send(transport: asyncio.Transport | None, data: bytes) -> None:
+    if data and transport is not None and not transport.is_closing():
         transport.write(data)
 
 
@@ -130,14 +131,37 @@ async def join(client: asyncio.Transport, former: Any, backend: asyncio.Transpor
     if not translation.ready:
         raise ApiError("error dialing backend: the node ended the connection before it accepted the streams", reason="")
     link.answer(client, accepted)
+    pings = asyncio.ensure_future(_pinging(backend, translation))
     try:
         await either(link.client.ended, link.node.ended)
         if not link.client.ended.is_set():
             _send(client, translation.end())
             backend.close()
-            client.resume_reading()  # what it still sends is thrown away
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(FINISH_SECONDS):
-                    await link.client.ended.wait()
+            await _finished(client, link)
+    finally:
+        pings.cancel()
+        give_back(client, link.client, former)
+
+
+async def refuse(client: asyncio.Transport, former: Any, translation: Translation, answer: bytes) -> None:
+    """Give a client its last bytes, where no node is joined to it."""
+    link = _Link(None, translation)
+    link.answer(client, answer)
+    try:
+        await _finished(client, link)
     finally:
         give_back(client, link.client, former)
+
+
+async def _finished(client: asyncio.Transport, link: _Link) -> None:
+    """Until the client has hung up; what it still sends is thrown away."""
+    client.resume_reading()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(FINISH_SECONDS):
+            await link.client.ended.wait()
+
+
+async def _pinging(backend: asyncio.Transport, translation: Translation) -> None:
+    while True:
+        await asyncio.sleep(PING_SECONDS)
+        _send(backend, translation.ping())

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from controlplane.apiserver import translator
 from controlplane.apiserver.halves import Half, either, give_back
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import TEXT, Answer, Headers, Hijacked, Response
-from controlplane.apiserver.translation import Translation, node_headers
+from controlplane.apiserver.translation import Translation, failure, node_headers, success
 from controlplane.apiserver.webbearer import without
 from controlplane.apiserver.websocket import handshake
 from controlplane.machinery.errors import ApiError
@@ -33,6 +34,7 @@ CONNECT_SECONDS = 10.0  # a node that does not answer within this is not there
 HEAD_SECONDS = 60.0  # the backend may first have to start a process
 MAX_HEAD = 65536  # bytes of an answer's head
 MAX_ERROR = 65536  # bytes of a refusal's body that are passed on
+DIALING = "error dialing backend: "
 _HIDDEN = ("host", "authorization", "cookie", "content-length", "transfer-encoding")
 
 
@@ -99,9 +101,41 @@ async def run(request: Request, backend: Backend, target: str, told: Headers = (
               translation: Translation | None = None) -> Answer:
     """Send `request` on to `target` (path and query) at `backend`; returns when the tunnel has ended, or with the
     backend's refusal. `told` are headers in which this server says who asks. With a `translation` the backend is asked
-    for what that speaks. Raises ApiError 500 when it cannot be reached."""
+    for what that speaks, and what it says against it may be told in its terms. Raises ApiError 500 when it cannot be
+    reached."""
     client = request.transport
     assert client is not None and request.raw is not None
+    if translation is None or not translation.refusal(success()):
+        return await _connected(request, client, backend, target, told, translation)
+    try:
+        answer = await _connected(request, client, backend, target, told, translation)
+        if not isinstance(answer, Response):
+            return answer
+        status = status_of(answer.body)
+    except ApiError as error:
+        why = error.message.removeprefix(DIALING)
+        if why != error.message:
+            why = f'error sending request: Post "https://{backend.authority}{target}": {why}'
+        status = failure(why)
+    accepted = handshake(request.headers["Sec-WebSocket-Key"], translation.subprotocol)
+    await translator.refuse(client, request.raw.protocol, translation, accepted + translation.refusal(status))
+    return Hijacked()
+
+
+def status_of(refusal: bytes) -> dict[str, Any]:
+    """A backend's refusal as a Status: its own, or its text in one. Pure."""
+    try:
+        found = json.loads(refusal)
+    except ValueError:
+        found = None
+    if isinstance(found, dict) and found.get("kind") == "Status":
+        return found
+    return failure(f"unable to upgrade connection: {refusal.decode('utf-8', 'replace').strip()}")
+
+
+async def _connected(request: Request, client: asyncio.Transport, backend: Backend, target: str, told: Headers,
+                     translation: Translation | None) -> Answer:
+    assert request.raw is not None
     loop = asyncio.get_running_loop()
     half = _BackendHalf()
     try:
@@ -110,7 +144,7 @@ async def run(request: Request, backend: Backend, target: str, told: Headers = (
                 lambda: half, backend.host, backend.port, ssl=backend.tls,
                 server_hostname=(backend.name or backend.host) if backend.tls is not None else None)
     except (OSError, TimeoutError) as error:
-        raise unreachable("error dialing backend: ", backend, error) from None
+        raise unreachable(DIALING, backend, error) from None
     try:
         method, headers = (request.method, request.headers) if translation is None else (
             "POST", node_headers(request.headers, translation))
@@ -119,7 +153,7 @@ async def run(request: Request, backend: Backend, target: str, told: Headers = (
             async with asyncio.timeout(HEAD_SECONDS):
                 head = await half.head
         except TimeoutError:
-            raise unreachable("error dialing backend: ", backend, TimeoutError()) from None
+            raise unreachable(DIALING, backend, TimeoutError()) from None
         if _status(head) != 101:
             return await _refusal(head, half)
         if translation is None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery.errors import InternalError
+from controlplane.machinery.errors import BadRequest
 
 Object = dict[str, Any]
+# How upstream calls the kinds of JSON values.
+_KINDS = {str: "string", bool: "bool", float: "float64", dict: "map[string]interface {}", list: "[]interface {}"}
 
 
 def _read(obj: Object, path: str) -> Any:
@@ -22,13 +24,14 @@ def _read(obj: Object, path: str) -> Any:
 
 
 def scale_of(obj: Object, paths: Object) -> Object:
-    """The Scale of an object. Raises InternalError when the replicas are no number."""
+    """The Scale of an object. Raises BadRequest when the replicas are no whole number: no Scale can tell them."""
     metadata = obj["metadata"]
     replicas = _read(obj, paths["specReplicasPath"])
     if replicas is None:
         replicas = 0
     if isinstance(replicas, bool) or not isinstance(replicas, int):
-        raise InternalError.of(f"the value at {paths['specReplicasPath']} is no integer")
+        raise BadRequest(f"{paths['specReplicasPath']} accessor error: {replicas} is of the type "
+                         f"{_KINDS.get(type(replicas), 'unknown')}, expected int64")
     shown = {k: metadata[k] for k in ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
              if k in metadata}
     observed = _read(obj, paths["statusReplicasPath"])

@@ -102,6 +102,18 @@ def test_status_and_scale_are_apart():
     session(steps)
 
 
+def test_replicas_that_are_no_number_have_no_scale():
+    async def steps(api):
+        subs = {"scale": {"specReplicasPath": ".spec.color", "statusReplicasPath": ".status.replicas"}}
+        await install(api, definition(versions=[version(subresources=subs)]))
+        await api.made(FOOS, foo("a", color="many"))
+        for method, body in (("GET", None), ("PATCH", {"spec": {"replicas": 3}})):
+            code, error = await api.call(method, FOOS + "/a/scale", body, MERGE)
+            assert (code, error["message"]) == (
+                400, ".spec.color accessor error: many is of the type string, expected int64")
+    session(steps)
+
+
 def test_apply_merges_by_the_schemas_keys():
     async def steps(api):
         await install(api, definition())

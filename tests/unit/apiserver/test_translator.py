@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from controlplane.apiserver import spdy, websocket
 from controlplane.apiserver.request import Query
 from controlplane.apiserver.translation import COMMAND, FORWARD, Command, Tunnel, of
+from controlplane.apiserver.tunnel import status_of
 from tests.unit.apiserver.test_streams import BULK, Node, forgotten, playing
 
 PODS = "GET /api/v1/namespaces/ns/pods/p"
@@ -120,8 +121,35 @@ def test_only_what_runtimes_do_not_speak_is_translated():
                   Query("stdout=true"))
 
     assert isinstance(chosen("exec", f"a, {COMMAND}"), Command) and isinstance(chosen("portforward", FORWARD), Tunnel)
-    assert chosen("exec", "v4.channel.k8s.io") is chosen("portforward", COMMAND) is None
-    assert chosen("attach", COMMAND, "SPDY/3.1") is None
+    assert chosen("exec", f"v4.channel.k8s.io,{COMMAND}").subprotocol == "v4.channel.k8s.io"
+    assert chosen("attach", "").subprotocol == ""
+    assert chosen("exec", "mine") is chosen("portforward", COMMAND) is chosen("attach", COMMAND, "SPDY/3.1") is None
+
+
+def test_older_subprotocols_are_spoken():
+    def play(subprotocol, sent, status):
+        command = Command({"stdin", "stdout"}, subprotocol)
+        heard = b""
+        for stream in (1, 3, 5):
+            heard += command.from_node(spdy.control(spdy.SYN_REPLY, stream.to_bytes(4, "big")))[0]
+        typed = b"".join(command.from_client(part)[0] for part in cut(sent, [9, 1]))
+        heard += command.from_node(spdy.data(5, b"out", last=True) + spdy.data(1, status, last=True))[0]
+        return typed, heard + command.end()
+    failed = b'{"status":"Failure","message":"no"}'
+    typed, heard = play("v4.channel.k8s.io", message(b"\0typed") + message(b"\xff\0"), failed)
+    assert typed == b"".join(spdy.data(3, part) for part in (b"ty", b"p", b"ed"))  # and nothing of closing
+    assert heard == b"".join(websocket.frame(2, m) for m in (b"\1", b"\1out", b"\3" + failed)) + b"\x88\2\x03\xe8"
+    typed, heard = play("base64.channel.k8s.io", message(b"0dHlwZWQ=", websocket.TEXT), failed)
+    assert typed == spdy.data(3, b"typed")
+    assert heard == b"".join(websocket.frame(1, m) for m in (b"1", b"1b3V0", b"3bm8=")) + b"\x88\2\x03\xe8"
+    assert play("", b"", b'{"status":"Success"}')[1] == websocket.frame(2, b"\1") + websocket.frame(
+        2, b"\1out") + b"\x88\2\x03\xe8"
+
+
+def test_nodes_are_pinged_and_their_answers_not_answered():
+    command = Command({"stdout"})
+    assert [f.stream for f in spdy.Reader().feed(command.ping() + command.ping())] == [1, 3]
+    assert command.from_node(command.ping()) == (b"", b"")
 
 
 class Spdy(Node):
@@ -249,17 +277,47 @@ def test_a_node_that_is_lost_ends_the_command_with_a_status(tmp_path, monkeypatc
     playing(tmp_path, play, Dying)
 
 
-def test_a_node_that_accepts_no_streams_is_told_as_an_error(tmp_path):
-    class Mute(Node):
+async def told(reader):
+    """What a refused client is told: after the answer and a sign of life, the status and the goodbye."""
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+    assert await received(reader) == (2, b"\1")
+    _, status = await received(reader)
+    assert status[:1] == b"\3" and await received(reader) == (8, b"\x03\xe8")
+    return json.loads(status[1:])
+
+
+@pytest.mark.parametrize(("answer", "why"), [
+    (b"HTTP/1.1 101 Switching Protocols\r\n\r\n", "before it accepted the streams"),
+    (b"HTTP/1.1 403 Forbidden\r\nContent-Length: 9\r\n\r\nnot here\n", "unable to upgrade connection: not here"),
+])
+def test_a_refusal_is_told_as_the_subprotocol_has_it(tmp_path, answer, why):
+    class Refusing(Node):
         async def serve(self, reader, writer):
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+            writer.write(answer)
             writer.close()
 
     async def play(node, connect, server, listener):
         reader, writer = await connect(f"{PODS}/exec?stdout=true", f"{ASKED}{COMMAND}\r\n")
-        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 500")
-        assert b"before it accepted the streams" in await reader.readuntil(b'"code":500}')
+        status = await told(reader)
+        assert (status["reason"], status["code"]) == ("InternalError", 500) and why in status["message"]
+        assert why in status["details"]["causes"][0]["message"]
+        writer.write(message(b"\x03\xe8", websocket.CLOSE))
+        assert await reader.read() == b""
         writer.close()
+        reader, writer = await connect(f"{PODS}/exec?stdout=true", f"{ASKED}v4.channel.k8s.io\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).split()[1] in (b"500", b"403")  # no subprotocol was agreed on yet
+        writer.close()
+        listener.close()
+        reader, writer = await connect(f"{PODS}/exec?stdout=true", f"{ASKED}{COMMAND}\r\n")
+        assert 'error sending request: Post "https://127.0.0.1:' in (await told(reader))["message"]
+        writer.transport.abort()
+        await forgotten(server)
 
-    playing(tmp_path, play, Mute)
+    playing(tmp_path, play, Refusing)
+
+
+def test_a_nodes_own_status_is_passed_on():
+    own = {"kind": "Status", "reason": "Forbidden", "code": 403}
+    assert status_of(json.dumps(own).encode()) == own
+    assert status_of(b"[]")["message"] == "Internal error occurred: unable to upgrade connection: []"
