@@ -2,7 +2,9 @@
 
 Owns ordering, restarts, watchdog, resource control and hardening. Promises that what needs no root runs as a user of
 its own who can read nothing of ours but its credentials, which `prepare` hands over; that stopping a unit never stops a
-container; and that the agent and containerd share the host's mounts, since pods must see the volumes they make. Pure.
+container; that the agent and containerd share the host's mounts, since pods must see the volumes they make; and that
+containerd is not shut in at all, for every container would be with it (filters of system calls, the bounding set and
+no-new-privileges are inherited: no program of 32 bits would run in a pod, and no time server). Pure.
 Called by `install`, `prepare` and the tests that put every text through systemd-analyze.
 """
 
@@ -55,19 +57,29 @@ UMask=0077
 # The backup's own exceptions: the store is another user's, and it is root that keeps the snapshots.
 _SNAPSHOT = _HARDENED.replace("CapabilityBoundingSet=\n", "CapabilityBoundingSet=CAP_DAC_OVERRIDE\n").replace(
     "PrivateUsers=yes\n", "") + "PrivateNetwork=yes\n"
-# For what makes mounts, links and control groups for pods: nothing here may give it mounts of its own.
+# For root's processes: what neither the pod network nor volumes need. Modules are iptables' to load.
 _ROOT = """\
+NoNewPrivileges=yes
+CapabilityBoundingSet=~CAP_AUDIT_CONTROL CAP_AUDIT_READ CAP_AUDIT_WRITE CAP_BLOCK_SUSPEND CAP_BPF CAP_IPC_LOCK CAP_LEASE
+CapabilityBoundingSet=~CAP_LINUX_IMMUTABLE CAP_MAC_ADMIN CAP_MAC_OVERRIDE CAP_NET_BROADCAST CAP_PERFMON CAP_SYS_BOOT
+CapabilityBoundingSet=~CAP_SYSLOG CAP_SYS_PACCT CAP_SYS_RAWIO CAP_SYS_TIME CAP_SYS_TTY_CONFIG CAP_WAKE_ALARM
 LockPersonality=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_NETLINK AF_PACKET AF_UNIX
 RestrictRealtime=yes
 SystemCallArchitectures=native
+SystemCallFilter=~@clock @cpu-emulation @debug @obsolete @raw-io @reboot @swap
+SystemCallErrorNumber=EPERM
 """
+# It makes mounts for pods, so nothing here may give it mounts of its own. It enters networks, and no other namespaces.
+_AGENT = _ROOT + "RestrictNamespaces=net\n"
 
 
 def render(layout: Layout, settings: Settings, components: Sequence[Component]) -> dict[str, str]:
     """Unit file name → text. `components` were made with `${NODE_IP}` for the address, which `prepare` finds out."""
     names = [c.name for c in components]
     made = {unit(c.name): _service(layout, settings, c) for c in components}
-    made[PREPARE] = _oneshot(layout, "look at this host before the services start", "prepare")
+    made[PREPARE] = _oneshot(layout, "look at this host before the services start", "prepare",
+                             conduct=_prepare(layout))
     made["pelamis-prepare.timer"] = _timer("renew certificates in time", "OnCalendar=daily")
     if "apiserver" in names:
         made[SNAPSHOT] = _oneshot(layout, "back up the store", "snapshot save --scheduled",
@@ -140,15 +152,23 @@ def _conduct(layout: Layout, name: str) -> str:
     if name == "containerd":
         return ("# Containers are not part of this service: they run on when it stops.\n"
                 "KillMode=process\nDelegate=yes\nOOMScoreAdjust=-999\nOOMPolicy=continue\nTasksMax=infinity\n"
-                "LimitNOFILE=1048576\nLimitCORE=infinity\n" + _ROOT)
+                "LimitNOFILE=1048576\nLimitCORE=infinity\n")
     if name == "agent":
         return ("KillMode=process\nOOMScoreAdjust=-999\nOOMPolicy=continue\nCPUWeight=200\nTasksMax=infinity\n"
-                "LimitNOFILE=65536\n" + _ROOT)
+                "LimitNOFILE=65536\n" + _AGENT)
     writable = f"ReadWritePaths={layout.paths.store.parent}\n" if name == "apiserver" else ""
     return f"OOMScoreAdjust=-998\nCPUWeight=200\nTasksMax=512\nLimitNOFILE=65536\n{writable}" + _HARDENED
 
 
-def _oneshot(layout: Layout, title: str, command: str, *more: str, conduct: str = _ROOT) -> str:
+def _prepare(layout: Layout) -> str:
+    """What looks at the host writes only what is ours. It tries a runtime with a container, and may make namespaces."""
+    paths, root = layout.paths, layout.paths.root
+    return _ROOT + (f"ReadWritePaths={paths.etc} {paths.lib} {root / 'run'} {root / 'var/log'}\n"
+                    "ProtectSystem=strict\nProtectHome=yes\nProtectKernelLogs=yes\nProtectKernelModules=yes\n"
+                    "ProtectKernelTunables=yes\nPrivateTmp=yes\nRestrictSUIDSGID=yes\n")
+
+
+def _oneshot(layout: Layout, title: str, command: str, *more: str, conduct: str) -> str:
     after = "\n".join(more or ("After=local-fs.target network-online.target\nWants=network-online.target",))
     return (f"# Written by Pelamis.\n[Unit]\nDescription=Pelamis: {title}\n{after}\n\n[Service]\nType=oneshot\n"
             f'Environment="PYTHONPATH={layout.folder}"\nEnvironment="PELAMIS_ROOT={layout.paths.root}"\n'
