@@ -14,13 +14,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from controlplane.apiserver import bootstraptokens, impersonation, tokens, webbearer
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.impersonation import impersonated
+from controlplane.apiserver.legacytokens import LegacyTokens
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.user import (
     ANONYMOUS,
@@ -94,6 +95,7 @@ class Authenticator:
         self._static = load_tokens(options.token_auth_file)
         self.tokens = tokens.from_options(context)
         self._read = tokens.reader(context)
+        self.legacy = LegacyTokens(context)
         self.oidc: Any = None
         self.proxy: Any = None
         self.headers: frozenset[str] = frozenset()
@@ -118,18 +120,27 @@ class Authenticator:
             return impersonation.assume(request, user, self._context.authorizer)
         return user
 
-    def token(self, text: str, audiences: list[str]) -> tuple[User, list[str]] | None:
+    def token(self, text: str, audiences: list[str],
+              warn: Callable[[str], None] | None = None) -> tuple[User, list[str]] | None:
         """The user of a bearer token and the audiences it is good for, None when it is not valid. All but service
         accounts' tokens have no audience of their own: they are good for the server's."""
         user = self._static.get(_digest(text)) or self._bootstrap(text)
         if user is None and self.tokens is not None:
             claims = self.tokens.verify(text, audiences)
-            if claims is not None:
+            if claims is not None and self._good(claims[tokens.CLAIM], warn):
                 name, uid, groups, extra = tokens.user_of(claims)
                 return with_group(User(name, uid, groups, extra), AUTHENTICATED), self.tokens.common(claims, audiences)
         if user is None and self.oidc is not None and (found := self.oidc.user(text)) is not None:
             user = User(found[0], "", found[1], found[2])
         return (with_group(user, AUTHENTICATED), audiences) if user is not None else None
+
+    def _good(self, about: dict[str, Any], warn: Callable[[str], None] | None) -> bool:
+        """Whether the Secret that holds a token, if one does, was not marked invalid."""
+        if "secret" not in about:
+            return True
+        namespace = about["namespace"]
+        return self.legacy.used(self._read("secrets", namespace, about["secret"]["name"]),
+                                self._read("serviceaccounts", namespace, about["serviceaccount"]["name"]), warn)
 
     def _bootstrap(self, text: str) -> User | None:
         if not self._context.options.enable_bootstrap_token_auth or (parts := bootstraptokens.parts(text)) is None:
@@ -160,7 +171,7 @@ class Authenticator:
         text = text or webbearer.token(request.headers)
         if not text:
             return None
-        found = self.token(text, [])
+        found = self.token(text, [], request.warn)
         if found is None:
             raise Unauthorized
         return found[0]

@@ -162,6 +162,7 @@ class Server:
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(expiry.keep(self.context))
+                group.create_task(self.authenticator.legacy.run())
                 if self.authenticator.oidc is not None:
                     group.create_task(self.authenticator.oidc.run())
                 group.create_task(self.definitions.run())

@@ -25,6 +25,7 @@ from controlplane.controllers.disruption import Disruption
 from controlplane.controllers.endpointslice import Endpoints, EndpointSlices
 from controlplane.controllers.ephemeral import EphemeralVolumes
 from controlplane.controllers.garbage import Garbage
+from controlplane.controllers.legacytokens import LegacyTokens
 from controlplane.controllers.localpath import LocalPath
 from controlplane.controllers.mirror import Mirror
 from controlplane.controllers.namespace import Namespaces
@@ -59,7 +60,7 @@ def build(context: Context, settings: Settings) -> list[Controller]:
     made: list[Controller] = [
         Deployments(context), replicaset.replicasets(context), replicaset.replication_controllers(context),
         EndpointSlices(context), Endpoints(context), Mirror(context), Namespaces(context),
-        furniture.service_accounts(context), TokenSecrets(context, settings.root_ca)]
+        furniture.service_accounts(context), TokenSecrets(context, settings.root_ca), LegacyTokens(context)]
     if settings.root_ca:
         made.append(furniture.root_ca(context, settings.root_ca))
     made += _workloads(context)
