@@ -8,6 +8,7 @@ else belongs to the parts it puts together.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import logging
 import signal
@@ -111,7 +112,7 @@ class Agent:
         try:
             async with asyncio.TaskGroup() as group:
                 for part in (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers,
-                             keeping, *self._devices(context, kubelet, node)):
+                             keeping, *self._devices(context, kubelet, node, drivers)):
                     group.create_task(part.run(), name=type(part).__name__)
                 group.create_task(kubelet.run(), name="Kubelet")
                 self._clients["node"], files = client, {options.kubeconfig: client}
@@ -184,7 +185,7 @@ class Agent:
         context.cpus = CpuManager(self.options.root, topology(), self.options.keeping.reserved_cpus, SYSTEM)
         context.cgroups.unbounded = context.cpus.exclusive
 
-    def _devices(self, context: Any, kubelet: Any, node: Any) -> tuple[Any, Any]:
+    def _devices(self, context: Any, kubelet: Any, node: Any, drivers: Any) -> tuple[Any, Any]:
         """Where device plugins come to, and where monitoring asks who has what."""
         from agent.kubelet.devices.podresources import PodResources
         from agent.kubelet.devices.registrar import Registrar
@@ -193,6 +194,13 @@ class Agent:
             node.check()
             kubelet.wake(uids)
 
+        @functools.cache
+        def claims() -> Any:
+            from agent.kubelet.devices.claims import ClaimDevices
+            return ClaimDevices(context.client, context.node.root / "pods", drivers.claim_socket,
+                                cdi=self._features.cdi)
+
+        context.claims = claims
         node.devices = lambda: context.devices.book.amounts() if context.devices is not None else {}
         return Registrar(context, changed, cdi=self._features.cdi), PodResources(context, kubelet.pods)
 

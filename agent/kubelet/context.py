@@ -28,6 +28,7 @@ from controlplane.client.rest import Client
 from controlplane.machinery.clock import Clock
 
 if TYPE_CHECKING:
+    from agent.kubelet.devices.claims import ClaimDevices
     from agent.kubelet.devices.manager import DeviceManager
 
 
@@ -48,6 +49,7 @@ class Context:
     credentials: Credentials | None = None  # this node's own, for every pod
     cpus: CpuManager | None = None  # where containers may have CPUs of their own
     devices: DeviceManager | None = None  # once a device plugin has come
+    claims: Callable[[], ClaimDevices] | None = None  # who prepares those of ResourceClaims, loaded when first asked
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
     turns: Turns = field(init=False)
     users: UserNamespaces = field(init=False)

@@ -28,6 +28,7 @@ from agent.kubelet.volumes.plugins import read_only
 
 SUBORDINATE = (LENGTH, 1024)  # more pods than any node runs, from the first block that is not the host's own
 TERMINATION_PATH = "/dev/termination-log"
+CLAIMS_FILE = "claims.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +54,10 @@ class Node:
 
     def pod_folder(self, uid: str) -> Path:
         return self.root / "pods" / uid
+
+    def claims_file(self, uid: str) -> Path:
+        """What drivers of ResourceClaims have prepared for a pod; there is none of most."""
+        return self.pod_folder(uid) / CLAIMS_FILE
 
     def hosts_file(self, uid: str) -> Path:
         return self.pod_folder(uid) / "etc-hosts"

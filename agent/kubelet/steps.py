@@ -259,6 +259,8 @@ class Steps:
             if context.cpus is not None:
                 made = replace(made, resources=replace(made.resources, **context.cpus.fit(
                     made.resources, meta["uid"], spec["name"])))
+            if context.claims is not None and self.pod["spec"].get("resourceClaims"):
+                made = await context.claims().fitted(made, self.pod, spec)
             return await context.devices.fitted(made, meta["uid"]) if context.devices is not None else made
         except (ConfigError, ApiError, OSError) as error:
             self._tell("Warning", "Failed", f"Error: {error}", spec["name"])
@@ -366,10 +368,14 @@ class Steps:
         """Give back the volumes of a pod that runs no more, and with `whole` all its files. Raises StepFailed."""
         uid = self.pod["metadata"]["uid"]
         self.context.volumes.release(uid)
+        reason = "FailedUnprepareDynamicResources"
         try:
+            if self.context.claims is not None and self.context.node.claims_file(uid).exists():
+                await self.context.claims().release(uid)
+            reason = "FailedUnMount"
             await self.context.volumes.tear_down(uid, whole=whole)
         except (ConfigError, OSError) as error:
-            self._tell("Warning", "FailedUnMount", str(error))
+            self._tell("Warning", reason, str(error))
             raise StepFailed("", str(error)) from error
 
 

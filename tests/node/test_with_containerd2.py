@@ -1,7 +1,7 @@
 """On containerd 2.x, whatever the host's own containerd is: the tests that rest on what its releases do differently.
 
 The whole tier runs on every release by night. Here it is the dialect of the configuration, pulls and mirrors, events
-and exits, image volumes, streams, and a restart.
+and exits, image volumes, CDI devices, streams, and a restart.
 
 This module and the one of crun come after the others: gRPC's threads stay in the network of the first host they saw.
 """
@@ -19,6 +19,7 @@ from controlplane.machinery.errors import Finding
 from controlplane.machinery.resources import named
 from tests.node.nodekubelet import Rig, ready, run, sh
 from tests.node.rig import Host
+from tests.node.test_devices_of_claims import test_devices_of_a_claim_are_prepared_and_given_back  # noqa: F401
 from tests.node.test_images import (  # noqa: F401
     test_a_mirror_stands_in_for_a_registry,
     test_pulling_from_a_registry_and_its_failures,

@@ -72,15 +72,22 @@ class PodResources:
         meta, spec = pod["metadata"], pod["spec"]
         containers = [*(c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"),
                       *spec["containers"]]
+        claims: list[Object] = []
+        if self._context.node.claims_file(meta["uid"]).exists():
+            from agent.kubelet.devices.claims import read
+            claims = read(self._context.node.pod_folder(meta["uid"]))
         return api.PodResources(name=meta["name"], namespace=meta.get("namespace", ""), containers=[
-            self._container(meta["uid"], c["name"]) for c in containers])
+            self._container(meta["uid"], c, claims) for c in containers])
 
-    def _container(self, uid: str, name: str) -> Any:
+    def _container(self, uid: str, container: Object, claims: list[Object]) -> Any:
+        name, named = container["name"], {
+            c["name"] for c in (container.get("resources") or {}).get("claims") or ()}
         cpus, devices = self._context.cpus, self._context.devices
         grants = devices.book.of(uid, name) if devices is not None else {}
         return api.ContainerResources(
             name=name, cpu_ids=sorted(cpus.own(uid, name)) if cpus is not None else (),
-            devices=[self._devices(resource, grant.ids) for resource, grant in sorted(grants.items())])
+            devices=[self._devices(resource, grant.ids) for resource, grant in sorted(grants.items())],
+            dynamic_resources=[_claimed(claim) for claim in claims if claim["own"] in named])
 
     def _devices(self, resource: str, ids: Iterable[str]) -> Any:
         assert self._context.devices is not None
@@ -88,3 +95,11 @@ class PodResources:
         nodes = sorted({node for id in ids if id in known for node in known[id].nodes})
         return api.ContainerDevices(resource_name=resource, device_ids=ids, topology=api.TopologyInfo(
             nodes=[api.NUMANode(ID=node) for node in nodes]) if nodes else None)
+
+
+def _claimed(claim: Object) -> Any:
+    """A DynamicResource of a claim as `claims` keeps it."""
+    return api.DynamicResource(claim_name=claim["name"], claim_namespace=claim["namespace"], claim_resources=[
+        api.ClaimResource(driver_name=driver, pool_name=device["pool"], device_name=device["device"],
+                          cdi_devices=[api.CDIDevice(name=name) for name in device["cdi"]])
+        for driver, devices in sorted(claim["drivers"].items()) for device in devices])

@@ -1,8 +1,9 @@
 """Storage drivers on this node: heard of by the socket each puts into the plugin folder, told to the API.
 
 Owns the folder `plugins_registry`, the list of drivers and this node's CSINode. Promises that a driver is asked who it
-is before it is listed, that it learns whether it is registered, and that one whose socket goes is no longer listed.
-Sleeps until the folder changes. Run by the agent; `csi` asks it for sockets.
+is before it is listed, that it learns whether it is registered, and that one whose socket goes is no longer listed. The
+drivers of ResourceClaims come to the same folder and are listed too. Sleeps until the folder changes. Run by the agent;
+`csi` and `devices.claims` ask it for sockets.
 
 Upstream: pkg/kubelet/pluginmanager and pkg/volume/csi/nodeinfomanager.
 """
@@ -33,7 +34,7 @@ CALL_SECONDS = 10.0  # a driver that says nothing for longer is asked again
 RETRY_SECONDS = 10.0
 QUIET_SECONDS = 3600.0  # the folder is looked at this often without any news, in case some were lost
 ANNOTATION = "csi.volume.kubernetes.io/nodeid"
-KIND = "CSIPlugin"
+KIND, CLAIMS_KIND, CLAIMS_SERVICE = "CSIPlugin", "DRAPlugin", "v1.DRAPlugin"
 Object = dict[str, Any]
 
 
@@ -58,11 +59,15 @@ class Drivers:
         self._folder, self._node, self._client = root / "plugins_registry", node, client
         self._owner, self._clock = owner, clock
         self._sockets: dict[str, str] = {}  # driver name -> where it listens
+        self._claim_sockets: dict[str, str] = {}  # driver of ResourceClaims -> where it listens
         self._known: dict[Path, tuple[str, float]] = {}  # registrar's socket -> driver name, when it was made
         self._told: dict[str, Object] = {}  # driver name -> its entry in the CSINode
 
     def socket(self, driver: str) -> str | None:
         return self._sockets.get(driver)
+
+    def claim_socket(self, driver: str) -> str | None:
+        return self._claim_sockets.get(driver)
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -81,9 +86,10 @@ class Drivers:
         for path in [p for p, (_, made) in self._known.items() if present.get(p) != made]:
             name, _ = self._known.pop(path)
             self._sockets.pop(name, None)
+            self._claim_sockets.pop(name, None)
             self._told.pop(name, None)
             if path not in present:
-                log.info("storage driver %s has left", name)
+                log.info("driver %s has left", name)
                 await self._tell()
         fine = True
         for path, made in present.items():
@@ -96,21 +102,31 @@ class Drivers:
         try:
             async with Plugin(path) as registrar:
                 info = await registrar.registration.GetInfo(registration.InfoRequest(), timeout=CALL_SECONDS)
-                if info.type != KIND:
+                if info.type not in (KIND, CLAIMS_KIND):
                     self._known[path] = (info.name, made)
                     return True
-                problem = await self._take(info.name, info.endpoint or str(path))
+                if info.type == KIND:
+                    problem = await self._take(info.name, info.endpoint or str(path))
+                else:
+                    problem = self._take_claims(info, str(path))
                 await registrar.registration.NotifyRegistrationStatus(registration.RegistrationStatus(
                     plugin_registered=not problem, error=problem), timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
             log.warning("plugin at %s: %s", path, describe(error))
             return False
         if problem:
-            log.warning("storage driver %s: %s", info.name, problem)
+            log.warning("driver %s: %s", info.name, problem)
             return False
         self._known[path] = (info.name, made)
-        log.info("storage driver %s is registered", info.name)
+        log.info("driver %s is registered", info.name)
         return True
+
+    def _take_claims(self, info: Any, path: str) -> str:
+        """List a driver of ResourceClaims; why not, "" when it is."""
+        if CLAIMS_SERVICE not in info.supported_versions:
+            return f"none of the services {list(info.supported_versions)} is {CLAIMS_SERVICE}"
+        self._claim_sockets[info.name] = info.endpoint or path
+        return ""
 
     async def _take(self, name: str, endpoint: str) -> str:
         """List a driver; why not, "" when it is."""

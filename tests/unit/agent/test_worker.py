@@ -71,7 +71,7 @@ async def until(holds: Callable[[], bool]) -> None:
 def context(folder: Path, runtime: SlowRuntime, client: Client) -> Any:
     return SimpleNamespace(node=Node("n1", ("10.0.0.1",), folder, folder), runtime=runtime, client=client, clock=SYSTEM,
                            checks=None, devices=None, probing=asyncio.Semaphore(1), others=lambda uid: [],
-                           place=lambda: None, tell=lambda *arguments: None)
+                           claims=None, place=lambda: None, tell=lambda *arguments: None)
 
 
 def test_a_container_that_was_being_started_is_not_taken_for_a_leftover(tmp_path: Path) -> None:

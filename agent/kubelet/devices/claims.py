@@ -1,0 +1,169 @@
+"""Devices of ResourceClaims: prepared by their drivers before a pod's containers start, taken back when it has ended.
+
+Owns the file `claims.json` in the folder of each pod that has some: what was prepared, so that it is taken back
+whatever happens in between. Promises that a container gets the devices of the claims and requests it names and no
+others, and that a claim is given back only when no other pod of this node has it. Called by `steps`, which loads it
+with the first such pod, and by `podresources`.
+
+Upstream: pkg/kubelet/cm/dra.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import orjson
+
+from agent.kubelet.devices.manager import NO_CDI
+from agent.kubelet.env import ConfigError
+from agent.kubelet.model import ContainerSpec
+from agent.kubelet.specs import CLAIMS_FILE as FILE
+from controlplane.client.rest import Client
+from controlplane.machinery.errors import NotFound
+from controlplane.machinery.resources import named
+from cri_proto.client import Plugin, describe
+from cri_proto.messages import dra
+
+CLAIMS = named("resourceclaims.resource.k8s.io")
+CALL_SECONDS = 45.0  # upstream's: preparing may partition a device
+Object = dict[str, Any]
+
+
+class ClaimDevices:
+    """`pods` is the folder of pods' folders, `socket(driver)` where a driver listens, None when it is not here; `cdi`
+    says whether the runtime knows CDI devices."""
+
+    def __init__(self, client: Client, pods: Path, socket: Callable[[str], str | None], *, cdi: bool) -> None:
+        self._client, self._pods, self._socket, self._cdi = client, pods, socket, cdi
+        self._ready: dict[str, list[Object]] = {}  # by pod uid, of pods prepared since this process began
+        self._busy = asyncio.Lock()  # one pod is prepared or given back at a time: claims may be shared
+
+    async def fitted(self, made: ContainerSpec, pod: Object, container: Object) -> ContainerSpec:
+        """The container with its claims' devices. Raises ConfigError or ApiError."""
+        uid = pod["metadata"]["uid"]
+        async with self._busy:
+            if uid not in self._ready:
+                try:
+                    self._ready[uid] = await self._prepare(pod)
+                except ConfigError as error:
+                    raise ConfigError(f"Failed to prepare dynamic resources: {error}") from error
+        names = chosen(container, self._ready[uid])
+        if names and not self._cdi:
+            raise ConfigError(NO_CDI)
+        return replace(made, cdi=made.cdi + names)
+
+    async def _prepare(self, pod: Object) -> list[Object]:
+        """The pod's claims, prepared by their drivers; what is asked of drivers is noted before."""
+        claims = [await self._claim(pod, own, name) for own, name in claims_of(pod)]
+        drivers = sorted({d for claim in claims for d in claim["drivers"]})
+        for driver in drivers:
+            self._place(driver)  # a pod that waits for one that never comes can still be deleted
+        self._note(pod["metadata"]["uid"], claims)
+        for driver in drivers:
+            asked = [c for c in claims if driver in c["drivers"]]
+            answers = await self._call(driver, "NodePrepareResources",
+                                       dra.NodePrepareResourcesRequest(claims=map(_message, asked)))
+            for claim in asked:
+                claim["drivers"][driver] = [
+                    {"requests": list(d.request_names), "pool": d.pool_name, "device": d.device_name,
+                     "cdi": list(d.cdi_device_ids)} for d in answers[claim["uid"]].devices]
+        self._note(pod["metadata"]["uid"], claims)
+        return claims
+
+    async def _claim(self, pod: Object, own: str, name: str) -> Object:
+        """What is known of a claim before its drivers have said anything. Raises ConfigError or ApiError."""
+        namespace = pod["metadata"].get("namespace", "")
+        try:
+            found = await self._client.get(CLAIMS, name, namespace)
+        except NotFound:
+            raise ConfigError(f"failed to fetch ResourceClaim {name} referenced by pod {pod['metadata']['name']}: it "
+                              "does not exist") from None
+        status = found.get("status") or {}
+        if not any(user.get("uid") == pod["metadata"]["uid"] for user in status.get("reservedFor") or ()):
+            raise ConfigError(f"pod {pod['metadata']['name']}({pod['metadata']['uid']}) is not allowed to use "
+                              f"ResourceClaim {name}({found['metadata']['uid']})")
+        results = ((status.get("allocation") or {}).get("devices") or {}).get("results") or ()
+        return {"own": own, "name": name, "namespace": namespace, "uid": found["metadata"]["uid"],
+                "drivers": {result["driver"]: list[Object]() for result in results}}
+
+    def _place(self, driver: str) -> str:
+        found = self._socket(driver)
+        if found is None:
+            raise ConfigError(f"DRA driver {driver} is not registered on this node")
+        return found
+
+    async def _call(self, driver: str, method: str, request: Any) -> Any:
+        """The answers by claim, each good. Raises ConfigError."""
+        try:
+            async with Plugin(self._place(driver)) as plugin:
+                answers = (await getattr(plugin.claims, method)(request, timeout=CALL_SECONDS)).claims
+        except grpc.aio.AioRpcError as error:
+            raise ConfigError(f"{method} of DRA driver {driver} failed: {describe(error)}") from error
+        for claim in request.claims:
+            if claim.uid not in answers or answers[claim.uid].error:
+                why = answers[claim.uid].error if claim.uid in answers else "it says nothing of it"
+                raise ConfigError(f"{method} of DRA driver {driver} failed for claim {claim.namespace}/{claim.name}: "
+                                  f"{why}")
+        return answers
+
+    # --- the end
+
+    async def release(self, uid: str) -> None:
+        """Give the pod's claims back to their drivers. Raises ConfigError; may be repeated."""
+        async with self._busy:
+            self._ready.pop(uid, None)
+            kept = {c["uid"] for other in self._pods.glob(f"*/{FILE}") if other.parent.name != uid
+                    for c in read(other.parent)}
+            for claim in read(self._pods / uid):
+                for driver in sorted(claim["drivers"]) if claim["uid"] not in kept else ():
+                    await self._call(driver, "NodeUnprepareResources",
+                                     dra.NodeUnprepareResourcesRequest(claims=[_message(claim)]))
+            (self._pods / uid / FILE).unlink(missing_ok=True)
+
+    def _note(self, uid: str, claims: list[Object]) -> None:
+        fresh = self._pods / uid / f"{FILE}.new"
+        fresh.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
+        fresh.write_bytes(orjson.dumps(claims))
+        fresh.replace(fresh.with_name(FILE))
+
+
+def read(folder: Path) -> list[Object]:
+    """What was prepared for the pod whose folder it is."""
+    with contextlib.suppress(OSError, ValueError):
+        found: list[Object] = orjson.loads((folder / FILE).read_bytes())
+        return found
+    return []
+
+
+def claims_of(pod: Object) -> Iterator[tuple[str, str]]:
+    """(what the pod calls it, name) of each claim; one whose template makes none has no name and is passed over. Raises
+    ConfigError while a claim is not made yet. Pure."""
+    made = {s["name"]: s.get("resourceClaimName") for s in (pod.get("status") or {}).get("resourceClaimStatuses") or ()}
+    for entry in pod["spec"].get("resourceClaims") or ():
+        name = entry.get("resourceClaimName") or made.get(entry["name"])
+        if name:
+            yield entry["name"], name
+        elif entry["name"] not in made:
+            raise ConfigError(f'ResourceClaim for "{entry["name"]}" of pod {pod["metadata"]["name"]} not created yet')
+
+
+def chosen(container: Object, claims: list[Object]) -> tuple[str, ...]:
+    """The CDI devices of a container: of the claims it names, and of their requests. Pure."""
+    found: dict[str, None] = {}
+    for entry in (container.get("resources") or {}).get("claims") or ():
+        request = entry.get("request")
+        devices = [d for c in claims if c["own"] == entry["name"] for each in c["drivers"].values() for d in each]
+        for device in devices:
+            if not request or not device["requests"] or request in device["requests"]:
+                found |= dict.fromkeys(device["cdi"])
+    return tuple(found)
+
+
+def _message(claim: Object) -> Any:
+    return dra.Claim(namespace=claim["namespace"], uid=claim["uid"], name=claim["name"])

@@ -1,0 +1,158 @@
+"""Devices of ResourceClaims in containers: registered, prepared, injected by CDI, given back. A runtime that knows no
+CDI is told of, and nothing runs without its device."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from agent.kubelet.devices.claims import CLAIMS, ClaimDevices, read
+from agent.kubelet.devices.podresources import PodResources
+from agent.kubelet.volumes.csidrivers import Drivers
+from cri_proto.messages import dra, podresources, registration
+from cri_proto.served import Served
+from tests.node.nodekubelet import PODS, Rig, eventually, ready, run, sh
+from tests.node.rig import Host
+
+pytestmark = pytest.mark.node
+DRIVER, KIND = "lab.example.com", "example.com/lab"
+STAY = "trap 'exit 0' TERM; while :; do sleep 600 & wait $!; done"
+PATIENCE = 60.0
+
+
+class Driver:
+    """A driver as their authors write them: one socket for its registration and its service."""
+
+    def __init__(self) -> None:
+        self.told: list[bool] = []
+        self.calls: list[tuple[str, str]] = []
+
+    async def GetInfo(self, request: Any, call: Any) -> Any:  # noqa: N802
+        return registration.PluginInfo(type="DRAPlugin", name=DRIVER, supported_versions=["v1.DRAPlugin"])
+
+    async def NotifyRegistrationStatus(self, request: Any, call: Any) -> Any:  # noqa: N802
+        self.told.append(request.plugin_registered)
+        return registration.RegistrationStatusResponse()
+
+    async def NodePrepareResources(self, request: Any, call: Any) -> Any:  # noqa: N802
+        self.calls += [("prepare", c.name) for c in request.claims]
+        return dra.NodePrepareResourcesResponse(claims={c.uid: dra.NodePrepareResourceResponse(devices=[
+            dra.Device(request_names=[id], pool_name="pool", device_name=id, cdi_device_ids=[f"{KIND}={id}"])
+            for id in "ab"]) for c in request.claims})
+
+    async def NodeUnprepareResources(self, request: Any, call: Any) -> Any:  # noqa: N802
+        self.calls += [("unprepare", c.name) for c in request.claims]
+        return dra.NodeUnprepareResourcesResponse(claims={c.uid: dra.NodeUnprepareResourceResponse()
+                                                          for c in request.claims})
+
+    @asynccontextmanager
+    async def serve(self, folder: Path) -> AsyncIterator[None]:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((
+            Served(registration, "Registration", "pluginregistration.Registration", lambda: self),
+            Served(dra, "DRAPlugin", "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin", lambda: self)))
+        folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing else runs yet
+        server.add_insecure_port(f"unix://{folder}/lab-reg.sock")
+        await server.start()
+        try:
+            yield
+        finally:
+            await server.stop(None)
+
+
+@asynccontextmanager
+async def described(host: Host, device: Path) -> AsyncIterator[None]:
+    """The CDI devices a and b, where runtimes look for them."""
+    def edits(id: str) -> dict[str, Any]:
+        return {"env": [f"LAB_{id.upper()}=yes"], "deviceNodes": [
+            {"path": f"/dev/lab-{id}", "hostPath": str(device), "type": "c", "major": 1, "minor": 3}]}
+    spec = Path("/var/run/cdi") / f"pelamis-test-{host.id}.json"
+    spec.parent.mkdir(exist_ok=True)
+    spec.write_text(json.dumps({"cdiVersion": "0.5.0", "kind": KIND, "devices": [
+        {"name": id, "containerEdits": edits(id)} for id in "ab"]}))
+    try:
+        yield
+    finally:
+        spec.unlink()
+
+
+async def create(rig: Rig, name: str) -> None:
+    """A pod with a claim that is allocated to it: one container names a request of it, one the whole, one nothing."""
+    await rig.api.create(CLAIMS, {"metadata": {"name": f"{name}-lab", "uid": f"claim-{name}", "namespace": "default"},
+                                  "status": {"reservedFor": [{"resource": "pods", "name": name, "uid": f"uid-{name}"}],
+                                             "allocation": {"devices": {"results": [
+                                                 {"request": id, "driver": DRIVER, "pool": "pool", "device": id}
+                                                 for id in "ab"]}}}}, "default")
+
+    def container(called: str, *claims: dict[str, str]) -> dict[str, Any]:
+        return {"name": called, "image": "busybox:1", "imagePullPolicy": "IfNotPresent", **sh(STAY),
+                "resources": {"claims": list(claims)}}
+    await rig.api.create(PODS, {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default", "uid": f"uid-{name}"},
+        "spec": {"nodeName": "n1", "terminationGracePeriodSeconds": 2,
+                 "resourceClaims": [{"name": "lab", "resourceClaimTemplateName": "t"}], "containers": [
+                     container("one", {"name": "lab", "request": "a"}), container("all", {"name": "lab"}),
+                     container("none")]},
+        "status": {"phase": "Pending", "resourceClaimStatuses": [
+            {"name": "lab", "resourceClaimName": f"{name}-lab"}]}}, "default")
+
+
+def test_devices_of_a_claim_are_prepared_and_given_back(host: Host, tmp_path: Path) -> None:
+    os.mknod(tmp_path / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
+    root, driver = host.paths.kubelet, Driver()
+
+    async def body(rig: Rig) -> None:
+        able = (await rig.runtime.features()).cdi
+        drivers = Drivers(root, "n1", rig.api, lambda: {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n"})
+        async with rig.kubelet() as kubelet, described(host, tmp_path / "null"):
+            claims = ClaimDevices(rig.api, root / "pods", drivers.claim_socket, cdi=able)
+            kubelet.context.claims = lambda: claims
+            tasks = [asyncio.create_task(t) for t in (drivers.run(), PodResources(kubelet.context,
+                                                                                 kubelet.pods).run())]
+            try:
+                async with driver.serve(root / "plugins_registry"):
+                    await eventually(lambda: done(driver.told == [True]), PATIENCE)
+                    await create(rig, "lab")
+                    if able:
+                        await inside(rig, root)
+                    else:
+                        await rig.pod("lab", lambda p: "take containerd 1.7 or newer" in str((p or {}).get("status")))
+                    assert driver.calls == [("prepare", "lab-lab")]
+                    assert [c["name"] for c in read(root / "pods/uid-lab")] == ["lab-lab"]
+                    await rig.remove("lab")
+                    assert driver.calls[1:] == [("unprepare", "lab-lab")]
+                await create(rig, "late")  # after the driver has gone
+                await rig.pod("late", lambda p: f"driver {DRIVER} is not registered" in str((p or {}).get("status")))
+                await rig.remove("late")
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+    run(host, body)
+
+
+async def inside(rig: Rig, root: Path) -> None:
+    await rig.pod("lab", ready)
+    for container, expected in (("one", "a:yes b:"), ("all", "a:yes b:yes"), ("none", "a: b:")):
+        assert await rig.inside("lab", 'echo "a:$LAB_A b:$LAB_B"', container) == expected
+    assert await rig.inside("lab", "echo x > /dev/lab-a && stat -c %F /dev/lab-a", "one") == "character special file"
+    async with grpc.aio.insecure_channel(f"unix://{root}/pod-resources/kubelet.sock") as channel:
+        ask = channel.unary_unary("/v1.PodResourcesLister/List", podresources.ListPodResourcesRequest.SerializeToString,
+                                  podresources.ListPodResourcesResponse.FromString)
+        told = await ask(podresources.ListPodResourcesRequest(), wait_for_ready=True, timeout=PATIENCE)
+    found = {c.name: [d.claim_resources[0].cdi_devices[0].name for d in c.dynamic_resources]
+             for c in told.pod_resources[0].containers}
+    assert found == {"one": [f"{KIND}=a"], "all": [f"{KIND}=a"], "none": []}
+
+
+async def done(value: bool) -> bool:
+    return value
