@@ -37,7 +37,8 @@ def run_server(args: argparse.Namespace) -> int:
     required()
     layout, services = commands.fresh_layout(), Services()
     wanted = replace(commands.node_settings(args), service_range=args.service_cidr, cluster_range=args.cluster_cidr,
-                     cluster_domain=args.cluster_domain, proxy_mode=args.proxy_mode)
+                     cluster_domain=args.cluster_domain, proxy_mode=args.proxy_mode,
+                     cloud_provider=args.cloud_provider)
     check_ranges(wanted)
     kept = install.look(layout.paths, wanted)
     install.not_an_upgrade(layout, services)

@@ -76,6 +76,7 @@ def _controllers(paths: Paths, settings: Settings) -> list[str]:
         f"--scheduler-kubeconfig={paths.kubeconfig('scheduler')}", f"--cluster-cidr={settings.cluster_range}",
         f"--cluster-signing-cert-file={pki}/ca.crt", f"--cluster-signing-key-file={pki}/ca.key",
         f"--root-ca-file={pki}/ca.crt", f"--service-account-private-key-file={pki}/sa.key", "--leader-elect=false",
+        f"--cloud-provider={settings.cloud_provider}",
         *([f"--scheduler-config={paths.scheduler_config}"] if paths.scheduler_config.exists() else [])]
 
 
@@ -89,6 +90,7 @@ def _agent(paths: Paths, settings: Settings) -> list[str]:
         f"--root-dir={paths.kubelet}", f"--cluster-domain={settings.cluster_domain}",
         f"--cluster-dns={settings.dns_ip}", f"--service-cluster-ip-range={settings.service_range}",
         f"--cluster-cidr={settings.cluster_range}", f"--proxy-mode={settings.proxy_mode}",
+        f"--cloud-provider={settings.cloud_provider}",
         f"--client-ca-file={pki}/ca.crt", f"--tls-cert-file={pki}/kubelet.crt",
         f"--tls-private-key-file={pki}/kubelet.key", f"--pod-manifest-path={paths.manifests}", *rotate]
 

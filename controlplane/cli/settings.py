@@ -16,6 +16,7 @@ from pathlib import Path
 from controlplane.machinery.errors import Finding
 
 DNS_INDEX = 10  # of the DNS address in the range
+SHARED = ("service_range", "cluster_range", "cluster_domain", "proxy_mode", "cloud_provider")  # by all nodes
 NODE_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -29,6 +30,7 @@ class Settings:
     proxy_mode: str = "iptables"
     server: str = ""  # URL of the API server of a node that joined; "" = this node runs the control plane
     runtime: str = ""  # socket of a container runtime that was there before us; "" = our own containerd
+    cloud_provider: str = ""  # "external": a cloud-controller-manager tells what machines are; "": nobody does
 
     @property
     def dns_ip(self) -> str:

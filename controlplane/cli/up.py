@@ -30,6 +30,8 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--node-name", default="", help="the node's name (default: the host name)")
     parser.add_argument("--proxy-mode", choices=("iptables", "nftables"), help="how Services are put into the kernel "
                         "(default: iptables)")
+    parser.add_argument("--cloud-provider", choices=("external",), default="", help="external: a "
+                        "cloud-controller-manager of yours tells what machine this is (default: nobody does)")
     parser.add_argument("--service-cidr", default="", metavar="CIDR[,CIDR]",
                         help="range of Service addresses (default: 10.96.0.0/16); two for IPv4 and IPv6")
     parser.add_argument("--cluster-cidr", default="", metavar="CIDR[,CIDR]",
@@ -44,10 +46,10 @@ def decide(paths: Paths, args: argparse.Namespace) -> Settings:
     kept = load(paths.etc / "node.json")
     given = {"service_range": args.service_cidr, "cluster_range": args.cluster_cidr}
     asked = {field: text for field, text in given.items() if text}
-    mode = {"proxy_mode": args.proxy_mode} if args.proxy_mode else {}
+    ways = {field: text for field in ("proxy_mode", "cloud_provider") if (text := getattr(args, field))}
     if kept is None:
         address = preflight.node_ip(args.node_ip, family_of(args.cluster_cidr))
-        made = Settings(args.node_name or default_node_name(), address, **asked, **mode)
+        made = Settings(args.node_name or default_node_name(), address, **asked, **ways)
         check_ranges(made)
         return made
     if args.node_name and args.node_name != kept.node_name:
@@ -57,7 +59,7 @@ def decide(paths: Paths, args: argparse.Namespace) -> Settings:
         raise Finding(f"this cluster has services in {kept.service_range} and pods in {kept.cluster_range}",
                       "Services and pods hold addresses of these ranges, so they cannot be changed",
                       "./pelamis down --purge, then ./pelamis up with the new ranges")
-    return replace(kept, node_ip=preflight.node_ip(args.node_ip or kept.node_ip, kept.family), **mode)
+    return replace(kept, node_ip=preflight.node_ip(args.node_ip or kept.node_ip, kept.family), **ways)
 
 
 def run(args: argparse.Namespace) -> int:

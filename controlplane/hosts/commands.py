@@ -34,6 +34,8 @@ def server_flags(parser: argparse.ArgumentParser) -> None:
         help=f"addresses of pods (default {known.cluster_range}); two ranges for IPv4 and IPv6")
     add("--proxy-mode", choices=("iptables", "nftables"), default=known.proxy_mode,
         help=f"how Services are put into the kernel (default {known.proxy_mode})")
+    add("--cloud-provider", choices=("external",), default="", help="external: a cloud-controller-manager tells "
+        "what machines the nodes are (default: nobody does)")
     add("--cluster-domain", default=known.cluster_domain, help=f"the DNS domain (default {known.cluster_domain})")
     add("--scheduler-config", type=Path, metavar="FILE",
         help="a KubeSchedulerConfiguration, kept as /etc/pelamis/scheduler.yaml")

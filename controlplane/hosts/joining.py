@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from controlplane.cli.settings import Settings
+from controlplane.cli.settings import SHARED, Settings
 from controlplane.client import certificates
 from controlplane.client.certificates import Wanted
 from controlplane.client.config import ClientConfig
@@ -76,8 +76,7 @@ async def join(args: argparse.Namespace) -> Joined:
         info = await _told(client, server)
         address = route_to(server)
         base = commands.node_settings(args, address)
-        known = {k: v for k, v in info.items() if k in ("service_range", "cluster_range", "cluster_domain",
-                                                        "proxy_mode")}
+        known = {k: v for k, v in info.items() if k in SHARED}
         made = Settings(base.node_name, base.node_ip, runtime=base.runtime, server=server, **known)
         identity, *others = certificates.of_node(made.node_name, made.node_ip)
         pairs = [(identity, await certificates.obtain(client, identity))]

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from controlplane.cli.settings import Settings
+from controlplane.cli.settings import SHARED, Settings
 from controlplane.client.rest import Client
 from controlplane.machinery.clock import SYSTEM, Clock, rfc3339
 from controlplane.machinery.errors import AlreadyExists
@@ -51,10 +51,9 @@ def wanted(settings: Settings, ca: bytes, version: str) -> list[tuple[str, Obj]]
     import base64
     kubeconfig = {"apiVersion": "v1", "kind": "Config", "clusters": [{"name": "", "cluster": {
         "server": server, "certificate-authority-data": base64.b64encode(ca).decode()}}], "contexts": [], "users": []}
-    ranges = {k: v for k, v in asdict(settings).items()
-              if k in ("service_range", "cluster_range", "cluster_domain", "proxy_mode")}
+    shared = {k: v for k, v in asdict(settings).items() if k in SHARED}
     info = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": INFO, "namespace": "kube-public"},
-            "data": {"kubeconfig": json.dumps(kubeconfig), "pelamis": json.dumps({**ranges, "version": version})}}
+            "data": {"kubeconfig": json.dumps(kubeconfig), "pelamis": json.dumps({**shared, "version": version})}}
     certificates = [{"apiGroups": ["certificates.k8s.io"], "verbs": ["create"], "resources": [
         "certificatesigningrequests/selfnodeserver", "certificatesigningrequests/nodeproxyclient"]}]
     read = [{"apiGroups": [""], "resources": ["configmaps"], "resourceNames": [INFO], "verbs": ["get"]}]
