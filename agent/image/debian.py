@@ -17,7 +17,7 @@ from pathlib import Path
 from agent.image.layer import Layer
 from controlplane.machinery.errors import Finding
 
-DOWNLOAD_SECONDS = 600  # for one package
+DOWNLOAD_SECONDS = 600  # for all packages of one call, from a slow mirror
 COMMAND_SECONDS = 120
 
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]+(?::[a-z0-9]+)?")
@@ -47,22 +47,35 @@ def closure(packages: Sequence[str]) -> list[str]:
 
 def fetch(package: str, folder: Path) -> Path:
     """The .deb of `package`, downloaded into `folder` unless one is there."""
-    if not _PACKAGE.fullmatch(package):
-        raise Finding(f"{package!r} is no package name")
+    return fetch_all([package], folder)[0]
+
+
+def fetch_all(packages: Sequence[str], folder: Path) -> list[Path]:
+    """The .deb of each of `packages`; those that are not in `folder` are downloaded into it, by one call of apt."""
+    for package in packages:
+        if not _PACKAGE.fullmatch(package):
+            raise Finding(f"{package!r} is no package name")
     folder.mkdir(parents=True, exist_ok=True)
-    name = package.partition(":")[0]
-    kept = sorted(folder.glob(f"{name}_*.deb"))
-    if kept:
-        return kept[-1]
+    lacking = [package for package in packages if _kept(package, folder) is None]
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        download = ["apt-get", "download", "-o", "APT::Sandbox::User=root", package]
+        download = ["apt-get", "download", "-o", "APT::Sandbox::User=root", *lacking]
         try:
-            _run(download, Path(scratch), DOWNLOAD_SECONDS)
+            if lacking:
+                _run(download, Path(scratch), DOWNLOAD_SECONDS)
         except Finding:  # a machine that was just installed, or long unused, has no or old package lists
             _run(["apt-get", "update", "-q"], seconds=DOWNLOAD_SECONDS)
             _run(download, Path(scratch), DOWNLOAD_SECONDS)
-        fetched = next(Path(scratch).glob("*.deb"))
-        return Path(shutil.move(fetched, folder / fetched.name))
+        for fetched in Path(scratch).glob("*.deb"):
+            shutil.move(fetched, folder / fetched.name)
+    found = [_kept(package, folder) for package in packages]
+    if None in found:
+        raise Finding(f"apt-get did not download {packages[found.index(None)]}", fix="run `apt-get update`")
+    return [path for path in found if path]
+
+
+def _kept(package: str, folder: Path) -> Path | None:
+    """The newest .deb of `package` in `folder`."""
+    return max(folder.glob(f"{package.partition(':')[0]}_*.deb"), default=None)
 
 
 def control(path: Path) -> str:

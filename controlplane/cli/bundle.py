@@ -27,8 +27,9 @@ def run(args: argparse.Namespace) -> int:
         bundle.check(args.folder)
         say(good("The bundle is what was packed."))
         return 0
-    output = args.output or Path(f"pelamis-{product.version()}.tar")
-    bundle.create(output.absolute(), args.image, step, not args.without_packages)
+    name = f"pelamis-{product.version()}"
+    output = args.output or Path(f"{name}.tar")
+    bundle.create(name, output.absolute(), args.image, step, not args.without_packages)
     say(good(f"{output}") + f", {output.stat().st_size >> 20} MiB. On a host without a network:")
-    say(f"  tar -xf {output.name}; cd pelamis-{product.version()}; ./pelamis install server --bundle bundle")
+    say(f"  tar -xf {output.name}; cd {name}; ./pelamis install server --bundle bundle")
     return 0

@@ -31,9 +31,9 @@ EXTRA_PACKAGES = ("python3", "python3-venv", "ca-certificates", "iproute2", "nft
 PIP_SECONDS = 600
 
 
-def create(output: Path, images: Sequence[Path], step: Step, packages: bool = True) -> Path:
-    """Pack this program; `images` are archives to take along besides our own. Needs a network. Raises Finding."""
-    name = f"pelamis-{product.version()}"
+def create(name: str, output: Path, images: Sequence[Path], step: Step, packages: bool = True) -> None:
+    """Pack this program below the folder `name`; `images` are archives to take along besides our own. Needs a network.
+    Raises Finding."""
     with tempfile.TemporaryDirectory(prefix="pelamis-bundle-") as scratch:
         folder = Path(scratch) / FOLDER
         with step("fetching Python libraries"):
@@ -46,7 +46,6 @@ def create(output: Path, images: Sequence[Path], step: Step, packages: bool = Tr
         (folder / MANIFEST).write_text(json.dumps(manifest(folder), indent=1))
         with step(f"writing {output}"):
             _pack(output, name, folder)
-    return output
 
 
 def manifest(folder: Path) -> dict[str, str]:
@@ -117,8 +116,8 @@ def _debs(folder: Path) -> None:
     from controlplane.cli import packages
     folder.mkdir(parents=True)
     entries = []
-    for package in debian.closure([*sorted(set(packages.NEEDED.values())), *EXTRA_PACKAGES]):
-        path = debian.fetch(package, folder)
+    wanted = debian.closure([*sorted(set(packages.NEEDED.values())), *EXTRA_PACKAGES])
+    for path in debian.fetch_all(wanted, folder):
         entries.append(f"{debian.control(path)}Filename: ./{path.name}\nSize: {path.stat().st_size}\n"
                        f"SHA256: {_digest(path)}\n")
     (folder / INDEX).write_text("\n".join(entries))
