@@ -1,4 +1,4 @@
-"""Beside other owners of the host's firewall: firewalld and ufw, run for real, and the rules of Docker.
+"""Beside other owners of the host's firewall: firewalld, ufw and Docker, run for real, and rules of later Dockers.
 
 Debian's packages are unpacked beside the host, not installed: a firewall that starts on a test host would shut it.
 """
@@ -6,11 +6,15 @@ Debian's packages are unpacked beside the host, not installed: a firewall that s
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shutil
+import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,7 +31,7 @@ from .test_cni import Node
 pytestmark = pytest.mark.kernel
 KEPT = Path("/var/tmp/pelamis-test-images/packages")  # where all tests on this machine keep Debian packages
 HOST, OUT, CLUSTER = "192.168.9.1", "192.168.9.2", "10.244.0.0/16"
-DEADLINE = 30.0
+DEADLINE = 60.0  # seconds: Docker and firewalld take some to start on a busy host
 BUS = """<busconfig><type>system</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context="default">
 <allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/></policy></busconfig>"""
 
@@ -181,9 +185,60 @@ def test_ufw_that_forwards_nothing(host: Host) -> None:
     host.until(host.works, "not after a flush")
 
 
+@pytest.fixture
+def docker_folders() -> Iterator[str]:
+    """The command that hides what Docker writes wherever it is told to write: it sees empty folders instead."""
+    made = [folder for folder in (Path("/etc/docker"), Path("/run/docker")) if not folder.exists()]
+    for folder in made:
+        folder.mkdir()
+    yield "mount -t tmpfs none /etc/docker && mount -t tmpfs none /run/docker"
+    for folder in made:
+        folder.rmdir()
+
+
+def test_docker_itself(docker_folders: str, host: Host) -> None:
+    root = host.folder / "docker"
+    env = unpacked(root, "docker.io")
+    if not shutil.which("containerd", path=env["PATH"]):
+        pytest.skip("no containerd for Docker")
+
+    listening, settings = host.folder / "docker.sock", host.folder / "daemon.json"
+    settings.write_text(json.dumps({
+        "data-root": f"{host.folder}/data", "exec-root": f"{host.folder}/exec", "pidfile": f"{host.folder}/docker.pid",
+        "hosts": [f"unix://{listening}"], "storage-driver": "vfs"}))
+
+    def start() -> None:
+        """It has put its rules in when it answers."""
+        host.spawn("unshare", "--mount", "sh", "-c",
+                   f"{docker_folders} && exec {root}/usr/sbin/dockerd --config-file={settings}", env=env)
+        host.until(lambda: answers(listening), f"Docker does not start, see {host.folder}/firewall.log")
+
+    start()
+    host.begin()
+    assert ":FORWARD DROP" in host.host.sh("iptables-save -t filter")
+    host.until(host.works, "not beside Docker")
+    docker = host.processes.pop()
+    docker.terminate()
+    docker.wait(DEADLINE)
+    host.host.sh("iptables -F; iptables -t nat -F")
+    start()
+    host.until(host.works, "not after Docker's restart")
+    assert ":DOCKER-USER " in host.host.sh("iptables-save -t filter")
+
+
+def answers(listening: Path) -> bool:
+    """Whether Docker has started."""
+    with socket.socket(socket.AF_UNIX) as link, suppress(OSError):
+        link.settimeout(1)
+        link.connect(str(listening))
+        link.sendall(b"GET /_ping HTTP/1.0\r\n\r\n")
+        return b"OK" in link.recv(4096)
+    return False
+
+
 @pytest.mark.parametrize("variant", xtables.BACKENDS)
 @pytest.mark.parametrize("release", ["26", "28"])
-def test_docker(host: Host, variant: str, release: str) -> None:
+def test_rules_of_other_dockers(host: Host, variant: str, release: str) -> None:
     backend = xtables.Backend(variant)
     if not backend.present:
         pytest.skip(f"iptables-{variant} is not installed")
