@@ -131,14 +131,14 @@ def test_patches_and_their_faults():
 def test_a_dry_run_goes_all_the_way_and_stores_nothing():
     async def main():
         async with serving() as api:
-            revision = api.server.cache.revision
             status, made = await api.call("POST", CMS + "?dryRun=All", config_map("a"))
             assert status == 201 and made["metadata"]["uid"] and "resourceVersion" not in made["metadata"]
             path = "/api/v1/namespaces/default/services"
             service = {"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}}
             status, made = await api.call("POST", path + "?dryRun=All", service)
             assert status == 201 and made["spec"]["clusterIP"], made
-            assert api.server.cache.revision == revision
+            for place in (f"{CMS}/a", f"{path}/s"):
+                assert (await api.call("GET", place))[0] == 404
             assert len(api.server.allocator.ports.used) == 0 and len(api.server.allocator.addresses.used) == 0
     asyncio.run(main())
 
