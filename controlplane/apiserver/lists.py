@@ -1,6 +1,6 @@
 """GET of one object and LIST of a collection, from the cache's bytes.
 
-Owns the rules of `resourceVersion`, `resourceVersionMatch`, `limit`, `continue` and selectors on reads. It promises
+Owns what `resourceVersion`, `resourceVersionMatch`, `limit`, `continue` and selectors mean for reads. It promises
 that all pages of one list show the same revision, and that a list's revision is the right start for a watch. It never
 decodes an object that no selector and no shape asks for. Called by the pipeline; `select` also by watch and deletes.
 
@@ -10,37 +10,27 @@ Upstream: k8s.io/apiserver/pkg/storage/etcd3/store.go (GetList), storage/continu
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from controlplane.apiserver import bulk, representation
+from controlplane.apiserver import bulk, listoptions, representation
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import views
+from controlplane.apiserver.listoptions import Token
 from controlplane.apiserver.representation import Form
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import JSON, Headers, Response, Stream
 from controlplane.machinery import selectors
-from controlplane.machinery.errors import (
-    BadRequest,
-    Cause,
-    Expired,
-    Invalid,
-    NotFound,
-    Timeout,
-    forbidden,
-    not_supported,
-)
+from controlplane.machinery.errors import BadRequest, Expired, NotFound, Timeout
 from controlplane.machinery.resources import Resource
 from controlplane.store.cache import key_of, prefix_of
 from controlplane.store.item import Item
 from controlplane.store.log import Compacted
 
 FUTURE_WAIT = 3.0  # seconds a read waits for a revision that has not come; upstream's bound
-TOKEN_VERSION = "meta.k8s.io/v1"
 TOO_OLD = "The resourceVersion for the provided list is too old."
 TOKEN_TOO_OLD = ("The provided continue parameter is too old to display a consistent list result. You can start a new "
                  "list without the continue parameter, or use the continue token in this response to retrieve the "
@@ -100,19 +90,6 @@ def select(request: Request, resource: Resource) -> Selection:
     return Selection(match, (fields.exact("metadata.name") or "") if fields is not None else "")
 
 
-def revision_of(text: str, field: str = "resourceVersion") -> int:
-    """A resourceVersion parameter as an int. Raises Invalid."""
-    try:
-        value = int(text)
-        if value < 0:
-            raise ValueError(text)
-    except ValueError:
-        cause = Cause("FieldValueInvalid", f'Invalid value: "{text}": strconv.ParseUint: parsing "{text}": '
-                      "invalid syntax", field)
-        raise Invalid.of("ListOptions", "", [cause], "meta.k8s.io") from None
-    return value
-
-
 async def reach(context: Context, revision: int) -> None:
     """Wait until `revision` is readable. Raises Timeout when it does not come."""
     if revision <= context.cache.revision:
@@ -125,33 +102,6 @@ async def reach(context: Context, revision: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Token:
-    """A continue token: the revision of the list (-1 = whatever is newest) and the key to go on behind."""
-
-    revision: int
-    after: str
-
-    def encode(self) -> str:
-        raw = orjson.dumps({"v": TOKEN_VERSION, "rv": self.revision, "start": self.after + "\u0000"})
-        return base64.urlsafe_b64encode(raw).decode().rstrip("=")
-
-    @classmethod
-    def decode(cls, text: str, prefix: str) -> Token:
-        """Raises BadRequest; a token of another collection is one too."""
-        try:
-            raw = orjson.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-            version, revision, start = raw["v"], raw["rv"], raw["start"]
-        except (ValueError, KeyError, TypeError):
-            raise BadRequest("continue key is not valid: encoding") from None
-        if version != TOKEN_VERSION or not isinstance(revision, int) or revision == 0 or not isinstance(start, str):
-            raise BadRequest("continue key is not valid: incorrect encoded start resourceVersion")
-        after = start.removesuffix("\u0000")
-        if not after.startswith(prefix):
-            raise BadRequest(f"continue key is not valid: {after}")
-        return cls(revision, after)
-
-
-@dataclass(frozen=True, slots=True)
 class Window:
     """What of a collection a list asks for. `revision` 0 = the newest state; `exact` = the state at `revision`."""
 
@@ -161,36 +111,21 @@ class Window:
     exact: bool = False
 
 
-def _options_error(field: str, why: str) -> Invalid:
-    return Invalid.of("ListOptions", "", [forbidden(field, why)], "meta.k8s.io")
-
-
 def window(request: Request, prefix: str) -> Window:
     """The window of a request's query. Raises BadRequest and Invalid. Pure."""
     if not request.raw_query:
         return Window()
     query = request.query
     limit = max(query.integer("limit") or 0, 0)
+    query.integer("timeoutSeconds")  # of no effect here, but no nonsense either
+    listoptions.check(query, watch=False)
     asked, match, token = query.get("resourceVersion"), query.get("resourceVersionMatch"), query.get("continue")
-    if query.get("sendInitialEvents"):
-        raise _options_error("sendInitialEvents", "sendInitialEvents is forbidden for list")
-    if match and not asked:
-        raise _options_error("resourceVersionMatch",
-                             "resourceVersionMatch is forbidden unless resourceVersion is provided")
-    if match and token:
-        raise _options_error("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided")
-    if match and match not in ("Exact", "NotOlderThan"):
-        raise Invalid.of("ListOptions", "", [not_supported("resourceVersionMatch", match, ["Exact", "NotOlderThan"])],
-                         "meta.k8s.io")
-    if match == "Exact" and asked == "0":
-        raise _options_error("resourceVersionMatch",
-                             'resourceVersionMatch "exact" is forbidden for resourceVersion "0"')
     if token:
+        place = Token.decode(token, prefix)
         if asked and asked != "0":
             raise BadRequest("specifying resource version is not allowed when using continue")
-        place = Token.decode(token, prefix)
         return Window(limit, place.after, max(place.revision, 0), place.revision > 0)
-    revision = revision_of(asked) if asked else 0
+    revision = listoptions.revision_to_read(asked)
     exact = match == "Exact" or (bool(revision) and bool(limit) and not match)  # upstream's old rule for pages
     return Window(limit, "", revision, exact)
 
@@ -210,7 +145,7 @@ class Reads:
 
     async def get_object(self, request: Request, resource: Resource) -> Response:
         if request.raw_query and (asked := request.query.get("resourceVersion")) not in ("", "0"):
-            await reach(self._context, revision_of(asked))
+            await reach(self._context, listoptions.revision_to_read(asked))
         item = self._item(request, resource)
         data = (await views.shown(resource, item) if resource.converts else item).data
         form = representation.form_of(request)

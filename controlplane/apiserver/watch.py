@@ -18,14 +18,14 @@ from typing import Any
 
 import orjson
 
-from controlplane.apiserver import representation
+from controlplane.apiserver import listoptions, representation
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import views
-from controlplane.apiserver.lists import Match, collection_prefix, reach, revision_of, select
+from controlplane.apiserver.lists import Match, collection_prefix, reach, select
 from controlplane.apiserver.representation import Form
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Stream, Writer
-from controlplane.machinery.errors import ApiError, Expired, Invalid, forbidden
+from controlplane.machinery.errors import ApiError, Expired
 from controlplane.machinery.resources import Resource
 from controlplane.store.item import Event, Item
 from controlplane.store.log import Compacted
@@ -37,7 +37,6 @@ BOOKMARK_BEFORE_END = 2.0  # seconds before its end a watch tells the client whe
 SEND_SECONDS = 30.0  # a client that takes nothing for this long is gone
 BATCH_BYTES = 1 << 20  # of one send: bounds the memory of replaying a large collection
 INITIAL_END = {"k8s.io/initial-events-end": "true"}
-_TRUE = ("true", "1", "True", "t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,25 +49,14 @@ class Start:
     bookmarks: bool
 
 
-def _wrong(why: str) -> Invalid:
-    return Invalid.of("ListOptions", "", [forbidden("resourceVersionMatch", why)], "meta.k8s.io")
-
-
-def start_of(request: Request) -> Start:
+def start_of(request: Request, resource: Resource) -> Start:
     """The start a request asks for. Raises Invalid. Pure."""
     query = request.query
-    asked, match = query.get("resourceVersion"), query.get("resourceVersionMatch")
-    initial = query.get("sendInitialEvents")
-    bookmarks = query.get("allowWatchBookmarks") in _TRUE
-    if initial and match != "NotOlderThan":
-        raise _wrong("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan")
-    if match and not initial:
-        raise _wrong("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided")
-    revision = revision_of(asked) if asked else 0
-    if initial:
-        replay = initial in _TRUE
-        return Start(revision, replay, replay and bookmarks, bookmarks)
-    return Start(revision, revision == 0, revision == 0 and bookmarks, bookmarks)
+    listoptions.check(query, watch=True)
+    bookmarks = query.flag("allowWatchBookmarks")
+    revision = listoptions.revision_to_watch(query.get("resourceVersion"), resource)
+    replay = query.flag("sendInitialEvents") if "sendInitialEvents" in query else revision == 0
+    return Start(revision, replay, replay and bookmarks, bookmarks)
 
 
 class Lens:
@@ -197,7 +185,7 @@ class Watches:
         form = representation.form_of(request)
         if form.media != representation.JSON:
             raise representation.not_acceptable()
-        start = start_of(request)
+        start = start_of(request, resource)
         selection = select(request, resource)
         if start.revision and start.replay:
             await reach(self._context, start.revision)

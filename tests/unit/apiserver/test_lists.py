@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from controlplane.apiserver import bulk
-from controlplane.apiserver.lists import Token
+from controlplane.apiserver.listoptions import Token
 from controlplane.machinery.errors import BadRequest
 from tests.unit.apiserver.harness import config_map, serving
 
@@ -61,11 +61,11 @@ def test_selectors_and_their_faults():
             assert await names("labelSelector=l!%3D2") == ["a"]
             assert await names("fieldSelector=metadata.name%3Db") == ["b"]
             assert await names("fieldSelector=metadata.name%3Da&labelSelector=l%3D2") == []
-            for query in ("fieldSelector=spec.x%3D1", "labelSelector=%25%25", "limit=x", "continue=zz"):
+            for query in ("fieldSelector=spec.x%3D1", "labelSelector=%25%25", "limit=x", "continue=zz",
+                          "resourceVersion=x", "timeoutSeconds=x"):
                 status, error = await api.call("GET", f"{CMS}?{query}")
                 assert (status, error["reason"]) == (400, "BadRequest"), query
-            for query in ("resourceVersionMatch=Exact", "resourceVersionMatch=Exact&resourceVersion=0",
-                          "resourceVersion=x"):
+            for query in ("resourceVersionMatch=Exact", "resourceVersionMatch=Exact&resourceVersion=0"):
                 assert (await api.call("GET", f"{CMS}?{query}"))[0] == 422, query
     asyncio.run(main())
 
