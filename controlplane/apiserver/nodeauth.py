@@ -81,6 +81,8 @@ class NodeAuthorizer:
         if a.group == "storage.k8s.io" and a.plural == "csinodes":
             own = a.verb == "create" or a.object_name == node
             return "" if own else "can only access CSINode with the same name as the requesting node"
+        if a.plural == "resourceslices" and a.verb == "deletecollection" and a.exact("spec.nodeName") != node:
+            return "can only deletecollection resourceslices with spec.nodeName field selector"
         if a.plural == "podcertificaterequests" and a.verb != "create":
             return self._request_of(node, a)
         if a.group == "" and a.plural == "nodes" and a.verb in ("get", "list", "watch"):

@@ -30,9 +30,11 @@ from netsetup.ledger import Ledger
 
 log = logging.getLogger(__name__)
 NODES, CSI_NODES = named("nodes"), named("csinodes.storage.k8s.io")
+SLICES = named("resourceslices.resource.k8s.io")
 CALL_SECONDS = 10.0  # a driver that says nothing for longer is asked again
 RETRY_SECONDS = 10.0
 QUIET_SECONDS = 3600.0  # the folder is looked at this often without any news, in case some were lost
+WIPE_SECONDS = 30.0  # upstream's: a driver that is only replaced is back by then
 ANNOTATION = "csi.volume.kubernetes.io/nodeid"
 KIND, CLAIMS_KIND, CLAIMS_SERVICE = "CSIPlugin", "DRAPlugin", "v1.DRAPlugin"
 Object = dict[str, Any]
@@ -60,6 +62,7 @@ class Drivers:
         self._owner, self._clock = owner, clock
         self._sockets: dict[str, str] = {}  # driver name -> where it listens
         self._claim_sockets: dict[str, str] = {}  # driver of ResourceClaims -> where it listens
+        self._left: dict[str, float] = {}  # driver of ResourceClaims that has gone -> when what it offers goes too
         self._known: dict[Path, tuple[str, float]] = {}  # registrar's socket -> driver name, when it was made
         self._told: dict[str, Object] = {}  # driver name -> its entry in the CSINode
 
@@ -77,7 +80,10 @@ class Drivers:
                 fine = await self._look()
                 if not told and self._owner() is not None:
                     told = fine = await self._tell() and fine
-                await changes.wait(QUIET_SECONDS if fine and told else RETRY_SECONDS if self._owner() else 1.0)
+                fine = await self._wipe() and fine
+                pause = QUIET_SECONDS if fine and told else RETRY_SECONDS if self._owner() else 1.0
+                await changes.wait(min([pause, *(max(0.0, due - self._clock.monotonic())
+                                                 for due in self._left.values())]))
 
     async def _look(self) -> bool:
         """Bring the list up to the folder; whether everything went well."""
@@ -86,7 +92,8 @@ class Drivers:
         for path in [p for p, (_, made) in self._known.items() if present.get(p) != made]:
             name, _ = self._known.pop(path)
             self._sockets.pop(name, None)
-            self._claim_sockets.pop(name, None)
+            if self._claim_sockets.pop(name, None) is not None:
+                self._left[name] = self._clock.monotonic() + WIPE_SECONDS
             self._told.pop(name, None)
             if path not in present:
                 log.info("driver %s has left", name)
@@ -126,7 +133,21 @@ class Drivers:
         if CLAIMS_SERVICE not in info.supported_versions:
             return f"none of the services {list(info.supported_versions)} is {CLAIMS_SERVICE}"
         self._claim_sockets[info.name] = info.endpoint or path
+        self._left.pop(info.name, None)
         return ""
+
+    async def _wipe(self) -> bool:
+        """Take back what drivers that are gone offer on this node, or pods would be sent to it; whether that went
+        well."""
+        for driver in [d for d, due in self._left.items() if due <= self._clock.monotonic()]:
+            del self._left[driver]
+            try:
+                await self._client.delete_collection(SLICES, fields=f"spec.driver={driver},spec.nodeName={self._node}")
+            except ApiError as error:
+                log.warning("cannot remove the ResourceSlices of driver %s: %s", driver, error.message)
+                self._left[driver] = self._clock.monotonic() + RETRY_SECONDS
+                return False
+        return True
 
     async def _take(self, name: str, endpoint: str) -> str:
         """List a driver; why not, "" when it is."""
