@@ -32,6 +32,7 @@ class Report:
     resize: tuple[tuple[str, str, str, str], ...] = ()  # conditions: type, status, reason, message
     allocated: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources granted
     actual: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # container name -> resources it runs with
+    images: Mapping[str, str] = field(default_factory=dict)  # volume name -> the image it was made of
     devices: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)  # container name -> how its devices are
     marks: tuple[tuple[str, str, str, str], ...] = ()  # further conditions, such as DisruptionTarget
     recursive: bool = False  # the runtime makes mounts read-only down to those below them
@@ -59,6 +60,7 @@ def container_status(spec: dict[str, Any], seen: ObservedPod, old: dict[str, Any
     if init and "terminated" in entry["state"]:
         entry["ready"] = entry["state"]["terminated"]["exitCode"] == 0
     _resources(entry, spec, report)
+    _mounts(entry, spec, old, report)
     return entry
 
 
@@ -133,9 +135,21 @@ def _resources(entry: dict[str, Any], spec: dict[str, Any], report: Report) -> N
         entry["allocatedResourcesStatus"] = report.devices[spec["name"]]
     if entry.get("containerID"):  # once there is a container they are told, also when they are none
         entry["resources"] = {k: dict(resources[k]) for k in ("limits", "requests") if resources.get(k)}
-    mounts = [{k: m[k] for k in ("name", "mountPath", "readOnly") if m.get(k)} | (
-        {"recursiveReadOnly": _recursive(m, report)} if m.get("readOnly") else {})
-        for m in spec.get("volumeMounts") or ()]
+
+
+def _mounts(entry: dict[str, Any], spec: dict[str, Any], old: dict[str, Any], report: Report) -> None:
+    """How each volume is mounted, and of which image it was made; a restarted agent goes by what it told before."""
+    told = {m["mountPath"]: m["volumeStatus"] for m in old.get("volumeMounts") or () if m.get("volumeStatus")}
+    mounts = []
+    for mount in spec.get("volumeMounts") or ():
+        made = {k: mount[k] for k in ("name", "mountPath", "readOnly") if mount.get(k)}
+        if mount.get("readOnly"):
+            made["recursiveReadOnly"] = _recursive(mount, report)
+        if mount["name"] in report.images:
+            made["volumeStatus"] = {"image": {"imageRef": report.images[mount["name"]]}}
+        elif mount["mountPath"] in told:
+            made["volumeStatus"] = told[mount["mountPath"]]
+        mounts.append(made)
     if mounts:
         entry["volumeMounts"] = mounts
 

@@ -53,6 +53,7 @@ class Steps:
         self.context, self.pod, self.seen = context, pod, seen
         self.made: Callable[[str], None] = lambda name: None  # told of every container that was made
         self.renew_at = 0.0  # when a mounted token wants renewal
+        self.images: dict[str, str] = {}  # volume name -> the image it was made of
         self._prepared: dict[str, asyncio.Task[Any]] = {}
         self._sandbox_spec: SandboxSpec | None = None
         self._hosts_text = ""
@@ -95,6 +96,7 @@ class Steps:
             images = {v["name"]: await self._image({"name": "", "image": v["image"].get("reference", ""),
                                                     "imagePullPolicy": v["image"].get("pullPolicy")})
                       for v in self.context.volumes.unpulled(self.pod)}
+            self.images |= images
             paths, self.renew_at = await self.context.volumes.set_up(self.pod, self._sources(), images)
             return paths
         except (ConfigError, ApiError, OSError) as error:

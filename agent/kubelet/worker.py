@@ -263,7 +263,7 @@ class Worker:
                         doomed=self._doomed, ended=self._ended, start_time=self._first_seen, marks=self._marks,
                         runtime=self.context.node.runtime, recursive=self.context.node.recursive,
                         resize=tuple(self.resizer.conditions()), allocated=self.resizer.allocated,
-                        actual=self.resizer.actual,
+                        actual=self.resizer.actual, images=self.steps.images,
                         devices=self.context.devices.book.health(self.uid) if self.context.devices else {})
         hooked = self._hooked()
         told = replace(self.seen, containers=tuple(c for c in self.seen.containers if c.state != "running"

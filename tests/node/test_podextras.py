@@ -35,7 +35,8 @@ def test_an_image_is_mounted_as_a_volume_and_goes_with_its_pod(host: Host) -> No
             pod = await rig.create("viewer", sh(STAY, volumeMounts=mounts), volumes=volumes)
             await rig.create("lost", sh(STAY), volumes=[{"name": "files", "image": {
                 "reference": "absent:1", "pullPolicy": "Never"}}])
-            await rig.pod("viewer", ready)
+            seen = (await rig.pod("viewer", ready))["status"]["containerStatuses"][0]
+            assert [m["volumeStatus"] for m in seen["volumeMounts"]] == [{"image": {"imageRef": seen["imageID"]}}] * 2
             assert await rig.inside("viewer", "test -x /image/bin/busybox && test -e /only/busybox && "
                                               "! touch /image/new 2>/dev/null && echo seen") == "seen"
             await rig.pod("lost", lambda p: waiting(p).get("reason") == "ErrImageNeverPull")

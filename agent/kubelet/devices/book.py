@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.machinery import quantity
+
 HEALTHY = "Healthy"
 
 
@@ -60,7 +62,8 @@ class Book:
     def asked(self, container: Mapping[str, Any]) -> dict[str, int]:
         """What a container wants of resources that are devices of this node."""
         limits = (container.get("resources") or {}).get("limits") or {}
-        return {name: int(limits[name]) for name in sorted(limits) if name in self.devices and int(limits[name])}
+        counts = {name: quantity.parse(str(limits[name])).value() for name in sorted(limits) if name in self.devices}
+        return {name: count for name, count in counts.items() if count}
 
     def choose(self, resource: str, count: int, own: Iterable[str] = (), taken: Iterable[str] = (),
                preferred: Iterable[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -12,13 +12,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import grpc
-import grpc.aio
 
 from agent.kubelet.context import Context
 from cri_proto.messages import podresources as api
-from cri_proto.served import Served
+from cri_proto.served import Served, serve
 
-FOLDER, SOCKET = "pod-resources", "kubelet.sock"
+SOCKET = "pod-resources/kubelet.sock"
 ENDED = ("Succeeded", "Failed")
 Object = dict[str, Any]
 
@@ -31,17 +30,8 @@ class PodResources:
 
     async def run(self) -> None:
         """Until cancelled."""
-        folder = self._context.node.root / FOLDER
-        folder.mkdir(parents=True, exist_ok=True, mode=0o750)
-        (folder / SOCKET).unlink(missing_ok=True)
-        server = grpc.aio.server()
-        server.add_generic_rpc_handlers((Served(api, "PodResourcesLister", "v1.PodResourcesLister", lambda: self),))
-        server.add_insecure_port(f"unix://{folder / SOCKET}")
-        try:
-            await server.start()
-            await server.wait_for_termination()
-        finally:
-            await server.stop(None)
+        service = Served(api, "PodResourcesLister", "v1.PodResourcesLister", lambda: self)
+        await serve(self._context.node.root / SOCKET, service)
 
     # --- the service's methods
 

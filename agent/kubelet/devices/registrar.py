@@ -16,12 +16,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import grpc.aio
 
 from agent.kubelet.context import Context
 from controlplane.machinery import names
 from cri_proto.messages import deviceplugin
-from cri_proto.served import Served
+from cri_proto.served import Served, serve
 
 if TYPE_CHECKING:
     from agent.kubelet.devices.manager import DeviceManager
@@ -55,17 +54,9 @@ class Registrar:
         for path in self._folder.iterdir():
             if stat.S_ISSOCK(path.lstat().st_mode):
                 path.unlink()
-        server = grpc.aio.server()
-        served = Served(deviceplugin, "Registration", f"{VERSION}.Registration", lambda: self)
-        server.add_generic_rpc_handlers((served,))
-        server.add_insecure_port(f"unix://{self._folder / SOCKET}")
-        try:
-            async with asyncio.TaskGroup() as self._group:
-                await server.start()
-                self.listening.set()
-                await server.wait_for_termination()
-        finally:
-            await server.stop(None)
+        service = Served(deviceplugin, "Registration", f"{VERSION}.Registration", lambda: self)
+        async with asyncio.TaskGroup() as self._group:
+            await serve(self._folder / SOCKET, service, self.listening.set)
 
     async def Register(self, request: Any, call: Any) -> Any:  # noqa: N802 - the service's own name
         """A plugin tells what it offers and where it listens."""

@@ -31,6 +31,7 @@ from netsetup.ledger import Ledger
 log = logging.getLogger(__name__)
 NODES, CSI_NODES = named("nodes"), named("csinodes.storage.k8s.io")
 SLICES = named("resourceslices.resource.k8s.io")
+UNTOLD = -1.0  # in place of the time a socket was made: its plugin does not know yet that it is listed
 CALL_SECONDS = 10.0  # a driver that says nothing for longer is asked again
 RETRY_SECONDS = 10.0
 QUIET_SECONDS = 3600.0  # the folder is looked at this often without any news, in case some were lost
@@ -116,6 +117,8 @@ class Drivers:
                     problem = await self._take(info.name, info.endpoint or str(path))
                 else:
                     problem = self._take_claims(info, str(path))
+                if not problem:
+                    self._known[path] = (info.name, UNTOLD)
                 await registrar.registration.NotifyRegistrationStatus(registration.RegistrationStatus(
                     plugin_registered=not problem, error=problem), timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:

@@ -15,6 +15,7 @@ from agent.kubelet import nodestatus
 from agent.kubelet.admit import Place, judge
 from agent.kubelet.devices.book import Book, Device, Grant, Refused
 from agent.kubelet.devices.manager import DeviceManager
+from agent.kubelet.devices.podresources import PodResources
 from agent.kubelet.runtime import injects_devices
 from controlplane.machinery.clock import FakeClock
 from cri_proto.messages import deviceplugin as api
@@ -71,6 +72,36 @@ def test_later_containers_take_over_what_init_containers_had(tmp_path: Path) -> 
             f"{RESOURCE}. Requested: 1, Available: 0, which is unexpected")
         assert await manager.admit(other, lambda uid: uid == "other") is None
     asyncio.run(body())
+
+
+def test_monitoring_is_told_of_cpus_and_devices() -> None:
+    class Cpus:
+        assignable = frozenset({0, 2})
+
+        def own(self, uid: str, name: str) -> frozenset[int]:
+            return frozenset({2}) if (uid, name) == ("u", "c") else frozenset()
+
+    devices = SimpleNamespace(book=Book({RESOURCE: {"a": Device(True, (1,)), "b": Device(False)}},
+                                        {"u": {"c": {RESOURCE: Grant(("a",))}}}))
+    context: Any = SimpleNamespace(cpus=Cpus(), devices=devices, node=SimpleNamespace(
+        claims_file=lambda uid: Path("/nowhere")))
+    ended = pod(uid="gone") | {"status": {"phase": "Failed"}}
+    asked = PodResources(context, lambda: [pod("c", "d"), ended])
+
+    async def body() -> None:
+        listed = (await asked.List(None, None)).pod_resources
+        assert [(p.name, [(c.name, list(c.cpu_ids)) for c in p.containers]) for p in listed] == [
+            ("p", [("c", [2]), ("d", [])])]
+        own = listed[0].containers[0].devices[0]
+        assert (own.resource_name, list(own.device_ids), own.topology.nodes[0].ID) == (RESOURCE, ["a"], 1)
+        free = await asked.GetAllocatableResources(None, None)
+        assert list(free.cpu_ids) == [0, 2] and [list(d.device_ids) for d in free.devices] == [["a"]]
+    asyncio.run(body())
+
+
+def test_amounts_are_quantities() -> None:
+    assert Book({RESOURCE: {}}).asked(wants("c", 0) | {"resources": {"limits": {RESOURCE: "1k", "cpu": "1"}}}) == {
+        RESOURCE: 1000}
 
 
 def test_the_node_counts_them_and_leaves_the_judgement_to_their_plugin() -> None:

@@ -41,6 +41,15 @@ def test_what_the_pod_has_as_a_whole_and_what_ends_a_container_are_told():
     assert made["containerStatuses"][0]["stopSignal"] == "SIGQUIT" and "resources" not in made
 
 
+def test_image_volumes_tell_of_which_image_they_are():
+    made = pod({"name": "c", "volumeMounts": [{"name": "i", "mountPath": "/i"}, {"name": "e", "mountPath": "/e"}]})
+    told = view(made, seen(box(), up("c")), images={"i": "sha256:7"})["containerStatuses"][0]["volumeMounts"]
+    assert told == [{"name": "i", "mountPath": "/i", "volumeStatus": {"image": {"imageRef": "sha256:7"}}},
+                    {"name": "e", "mountPath": "/e"}]
+    made["status"]["containerStatuses"] = [{"name": "c", "volumeMounts": told}]  # a restarted agent's knowledge
+    assert view(made, seen(box(), up("c")))["containerStatuses"][0]["volumeMounts"] == told
+
+
 def test_init_containers_hold_the_others_back():
     with_init = pod("c", init=("i",))
     made = view(with_init, seen(box(), up("i")))

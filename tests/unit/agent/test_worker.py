@@ -49,7 +49,7 @@ class Steps:
 
     def __init__(self, runtime: SlowRuntime) -> None:
         self.runtime, self.started, self.removed = runtime, list[str](), list[str]()
-        self.done, self.renew_at = asyncio.Event(), 0.0
+        self.done, self.renew_at, self.images = asyncio.Event(), 0.0, dict[str, str]()
 
     async def start(self, action: plan.StartContainer) -> None:
         self.started.append(action.name)
