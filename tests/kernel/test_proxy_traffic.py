@@ -13,7 +13,7 @@ import pytest
 from agent.proxy import nftables, side
 from agent.proxy.cleanup import cleanup
 from netsetup import flows, xtables
-from netsetup.rtnetlink import attributes
+from netsetup.rtnetlink import attributes, packed
 
 from . import proxynode
 from .conftest import Namespace, ask
@@ -134,6 +134,8 @@ def test_tcp_to_a_pod_that_is_gone_is_reset_and_to_one_that_left_alive_goes_on(c
 def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster, monkeypatch) -> None:
     monkeypatch.setattr(side, "URGENT", 1)  # with more services than these, the urgent ones come first
     cluster.put(service("heal", "10.96.2.1"), endpoints("heal", A))
+    cluster.until(lambda: cluster.b.tcp("10.96.2.1", 80) == f"a|{B}")
+    assert packed("10.96.2.1") in cluster.node.run(flows.destinations, 4)  # so it is among the urgent ones
     loads = cluster.proxy.full_loads
     command = cluster.backend.command("")
     if cluster.mode == "nftables":
