@@ -108,6 +108,13 @@ def test_a_good_object_is_good_typed_and_defaulted_once(name):
     assert refusals(name, lambda _: None) == []
 
 
+def test_only_kinds_that_extend_the_api_have_finalizers_without_a_path():
+    for name, want in (("validatingadmissionpolicies.admissionregistration.k8s.io", 0), ("limitranges", 1)):
+        held = made(name)
+        held["metadata"]["finalizers"] = ["held"]
+        assert len(faults(name, held)) == want
+
+
 def test_every_stored_kind_has_rules_of_its_own():
     from controlplane.machinery import validate
     plain = {r.name for r in BUILTIN if "create" in r.verbs and "get" in r.verbs
