@@ -48,6 +48,7 @@ class DeviceManager:
     def __init__(self, folder: Path, clock: Clock, changed: Callable[[set[str]], None], *, cdi: bool) -> None:
         self._folder, self._clock, self._changed, self._cdi = folder, clock, changed, cdi
         self._endpoints: dict[str, _Endpoint] = {}
+        self._gone: dict[str, float] = {}  # resources whose plugin has ended, and when
         self._lending = asyncio.Lock()  # devices are chosen for one pod at a time
         self.book = self._load()
 
@@ -69,6 +70,7 @@ class DeviceManager:
 
     async def follow(self, resource: str, endpoint: str, options: Any) -> None:
         """Keep to what the plugin at the socket `endpoint` tells, until it goes or another takes its place."""
+        self._gone.pop(resource, None)
         before = self._endpoints.pop(resource, None)
         if before is not None and before.task is not None:
             before.task.cancel()
@@ -86,8 +88,9 @@ class DeviceManager:
                     del self._endpoints[resource]
         self._list(resource, {id: replace(device, healthy=False)
                               for id, device in self.book.devices.get(resource, {}).items()})
+        since = self._gone[resource] = self._clock.monotonic()
         await self._clock.sleep(FORGET_SECONDS)
-        if resource not in self._endpoints:
+        if self._gone.get(resource) == since:  # and nobody has come and gone meanwhile
             self._list(resource, {})
 
     def _list(self, resource: str, devices: dict[str, Device]) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agent.kubelet import nodestatus
 from agent.kubelet.admit import Place, judge
+from agent.kubelet.devices import manager as manager_module
 from agent.kubelet.devices.book import Book, Device, Grant, Refused
 from agent.kubelet.devices.manager import DeviceManager
 from agent.kubelet.devices.podresources import PodResources
@@ -71,6 +72,53 @@ def test_later_containers_take_over_what_init_containers_had(tmp_path: Path) -> 
             "UnexpectedAdmissionError", "Allocate failed due to requested number of devices unavailable for "
             f"{RESOURCE}. Requested: 1, Available: 0, which is unexpected")
         assert await manager.admit(other, lambda uid: uid == "other") is None
+    asyncio.run(body())
+
+
+def test_a_plugin_that_goes_is_forgotten_unless_another_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[asyncio.Event] = []
+
+    class Plugin:
+        """Lists one device, until it is told to end."""
+
+        def __init__(self, path: Path) -> None:
+            self.devices = self
+
+        async def __aenter__(self) -> Plugin:
+            return self
+
+        async def __aexit__(self, *_: object) -> None:
+            pass
+
+        async def ListAndWatch(self, request: Any, wait_for_ready: bool) -> Any:  # noqa: N802
+            ends.append(asyncio.Event())
+            yield api.ListAndWatchResponse(devices=[api.Device(ID="a", health="Healthy")])
+            await ends[-1].wait()
+
+    async def body() -> None:
+        clock, told = FakeClock(), asyncio.Event()
+        manager = DeviceManager(tmp_path, clock, lambda uids: told.set(), cdi=False)
+
+        async def counted(amounts: tuple[int, int]) -> None:
+            async with asyncio.timeout(60):
+                while manager.book.amounts().get(RESOURCE) != amounts:
+                    told.clear()
+                    await told.wait()
+        async with asyncio.TaskGroup() as group:
+            for wait in (200, 301):
+                task = group.create_task(manager.follow(RESOURCE, "lab.sock", api.DevicePluginOptions()))
+                await counted((1, 1))
+                ends[-1].set()
+                await counted((1, 0))
+                while not manager._gone:  # noqa: ASYNC110 - the next turn of the loop
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                await clock.advance(wait)
+                if wait == 200:
+                    await counted((1, 0))
+            await task
+            assert manager.book.amounts() == {RESOURCE: (0, 0)}
+    monkeypatch.setattr(manager_module, "Plugin", Plugin)
     asyncio.run(body())
 
 
