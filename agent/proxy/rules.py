@@ -137,7 +137,8 @@ class _Writer:
         self.port, self.pods, self.family, self.piece = port, pods, family, piece
         self.host = 128 if family == 6 else 32
         unique = chain_hash(port.name + port.protocol)
-        self.svc, self.svl, self.ext, self.fw = (f"KUBE-{kind}-{unique}" for kind in ("SVC", "SVL", "EXT", "FW"))
+        self.svc, self.svl = f"KUBE-SVC-{unique}", f"KUBE-SVL-{unique}"
+        self.ext, self.fw = f"KUBE-EXT-{unique}", f"KUBE-FW-{unique}"
 
     def own(self, name: str, rules: Iterable[str]) -> None:
         self.piece.own["nat", name] = tuple(rules)
@@ -241,25 +242,23 @@ class _Writer:
                                                        f"{self.to(address, port.port)} -j DROP")
 
     def _balance(self, endpoints: tuple[Endpoint, ...]) -> list[str]:
-        """Equal chances: the first of n takes 1/n, the next 1/(n-1) of the rest, the last everything."""
-        found = []
-        if self.port.affinity:
+        """Equal chances: the first of n takes 1/n, the next 1/(n-1) of the rest, the last everything.
+
+        A pod may reach itself through us if it runs here, or comes from elsewhere to a node port it keeps its own
+        address for; only then must the source be looked at once more, in a chain of the endpoint's."""
+        port, found, rest = self.port, [], len(endpoints)
+        every = bool(port.affinity or (port.external_local and port.external))
+        if port.affinity:
             for endpoint in endpoints:
                 sep = self._sep(endpoint)
-                found.append(f"-m recent --rcheck --seconds {self.port.affinity} --reap "
-                             f"--name {sep} --rsource -j {sep}")
-        for index, endpoint in enumerate(endpoints):
-            chance = _chance(len(endpoints) - index)
-            if self._needs_sep(endpoint):
-                found.append(f"{chance}-j {self._sep(endpoint)}")
+                found.append(f"-m recent --rcheck --seconds {port.affinity} --reap --name {sep} --rsource -j {sep}")
+        for endpoint in endpoints:
+            if every or endpoint.local:
+                found.append(f"{_chance(rest)}-j {self._sep(endpoint)}")
             else:
-                found.append(f"-p {self.port.protocol} {chance}-j DNAT --to-destination {endpoint}")
+                found.append(f"-p {port.protocol} {_chance(rest)}-j DNAT --to-destination {endpoint}")
+            rest -= 1
         return found
-
-    def _needs_sep(self, endpoint: Endpoint) -> bool:
-        """A pod may reach itself through us if it runs here, or comes from elsewhere to a node port it keeps its own
-        address for; only then must the source be looked at once more."""
-        return bool(self.port.affinity or endpoint.local or (self.port.external and self.port.external_local))
 
     def _sep(self, endpoint: Endpoint) -> str:
         port = self.port
