@@ -2,7 +2,8 @@
 
 `Segment()` is the cable, `Machine(segment, number)` a host on it: a Debian 12 with systemd, a file tree, processes,
 network and control groups of its own. It can be rebooted (by itself), cut off from power and switched on again. The
-kernel's settings outside of the network are read-only in it: they belong to all.
+kernel's settings outside of the network are read-only in it: they belong to all. Where PELAMIS_HOST_RELEASE names
+another release its libraries come from PyPI, as on a user's host.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from pathlib import Path
 
 from tests.client.fresh import CHECKOUT, COMMAND_SECONDS, KEPT, MIRROR, SKIPPED, Fresh
 
-ARCHIVE = KEPT.with_name("host-12.tar")
-TREE = Path("/var/tmp/pelamis-host-root")
+OWN = "bookworm"  # its Python is that of these tests
+RELEASE = os.environ.get("PELAMIS_HOST_RELEASE", OWN)
+ARCHIVE = KEPT.with_name(f"host-{RELEASE}.tar")
+TREE = Path(f"/var/tmp/pelamis-host-{RELEASE}")
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "udev", "libpam-systemd", "containerd", "runc", "iptables", "iproute2",
             "python3", "python3-venv", "curl", "kmod", "procps", "conntrack", "ca-certificates", "nftables")
 # Services of the distribution that would do nothing but cost time here, or that touch what the machines share.
@@ -39,7 +42,7 @@ def tree() -> Path:
             ARCHIVE.parent.mkdir(parents=True, exist_ok=True)
             fresh = ARCHIVE.with_suffix(".new.tar")
             subprocess.run(["mmdebstrap", "--variant=minbase", "--mode=root", "--quiet",
-                            "--include=" + ",".join(PACKAGES), "bookworm", fresh, MIRROR],
+                            "--include=" + ",".join(PACKAGES), RELEASE, fresh, MIRROR],
                            check=True, timeout=COMMAND_SECONDS)
             fresh.replace(ARCHIVE)
         made = TREE.with_name(TREE.name + ".new")
@@ -102,7 +105,8 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/system
         for name in MASKED:
             (self.root / "etc/systemd/system" / name).symlink_to("/dev/null")
         shutil.copytree(CHECKOUT, self.root / "root/pelamis", ignore=shutil.ignore_patterns(*SKIPPED), symlinks=True)
-        self._libraries(self.root / "root/venv")
+        if RELEASE == OWN:
+            self._libraries(self.root / "root/venv")
 
     def _libraries(self, venv: Path) -> None:
         """The Python environment of these tests, as if the checkout's first command had made it."""

@@ -122,7 +122,7 @@ def test_a_smaller_mtu_on_the_way_and_a_firewall(lab: Lab) -> None:
     rule = "INPUT -p tcp --dport 10250 ! -i lo -j DROP"
     with changed(agent, f"iptables -I {rule}", f"iptables -D {rule}"):
         finds(server, "port 10250 of host2", "--dport 10250 -j ACCEPT")
-    lacks(server, "host2")
+    eventually(lambda: lacks(server, "host2"))
 
 
 AS_TOMORROW = """

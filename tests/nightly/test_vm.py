@@ -68,6 +68,8 @@ def test_a_node_on_cgroup_v2(tmp_path: Path) -> None:
         pytest.skip("needs root: it makes a disk of a file tree that root owns")
     if shutil.which("qemu-system-x86_64") is None or shutil.which("mmdebstrap") is None:
         pytest.skip("needs qemu: apt-get install qemu-system-x86 mmdebstrap")
+    if not kubectls():
+        pytest.skip("needs kubectl on PATH: apt-get install kubernetes-client")
     work = tmp_path / "work.yaml"
     work.write_text(WORKLOAD)
     told = vm.run(SCRIPT, tmp_path, {"work.yaml": work, "demo.tar": demo.built(demo.DEMO, Paths(tmp_path / "images")),

@@ -55,16 +55,25 @@ def run(script: str, folder: Path, files: dict[str, Path]) -> str:
     _fill(root, script, files)
     kernel, initrd = (next((root / "boot").glob(f"{name}-*")) for name in ("vmlinuz", "initrd.img"))
     disk, told = folder / "disk.raw", folder / "told"
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, disk, DISK], check=True)
+    try:
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", root, disk, DISK], check=True)
+        _boot(kernel, initrd, disk, folder / "console", told)
+    finally:  # gigabytes, which pytest would keep for several runs
+        shutil.rmtree(root)
+        disk.unlink(missing_ok=True)
+    return told.read_text(errors="replace").replace("\r", "")
+
+
+def _boot(kernel: Path, initrd: Path, disk: Path, console: Path, told: Path) -> None:
+    """Run the machine until it switches itself off."""
     subprocess.run(
         ["qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max", "-smp", "2",
          "-m", MEMORY, "-nodefaults", "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", initrd, "-append",
          "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 mitigations=off nokaslr",
          "-drive", f"file={disk},if=virtio,format=raw,cache=unsafe", "-device", "virtio-rng-pci",
-         "-serial", f"file:{folder}/console", "-serial", f"file:{told}",
+         "-serial", f"file:{console}", "-serial", f"file:{told}",
          "-netdev", "user,id=n0,net=192.168.56.0/24,host=192.168.56.1", "-device", "virtio-net-pci,netdev=n0"],
         check=True, timeout=RUN_SECONDS)
-    return told.read_text(errors="replace").replace("\r", "")
 
 
 def _fill(root: Path, script: str, files: dict[str, Path]) -> None:

@@ -1,0 +1,56 @@
+"""What an install does on each release, by what its programs say and its files hold: as told in docs/hosts.md."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from agent.dns import upstreams
+from agent.kubelet import containerd
+from controlplane.cli import packages
+from controlplane.machinery.paths import Paths
+
+DOCS = Path(__file__).resolve().parents[3] / "docs/hosts.md"
+STUB = "# by systemd-resolved\nnameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n"
+REAL = "nameserver 192.168.56.1\nsearch lan\n"
+
+
+def told(row: str) -> dict[str, str]:
+    """A row of the table of releases: release → cell."""
+    table = DOCS.read_text().partition("## Releases\n")[2].splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table if line.startswith("|")]
+    return dict(zip(cells[0][1:], next(line for line in cells if line[0] == row)[1:]))
+
+
+@pytest.mark.parametrize(("release", "says", "dialect", "files"), [
+    ("Debian 12", "1.6.20~ds1 1.6.20~ds1-1+deb12u1", 2, ["", "", REAL]),
+    ("Debian 13", "1.7.24~ds1 1.7.24~ds1-6+deb13u1", 2, [REAL, "", STUB]),
+    ("Ubuntu 24.04", "1.7.28 ", 2, [REAL, "", STUB]),
+    ("Docker's packages", "v2.1.5 fcd43222d6b07379a4be9786bda52438f0dd16a1", 3, ["", "", REAL])])
+def test_containerd_and_resolvers(tmp_path, monkeypatch, release, says, dialect, files):
+    for name in ("containerd", "runc"):
+        (tmp_path / name).write_text(f"#!/bin/sh\necho containerd github.com/containerd/containerd {says}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(containerd, "systemd_cgroups", lambda: True)  # both versions of systemd, on cgroup v2 alone
+    facts = containerd.facts(str(tmp_path))
+    written = tomllib.loads(containerd.config(Paths(), facts))
+    assert written["version"] == dialect and "'SystemdCgroup': True" in str(written)
+    assert upstreams.choose(files, []) == (("192.168.56.1", 53),), "never the stub, which may ask us"
+    if (version := told("containerd").get(release)):
+        assert says.startswith(version + ".")
+
+
+def test_packages_of_a_fresh_host(tmp_path, monkeypatch):
+    """The same names on every release; what Docker brought is not installed again."""
+    monkeypatch.setattr(packages, "SEARCH", str(tmp_path))
+    assert packages.missing() == ["conntrack", "containerd", "iptables", "runc"]
+    for name in ("containerd", "runc", "iptables-restore"):
+        (tmp_path / name).touch(0o755)
+    assert packages.missing() == ["conntrack"]
+
+
+def test_every_python_told_of_may_run_it():
+    least = re.search(r'requires-python = ">=(\d+)\.(\d+)"', (DOCS.parents[1] / "pyproject.toml").read_text())
+    for version in told("Python").values():
+        assert tuple(map(int, version.split("."))) >= (int(least[1]), int(least[2]))
