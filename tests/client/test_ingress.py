@@ -17,10 +17,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from agent.image import demo
 
-from . import edge
 from .cluster import NODE_IP, eventually
 
-pytest.importorskip("kubernetes.leaderelection.resourcelock.leaselock", reason="needs a client that knows Leases")
+edge = pytest.importorskip("tests.client.edge", reason="needs the kubernetes package with locks by Leases")
 pytestmark = pytest.mark.client
 HOST, SHOP = "shop.example", "shop"
 RULES = [  # as stock controllers ask for
