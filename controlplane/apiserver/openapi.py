@@ -52,6 +52,7 @@ def group_versions(registry: Registry) -> dict[str, list[Resource]]:
 CHOICES_V3: dict[str, Body] = {
     "quantity": {"oneOf": [{"type": "string"}, {"type": "number"}]},
     "int-or-string": {"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]}}
+V2_HOME = "#/definitions/"  # where the references of the v2 document point
 CHOICES_V2: dict[str, Body] = {"quantity": {"type": "string"},
                                "int-or-string": {"type": "string", "format": "int-or-string"}}
 
@@ -90,8 +91,7 @@ class _Schemas:
     def _node(self, node: Body, texts: dict[str, str]) -> Body:
         if "$ref" in node:
             reference = {"$ref": self._home + node["$ref"]}
-            rest = {k: v for k, v in node.items() if k.startswith("x-kubernetes-")}
-            return {"allOf": [reference], **rest} if rest else reference
+            return self._beside(reference, {k: v for k, v in node.items() if k.startswith("x-kubernetes-")})
         made = dict(node)
         if "properties" in node:
             made["properties"] = {field: self._property(sub, texts.get(field, ""))
@@ -105,9 +105,12 @@ class _Schemas:
         made = self._node(node, {})
         if not text:
             return made
-        if "$ref" in made:  # what stands beside a $ref is ignored by readers
-            made = {"allOf": [made]}
-        return {"description": text, **made}
+        return self._beside(made, {"description": text}) if "$ref" in made else {"description": text, **made}
+
+    def _beside(self, reference: Body, more: Body) -> Body:
+        """A reference and what is said of it. Readers of v3 ignore what stands beside one; those of v2 follow no
+        other form."""
+        return {**more, **reference} if self._home == V2_HOME or not more else {**more, "allOf": [reference]}
 
 
 def references(node: Body) -> Iterator[str]:
@@ -188,7 +191,7 @@ def document(resources: list[Resource]) -> Body:
 
 def swagger(resources: list[Resource]) -> Body:
     """The v2 document of some resources: the same paths without bodies, the same schemas."""
-    schemas = _Schemas("#/definitions/", CHOICES_V2)
+    schemas = _Schemas(V2_HOME, CHOICES_V2)
     operations = {path: {m: {k: v for k, v in op.items() if k.startswith("x-")} | {
         "responses": {"200": {"description": "OK"}}} for m, op in item.items() if m != "parameters"}
         for r in resources for path, item in paths(r).items()}

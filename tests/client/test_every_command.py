@@ -40,6 +40,15 @@ CSR = json.dumps({"apiVersion": "certificates.k8s.io/v1", "kind": "CertificateSi
                       "request": base64.b64encode(pem("jane")).decode(), "usages": ["client auth"],
                       "signerName": "kubernetes.io/kube-apiserver-client"}})
 
+EVENT = json.dumps({"apiVersion": "v1", "kind": "Event", "metadata": {"name": "one.1", "namespace": "default"},
+                    "involvedObject": {"apiVersion": "v1", "kind": "Pod", "name": "one", "namespace": "default"},
+                    "type": "Warning", "reason": "Told", "message": "so it was",
+                    "lastTimestamp": "2026-01-01T00:00:00Z"})
+AWAY = json.dumps({"apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.far.io"},
+                   "spec": {"group": "far.io", "version": "v1", "groupPriorityMinimum": 1, "versionPriority": 1,
+                            "service": {"name": "away", "namespace": "default"}}})
+SET = ('{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"%s","namespace":"default","labels":{"set":"a"}}}')
+
 # command | what it prints | what it reads. A command that begins with ! fails.
 SESSION = [
     ("cluster-info", "is running at"), ("version", "Server Version"), ("api-versions", "apps/v1"),
@@ -72,6 +81,8 @@ SESSION = [
     ("set selector service web app=web", "selector updated"), ("set subject rolebinding rb --user=ann", "updated"),
     ("rollout pause deployment/web", "paused"), ("rollout resume deployment/web", "resumed"),
     ("rollout restart deployment/web", "restarted"), ("rollout history deployment/web", "deployment.apps/web"),
+    ("!rollout undo deployment/web --to-revision=7", "unable to find"),
+    ("set env deployment/web --from=configmap/c", "env updated"), ("label deployment web --list", "app=web"),
     ("scale deployment/web --current-replicas=2 --replicas=1", "scaled"),
     ("!scale deployment/web --current-replicas=7 --replicas=1", "Expected replicas to be 7"),
     ("label deployment web tier=x", "labeled"), ("!label deployment web tier=y", "already has a value"),
@@ -92,20 +103,39 @@ SESSION = [
     (["patch", "deployment", "web", "--subresource=scale", "--type=merge", "-p", '{"spec":{"replicas":3}}'], "patched"),
     ("get deployment web --subresource=scale -o yaml", "replicas: 3"), ("edit configmap m", "edited"),
     ("get configmap m -o jsonpath={.data.a}", "edited"), ("explain pod.spec.containers.livenessProbe", "FIELDS"),
-    ("explain configmap --recursive", "<string>"), ("get --raw /readyz", "ok"), ("get all", "deployment.apps/web"),
+    ("explain configmap --recursive", "<string>"),
+    ("explain deployment.spec --output plaintext-openapiv2", "minReadySeconds"),
+    ("explain cronjob --recursive --api-version=batch/v1", "jobTemplate"),
+    ("get --raw /readyz", "ok"), ("get all", "deployment.apps/web"),
     ("get deployments,services -o wide --show-labels", "web"), ("get pods -o custom-columns=N:.metadata.name", "one"),
     ("get pods -o name --sort-by=.metadata.creationTimestamp", "pod/one"), ("get componentstatuses", "NAME"),
-    ("events", "No events found"),
+    ("events", "No events found"), ("create -f -", "created", EVENT),
+    ("events --for pod/one --types=Warning", "so it was"),
+    ("!events --for nothing/at-all", "the server doesn't have a resource type"),
+    ("cluster-info dump --namespaces=default", '"name": "one"'),
+    ("create configmap never --dry-run=server -o name", "configmap/never"),
+    ("create -f -", "created", AWAY),
+    ("wait --for=condition=Available=false apiservice/v1.far.io --timeout=20s", "condition met"),
+    ("api-resources", "deployments"), ("get deployments", "web"), ("delete apiservice v1.far.io", "deleted"),
     ("wait --for=jsonpath={.status.phase}=Pending pod/one --timeout=20s", "condition met"),
+    ("apply -l set=a --prune -f -", "created", SET % "kept"),
+    ("apply -l set=a --prune --prune-allowlist=core/v1/ConfigMap -f -", "configmap/kept pruned", SET % "other"),
+    ("apply --prune --applyset=configmaps/mine -n default -f -", "configmap/first created", SET % "first"),
+    ("apply --prune --applyset=configmaps/mine -n default -f -", "configmap/first pruned", SET % "second"),
+    ("get configmap mine -o jsonpath={.metadata.labels}", "applyset.kubernetes.io/id"),
+    ("delete configmap second --wait=false", "deleted"), ("wait --for=delete configmap/second --timeout=20s", ""),
     ("wait --for=create configmap/m --timeout=20s", "m"), ("describe deployment web", "RollingUpdateStrategy"),
     ("describe service web", "Session Affinity"), ("describe namespace default", "Resource Quotas"),
     ("describe pod one", "QoS Class"), ("describe ingress ing", "a.b"), ("describe quota q", "Resource"),
     ("debug one --image=i --container=dbg -- true", ""),
     ("get pod one -o jsonpath={.spec.ephemeralContainers[*].name}", "dbg"),
     ("debug one --copy-to=two --image=i -- true", ""), ("get pod two -o name", "pod/two"),
+    ("debug one --copy-to=three --set-image=*=x --same-node", ""), ("get pod three -o jsonpath={..image}", "x"),
     ("create -f -", "created", NODE),
     ("taint nodes n1 x=y:NoSchedule", "tainted"), ("taint nodes n1 x-", "untainted"), ("cordon n1", "cordoned"),
     ("drain n1 --force", "drained"), ("uncordon n1", "uncordoned"), ("describe node n1", "Taints"),
+    ("debug node/n1 --image=i --profile=general -- true", "Creating debugging pod node-debugger-n1-"),
+    ("get pods -o jsonpath={.items[*].spec.nodeName}", "n1"),
     ("create -f -", "created", CSR), ("get csr csr", "Pending"), ("certificate approve csr", "approved"),
     ("wait --for=condition=Approved csr/csr --timeout=20s", "condition met"), ("describe csr csr", "jane"),
     ("delete csr csr", "deleted"), ("create -f -", "created", CSR), ("certificate deny csr", "denied"),
@@ -131,7 +161,7 @@ def test_every_command_does_its_work(which, tmp_path):
 
     async def play():
         async with serving(tls=tmp_path, authorization_mode=("Node", "RBAC")) as api:
-            k = Kubectl(api, tmp_path, binary, {"KUBE_EDITOR": str(editor)})
+            k = Kubectl(api, tmp_path, binary, {"KUBE_EDITOR": str(editor), "KUBECTL_APPLYSET": "true"})
             failures = []
             for command, prints, *reads in SESSION:
                 words = command.split() if isinstance(command, str) else list(command)

@@ -140,6 +140,8 @@ def test_openapi_v2_says_the_same_in_both_forms(context):
     properties = pairs(definitions["io.k8s.api.core.v1.Pod"], 25, 1)
     assert properties.keys() == pod["properties"].keys()
     assert all_of(properties["kind"], 22, 1) == [b"string"]
+    assert pod["properties"]["spec"].keys() == {"description", "$ref"}  # readers of v2 follow no other form
+    assert all_of(properties["spec"], 1) == [b"#/definitions/io.k8s.api.core.v1.PodSpec"]
     extensions = pairs(definitions["io.k8s.api.core.v1.Pod"], 31)
     [kinds] = all_of(extensions["x-kubernetes-group-version-kind"], 2)
     assert orjson.loads(kinds) == pod["x-kubernetes-group-version-kind"]
