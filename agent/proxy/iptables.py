@@ -83,6 +83,8 @@ def _missing(saved: Mapping[str, str]) -> list[Hook]:
 class Writer:
     """The kernel's side. Not thread safe: one worker at a time."""
 
+    alone = False  # others write into these tables too
+
     def __init__(self, backend: xtables.Backend, ledger: Ledger | None = None) -> None:
         self.backend, self._ledger = backend, ledger
         self.tells = backend.is_nft  # a loss is heard of by `guard`

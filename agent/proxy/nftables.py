@@ -27,6 +27,7 @@ class Writer:
     """The kernel's side of one family."""
 
     tells = True  # a loss is heard of by `guard`
+    alone = True  # a load is one transaction into a table of its own; whether it holds is one small question
 
     def __init__(self, chains: Chains, ledger: Ledger | None = None) -> None:
         self._chains, self._ledger, self._family = chains, ledger, chains.family

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from agent.proxy import model
@@ -63,6 +64,7 @@ class Proxy:
         self._zone = ""
         self._look = self._writing = False
         self._wake = asyncio.Event()
+        self._guard: Guard | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
         self._health = HealthServers()
         self._orphans = Orphans(client, self.slices, self._do, clock)
@@ -124,7 +126,7 @@ class Proxy:
     async def _follow(self) -> None:
         await self.services.synced()
         await self.slices.synced()
-        guard = _guard(self._lost)
+        self._guard = _guard(self._lost)
         retry = 0.0
         try:
             while True:
@@ -145,8 +147,8 @@ class Proxy:
                 await self._wake.wait()
                 await self._clock.sleep(HEAL_GATHER if self._look else GATHER)
         finally:
-            if guard:
-                guard.close()
+            if self._guard:
+                self._guard.close()
 
     def _make_sides(self) -> list[Side]:
         return [Side(self._mode, pods, 6 if ":" in pods else 4, self._ledger, self._backend) for pods in self._pods]
@@ -181,12 +183,20 @@ class Proxy:
         """How many of the sides were loaded whole."""
         self._writing = True
         try:
-            whole = sum([await self._do(side.write) for side in sides])
+            with self._deaf(sides):
+                whole = sum([await self._do(side.write) for side in sides])
         finally:
             self._writing = False
         if any(side.writer.suspicious() for side in sides if not side.writer.tells):
             self._lost()  # somebody else wrote at the same time
         return whole
+
+    def _deaf(self, sides: list[Side]) -> AbstractContextManager[None]:
+        """While everything is loaded in one transaction: what is not heard meanwhile is looked for afterwards."""
+        if self._guard is None or not any(side.writer.alone and side.loads for side in sides):
+            return nullcontext()
+        self._lost()
+        return self._guard.deaf()
 
     def _plan(self, key: ServiceKey, family: int) -> tuple[ServicePort, ...]:
         slices = self.slices.by("service", f"{key[0]}/{key[1]}")

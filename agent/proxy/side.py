@@ -34,6 +34,8 @@ class Planner(Protocol):
 class Writer(Protocol):
     @property
     def tells(self) -> bool: ...
+    @property
+    def alone(self) -> bool: ...
     def hasten(self, part: Any) -> None: ...
     def load(self, everything: Any) -> None: ...
     def fits(self, change: Any) -> bool: ...
@@ -99,9 +101,14 @@ class Side:
     def due(self) -> bool:
         return self._whole or bool(self._change)
 
+    @property
+    def loads(self) -> bool:
+        """Whether a write would be a load of everything."""
+        return self._whole or not self.writer.fits(self._change)
+
     def write(self) -> bool:
         """Make the kernel agree; whether everything was loaded. Raises OSError, RestoreError or Finding."""
-        whole = self._whole or not self.writer.fits(self._change)
+        whole = self.loads
         if self._first:
             self.writer.leave()
         if whole:

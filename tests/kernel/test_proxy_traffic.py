@@ -7,11 +7,13 @@ import socket
 import subprocess
 import threading
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
 from agent.proxy import nftables, side
 from agent.proxy.cleanup import cleanup
+from agent.proxy.guard import Guard
 from netsetup import flows, xtables
 from netsetup.rtnetlink import attributes, packed
 
@@ -166,6 +168,21 @@ def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster
     client.join()
     assert failures == []
     assert cluster.rules() == saved
+
+
+def test_a_guard_that_is_deaf_costs_no_events(make_namespace: Callable[[str], Namespace]) -> None:
+    node = make_namespace("node")
+    guard = node.run(Guard, lambda: None)
+
+    def lose() -> None:
+        node.sh("nft add table ip nat; nft add chain ip nat KUBE-SERVICES; nft delete table ip nat")
+
+    with guard.deaf():
+        lose()
+        assert not guard._drain()
+    lose()
+    assert guard._drain()
+    guard._socket.close()
 
 
 def test_services_outgrow_the_room_their_maps_were_given(cluster: Cluster, monkeypatch) -> None:
