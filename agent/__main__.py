@@ -13,6 +13,7 @@ import gc
 import logging
 import signal
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,6 @@ class Agent:
         from agent.kubelet.volumes.build import build
         from agent.kubelet.volumes.csidrivers import home
         from agent.kubelet.volumes.objects import Objects
-        from controlplane.client import identity
         from controlplane.client.events import Recorder
         from controlplane.client.informer import Informer
         from controlplane.machinery.resources import named
@@ -109,26 +109,34 @@ class Agent:
         keeping = self._keeping = Housekeeping(context, kubelet, node, ledger)
         server = self._server(runtime, kubelet, client, context, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
+        parts = (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers, keeping, kubelet,
+                 *self._devices(context, kubelet, node, drivers))
         try:
-            async with asyncio.TaskGroup() as group:
-                for part in (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers,
-                             keeping, *self._devices(context, kubelet, node, drivers)):
-                    group.create_task(part.run(), name=type(part).__name__)
-                group.create_task(kubelet.run(), name="Kubelet")
-                self._clients["node"], files = client, {options.kubeconfig: client}
-                group.create_task(identity.follow(files, server.reload), name="certificates")
-                if options.rotate:
-                    from agent.kubelet.rotation import Rotation
-                    rotation = Rotation(self.paths, options.name, options.node_ip, self._clients, server.reload)
-                    group.create_task(rotation.run(), name="Rotation")
-                if options.proxy_kubeconfig is not None:
-                    group.create_task(self._proxy(ledger, network, files), name="Proxy")
-                await asyncio.gather(kubelet.relisted.wait(), network.listening.wait(), server.listening.wait())
-                gc.collect()
-                gc.freeze()  # what is built by now lives as long as the process
-                self.ready.set()
+            await self._run_together(parts, client, server, network, ledger,
+                                     (kubelet.relisted, network.listening, server.listening))
         finally:
             await context.checks.close()
+
+    async def _run_together(self, parts: Iterable[Any], client: Any, server: Any, network: Any, ledger: Any,
+                            begun: Iterable[asyncio.Event]) -> None:
+        """Run the parts, and those that few options ask for; the agent is ready when all of `begun` have."""
+        from controlplane.client import identity
+        options = self.options
+        async with asyncio.TaskGroup() as group:
+            for part in parts:
+                group.create_task(part.run(), name=type(part).__name__)
+            self._clients["node"], files = client, {options.kubeconfig: client}
+            group.create_task(identity.follow(files, server.reload), name="certificates")
+            if options.rotate:
+                from agent.kubelet.rotation import Rotation
+                rotation = Rotation(self.paths, options.name, options.node_ip, self._clients, server.reload)
+                group.create_task(rotation.run(), name="Rotation")
+            if options.proxy_kubeconfig is not None:
+                group.create_task(self._proxy(ledger, network, files), name="Proxy")
+            await asyncio.gather(*(event.wait() for event in begun))
+            gc.collect()
+            gc.freeze()  # what is built by now lives as long as the process
+            self.ready.set()
 
     def _ways_to_services(self, ledger: Any) -> None:
         from netsetup import routes
