@@ -164,6 +164,27 @@ def test_cp_of_64_megabytes_both_ways(cluster, pod, binary, tmp_path):
     cluster.kubectl("exec", pod, "--", "rm", "/tmp/copied")
 
 
+def test_cp_of_a_folder_both_ways(cluster, pod, tmp_path):
+    tree = tmp_path / "tree"
+    (tree / "a/b").mkdir(parents=True)
+    for name, content in (("top", b"1"), ("a/empty", b""), ("a/b/with space", os.urandom(70_000))):
+        (tree / name).write_bytes(content)
+    cluster.kubectl("cp", str(tree), f"{pod}:/tmp/tree")
+    cluster.kubectl("cp", f"{pod}:/tmp/tree", str(tmp_path / "back"))
+    there, back = ({str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+                   for root in (tree, tmp_path / "back"))
+    assert there == back and len(back) == 3
+    cluster.kubectl("exec", pod, "--", "rm", "-r", "/tmp/tree")
+
+
+def test_top_tells_what_pods_and_nodes_use(cluster, pod):
+    eventually(lambda: cluster.run("kubectl", "top", "pod", pod, "--containers", check=False).returncode == 0)
+    heads, row = (line.split() for line in cluster.kubectl("top", "pod", pod, "--containers").splitlines())
+    assert heads == ["POD", "NAME", "CPU(cores)", "MEMORY(bytes)"] and row[0] == pod and row[2].endswith("m")
+    name = cluster.kubectl("get", "nodes", "-o", "jsonpath={.items[0].metadata.name}")
+    assert name in cluster.kubectl("top", "node")
+
+
 def test_logs_follow_across_rotation(cluster):
     lines = 200_000  # of 130 bytes with the runtime's prefix, 26 MB: turned over twice
     script = ("while [ ! -e /tmp/go ]; do sleep 0.1; done; "
