@@ -201,8 +201,9 @@ def test_how_a_container_ended_is_told(host: Host) -> None:
             greedy = await rig.pod("greedy", lambda p: p["status"]["phase"] == "Failed")
             ended = state(greedy)["state"]["terminated"]
             assert (ended["reason"], ended["exitCode"]) == ("OOMKilled", 137)
-            late = await rig.pod("late", lambda p: "terminated" in str(state(p)))
-            assert late["status"]["reason"] == "DeadlineExceeded" and late["status"]["phase"] == "Failed"
+            # On a busy machine its time may be up before it has begun.
+            late = await rig.pod("late", lambda p: p["status"]["phase"] == "Failed" and "running" not in str(state(p)))
+            assert late["status"]["reason"] == "DeadlineExceeded"
             absent = await rig.pod("absent", lambda p: "terminated" in state(p).get("state", {}))
             ended = state(absent)["state"]["terminated"]
             assert (ended["reason"], ended["exitCode"]) == ("StartError", 128)
