@@ -130,7 +130,8 @@ def test_devices_of_a_claim_are_prepared_and_given_back(host: Host, tmp_path: Pa
                     assert [c["name"] for c in read(root / "pods/uid-lab")] == ["lab-lab"]
                     await rig.remove("lab")
                     assert driver.calls[1:] == [("unprepare", "lab-lab")]
-                await create(rig, "late")  # after the driver has gone
+                await eventually(lambda: done(drivers.claim_socket(DRIVER) is None), PATIENCE)
+                await create(rig, "late")
                 await rig.pod("late", lambda p: f"driver {DRIVER} is not registered" in str((p or {}).get("status")))
                 await rig.remove("late")
             finally:
