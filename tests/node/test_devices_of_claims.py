@@ -8,7 +8,7 @@ import json
 import os
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,8 @@ async def described(host: Host, device: Path) -> AsyncIterator[None]:
         yield
     finally:
         spec.unlink()
+        with suppress(OSError):  # somebody else's are there
+            spec.parent.rmdir()
 
 
 async def create(rig: Rig, name: str) -> None:
