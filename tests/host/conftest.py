@@ -15,6 +15,7 @@ from tests.client.cluster import eventually, kubectls
 from tests.host.machine import Machine, Segment, obstacle
 
 IMAGE = "demo.tar"
+KUBECTL_SECONDS = 180.0  # more than what any command here is told to wait
 
 
 class Lab:
@@ -48,7 +49,7 @@ class Lab:
         done = subprocess.run(
             ["nsenter", f"--net=/run/netns/{self.server.netns}", kubectls()[0],
              f"--kubeconfig={self.server.root}/etc/pelamis/admin.kubeconfig", "--cache-dir", f"{self.server.root}/tmp",
-             *arguments], capture_output=True, text=True, input=input, timeout=60)
+             *arguments], capture_output=True, text=True, input=input, timeout=KUBECTL_SECONDS)
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stdout} {done.stderr}"
         return done.stdout
 

@@ -31,7 +31,7 @@ MASKED = ("systemd-udevd.service", "systemd-udev-trigger.service", "systemd-sysc
           "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "fstrim.timer",
           "systemd-timesyncd.service", "systemd-networkd.service", "e2scrub_reap.service",
           "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "dev-hugepages.mount", "sys-fs-fuse-connections.mount")
-BOOT_SECONDS = 60.0
+BOOT_SECONDS = 180.0  # a machine whose cores are busy with other tests
 PAUSE = 0.05
 
 

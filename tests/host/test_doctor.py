@@ -174,7 +174,7 @@ def test_a_damaged_store(lab: Lab) -> None:
 def test_a_sandbox_without_a_pod_and_a_version_that_does_not_fit(lab: Lab) -> None:
     server, agent = lab.server, lab.agents[0]
     lab.kubectl("run", "left", f"--image={demo.DEMO}", "--overrides", '{"spec": {"nodeName": "host2"}}')
-    lab.kubectl("wait", "--for=condition=Ready", "pod/left", "--timeout=60s")
+    lab.kubectl("wait", "--for=condition=Ready", "pod/left", "--timeout=150s")
     agent.run("systemctl", "stop", "pelamis-agent")
     lab.kubectl("delete", "pod", "left", "--force", "--grace-period=0")
     lab.kubectl("patch", "node", "host2", "--subresource=status", "-p",

@@ -88,7 +88,7 @@ def test_a_node_on_it(lab: Lab, host: Stranger, tmp_path: Path) -> None:
     host.pelamis("image", "import", "/root/demo.tar")
     lab.kubectl("run", "guest", f"--image={demo.DEMO}", "--overrides",
                 '{"spec": {"nodeName": "host4", "terminationGracePeriodSeconds": 1}}')
-    lab.kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=60s")
+    lab.kubectl("wait", "--for=condition=Ready", "pod/guest", "--timeout=150s")
     assert demo.DEMO in host.run("ctr", "-n", "k8s.io", "containers", "ls").stdout
     assert lab.kubectl("exec", "guest", "--", "/bin/busybox", "echo", "here") == "here\n"
     done = host.pelamis("reset")

@@ -132,7 +132,7 @@ def test_units(lab: Lab) -> None:
 
 def test_a_workload_across_the_hosts(lab: Lab) -> None:
     lab.kubectl("apply", "-f", "-", input=WORKLOAD)
-    lab.kubectl("rollout", "status", "daemonset/each", "--timeout=60s")
+    lab.kubectl("rollout", "status", "daemonset/each", "--timeout=150s")
     assert set(pods(lab)) == {"host1", "host2", "host3"}
     eventually(lambda: answers(lab))
 
@@ -246,7 +246,7 @@ def skewed(lab: Lab) -> None:
         assert agent.run("readlink", "/usr/local/lib/pelamis/current").stdout.startswith("0.1.")
     eventually(lab.ready)
     lab.kubectl("create", "deployment", "skewed", f"--image={demo.DEMO}", "--replicas=4")
-    lab.kubectl("rollout", "status", "deployment/skewed", "--timeout=60s")
+    lab.kubectl("rollout", "status", "deployment/skewed", "--timeout=150s")
     where = lab.kubectl("get", "pods", "-l", "app=skewed", "-o", "jsonpath={.items[*].spec.nodeName}").split()
     assert set(where) == {"host1", "host2", "host3"}
     some = lab.kubectl("get", "pods", "-l", "app=skewed", "-o", "name", "--field-selector", "spec.nodeName=host3")
@@ -271,7 +271,7 @@ def test_an_upgrade_that_drains_first(lab: Lab) -> None:
         lab.kubectl("patch", "poddisruptionbudget", "skewed", "-p", '{"spec": {"maxUnavailable": 1}}')
         rest = waiting.communicate()[0]
     assert waiting.returncode == 0 and "pods left" in rest and "0 pods left" not in rest, rest
-    lab.kubectl("rollout", "status", "deployment/skewed", "--timeout=60s")
+    lab.kubectl("rollout", "status", "deployment/skewed", "--timeout=150s")
     where = lab.kubectl("get", "pods", "-l", "app=skewed", "-o", "jsonpath={.items[*].spec.nodeName}").split()
     assert machine.name not in where and len(where) == 4
     assert pods(lab) == before
