@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from controlplane.machinery import names, structural, structuralrules
+from controlplane.machinery import schema as schemas
 from controlplane.machinery.customdefinitions import APPROVED, holds, protected
 from controlplane.machinery.errors import (
     IMMUTABLE,
@@ -22,10 +23,12 @@ from controlplane.machinery.errors import (
     not_supported,
     required,
     too_many,
+    type_invalid,
 )
 from controlplane.machinery.validate import hooks
 
 Object = dict[str, Any]
+_PROPS = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps"
 MAX_SELECTABLE = 8  # selectable fields of one version; upstream's bound: each is read for every object of a list
 MAX_WARNING = 256  # bytes of what users of a deprecated version are told
 COLUMN_TYPES = ("boolean", "date", "integer", "number", "string")
@@ -63,7 +66,8 @@ def definition(obj: Object) -> list[Cause]:
         wrong += _subresources(version, at)
     for at, version in _alike(spec, "additionalPrinterColumns", "spec"):
         wrong += _columns(version, at)
-    wrong += _selectable(spec)
+    if not any(cause.reason == "FieldValueTypeInvalid" for cause in wrong):
+        wrong += _selectable(spec)
     return [*found, *wrong, *_conversion(spec.get("conversion") or {}),
             *_names((obj.get("status") or {}).get("acceptedNames") or {}, "status.acceptedNames", False),
             *_stored(obj), *_approval(obj, group), *_preserving(spec)]
@@ -142,8 +146,32 @@ def _dense(value: Any) -> Any:
             if key == "default" or (one not in (None, "", []) and not (key == "properties" and one == {}))}
 
 
+def _misshapen(node: Object, path: str) -> Iterator[Cause]:
+    """What no schema can look like, below the fields whose own type is open: the rest of a body was checked before."""
+    for key, inner in node.items():
+        at = f"{path}.{key}"
+        if key in ("items", "additionalProperties") and isinstance(inner, dict):
+            faults = schemas.load().check(_PROPS, inner).errors
+            yield from (type_invalid(at, "object", fault) for fault in faults)
+            yield from () if faults else _misshapen(inner, at)
+        elif key in ("allOf", "anyOf", "oneOf", "x-kubernetes-validations"):
+            for index, one in enumerate(inner or ()):
+                if not isinstance(one, dict):
+                    yield type_invalid(f"{at}[{index}]", one, "must be an object")
+                elif key != "x-kubernetes-validations":
+                    yield from _misshapen(one, f"{at}[{index}]")
+        elif key == "properties":
+            for name, one in (inner or {}).items():
+                if isinstance(one, dict):
+                    yield from _misshapen(one, f"{at}[{name}]")
+        elif key == "not" and isinstance(inner, dict):
+            yield from _misshapen(inner, at)
+
+
 def _schema(schema: Object, path: str, status: bool) -> tuple[list[Cause], list[Cause]]:
     """(what is wrong, what costs too much) of one schema."""
+    if misshapen := list(_misshapen(schema, path)):
+        return misshapen, []
     found = [*_at_root(schema, path)] if status else []
     found += structuralrules.check(schema, path)
     if not any(node.get("x-kubernetes-validations") for _, node in structural.nodes(schema)):

@@ -102,6 +102,19 @@ def test_status_and_scale_are_apart():
     session(steps)
 
 
+def test_schemas_of_no_shape_are_refused_wherever_they_stand():
+    async def steps(api):
+        for wrong in ({"required": -1}, {"properties": [None]}, {"allOf": [None]}, {"type": 3},
+                      {"x-kubernetes-validations": [None]}, {"items": {"properties": 1}}):
+            for below in ({"type": "array", "items": wrong}, {"type": "object", "additionalProperties": wrong}):
+                spec = {"type": "object", "properties": {"x": below, "color": {"type": "string"}}}
+                made = {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec}}}
+                code, error = await api.call("POST", CRDS, definition(versions=[version(
+                    schema=made, selectableFields=[{"jsonPath": ".spec.color"}])]))
+                assert code == 422 and "properties[x]" in error["message"], (wrong, error)
+    session(steps)
+
+
 def test_replicas_that_are_no_number_have_no_scale():
     async def steps(api):
         subs = {"scale": {"specReplicasPath": ".spec.color", "statusReplicasPath": ".status.replicas"}}
