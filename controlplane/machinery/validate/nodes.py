@@ -122,9 +122,15 @@ def _event_place(obj: Object, field: str) -> list[Cause]:
     return [invalid("involvedObject.namespace", about, "does not match event.namespace")]
 
 
+# What upstream's errors call fields of events.k8s.io: by the names of the core group, whose objects it stores.
+_STORED_NAMES = {"regarding": "involvedObject", "note": "message", "deprecatedSource": "source",
+                 "deprecatedFirstTimestamp": "firstTimestamp", "deprecatedLastTimestamp": "lastTimestamp",
+                 "deprecatedCount": "count"}
+
+
 def event_v1_changes(new: Object, old: Object) -> list[Cause]:
     """Its series may grow; what happened does not change."""
     fixed = ("regarding", "reason", "note", "type", "eventTime", "action", "related", "reportingController",
              "reportingInstance", *_DEPRECATED_FIELDS)
-    return [invalid(field, new.get(field), IMMUTABLE) for field in fixed
+    return [invalid(_STORED_NAMES.get(field, field), new.get(field), IMMUTABLE) for field in fixed
             if (new.get(field) or None) != (old.get(field) or None)]

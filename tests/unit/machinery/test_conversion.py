@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from controlplane.machinery import conversion, objects, schema, strategy
 from controlplane.machinery.resources import BUILTIN
+from controlplane.machinery.validate.nodes import event_v1_changes
 
 REFERENCE = {"apiVersion": "apps/v1", "kind": "Deployment", "name": "d"}
 METRICS = [
@@ -67,3 +68,9 @@ def test_events_have_one_life_under_two_names():
     assert stored == {"apiVersion": "v1", "kind": "Event", "metadata": {"name": "e"}, "message": "n", "reason": "r",
                       "involvedObject": {"kind": "Pod"}, "reportingComponent": "c", "count": 2}
     assert conversion.from_storage("events.k8s.io/v1", stored) == event
+
+
+def test_what_happened_does_not_change_by_the_names_it_is_stored_under():
+    old = {"note": "n", "regarding": {"kind": "Pod"}, "series": {"count": 2}}
+    assert [c.field for c in event_v1_changes({**old, "note": "m", "regarding": {}, "series": {"count": 3}}, old)] == [
+        "involvedObject", "message"]
