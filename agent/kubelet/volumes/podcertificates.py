@@ -14,7 +14,7 @@ import asyncio
 import base64
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cryptography import x509
@@ -45,6 +45,7 @@ class _Held:
     renew_at: float = 0.0
     asked: str = ""  # the name of the request that has no outcome yet, and its key
     asked_key: str = ""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)  # a pod's start and its refresh may both want it renewed
 
 
 class Denied(ConfigError):  # noqa: N818 - reads as what happened
@@ -63,8 +64,9 @@ class PodCertificates:
         paths = tuple(str(source.get(p) or "") for p in ("credentialBundlePath", "keyPath", "certificateChainPath"))
         held = self._held.setdefault(pod["metadata"]["uid"], {}).setdefault(
             (volume, source["signerName"], source["keyType"], *paths), _Held())
-        if held.renew_at <= self._clock.now():
-            await self._renew(pod, source, held)
+        async with held.turn:
+            if held.renew_at <= self._clock.now():
+                await self._renew(pod, source, held)
         found = dict(zip(paths, (held.key + held.chain, held.key, held.chain)))
         return {path: text for path, text in found.items() if path}, held.renew_at
 
@@ -86,9 +88,15 @@ class PodCertificates:
         namespace = pod["metadata"].get("namespace", "")
         if not held.asked:
             key = await asyncio.to_thread(new_key, source["keyType"])  # RSA takes a while
-            held.asked = await self._ask(pod, source, key)
             held.asked_key = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
                                                serialization.NoEncryption()).decode()
+            request = await self._request(pod, source, key)
+            held.asked = request["metadata"]["name"]  # known before it is made: whoever is cut short here finds it
+            try:
+                await self._client.create(REQUESTS, request, namespace)
+            except ApiError:
+                held.asked = ""
+                raise
         try:
             async with asyncio.timeout(limit):
                 status = await self._outcome(namespace, held.asked)
@@ -101,8 +109,8 @@ class PodCertificates:
         held.key, held.chain, held.asked = held.asked_key, bare(status["certificateChain"]), ""
         held.ends, held.renew_at = parse_rfc3339(status["notAfter"]), parse_rfc3339(status["beginRefreshAt"])
 
-    async def _ask(self, pod: Object, source: Object, key: Any) -> str:
-        """The name of a new request."""
+    async def _request(self, pod: Object, source: Object, key: Any) -> Object:
+        """A new request, to be made."""
         meta, owner = pod["metadata"], self._owner()
         if owner is None:
             raise ConfigError("this node is not registered yet")
@@ -117,11 +125,9 @@ class PodCertificates:
                              ("userAnnotations", "unverifiedUserAnnotations")):
             if source.get(theirs):
                 spec[ours] = source[theirs]
-        made = await self._client.create(REQUESTS, {
-            "apiVersion": REQUESTS.api_version, "kind": REQUESTS.kind, "spec": spec,
-            "metadata": {"name": f"req-{self._clock.uid()}", "namespace": namespace, "ownerReferences": [
-                {"apiVersion": "v1", "kind": "Pod", "name": meta["name"], "uid": meta["uid"]}]}}, namespace)
-        return str(made["metadata"]["name"])
+        return {"apiVersion": REQUESTS.api_version, "kind": REQUESTS.kind, "spec": spec,
+                "metadata": {"name": f"req-{self._clock.uid()}", "namespace": namespace, "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "Pod", "name": meta["name"], "uid": meta["uid"]}]}}
 
     async def _outcome(self, namespace: str, name: str) -> Object:
         """The status of a request when its signer has answered. Raises Denied or ApiError."""

@@ -88,6 +88,16 @@ def test_a_certificate_is_renewed_when_its_signer_says(monkeypatch: pytest.Monke
     asyncio.run(body())
 
 
+def test_a_start_and_a_refresh_at_once_ask_once() -> None:
+    async def body() -> None:
+        clock = FakeClock()
+        api: Any = Api(clock)
+        held = PodCertificates(api, clock, "n1", lambda: {"uid": "node"})
+        (one, _), (other, _) = await asyncio.gather(*(held.get(pod(), "v", SOURCE) for _ in range(2)))
+        assert leaf(one["bundle"]) == leaf(other["bundle"]) and len(api.made) == 1
+    asyncio.run(body())
+
+
 @pytest.mark.parametrize("kind", ["ECDSAP256", "ECDSAP384", "ECDSAP521", "ED25519", "RSA3072"])
 def test_keys_are_of_the_kind_asked_for(kind: str) -> None:
     public = new_key(kind).public_key()
