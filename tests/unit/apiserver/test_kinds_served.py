@@ -70,7 +70,7 @@ def test_events_are_one_storage_with_two_faces():
             status, patched = await api.call("PATCH", f"{new}/e", series, "application/merge-patch+json")
             assert status == 200 and patched["series"]["count"] == 2, patched
             status, refused = await api.call("PATCH", f"{new}/e", {"note": "other"}, "application/merge-patch+json")
-            assert status == 422 and "note: Invalid value" in refused["message"]
+            assert status == 422 and "message: Invalid value" in refused["message"]
             status, refused = await api.call("POST", new, {**EVENT, "metadata": {"name": "f"}, "action": ""})
             assert status == 422 and "action: Required value" in refused["message"]
             status, _ = await api.call("DELETE", f"{new}/e")
