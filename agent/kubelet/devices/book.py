@@ -69,19 +69,20 @@ class Book:
                preferred: Iterable[str] = ()) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """(those of the pod's `own` devices that are used again, new ones); of the free ones the `preferred` first.
         `taken` are promised already. Raises Refused."""
-        fine = {id for id, device in self.devices.get(resource, {}).items() if device.healthy}
-        again = sorted(fine.intersection(own))[:count]
-        wanted, free = count - len(again), fine - self.used(resource) - set(taken)
+        again = sorted(self._healthy(resource).intersection(own))[:count]
+        wanted, free = count - len(again), self.free(resource, taken)
         if wanted > len(free):
             raise Refused(f"requested number of devices unavailable for {resource}. Requested: {wanted}, "
                           f"Available: {len(free)}")
         liked = [id for id in dict.fromkeys(preferred) if id in free]
         return tuple(again), tuple([*liked, *sorted(free.difference(liked))][:wanted])
 
-    def free(self, resource: str, taken: Iterable[str]) -> list[str]:
-        """The healthy devices nobody has."""
-        fine = {id for id, device in self.devices.get(resource, {}).items() if device.healthy}
-        return sorted(fine - self.used(resource) - set(taken))
+    def free(self, resource: str, taken: Iterable[str]) -> set[str]:
+        """The healthy devices nobody has, and that are not promised already."""
+        return self._healthy(resource) - self.used(resource) - set(taken)
+
+    def _healthy(self, resource: str) -> set[str]:
+        return {id for id, device in self.devices.get(resource, {}).items() if device.healthy}
 
     def release(self, alive: Callable[[str], bool]) -> bool:
         """Take back what pods have that are not alive; whether there was anything."""

@@ -148,7 +148,7 @@ class DeviceManager:
             return again + fresh
         answer = await self._call(endpoint, "GetPreferredAllocation", api.PreferredAllocationRequest(
             container_requests=[api.ContainerPreferredAllocationRequest(
-                available_deviceIDs=[*again, *self.book.free(resource, taken)], must_include_deviceIDs=again,
+                available_deviceIDs=[*again, *sorted(self.book.free(resource, taken))], must_include_deviceIDs=again,
                 allocation_size=count)]))
         liked = [id for each in answer.container_responses for id in each.deviceIDs]
         again, fresh = self.book.choose(resource, count, own, taken, liked)
