@@ -13,7 +13,7 @@ from datetime import date, timedelta
 from typing import Any
 
 from controlplane.controllers.runtime import PODS, Context, Controller, delete_quietly
-from controlplane.controllers.tokensecrets import NAME, SECRETS, SERVICE_ACCOUNTS, TYPE, by_account, keep
+from controlplane.controllers.tokensecrets import NAME, SECRETS, SERVICE_ACCOUNTS, secrets_of
 from controlplane.machinery import objects
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.errors import NotFound
@@ -58,7 +58,7 @@ class LegacyTokens(Controller):
     name = "legacy-service-account-token-cleaner"
 
     def __init__(self, context: Context) -> None:
-        self.secrets = context.informers.of(SECRETS, fields=f"type={TYPE}", indexes={"account": by_account}, keep=keep)
+        self.secrets = secrets_of(context)
         self.accounts = context.informer(SERVICE_ACCOUNTS)
         super().__init__(context, self.secrets, self.accounts)
         self.secrets.subscribe(lambda kind, old, new: self.queue.add(objects.key(new)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from controlplane.client.informer import Informer
 from controlplane.controllers.runtime import Context, Controller, delete_quietly
 from controlplane.machinery import objects
 from controlplane.machinery.errors import NotFound
@@ -32,12 +33,17 @@ def by_account(secret: Obj) -> list[str]:
     return [f"{objects.namespace(secret)}/{objects.annotations(secret).get(NAME, '')}"]
 
 
+def secrets_of(context: Context) -> Informer:
+    """The Secrets of this type, without what they hold; one informer for all who ask."""
+    return context.informers.of(SECRETS, fields=f"type={TYPE}", indexes={"account": by_account}, keep=keep)
+
+
 class TokenSecrets(Controller):
     name = "token-controller"
 
     def __init__(self, context: Context, root_ca: str) -> None:
         self.root_ca = root_ca
-        self.secrets = context.informers.of(SECRETS, fields=f"type={TYPE}", indexes={"account": by_account}, keep=keep)
+        self.secrets = secrets_of(context)
         self.accounts = context.informer(SERVICE_ACCOUNTS)
         super().__init__(context, self.secrets, self.accounts)
         self.secrets.subscribe(lambda kind, old, new: self.queue.add(objects.key(new)))
