@@ -93,17 +93,9 @@ class Agent:
         kubelet = Kubelet(context, pods, options.manifests, lambda: node.owner)
 
         node: NodeAgent
-
-        async def assigned(pod_cidr: str) -> None:
-            for problem in await network.configure(pod_cidr, options.cluster_cidr):
-                log.warning("%s", problem)
-            await asyncio.to_thread(self._ways_to_services, ledger)
-            await kubelet.relisted.wait()
-            await network.collect({s.id for pod in (await runtime.observe()).values() for s in pod.sandboxes})
-            kubelet.retry()
-
         context.place = lambda: replace(node.place, apparmor=context.node.apparmor,
                                         strict_groups=context.node.strict_groups)
+        assigned = functools.partial(self._assigned, network=network, ledger=ledger, kubelet=kubelet, runtime=runtime)
         node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
         keeping = self._keeping = Housekeeping(context, kubelet, node, ledger)
@@ -137,6 +129,15 @@ class Agent:
             gc.collect()
             gc.freeze()  # what is built by now lives as long as the process
             self.ready.set()
+
+    async def _assigned(self, pod_cidr: str, network: Any, ledger: Any, kubelet: Any, runtime: Any) -> None:
+        """The node knows where its pods' addresses come from: pods that waited for a network get it."""
+        for problem in await network.configure(pod_cidr, self.options.cluster_cidr):
+            log.warning("%s", problem)
+        await asyncio.to_thread(self._ways_to_services, ledger)
+        await kubelet.relisted.wait()
+        await network.collect({s.id for pod in (await runtime.observe()).values() for s in pod.sandboxes})
+        kubelet.retry()
 
     def _ways_to_services(self, ledger: Any) -> None:
         from netsetup import routes
