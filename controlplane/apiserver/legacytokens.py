@@ -13,36 +13,21 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import date
 from typing import Any
 
 from controlplane.apiserver import objectmeta
 from controlplane.apiserver.context import Context
-from controlplane.machinery.clock import rfc3339
+from controlplane.machinery.legacytokens import INVALID_SINCE, LAST_USED, TRACKING, TYPE, day, day_of
 from controlplane.machinery.resources import named
 from controlplane.store.cache import key_of
 from controlplane.store.log import Stale
 from controlplane.store.watch import Lagged
 
 LOG = logging.getLogger("apiserver")
-TYPE = "kubernetes.io/service-account-token"
-LAST_USED, INVALID_SINCE = "kubernetes.io/legacy-token-last-used", "kubernetes.io/legacy-token-invalid-since"
-NAMESPACE, NAME = "kube-system", "kube-apiserver-legacy-service-account-token-tracking"
+NAMESPACE, NAME = TRACKING
 ADVICE = ("Use tokens from the TokenRequest API or manually created secret-based tokens instead of auto-generated "
           "secret-based tokens.")
 Object = dict[str, Any]
-
-
-def day_of(seconds: float) -> str:
-    """The UTC day of a wall time."""
-    return rfc3339(seconds)[:10]
-
-
-def is_day(text: Any) -> bool:
-    try:
-        return bool(date.fromisoformat(text)) and len(text) == 10
-    except (TypeError, ValueError):
-        return False
 
 
 class LegacyTokens:
@@ -103,7 +88,7 @@ class LegacyTokens:
         while True:
             with cache.watch(key, None) as watch:
                 item = cache.get(key)
-                if item is None or not is_day((item.obj.get("data") or {}).get("since")):
+                if item is None or day((item.obj.get("data") or {}).get("since")) is None:
                     made: Object = item.obj if item is not None else {
                         "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"namespace": NAMESPACE, "name": NAME}}
                     if item is None:

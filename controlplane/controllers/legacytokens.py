@@ -15,22 +15,14 @@ from typing import Any
 from controlplane.controllers.runtime import PODS, Context, Controller, delete_quietly
 from controlplane.controllers.tokensecrets import NAME, SECRETS, SERVICE_ACCOUNTS, secrets_of
 from controlplane.machinery import objects
-from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.errors import NotFound
+from controlplane.machinery.legacytokens import INVALID_SINCE, LAST_USED, TRACKING, day, day_of
 from controlplane.machinery.resources import named
 
-LAST_USED, INVALID_SINCE = "kubernetes.io/legacy-token-last-used", "kubernetes.io/legacy-token-invalid-since"
-CONFIG_MAPS, TRACKING = named("configmaps"), ("kube-system", "kube-apiserver-legacy-service-account-token-tracking")
+CONFIG_MAPS = named("configmaps")
 UNUSED = timedelta(days=365)  # upstream's default
 AGAIN_SECONDS = 24 * 3600.0  # days are all that is recorded
 Obj = dict[str, Any]
-
-
-def day(text: Any) -> date | None:
-    try:
-        return date.fromisoformat(text) if len(text) == 10 else None
-    except (TypeError, ValueError):
-        return None
 
 
 def verdict(secret: Obj, today: date, since: date | None) -> str:
@@ -74,7 +66,7 @@ class LegacyTokens(Controller):
         if secret is None or account is None or not any(
                 one.get("name") == key[1] for one in account.get("secrets") or ()):
             return None  # its user made it
-        today = date.fromisoformat(rfc3339(self.clock.now())[:10])
+        today = date.fromisoformat(day_of(self.clock.now()))
         step = verdict(secret, today, today - UNUSED) and verdict(secret, today, await self._since())
         if step and not await self._named(key):
             if step == "delete":

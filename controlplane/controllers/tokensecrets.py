@@ -14,10 +14,10 @@ from controlplane.client.informer import Informer
 from controlplane.controllers.runtime import Context, Controller, delete_quietly
 from controlplane.machinery import objects
 from controlplane.machinery.errors import NotFound
+from controlplane.machinery.legacytokens import TYPE
 from controlplane.machinery.resources import named
 
 SECRETS, SERVICE_ACCOUNTS = named("secrets"), named("serviceaccounts")
-TYPE = "kubernetes.io/service-account-token"
 NAME, UID = "kubernetes.io/service-account.name", "kubernetes.io/service-account.uid"
 SECONDS = 2**32  # the longest lifetime the server grants: 136 years
 
