@@ -57,12 +57,12 @@ class Agent:
         """Build everything and run it in one group: if one part fails, all end and the supervisor starts anew."""
         from agent.image.demo import install
         from agent.image.pause import NAME as PAUSE
-        from agent.kubelet.housekeeping import Housekeeping
+        from agent.kubelet.cri.runtime import Runtime
+        from agent.kubelet.host.node import NodeAgent, describe_host
         from agent.kubelet.images import Images
         from agent.kubelet.kubelet import Kubelet
-        from agent.kubelet.logrotate import Rotator
-        from agent.kubelet.node import NodeAgent, describe_host
-        from agent.kubelet.runtime import Runtime
+        from agent.kubelet.pressure.housekeeping import Housekeeping
+        from agent.kubelet.serving.logrotate import Rotator
         from agent.kubelet.volumes.build import build
         from agent.kubelet.volumes.csidrivers import home
         from agent.kubelet.volumes.objects import Objects
@@ -120,7 +120,7 @@ class Agent:
             self._clients["node"], files = client, {options.kubeconfig: client}
             group.create_task(identity.follow(files, server.reload), name="certificates")
             if options.rotate:
-                from agent.kubelet.rotation import Rotation
+                from agent.kubelet.host.rotation import Rotation
                 rotation = Rotation(self.paths, options.name, options.node_ip, self._clients, server.reload)
                 group.create_task(rotation.run(), name="Rotation")
             if options.proxy_kubeconfig is not None:
@@ -149,7 +149,7 @@ class Agent:
     async def _told_by(self, runtime: Any) -> tuple[str, Any]:
         """`containerd://1.6.20` and what it can do, as soon as the runtime answers both: one that has just begun may
         know its version and nothing else yet."""
-        from agent.kubelet.runtime import CallError
+        from agent.kubelet.cri.runtime import CallError
         told = False
         while True:
             try:
@@ -163,13 +163,13 @@ class Agent:
 
     def _context(self, runtime: Any, images: Any, client: Any, recorder: Any, services: Any, volumes: Any,
                  host: Any) -> Any:
-        from agent.kubelet.cgroups import Cgroups
-        from agent.kubelet.checks import Checks
-        from agent.kubelet.containerd import systemd_cgroups
+        from agent.kubelet.compute.cgroups import Cgroups
+        from agent.kubelet.compute.userns import delegated
         from agent.kubelet.context import Context
         from agent.kubelet.credentials import Credentials, read
+        from agent.kubelet.cri.containerd import systemd_cgroups
+        from agent.kubelet.probing.checks import Checks
         from agent.kubelet.specs import SUBORDINATE, Node
-        from agent.kubelet.userns import delegated
         options = self.options
         known = (options.systemd, self._features.systemd)
         systemd = next((k for k in known if k is not None), systemd_cgroups())
@@ -190,7 +190,7 @@ class Agent:
         """CPUs for containers alone, where this node gives them. Raises Finding."""
         if not self.options.keeping.static_cpus:
             return
-        from agent.kubelet.cpumanager import CpuManager, topology
+        from agent.kubelet.compute.cpumanager import CpuManager, topology
         context.cpus = CpuManager(self.options.root, topology(), self.options.keeping.reserved_cpus, SYSTEM)
         context.cgroups.unbounded = context.cpus.exclusive
 
@@ -214,12 +214,12 @@ class Agent:
         return Registrar(context, changed, cdi=self._features.cdi), PodResources(context, kubelet.pods)
 
     def _server(self, runtime: Any, kubelet: Any, client: Any, context: Any, house: Any) -> Any:
-        from agent.kubelet.access import Access
-        from agent.kubelet.keeping import settings as shown
-        from agent.kubelet.localvolumes import LocalVolumes
-        from agent.kubelet.metrics import Metrics
-        from agent.kubelet.serve import Server, Settings
-        from agent.kubelet.stats import Stats
+        from agent.kubelet.pressure.keeping import settings as shown
+        from agent.kubelet.serving.access import Access
+        from agent.kubelet.serving.metrics import Metrics
+        from agent.kubelet.serving.serve import Server, Settings
+        from agent.kubelet.serving.stats import Stats
+        from agent.kubelet.volumes.localvolumes import LocalVolumes
         options, cgroups = self.options, context.cgroups
         config = shown(options.keeping, driver="systemd" if cgroups.systemd else "cgroupfs", port=options.port,
                        domain=options.cluster_domain, dns=options.cluster_dns, logs=str(self.paths.pod_logs),

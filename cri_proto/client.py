@@ -3,7 +3,7 @@
 Owns the gRPC channel to the runtime's Unix socket. Promises that a call made while the runtime restarts is answered
 soon after it is back (short reconnect pauses), that messages as large as a full node's listing fit, and that methods
 carry containerd's namespace where it needs one. Never retries a call and never interprets an answer:
-`agent.kubelet.runtime` and `images` do. Called by those and by `pelamis image`.
+`agent.kubelet.cri.runtime` and `images` do. Called by those and by `pelamis image`.
 
     async with Connection(path) as connection:
         answer = await connection.runtime.Version(cri.VersionRequest(), timeout=5)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.kubelet import resources
+from agent.kubelet.compute import resources
 from agent.kubelet.specs import dotted
 from agent.kubelet.staticpods import SOURCE
 from controlplane.machinery import quantity

@@ -11,10 +11,10 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent.kubelet import keeping
 from agent.kubelet.hosts import parse_resolv
-from agent.kubelet.keeping import Keeping
 from agent.kubelet.model import DNS
+from agent.kubelet.pressure import keeping
+from agent.kubelet.pressure.keeping import Keeping
 from controlplane.machinery.paths import Paths
 from netsetup import addresses
 

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from agent.kubelet.admit import Place
-from agent.kubelet.cgroups import Cgroups
-from agent.kubelet.checks import Checks
-from agent.kubelet.cpumanager import CpuManager
+from agent.kubelet.compute.cgroups import Cgroups
+from agent.kubelet.compute.cpumanager import CpuManager
+from agent.kubelet.compute.userns import UserNamespaces
 from agent.kubelet.credentials import Credentials
+from agent.kubelet.cri.runtime import Runtime
+from agent.kubelet.cri.turns import Turns
 from agent.kubelet.images import Images
-from agent.kubelet.prober import PARALLEL
-from agent.kubelet.runtime import Runtime
+from agent.kubelet.probing.checks import Checks
+from agent.kubelet.probing.prober import PARALLEL
 from agent.kubelet.specs import Node
-from agent.kubelet.turns import Turns
-from agent.kubelet.userns import UserNamespaces
 from agent.kubelet.volumes.manager import Volumes
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer

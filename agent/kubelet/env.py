@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agent.kubelet import resources
+from agent.kubelet.compute import resources
 from controlplane.machinery import quantity
 
 _KEYED = re.compile(r"^metadata\.(labels|annotations)\['(.*)'\]$")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from agent.kubelet.backoff import BackOff
-from agent.kubelet.waiting import PULL_REASONS, Failure
+from agent.kubelet.reporting.waiting import PULL_REASONS, Failure
 from controlplane.machinery.clock import Clock
 
 RETRY_FIRST, RETRY_LIMIT = 0.5, 60.0  # seconds between attempts at what failed without a back-off of its own

@@ -16,11 +16,11 @@ from typing import Any
 
 from agent.kubelet import admit
 from agent.kubelet.context import Context
+from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.mirror import Mirrors
 from agent.kubelet.model import ObservedPod
-from agent.kubelet.runtime import CallError
+from agent.kubelet.pressure.sweep import sweep
 from agent.kubelet.staticpods import MIRROR, Manifests, is_mirror
-from agent.kubelet.sweep import sweep
 from agent.kubelet.worker import Worker
 from controlplane.client.informer import Informer
 from controlplane.machinery.errors import Finding

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agent.kubelet import env, hosts, resources
+from agent.kubelet import env, hosts
+from agent.kubelet.compute import resources
+from agent.kubelet.compute.userns import LENGTH
 from agent.kubelet.env import ConfigError, Sources
 from agent.kubelet.model import (
     DNS,
@@ -23,7 +25,6 @@ from agent.kubelet.model import (
     Security,
 )
 from agent.kubelet.plan import DEFAULT_GRACE, container_hash
-from agent.kubelet.userns import LENGTH
 from agent.kubelet.volumes.plugins import read_only
 
 SUBORDINATE = (LENGTH, 1024)  # more pods than any node runs, from the first block that is not the host's own

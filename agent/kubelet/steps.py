@@ -17,13 +17,14 @@ from dataclasses import replace
 from typing import Any
 
 from agent.image.reference import ImageError, normalise
-from agent.kubelet import env, hosts, plan, specs, turns
-from agent.kubelet.checks import Failed
+from agent.kubelet import env, hosts, plan, specs
 from agent.kubelet.context import Context
+from agent.kubelet.cri import turns
+from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.env import ConfigError, Sources
 from agent.kubelet.images import Auths
 from agent.kubelet.model import ContainerSpec, ObservedPod, ObservedSandbox, SandboxSpec
-from agent.kubelet.runtime import CallError
+from agent.kubelet.probing.checks import Failed
 from agent.kubelet.staticpods import SOURCE
 from agent.kubelet.volumes import envfiles
 from agent.kubelet.volumes.patience import within

@@ -14,17 +14,18 @@ from collections.abc import Coroutine, Mapping
 from dataclasses import replace
 from typing import Any
 
-from agent.kubelet import lastwords, plan, status
-from agent.kubelet.containerstatus import Report
+from agent.kubelet import plan
+from agent.kubelet.compute.resizer import Resizer
 from agent.kubelet.context import Context
+from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.failures import Failures
 from agent.kubelet.model import ObservedPod, RuntimeEvent
-from agent.kubelet.prober import Prober
-from agent.kubelet.resizer import Resizer
-from agent.kubelet.runtime import CallError
-from agent.kubelet.statuswriter import PODS, StatusWriter
+from agent.kubelet.probing.prober import Prober
+from agent.kubelet.reporting import lastwords, status
+from agent.kubelet.reporting.containerstatus import Report
+from agent.kubelet.reporting.statuswriter import PODS, StatusWriter
+from agent.kubelet.reporting.waiting import Waiting
 from agent.kubelet.steps import StepFailed, Steps
-from agent.kubelet.waiting import Waiting
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.apiserver import bodies
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Request
+from controlplane.apiserver.writing import bodies
 from controlplane.machinery import objects, strategy
 from controlplane.machinery.errors import Forbidden, InternalError
 from controlplane.machinery.resources import Resource

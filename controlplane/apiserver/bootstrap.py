@@ -16,12 +16,13 @@ from typing import Any
 
 import orjson
 
-from controlplane.apiserver import clusterobjects, objectmeta
-from controlplane.apiserver.allocator import Allocator
+from controlplane.apiserver import clusterobjects
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
-from controlplane.apiserver.lists import object_key
-from controlplane.apiserver.servicefamilies import family_of
+from controlplane.apiserver.reading.lists import object_key
+from controlplane.apiserver.services.allocator import Allocator
+from controlplane.apiserver.services.servicefamilies import family_of
+from controlplane.apiserver.writing import objectmeta
 from controlplane.machinery.resources import Resource, named
 from controlplane.store.log import Stale
 from controlplane.store.watch import Lagged

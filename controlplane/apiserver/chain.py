@@ -26,12 +26,12 @@ from controlplane.apiserver.plugins.podsecurity import PodSecurity
 from controlplane.apiserver.plugins.priorities import Priority
 from controlplane.apiserver.plugins.quota import ResourceQuotas
 from controlplane.apiserver.plugins.roles import RoleEscalation
-from controlplane.apiserver.podcertificates import PodCertificates
 from controlplane.apiserver.policies.compilation import Expressions
 from controlplane.apiserver.policies.mutating import MutatingPolicies
 from controlplane.apiserver.policies.validating import ValidatingPolicies
-from controlplane.apiserver.signing import CertificateRequests
 from controlplane.apiserver.webhooks.dispatch import Webhooks
+from controlplane.apiserver.writing.podcertificates import PodCertificates
+from controlplane.apiserver.writing.signing import CertificateRequests
 
 PLUGINS = (
     NamespaceLifecycle, LimitRanger, ServiceAccounts, NodeRestriction, TaintNewNodes, Priority, DefaultTolerations,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Container
 from typing import Any
 
-from controlplane.apiserver import representation
+from controlplane.apiserver.reading import representation
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Response
 from controlplane.machinery import selectors

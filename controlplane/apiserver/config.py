@@ -11,7 +11,7 @@ import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from controlplane.apiserver import authflags
+from controlplane.apiserver.authentication import authflags
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 

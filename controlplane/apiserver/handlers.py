@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.apiserver import admission, bodies, componentstatus, connects, patches, podmetrics, representation
+from controlplane.apiserver import admission, componentstatus, podmetrics
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import views
-from controlplane.apiserver.deletes import Deletes
-from controlplane.apiserver.lists import Reads
-from controlplane.apiserver.representation import Form
+from controlplane.apiserver.reading import representation
+from controlplane.apiserver.reading.lists import Reads
+from controlplane.apiserver.reading.representation import Form
+from controlplane.apiserver.reading.watch import Watches
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Answer, Response
+from controlplane.apiserver.streaming import connects
 from controlplane.apiserver.subresources import Subresources, speaks_parent
-from controlplane.apiserver.watch import Watches
-from controlplane.apiserver.writes import Object, Stored, Writes
+from controlplane.apiserver.writing import bodies, patches
+from controlplane.apiserver.writing.deletes import Deletes
+from controlplane.apiserver.writing.writes import Object, Stored, Writes
 from controlplane.machinery import strategy
 from controlplane.machinery.errors import MethodNotAllowed, NotFound
 from controlplane.machinery.resources import Resource, Subresource
@@ -129,7 +132,7 @@ class Handlers:
 
     async def _patch(self, request: Request, resource: Resource) -> Response:
         if patches.media_type(request, resource) == patches.APPLY_PATCH:
-            from controlplane.apiserver.applies import apply_object
+            from controlplane.apiserver.writing.applies import apply_object
             stored, created = await apply_object(request, resource, self._writes, self._context)
             return await self._answer(request, resource, stored, 201 if created else 200)
         change = await patches.change_of(request, resource, resource.definition)

@@ -13,7 +13,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Callable
 
-from controlplane.apiserver.fairness import Level
+from controlplane.apiserver.flow.fairness import Level
 from controlplane.machinery.clock import SYSTEM, Clock
 
 # Upstream's buckets of apiserver_request_duration_seconds, thinned: dashboards compute quantiles from any set.

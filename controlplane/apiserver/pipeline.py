@@ -16,13 +16,15 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from controlplane.apiserver import access, authn, why
-from controlplane.apiserver.audit import Ids
-from controlplane.apiserver.changelog import ACTOR
+from controlplane.apiserver import why
+from controlplane.apiserver.authentication import authn
+from controlplane.apiserver.authorization import access
 from controlplane.apiserver.context import Context
-from controlplane.apiserver.flowcontrol import FlowControl
+from controlplane.apiserver.flow.flowcontrol import FlowControl
 from controlplane.apiserver.handlers import STREAMS, Handlers
-from controlplane.apiserver.representation import warning_headers
+from controlplane.apiserver.reading.representation import warning_headers
+from controlplane.apiserver.recording.audit import Ids
+from controlplane.apiserver.recording.changelog import ACTOR
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Answer, Response, error_response, text_response
 from controlplane.machinery.errors import (

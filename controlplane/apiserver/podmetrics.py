@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from controlplane.apiserver import representation
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.reading import representation
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Response
 from controlplane.machinery import selectors

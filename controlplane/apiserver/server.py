@@ -17,27 +17,23 @@ from typing import Any
 
 from aiohttp import web
 
-from controlplane.apiserver import (
-    bootstrap,
-    changelog,
-    expiry,
-    flowcontrol,
-    request,
-    rolebootstrap,
-)
-from controlplane.apiserver.allocator import Allocator
+from controlplane.apiserver import bootstrap, expiry, request
+from controlplane.apiserver.authorization import rolebootstrap
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
+from controlplane.apiserver.flow import flowcontrol
 from controlplane.apiserver.handlers import Handlers
-from controlplane.apiserver.logfile import LogFile
 from controlplane.apiserver.pipeline import Edge, Pipeline
 from controlplane.apiserver.podmetrics import RESOURCES
 from controlplane.apiserver.policies.typechecking import TypeChecks
 from controlplane.apiserver.protocol import Listener
+from controlplane.apiserver.recording import changelog
+from controlplane.apiserver.recording.logfile import LogFile
 from controlplane.apiserver.response import Answer
-from controlplane.apiserver.serviceaddresses import Mirror
-from controlplane.apiserver.serviceranges import Ranges
-from controlplane.apiserver.writes import Writes
+from controlplane.apiserver.services.allocator import Allocator
+from controlplane.apiserver.services.serviceaddresses import Mirror
+from controlplane.apiserver.services.serviceranges import Ranges
+from controlplane.apiserver.writing.writes import Writes
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.resources import BUILTIN, Registry
@@ -81,15 +77,15 @@ class Server:
         """Make the handlers and the edge."""
         from controlplane.apiserver import chain
         from controlplane.apiserver.aggregation.aggregator import Aggregator
-        from controlplane.apiserver.authn import Authenticator
-        from controlplane.apiserver.authz import Authorizer
+        from controlplane.apiserver.authentication.authn import Authenticator
+        from controlplane.apiserver.authentication.tokens import Issuer
+        from controlplane.apiserver.authorization.authz import Authorizer
+        from controlplane.apiserver.authorization.reviews import Reviews
         from controlplane.apiserver.crd.definitions import Definitions
-        from controlplane.apiserver.discovery import Discovery
+        from controlplane.apiserver.describing.discovery import Discovery
+        from controlplane.apiserver.describing.openapi import OpenAPI
         from controlplane.apiserver.health import Health
-        from controlplane.apiserver.openapi import OpenAPI
-        from controlplane.apiserver.reviews import Reviews
-        from controlplane.apiserver.streams import Streams
-        from controlplane.apiserver.tokens import Issuer
+        from controlplane.apiserver.streaming.streams import Streams
         from controlplane.apiserver.why import Why
         context = self.context
         authorizer = context.authorizer = Authorizer(context)
@@ -113,7 +109,7 @@ class Server:
         """Open the logs that were asked for. Raises Finding."""
         options, clock = self.options, self.context.clock
         if options.audit_log_path and options.audit_policy_file is not None:
-            from controlplane.apiserver import audit
+            from controlplane.apiserver.recording import audit
             policy = audit.load(options.audit_policy_file)
             self.pipeline.audit = audit.Auditor(policy, LogFile(
                 options.audit_log_path, options.audit_log_maxsize, options.audit_log_maxbackup,

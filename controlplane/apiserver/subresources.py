@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.apiserver import admission, applies, bodies, deletes, patches, signing
-from controlplane.apiserver import eviction as budgets
+from controlplane.apiserver import admission
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.crd import scale as scales
 from controlplane.apiserver.crd import views
-from controlplane.apiserver.deletes import Deletes
-from controlplane.apiserver.lists import object_key
+from controlplane.apiserver.reading.lists import object_key
 from controlplane.apiserver.request import Request
-from controlplane.apiserver.writes import Make, Object, Prepare, Stored, Writes
+from controlplane.apiserver.writing import applies, bodies, deletes, patches, signing
+from controlplane.apiserver.writing import eviction as budgets
+from controlplane.apiserver.writing.deletes import Deletes
+from controlplane.apiserver.writing.writes import Make, Object, Prepare, Stored, Writes
 from controlplane.machinery import objects, podresize, selectors, strategy
 from controlplane.machinery.errors import BadRequest, Cause, Conflict, Invalid, MethodNotAllowed, NotFound, invalid
 from controlplane.machinery.resources import Resource, Subresource

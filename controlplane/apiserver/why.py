@@ -12,9 +12,10 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-from controlplane.apiserver import access, request
+from controlplane.apiserver import request
+from controlplane.apiserver.authorization import access
 from controlplane.apiserver.context import Context
-from controlplane.apiserver.lists import collection_prefix, object_key
+from controlplane.apiserver.reading.lists import collection_prefix, object_key
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Response, json_response
 from controlplane.machinery.errors import ApiError, Finding, MethodNotAllowed, NotFound

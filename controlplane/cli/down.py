@@ -19,9 +19,9 @@ from controlplane.machinery.paths import Paths
 from netsetup.ledger import Ledger
 
 if TYPE_CHECKING:
-    from agent.kubelet.cgroups import Cgroups
+    from agent.kubelet.compute.cgroups import Cgroups
+    from agent.kubelet.cri.runtime import Runtime
     from agent.kubelet.model import ObservedPod
-    from agent.kubelet.runtime import Runtime
 
 POD_SECONDS = 10.0  # what a pod gets to end by itself when the whole node stops
 GONE_SECONDS = 10.0  # for a killed process to leave
@@ -75,9 +75,9 @@ def _stop(paths: Paths, by_force: bool) -> None:
 
 async def stop_pods(paths: Paths, socket: str = "") -> list[str]:
     """Stop every pod, all at once; why those that are left could not be. `socket` is that of a runtime not our own."""
-    from agent.kubelet.cgroups import Cgroups
-    from agent.kubelet.containerd import systemd_cgroups
-    from agent.kubelet.runtime import CallError, Runtime
+    from agent.kubelet.compute.cgroups import Cgroups
+    from agent.kubelet.cri.containerd import systemd_cgroups
+    from agent.kubelet.cri.runtime import CallError, Runtime
     from cri_proto.client import Connection
     from netsetup.cni.daemon import Daemon
     network = Daemon(paths, Ledger(paths.ledger))  # the agent is gone: containerd asks us to take networks down

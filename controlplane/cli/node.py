@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.kubelet import containerd
+from agent.kubelet.cri import containerd
 from controlplane.cli.components import Component
 from controlplane.cli.control import environment
 from controlplane.cli.settings import Settings

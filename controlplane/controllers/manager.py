@@ -16,30 +16,31 @@ from pathlib import Path
 from controlplane.client.informer import Informers
 from controlplane.client.rest import Client
 from controlplane.cloud.provider import chosen
-from controlplane.controllers import furniture, replicaset
-from controlplane.controllers.attachdetach import AttachDetach
-from controlplane.controllers.balancers import Balancers
-from controlplane.controllers.certificates import CertificateRequests, PodCertificateRequests
-from controlplane.controllers.deployment import Deployments
-from controlplane.controllers.disruption import Disruption
-from controlplane.controllers.endpointslice import Endpoints, EndpointSlices
-from controlplane.controllers.ephemeral import EphemeralVolumes
-from controlplane.controllers.garbage import Garbage
-from controlplane.controllers.legacytokens import LegacyTokens
-from controlplane.controllers.localpath import LocalPath
-from controlplane.controllers.mirror import Mirror
-from controlplane.controllers.namespace import Namespaces
-from controlplane.controllers.node import NodeLifecycle
-from controlplane.controllers.podcidrs import PodCidrs
-from controlplane.controllers.podgc import PodCollector
-from controlplane.controllers.protection import StorageProtection
-from controlplane.controllers.resourcequota import ResourceQuotas
-from controlplane.controllers.roleaggregation import RoleAggregation
+from controlplane.controllers.access.certificates import CertificateRequests, PodCertificateRequests
+from controlplane.controllers.access.legacytokens import LegacyTokens
+from controlplane.controllers.access.roleaggregation import RoleAggregation
+from controlplane.controllers.access.tokencleaner import TokenCleaner
+from controlplane.controllers.access.tokensecrets import TokenSecrets
+from controlplane.controllers.namespaces import furniture
+from controlplane.controllers.namespaces.garbage import Garbage
+from controlplane.controllers.namespaces.namespace import Namespaces
+from controlplane.controllers.namespaces.resourcequota import ResourceQuotas
+from controlplane.controllers.nodes.node import NodeLifecycle
+from controlplane.controllers.nodes.podcidrs import PodCidrs
+from controlplane.controllers.nodes.podgc import PodCollector
+from controlplane.controllers.nodes.tainteviction import TaintEviction
 from controlplane.controllers.runtime import Context, Controller
-from controlplane.controllers.tainteviction import TaintEviction
-from controlplane.controllers.tokencleaner import TokenCleaner
-from controlplane.controllers.tokensecrets import TokenSecrets
-from controlplane.controllers.volumebinder import VolumeBinder
+from controlplane.controllers.services.balancers import Balancers
+from controlplane.controllers.services.endpointslice import Endpoints, EndpointSlices
+from controlplane.controllers.services.mirror import Mirror
+from controlplane.controllers.volumes.attachdetach import AttachDetach
+from controlplane.controllers.volumes.ephemeral import EphemeralVolumes
+from controlplane.controllers.volumes.localpath import LocalPath
+from controlplane.controllers.volumes.protection import StorageProtection
+from controlplane.controllers.volumes.volumebinder import VolumeBinder
+from controlplane.controllers.workloads import replicaset
+from controlplane.controllers.workloads.deployment import Deployments
+from controlplane.controllers.workloads.disruption import Disruption
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.resources import BUILTIN
 
@@ -78,10 +79,10 @@ def _cloud(context: Context, settings: Settings) -> list[Controller]:
     provider = chosen(settings.cloud)
     made: list[Controller] = []
     if provider.instances is not None:
-        from controlplane.controllers.cloudnodes import CloudNodes
+        from controlplane.controllers.nodes.cloudnodes import CloudNodes
         made.append(CloudNodes(context, provider.instances))
     if provider.routes is not None:
-        from controlplane.controllers.cloudroutes import CloudRoutes
+        from controlplane.controllers.nodes.cloudroutes import CloudRoutes
         made.append(CloudRoutes(context, provider.routes))
     if provider.balancers is not None:
         made.append(Balancers(context, settings.cluster_cidr, provider.balancers))
@@ -93,26 +94,26 @@ def _workloads(context: Context) -> list[Controller]:
     served = {resource.name for resource in BUILTIN}
     made: list[Controller] = []
     if {"daemonsets.apps", "controllerrevisions.apps"} <= served:
-        from controlplane.controllers.daemonset import DaemonSets
+        from controlplane.controllers.workloads.daemonset import DaemonSets
         made.append(DaemonSets(context))
     if {"statefulsets.apps", "controllerrevisions.apps", "persistentvolumeclaims"} <= served:
-        from controlplane.controllers.statefulset import StatefulSets
+        from controlplane.controllers.workloads.statefulset import StatefulSets
         made.append(StatefulSets(context))
     if "jobs.batch" in served:
-        from controlplane.controllers.job import Jobs
-        from controlplane.controllers.jobttl import FinishedJobs
+        from controlplane.controllers.workloads.job import Jobs
+        from controlplane.controllers.workloads.jobttl import FinishedJobs
         made += [Jobs(context), FinishedJobs(context)]
     if "horizontalpodautoscalers.autoscaling" in served:
-        from controlplane.controllers.autoscaler import Autoscalers
+        from controlplane.controllers.scaling.autoscaler import Autoscalers
         made.append(Autoscalers(context))
     if {"resourceclaims.resource.k8s.io", "resourceclaimtemplates.resource.k8s.io"} <= served:
-        from controlplane.controllers.resourceclaims import ResourceClaims
+        from controlplane.controllers.workloads.resourceclaims import ResourceClaims
         made.append(ResourceClaims(context))
     if {"servicecidrs.networking.k8s.io", "ipaddresses.networking.k8s.io"} <= served:
-        from controlplane.controllers.servicecidrs import ServiceCidrs
+        from controlplane.controllers.services.servicecidrs import ServiceCidrs
         made.append(ServiceCidrs(context))
     if {"jobs.batch", "cronjobs.batch"} <= served:
-        from controlplane.controllers.cronjob import CronJobs
+        from controlplane.controllers.workloads.cronjob import CronJobs
         made.append(CronJobs(context))
     return made
 

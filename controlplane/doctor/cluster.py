@@ -130,7 +130,7 @@ def _peer(obj: dict[str, Any]) -> Peer:
 
 
 async def _with_runtime(found: Node, paths: Paths, kept: Settings, known: set[str] | None) -> Node:
-    from agent.kubelet.runtime import CallError, Runtime
+    from agent.kubelet.cri.runtime import CallError, Runtime
     from cri_proto.client import Connection
     try:
         socket = Path(kept.runtime or paths.containerd_socket)

@@ -60,7 +60,7 @@ async def look(socket: Path, paths: Paths) -> None:
     """Raises the first Finding about the runtime at `socket`."""
     import grpc.aio
 
-    from agent.kubelet.containerd import may_lower_oom_score, own_status, systemd_cgroups
+    from agent.kubelet.cri.containerd import may_lower_oom_score, own_status, systemd_cgroups
     from cri_proto.client import Connection, describe
     from cri_proto.messages import cri
     try:

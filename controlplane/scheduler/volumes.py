@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from controlplane.controllers import volumes as matching
+from controlplane.controllers.volumes import volumes as matching
 from controlplane.machinery import objects, quantity, selectors
 from controlplane.scheduler import demand
 from controlplane.scheduler.fit import Refusal, term_matches

@@ -18,8 +18,8 @@ from typing import Any
 import psutil
 
 from agent.image import demo
+from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.model import ContainerSpec, SandboxSpec
-from agent.kubelet.runtime import Runtime
 from controlplane.cli.output import say
 from controlplane.client import config, rest
 from controlplane.machinery import objects

@@ -79,7 +79,7 @@ async def clear(client: rest.Client, names: list[str]) -> None:
 
 async def bare(paths: Paths, count: int) -> list[float]:
     """Seconds of RunPodSandbox + CreateContainer + StartContainer, one pod at a time."""
-    from agent.kubelet.runtime import Runtime
+    from agent.kubelet.cri.runtime import Runtime
     took = []
     async with Connection(paths.containerd_socket) as connection:
         runtime = Runtime(connection)

@@ -18,8 +18,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from agent.image import demo, pause
-from agent.kubelet import containerd
-from agent.kubelet.runtime import Runtime
+from agent.kubelet.cri import containerd
+from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.volumes.mounts import Mounts
 from controlplane.client import rest
 from controlplane.machinery import objects, resources

@@ -11,7 +11,7 @@ from tests.host.conftest import Lab
 pytestmark = pytest.mark.host
 SCRIPT = """
 import asyncio, json, subprocess
-from agent.kubelet.cgroups import Cgroups
+from agent.kubelet.compute.cgroups import Cgroups
 groups = Cgroups("sliced", systemd=True, pids=50)
 UID = "0b0f7ea4-93a5-4f0d-9d4b-0c1e2f3a4b5c"
 FILES = {True: ("cpu.weight", "cpu.max", "memory.max", "pids.max"), False: (

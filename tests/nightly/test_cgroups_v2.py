@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.kubelet.cgroups import MOUNT
+from agent.kubelet.compute.cgroups import MOUNT
 from tests.node.nodekubelet import Rig, ready, run, sh
 from tests.node.rig import Host
 from tests.node.test_cpumanager import test_whole_cpus_are_given_alone_and_given_back  # noqa: F401

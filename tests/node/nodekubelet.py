@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.kubelet.admit import Place
-from agent.kubelet.cgroups import Cgroups
-from agent.kubelet.checks import Checks
+from agent.kubelet.compute.cgroups import Cgroups
 from agent.kubelet.context import Context
 from agent.kubelet.credentials import Credentials
+from agent.kubelet.cri.runtime import CallError, Runtime
 from agent.kubelet.images import Images
 from agent.kubelet.kubelet import Kubelet
-from agent.kubelet.runtime import CallError, Runtime
+from agent.kubelet.probing.checks import Checks
 from agent.kubelet.specs import Node
 from agent.kubelet.volumes.imagevolumes import ImageVolumes
 from agent.kubelet.volumes.manager import Volumes

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from agent.image import debian, demo, pause
-from agent.kubelet import containerd
+from agent.kubelet.cri import containerd
+from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.images import Images
 from agent.kubelet.model import ContainerSpec, SandboxSpec
-from agent.kubelet.runtime import Runtime
 from controlplane.machinery.paths import Paths
 from cri_proto.client import Connection
 from tests.node import releases

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.kubelet.cpumanager import CpuManager, listed, topology
+from agent.kubelet.compute.cpumanager import CpuManager, listed, topology
 from controlplane.machinery.clock import SYSTEM
 from tests.node.nodekubelet import Rig, eventually, ready, run, sh
 from tests.node.rig import Host

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agent.kubelet.accounting import Accounting
-from agent.kubelet.eviction import Evictions
-from agent.kubelet.keeping import Keeping
-from agent.kubelet.thresholds import Reading, parse
+from agent.kubelet.pressure.accounting import Accounting
+from agent.kubelet.pressure.eviction import Evictions
+from agent.kubelet.pressure.keeping import Keeping
+from agent.kubelet.pressure.thresholds import Reading, parse
 from controlplane.machinery.clock import SYSTEM
 from tests.node.nodekubelet import Rig, eventually, holds, ready, run, sh
 from tests.node.rig import Host

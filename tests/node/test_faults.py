@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from agent.kubelet.runtime import CallError
+from agent.kubelet.cri.runtime import CallError
 from controlplane.machinery.errors import NotFound
 from tests.node.nodekubelet import PODS, Rig, run, sh
 from tests.node.rig import Host, processes_of

@@ -18,8 +18,8 @@ import pytest
 from agent.image import archive, demo, oci
 from agent.image.layer import Layer
 from agent.image.reference import ImageError
+from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.images import Images
-from agent.kubelet.runtime import Runtime
 from tests.node.rig import Host
 
 pytestmark = pytest.mark.node

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.images import Images
-from agent.kubelet.runtime import Runtime
 from netsetup.ipam import Ipam
 from tests.node.rig import Host
 

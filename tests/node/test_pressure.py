@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from agent.kubelet import signals
-from agent.kubelet.accounting import Accounting
-from agent.kubelet.cgroups import Cgroups
-from agent.kubelet.eviction import Evictions
-from agent.kubelet.keeping import Keeping
-from agent.kubelet.thresholds import Reading, parse, with_pods
+from agent.kubelet.compute.cgroups import Cgroups
+from agent.kubelet.pressure import signals
+from agent.kubelet.pressure.accounting import Accounting
+from agent.kubelet.pressure.eviction import Evictions
+from agent.kubelet.pressure.keeping import Keeping
+from agent.kubelet.pressure.thresholds import Reading, parse, with_pods
 from controlplane.machinery.clock import SYSTEM
 from tests.node.nodekubelet import Rig, eventually, holds, ready, run, sh
 from tests.node.rig import Host

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.kubelet.cri.runtime import Runtime, TimedOut
 from agent.kubelet.images import Images
 from agent.kubelet.model import LinuxResources, RuntimeEvent, Security
-from agent.kubelet.runtime import Runtime, TimedOut
 from tests.node.rig import Host, processes_of
 
 pytestmark = pytest.mark.node

@@ -14,15 +14,15 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from agent.kubelet.cgroups import Cgroups
+from agent.kubelet.compute.cgroups import Cgroups
+from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.images import Images
-from agent.kubelet.keeping import READ_ONLY_PORT
-from agent.kubelet.logrotate import Rotator
-from agent.kubelet.metrics import Metrics
 from agent.kubelet.model import SandboxSpec
-from agent.kubelet.runtime import Runtime
-from agent.kubelet.serve import Server, Settings
-from agent.kubelet.stats import Stats
+from agent.kubelet.pressure.keeping import READ_ONLY_PORT
+from agent.kubelet.serving.logrotate import Rotator
+from agent.kubelet.serving.metrics import Metrics
+from agent.kubelet.serving.serve import Server, Settings
+from agent.kubelet.serving.stats import Stats
 from controlplane.pki.authority import Authority
 from tests.node.rig import Host
 

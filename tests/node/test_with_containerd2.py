@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.kubelet.userns import LENGTH
+from agent.kubelet.compute.userns import LENGTH
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.resources import named
 from tests.node.nodekubelet import Rig, ready, run, sh

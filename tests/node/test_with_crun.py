@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.kubelet import trial
+from agent.kubelet.cri import trial
 from controlplane.machinery.resources import named
 from cri_proto.messages import cri
 from tests.node.nodekubelet import Rig, ready, run, sh

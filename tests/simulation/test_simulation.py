@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from controlplane.controllers import rollout, runtime
+from controlplane.controllers import runtime
+from controlplane.controllers.workloads import rollout
 from controlplane.scheduler import table
 from tests.simulation import run
 from tests.simulation.virtual import Loop

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from agent.kubelet.compute.resources import pod_resources
 from agent.kubelet.env import ConfigError
-from agent.kubelet.resources import pod_resources
 from agent.kubelet.volumes.mounts import Mounts
 from agent.kubelet.volumes.payload import fs_group
 from controlplane.machinery import quantity

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.kubelet import signals
 from agent.kubelet.env import ConfigError
+from agent.kubelet.pressure import signals
 from agent.kubelet.volumes import persistent
 from agent.kubelet.volumes.claims import Claims, claim_name
 from agent.kubelet.volumes.csi import CsiVolumes

@@ -20,9 +20,9 @@ from weakref import WeakSet
 
 import orjson
 
-from controlplane.apiserver import servicebackends
 from controlplane.apiserver.aggregation.remotes import RESOURCE, Remote, Remotes
-from controlplane.apiserver.user import User
+from controlplane.apiserver.authentication.user import User
+from controlplane.apiserver.services import servicebackends
 from controlplane.machinery import apiservices, objects
 from controlplane.machinery.errors import ApiError, Finding
 from controlplane.store.cache import key_of

@@ -14,9 +14,9 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any
 
-from controlplane.apiserver import objectmeta
 from controlplane.apiserver.aggregation.availability import LOCAL
 from controlplane.apiserver.aggregation.remotes import PREFIX, RESOURCE
+from controlplane.apiserver.writing import objectmeta
 from controlplane.machinery import apiservices, objects
 from controlplane.machinery.errors import Finding
 from controlplane.store.cache import key_of

@@ -17,11 +17,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from controlplane.apiserver import forward, servicebackends, tunnel
 from controlplane.apiserver.aggregation.remotes import Remote
 from controlplane.apiserver.response import Answer, text_response
-from controlplane.apiserver.servicebackends import NowhereToCall
-from controlplane.apiserver.tunnel import Backend
+from controlplane.apiserver.services import servicebackends
+from controlplane.apiserver.services.servicebackends import NowhereToCall
+from controlplane.apiserver.streaming import forward, tunnel
+from controlplane.apiserver.streaming.tunnel import Backend
 from controlplane.machinery.errors import ServiceUnavailable, Timeout
 
 if TYPE_CHECKING:
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
     import aiohttp
 
+    from controlplane.apiserver.authentication.user import User
     from controlplane.apiserver.context import Context
     from controlplane.apiserver.request import Request
-    from controlplane.apiserver.user import User
 
 HEAD_SECONDS = 60.0  # until an answer begins; upstream's bound of ordinary requests
 MAX_DOCUMENT = 32 << 20  # bytes of a discovery or OpenAPI document; this server's own OpenAPI v2 has 4 MB

@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from controlplane.apiserver.servicebackends import SERVICE_LABEL, SLICES
+from controlplane.apiserver.services.servicebackends import SERVICE_LABEL, SLICES
 from controlplane.machinery import apiservices
 from controlplane.machinery.resources import named
 from controlplane.store.cache import Cache, prefix_of

@@ -212,7 +212,7 @@ class Definitions:
             self._ending.pop(name, None)
 
     async def _remove(self, kind: _Kind | None, item: Item) -> None:
-        from controlplane.apiserver.deletes import Options, decide
+        from controlplane.apiserver.writing.deletes import Options, decide
         resource = kind.entries[0] if kind is not None and kind.entries else DEFINITIONS
         left = decide(resource, item.obj, Options(), False, self._context.clock.now())
         if left is not None and item.obj["metadata"].get("deletionTimestamp"):

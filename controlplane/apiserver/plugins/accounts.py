@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.apiserver.admission import CREATE, Attributes, Plugin
-from controlplane.apiserver.lists import object_key
-from controlplane.apiserver.nodeauth import refers_to
+from controlplane.apiserver.authorization.nodeauth import refers_to
+from controlplane.apiserver.reading.lists import object_key
 from controlplane.machinery.resources import named
 
 MIRROR = "kubernetes.io/config.mirror"

@@ -6,7 +6,7 @@ Owns the list of namespaces that cannot be deleted. Reads the cache only. Called
 from __future__ import annotations
 
 from controlplane.apiserver.admission import CREATE, DELETE, Attributes, Plugin
-from controlplane.apiserver.lists import object_key
+from controlplane.apiserver.reading.lists import object_key
 from controlplane.machinery.errors import Cause, Forbidden, NotFound
 from controlplane.machinery.resources import named
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
-from controlplane.apiserver.lists import collection_prefix, object_key
+from controlplane.apiserver.reading.lists import collection_prefix, object_key
 from controlplane.machinery import podsecurity
 from controlplane.machinery.errors import Cause, Invalid
 from controlplane.machinery.podsecurity import Level, Policy

@@ -13,7 +13,7 @@ from typing import Any
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.index import Index
-from controlplane.apiserver.lists import object_key
+from controlplane.apiserver.reading.lists import object_key
 from controlplane.machinery.resources import named
 from controlplane.machinery.validate.policies import SYSTEM_PRIORITIES
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.index import Index
-from controlplane.apiserver.lists import object_key
-from controlplane.apiserver.writes import settled
+from controlplane.apiserver.reading.lists import object_key
+from controlplane.apiserver.writing.writes import settled
 from controlplane.machinery import objects, podresources, usage
 from controlplane.machinery.errors import ApiError, Conflict
 from controlplane.machinery.podresources import Amounts, added

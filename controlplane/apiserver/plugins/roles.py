@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.apiserver import access
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
-from controlplane.apiserver.user import MASTERS
+from controlplane.apiserver.authentication.user import MASTERS
+from controlplane.apiserver.authorization import access
 from controlplane.machinery import rbac
 from controlplane.machinery.errors import Forbidden, NotFound
 from controlplane.machinery.rbac import Rule

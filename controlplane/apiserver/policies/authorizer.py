@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from controlplane.apiserver import access
-from controlplane.apiserver.user import User
+from controlplane.apiserver.authentication.user import User
+from controlplane.apiserver.authorization import access
 from controlplane.machinery import celauthorizer
 
 if TYPE_CHECKING:

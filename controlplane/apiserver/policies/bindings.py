@@ -17,9 +17,9 @@ from typing import Any
 from controlplane.apiserver.admission import Attributes
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.index import Index
-from controlplane.apiserver.lists import collection_prefix, object_key
 from controlplane.apiserver.policies import authorizer, expressions
 from controlplane.apiserver.policies.expressions import Scope
+from controlplane.apiserver.reading.lists import collection_prefix, object_key
 from controlplane.apiserver.webhooks import reviews
 from controlplane.apiserver.webhooks.matching import Matcher, exempt
 from controlplane.machinery import selectors

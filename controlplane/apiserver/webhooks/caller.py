@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from controlplane.apiserver import servicebackends
-from controlplane.apiserver.servicebackends import NowhereToCall
+from controlplane.apiserver.services import servicebackends
+from controlplane.apiserver.services.servicebackends import NowhereToCall
 
 if TYPE_CHECKING:
     import aiohttp

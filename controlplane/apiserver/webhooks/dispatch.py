@@ -18,8 +18,8 @@ from typing import Any
 from controlplane.apiserver.admission import CONNECT, Attributes, Plugin
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.index import Index
-from controlplane.apiserver.lists import object_key
 from controlplane.apiserver.policies import authorizer, expressions
+from controlplane.apiserver.reading.lists import object_key
 from controlplane.apiserver.webhooks import reviews, versions
 from controlplane.apiserver.webhooks.caller import Caller, CallFailed
 from controlplane.apiserver.webhooks.matching import Matcher, exempt

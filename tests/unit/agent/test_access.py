@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from agent.kubelet import hostlogs
-from agent.kubelet.access import ALLOWED_SECONDS, DENIED_SECONDS, MAX_REMEMBERED, Access, Caller, subresources
+from agent.kubelet.serving import hostlogs
+from agent.kubelet.serving.access import ALLOWED_SECONDS, DENIED_SECONDS, MAX_REMEMBERED, Access, Caller, subresources
 from controlplane.machinery.clock import FakeClock
 from controlplane.machinery.errors import NotFound, ServiceUnavailable
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from agent.kubelet import admit, plan, resize
+from agent.kubelet import admit, plan
+from agent.kubelet.compute import resize
 from agent.kubelet.model import LinuxResources
 from agent.kubelet.staticpods import parse
 from tests.unit.agent.pods import box, down, pod, seen, up

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kubelet import keeping
-from agent.kubelet.cpumanager import FILE, CpuManager, assign, listed, parse, take
+from agent.kubelet.compute.cpumanager import FILE, CpuManager, assign, listed, parse, take
+from agent.kubelet.pressure import keeping
 from controlplane.machinery.clock import FakeClock
 from controlplane.machinery.errors import Finding
 from tests.unit.agent.pods import pod

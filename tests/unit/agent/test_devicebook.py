@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kubelet import nodestatus
 from agent.kubelet.admit import Place, judge
+from agent.kubelet.cri.runtime import injects_devices
 from agent.kubelet.devices import manager as manager_module
 from agent.kubelet.devices.book import Book, Device, Grant, Refused
 from agent.kubelet.devices.manager import DeviceManager
 from agent.kubelet.devices.podresources import PodResources
-from agent.kubelet.runtime import injects_devices
+from agent.kubelet.host import nodestatus
 from controlplane.machinery.clock import FakeClock
 from cri_proto.messages import deviceplugin as api
 from tests.unit.agent.pods import pod

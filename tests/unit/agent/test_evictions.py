@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from agent.kubelet import accounting, collection, thresholds, victims
 from agent.kubelet.admit import Place, judge
-from agent.kubelet.cgroups import Cgroups
-from agent.kubelet.collection import Known
-from agent.kubelet.eviction import Evictions
+from agent.kubelet.compute.cgroups import Cgroups
+from agent.kubelet.host.nodestatus import Host, allocatable
 from agent.kubelet.images import Image
-from agent.kubelet.keeping import Keeping
-from agent.kubelet.nodestatus import Host, allocatable
-from agent.kubelet.thresholds import Memory, Reading
-from agent.kubelet.victims import Use
+from agent.kubelet.pressure import accounting, collection, thresholds, victims
+from agent.kubelet.pressure.collection import Known
+from agent.kubelet.pressure.eviction import Evictions
+from agent.kubelet.pressure.keeping import Keeping
+from agent.kubelet.pressure.thresholds import Memory, Reading
+from agent.kubelet.pressure.victims import Use
 from controlplane.machinery.clock import FakeClock
 from tests.unit.agent.pods import pod, seen, up
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.image.reference import ImageError, normalise
-from agent.kubelet import containerd
+from agent.kubelet.cri import containerd
 from agent.kubelet.images import auth_message, credentials
 from controlplane.machinery.paths import Paths
 

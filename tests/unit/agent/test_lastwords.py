@@ -1,7 +1,7 @@
 """Termination messages: the file, else the log's tail, also when the log is written late."""
 
-from agent.kubelet.lastwords import LastWords
 from agent.kubelet.model import ObservedContainer, ObservedPod
+from agent.kubelet.reporting.lastwords import LastWords
 
 
 class Node:

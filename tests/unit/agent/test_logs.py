@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.kubelet import logrotate, logs
+from agent.kubelet.serving import logrotate, logs
 from controlplane.machinery.clock import FakeClock
 from controlplane.machinery.errors import BadRequest
 

@@ -6,11 +6,11 @@ import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from agent.kubelet.cgroups import Cgroups
-from agent.kubelet.metrics import Metrics
-from agent.kubelet.stats import Stats
-from agent.kubelet.usage import traffic, usage_v1, usage_v2
-from agent.kubelet.victims import Use
+from agent.kubelet.compute.cgroups import Cgroups
+from agent.kubelet.pressure.victims import Use
+from agent.kubelet.serving.metrics import Metrics
+from agent.kubelet.serving.stats import Stats
+from agent.kubelet.serving.usage import traffic, usage_v1, usage_v2
 from controlplane.machinery.clock import FakeClock
 from cri_proto.tally import Tally
 from tests.unit.agent.pods import pod, seen, up

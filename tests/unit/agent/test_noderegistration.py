@@ -2,9 +2,9 @@
 
 import asyncio
 
-from agent.kubelet import nodestatus
-from agent.kubelet.node import LEASE_NAMESPACE, LEASES, NODES, NodeAgent
-from agent.kubelet.nodestatus import Health, Host
+from agent.kubelet.host import nodestatus
+from agent.kubelet.host.node import LEASE_NAMESPACE, LEASES, NODES, NodeAgent
+from agent.kubelet.host.nodestatus import Health, Host
 from controlplane.client.config import ClientConfig
 from controlplane.client.informer import Informer
 from controlplane.client.rest import Client

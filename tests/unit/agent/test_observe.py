@@ -10,8 +10,9 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from agent.kubelet import model, observe, translate
-from agent.kubelet.runtime import Runtime
+from agent.kubelet import model
+from agent.kubelet.cri import observe, translate
+from agent.kubelet.cri.runtime import Runtime
 from cri_proto.client import Connection
 from cri_proto.messages import cri
 
@@ -99,7 +100,7 @@ def test_another_runtimes_events_are_understood(tmp_path: Path) -> None:
 
 
 def test_the_control_group_driver_is_read_from_an_older_containerds_configuration() -> None:
-    from agent.kubelet.runtime import asks_systemd
+    from agent.kubelet.cri.runtime import asks_systemd
     told = '{"containerd": {"runtimes": {"runc": {"options": {"SystemdCgroup": %s}}}}}'
     assert [asks_systemd(text) for text in (told % "true", told % "false", "{}", "", '{"containerd": []}')] == [
         True, False, None, None, None]

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.kubelet import cgroups, env, hosts, resources, specs, translate
+from agent.kubelet import env, hosts, specs
+from agent.kubelet.compute import cgroups, resources
+from agent.kubelet.cri import translate
 from agent.kubelet.env import ConfigError, Sources
 from agent.kubelet.model import DNS, SandboxSpec
 from tests.unit.agent.pods import pod

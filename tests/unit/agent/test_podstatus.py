@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from agent.kubelet import status
-from agent.kubelet.containerstatus import Report
+from agent.kubelet.reporting import status
+from agent.kubelet.reporting.containerstatus import Report
 from tests.unit.agent.pods import NOW, box, down, pod, seen, up
 
 

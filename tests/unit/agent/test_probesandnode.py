@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from agent.kubelet import nodestatus
-from agent.kubelet.addresswatch import AddressWatch
-from agent.kubelet.nodestatus import Health, Host
-from agent.kubelet.probes import EAGER, Timing, Verdict, judge
+from agent.kubelet.host import nodestatus
+from agent.kubelet.host.addresswatch import AddressWatch
+from agent.kubelet.host.nodestatus import Health, Host
+from agent.kubelet.probing.probes import EAGER, Timing, Verdict, judge
 from controlplane.machinery.clock import FakeClock
 
 

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from agent.kubelet.runtime import CallError, Runtime
+from agent.kubelet.cri.runtime import CallError, Runtime
 from controlplane.machinery.clock import FakeClock
 
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from agent.kubelet.admit import CRITICAL, Place, judge
-from agent.kubelet.dbus import message, parse
-from agent.kubelet.keeping import Keeping
-from agent.kubelet.logind import Logind
-from agent.kubelet.shutdown import MESSAGE, Shutdown, phases
+from agent.kubelet.host.dbus import message, parse
+from agent.kubelet.host.logind import Logind
+from agent.kubelet.host.shutdown import MESSAGE, Shutdown, phases
+from agent.kubelet.pressure.keeping import Keeping
 from controlplane.machinery.clock import SYSTEM
 from netsetup.ledger import Ledger
 from tests.unit.agent.pods import pod, seen, up

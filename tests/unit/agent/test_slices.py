@@ -6,10 +6,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from agent.kubelet import slices
-from agent.kubelet.dbus import Refused, message, parse
+from agent.kubelet.compute import slices
+from agent.kubelet.compute.slices import ABSENT, THERE, Slices, properties
+from agent.kubelet.host.dbus import Refused, message, parse
 from agent.kubelet.model import LinuxResources
-from agent.kubelet.slices import ABSENT, THERE, Slices, properties
 
 
 def test_arrays_structs_and_variants_are_written_as_the_bus_wants_them() -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from agent.kubelet.statuswriter import StatusWriter
+from agent.kubelet.reporting.statuswriter import StatusWriter
 from controlplane.machinery.clock import FakeClock
 
 

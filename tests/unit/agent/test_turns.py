@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from agent.kubelet.turns import CONTAINER, LEAST, PATIENCE_SECONDS, SANDBOX, Turns
+from agent.kubelet.cri.turns import CONTAINER, LEAST, PATIENCE_SECONDS, SANDBOX, Turns
 from controlplane.machinery.clock import FakeClock
 
 

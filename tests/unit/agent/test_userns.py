@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.kubelet.userns import LENGTH, UserNamespaces, delegated
+from agent.kubelet.compute.userns import LENGTH, UserNamespaces, delegated
 from controlplane.machinery.errors import Finding
 
 

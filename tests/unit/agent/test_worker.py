@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from agent.kubelet import plan
+from agent.kubelet.cri.runtime import Unreachable
 from agent.kubelet.model import ObservedPod, RuntimeEvent
-from agent.kubelet.runtime import Unreachable
 from agent.kubelet.specs import Node
 from agent.kubelet.worker import Worker
 from controlplane.machinery.clock import SYSTEM

@@ -8,7 +8,7 @@ from typing import Any
 
 from multidict import CIMultiDict
 
-from controlplane.apiserver.authn import User
+from controlplane.apiserver.authentication.authn import User
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
 from controlplane.apiserver.request import Request, build

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver.authz import Authorizer
+from controlplane.apiserver.authentication.user import User
+from controlplane.apiserver.authorization.authz import Authorizer
 from controlplane.apiserver.plugins.accounts import MOUNT_PATH, automounts, mount, unlisted
-from controlplane.apiserver.user import User
 from controlplane.machinery.errors import Forbidden
 from tests.unit.apiserver.edge import make_context, put, request, running
 from tests.unit.apiserver.harness import pod, serving

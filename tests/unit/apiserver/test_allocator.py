@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.apiserver.allocator import Allocator
+from controlplane.apiserver.services.allocator import Allocator
 from controlplane.machinery.clock import FakeClock
 from controlplane.machinery.errors import ApiError, Invalid
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import orjson
 import pytest
 
-from controlplane.apiserver import audit, changelog
-from controlplane.apiserver.logfile import LogFile
+from controlplane.apiserver.recording import audit, changelog
+from controlplane.apiserver.recording.logfile import LogFile
 from controlplane.machinery.errors import Finding
 from tests.unit.apiserver.harness import config_map, serving
 

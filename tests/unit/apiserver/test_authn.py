@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from controlplane.apiserver import bootstraptokens, oidc, webbearer
+from controlplane.apiserver.authentication import bootstraptokens, oidc, webbearer
 from controlplane.apiserver.config import Options
 from controlplane.machinery.clock import SYSTEM, rfc3339
 from controlplane.machinery.errors import Unauthorized

@@ -4,13 +4,13 @@ import base64
 
 import pytest
 
-from controlplane.apiserver import rolebootstrap
-from controlplane.apiserver.access import attributes_of
-from controlplane.apiserver.authn import ANYBODY, Authenticator, User, from_certificate, impersonated
-from controlplane.apiserver.authz import Authorizer
-from controlplane.apiserver.nodeauth import may_label, refers_to
+from controlplane.apiserver.authentication.authn import ANYBODY, Authenticator, User, from_certificate, impersonated
+from controlplane.apiserver.authorization import rolebootstrap
+from controlplane.apiserver.authorization.access import attributes_of
+from controlplane.apiserver.authorization.authz import Authorizer
+from controlplane.apiserver.authorization.nodeauth import may_label, refers_to
+from controlplane.apiserver.authorization.reviews import Reviews
 from controlplane.apiserver.pipeline import Pipeline
-from controlplane.apiserver.reviews import Reviews
 from controlplane.machinery.errors import BadRequest, Finding, Forbidden, Unauthorized
 from tests.unit.apiserver.edge import make_context, put, request, running
 from tests.unit.apiserver.test_signing import pem

@@ -1,6 +1,6 @@
 import asyncio
 
-from controlplane.apiserver.bodies import drop
+from controlplane.apiserver.writing.bodies import drop
 from tests.unit.apiserver.harness import serving
 
 

@@ -1,6 +1,6 @@
 import asyncio
 
-from controlplane.apiserver.deletes import Options, decide, finalizers_for
+from controlplane.apiserver.writing.deletes import Options, decide, finalizers_for
 from controlplane.machinery.resources import named
 from tests.unit.apiserver.harness import config_map, pod, serving
 

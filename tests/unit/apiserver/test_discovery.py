@@ -9,8 +9,8 @@ from pathlib import Path
 import orjson
 import pytest
 
-from controlplane.apiserver import openapi, openapiproto
-from controlplane.apiserver.discovery import Discovery, aggregated_version
+from controlplane.apiserver.describing import openapi, openapiproto
+from controlplane.apiserver.describing.discovery import Discovery, aggregated_version
 from controlplane.apiserver.health import Health
 from controlplane.apiserver.metrics import MAX_SERIES, Metrics
 from controlplane.machinery import protobuf

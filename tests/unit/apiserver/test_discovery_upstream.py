@@ -5,7 +5,7 @@ from pathlib import Path
 
 import orjson
 
-from controlplane.apiserver.discovery import Discovery
+from controlplane.apiserver.describing.discovery import Discovery
 from controlplane.apiserver.server import Server
 from controlplane.store.memory import MemoryLog
 from tests.unit.apiserver.edge import make_context, request

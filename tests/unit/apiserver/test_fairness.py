@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.apiserver import fairness, flowdefaults
-from controlplane.apiserver.authn import User
+from controlplane.apiserver.authentication.authn import User
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.context import Context
-from controlplane.apiserver.fairness import Asked, Level
-from controlplane.apiserver.flowcontrol import FlowControl
+from controlplane.apiserver.flow import fairness, flowdefaults
+from controlplane.apiserver.flow.fairness import Asked, Level
+from controlplane.apiserver.flow.flowcontrol import FlowControl
 from controlplane.apiserver.request import build
 from controlplane.machinery.clock import FakeClock, settle
 from controlplane.machinery.errors import TooManyRequests

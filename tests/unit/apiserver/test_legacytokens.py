@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver.authn import Authenticator
-from controlplane.apiserver.legacytokens import ADVICE, INVALID_SINCE, LAST_USED, NAME, NAMESPACE, TYPE
-from controlplane.apiserver.reviews import Reviews
-from controlplane.apiserver.user import User
+from controlplane.apiserver.authentication.authn import Authenticator
+from controlplane.apiserver.authentication.legacytokens import ADVICE, INVALID_SINCE, LAST_USED, NAME, NAMESPACE, TYPE
+from controlplane.apiserver.authentication.user import User
+from controlplane.apiserver.authorization.reviews import Reviews
 from controlplane.machinery.errors import Unauthorized
 from controlplane.store.cache import key_of
 from tests.unit.apiserver.edge import make_context, put, request, running, signing_key

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.apiserver.links import moved, rewritten
+from controlplane.apiserver.streaming.links import moved, rewritten
 
 ROOT = "/api/v1/namespaces/ns/pods/http:p:80/proxy"
 HOSTS = ("10.0.0.7:80", "cluster.example")

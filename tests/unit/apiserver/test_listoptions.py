@@ -7,8 +7,8 @@ from itertools import product
 import orjson
 import pytest
 
-from controlplane.apiserver import listoptions
-from controlplane.apiserver.listoptions import Token
+from controlplane.apiserver.reading import listoptions
+from controlplane.apiserver.reading.listoptions import Token
 from controlplane.apiserver.request import Query
 from controlplane.machinery.errors import BadRequest, Invalid
 from controlplane.machinery.resources import named

@@ -2,8 +2,8 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver import bulk
-from controlplane.apiserver.listoptions import Token
+from controlplane.apiserver.reading import bulk
+from controlplane.apiserver.reading.listoptions import Token
 from controlplane.machinery.errors import BadRequest
 from tests.unit.apiserver.harness import config_map, serving
 

@@ -2,7 +2,8 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver import flowcontrol, lists
+from controlplane.apiserver.flow import flowcontrol
+from controlplane.apiserver.reading import lists
 from controlplane.apiserver.request import MAX_BODY
 from tests.unit.apiserver.harness import config_map, pod, serving
 

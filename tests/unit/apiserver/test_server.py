@@ -2,8 +2,9 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver import lists, protocol
+from controlplane.apiserver import protocol
 from controlplane.apiserver.config import Options, parse
+from controlplane.apiserver.reading import lists
 from controlplane.apiserver.server import Server
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths

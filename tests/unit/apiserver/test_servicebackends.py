@@ -2,7 +2,7 @@
 
 import pytest
 
-from controlplane.apiserver.servicebackends import NowhereToCall, locate, ready
+from controlplane.apiserver.services.servicebackends import NowhereToCall, locate, ready
 from tests.unit.apiserver.edge import make_context, put, running
 
 SERVICE = {"metadata": {"name": "web", "namespace": "ns"}, "spec": {

@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from controlplane.apiserver.allocator import Allocator
+from controlplane.apiserver.services.allocator import Allocator
 from controlplane.machinery.clock import FakeClock
 from controlplane.machinery.errors import Invalid
 

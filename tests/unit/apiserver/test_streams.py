@@ -7,12 +7,19 @@ import ssl
 
 import pytest
 
-from controlplane.apiserver import websocket
 from controlplane.apiserver.config import Options
 from controlplane.apiserver.request import Query
 from controlplane.apiserver.server import Server
-from controlplane.apiserver.streams import checked, container_of, kubelet_query, log_causes, port_name, split_name
-from controlplane.apiserver.tunnel import unchunked
+from controlplane.apiserver.streaming import websocket
+from controlplane.apiserver.streaming.streams import (
+    checked,
+    container_of,
+    kubelet_query,
+    log_causes,
+    port_name,
+    split_name,
+)
+from controlplane.apiserver.streaming.tunnel import unchunked
 from controlplane.machinery.errors import BadRequest, ServiceUnavailable
 from controlplane.machinery.paths import Paths
 from controlplane.pki.cluster import ensure

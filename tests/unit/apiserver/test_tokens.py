@@ -2,10 +2,10 @@
 
 import pytest
 
-from controlplane.apiserver.authn import Authenticator, User
-from controlplane.apiserver.authz import Authorizer
-from controlplane.apiserver.reviews import Reviews
-from controlplane.apiserver.tokens import Tokens, reader
+from controlplane.apiserver.authentication.authn import Authenticator, User
+from controlplane.apiserver.authentication.tokens import Tokens, reader
+from controlplane.apiserver.authorization.authz import Authorizer
+from controlplane.apiserver.authorization.reviews import Reviews
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.errors import BadRequest, Conflict, Invalid, Unauthorized
 from controlplane.store.cache import key_of

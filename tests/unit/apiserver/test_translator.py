@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.apiserver import spdy, websocket
 from controlplane.apiserver.request import Query
-from controlplane.apiserver.translation import COMMAND, FORWARD, Command, Tunnel, of
-from controlplane.apiserver.tunnel import status_of
+from controlplane.apiserver.streaming import spdy, websocket
+from controlplane.apiserver.streaming.translation import COMMAND, FORWARD, Command, Tunnel, of
+from controlplane.apiserver.streaming.tunnel import status_of
 from tests.unit.apiserver.test_streams import BULK, Node, forgotten, playing
 
 PODS = "GET /api/v1/namespaces/ns/pods/p"

@@ -1,6 +1,6 @@
 import asyncio
 
-from controlplane.apiserver import watch
+from controlplane.apiserver.reading import watch
 from tests.unit.apiserver.harness import config_map, serving
 
 CMS = "/api/v1/namespaces/default/configmaps"

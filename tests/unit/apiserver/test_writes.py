@@ -1,6 +1,6 @@
 import asyncio
 
-from controlplane.apiserver.authn import ANYBODY
+from controlplane.apiserver.authentication.authn import ANYBODY
 from controlplane.apiserver.request import build
 from controlplane.machinery.resources import BUILTIN
 from controlplane.store.memory import MemoryLog

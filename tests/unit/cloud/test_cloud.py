@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from agent.kubelet import nodestatus
+from agent.kubelet.host import nodestatus
 from controlplane.cloud import machines, provider
 from controlplane.cloud.lab import Lab
 from controlplane.cloud.provider import Metadata, Provider, Route

@@ -9,8 +9,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 
-from controlplane.controllers import certificaterules as rules
-from controlplane.controllers.certificaterules import Request
+from controlplane.controllers.access import certificaterules as rules
+from controlplane.controllers.access.certificaterules import Request
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.resources import named
 from controlplane.pki.authority import Authority, new_key, subject

@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from controlplane.controllers import autoscaling, scalingbehavior
-from controlplane.controllers.autoscaling import Sample, Tolerance
-from controlplane.controllers.metricsource import MetricSource, pod_samples, seconds
-from controlplane.controllers.scalingbehavior import Memory
+from controlplane.controllers.scaling import autoscaling, scalingbehavior
+from controlplane.controllers.scaling.autoscaling import Sample, Tolerance
+from controlplane.controllers.scaling.metricsource import MetricSource, pod_samples, seconds
+from controlplane.controllers.scaling.scalingbehavior import Memory
 from controlplane.machinery import objects
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.errors import ApiError, NotFound

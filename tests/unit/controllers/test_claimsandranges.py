@@ -2,7 +2,7 @@
 
 import asyncio
 
-from controlplane.controllers.servicecidrs import needed
+from controlplane.controllers.services.servicecidrs import needed
 from controlplane.machinery import objects
 from controlplane.machinery.resources import named
 from tests.unit.controllers.cluster import PODS, cluster

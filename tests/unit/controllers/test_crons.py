@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.controllers import cronjobs, crontimes
+from controlplane.controllers.workloads import cronjobs, crontimes
 from controlplane.machinery import cron, objects
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.controllers import jobpods, jobrules, jobs, jobttl
+from controlplane.controllers.workloads import jobpods, jobrules, jobs, jobttl
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 

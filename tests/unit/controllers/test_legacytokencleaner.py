@@ -5,7 +5,7 @@ from datetime import date
 
 import pytest
 
-from controlplane.controllers.legacytokens import INVALID_SINCE, LAST_USED, TRACKING, named_in, verdict
+from controlplane.controllers.access.legacytokens import INVALID_SINCE, LAST_USED, TRACKING, named_in, verdict
 from controlplane.machinery.resources import named
 from tests.unit.controllers.cluster import cluster
 from tests.unit.controllers.test_customkinds import gone

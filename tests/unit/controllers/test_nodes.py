@@ -6,8 +6,8 @@ import asyncio
 
 from controlplane.client.config import ClientConfig
 from controlplane.client.rest import Client
-from controlplane.controllers import health, zones
 from controlplane.controllers.manager import Manager, Settings
+from controlplane.controllers.nodes import health, zones
 from controlplane.machinery import objects
 from controlplane.machinery.clock import FakeClock, settle
 from controlplane.machinery.resources import named

@@ -1,6 +1,6 @@
 """StatefulSets, told as transcripts: a small world in which pods become ready one step after they were made."""
 
-from controlplane.controllers import history, ordinals, statefulpods
+from controlplane.controllers.workloads import history, ordinals, statefulpods
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 

@@ -5,9 +5,12 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.controllers import backends, health, ownership, podgc, progress, replicas, rollout, slices, subsets
-from controlplane.controllers.ownership import Owner, Verdict
-from controlplane.controllers.podcidrs import Blocks
+from controlplane.controllers.namespaces import ownership
+from controlplane.controllers.namespaces.ownership import Owner, Verdict
+from controlplane.controllers.nodes import health, podgc
+from controlplane.controllers.nodes.podcidrs import Blocks
+from controlplane.controllers.services import backends, slices, subsets
+from controlplane.controllers.workloads import progress, replicas, rollout
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 from tests.unit.controllers.samples import deployment, pod, replica_set, service

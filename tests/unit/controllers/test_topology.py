@@ -6,7 +6,7 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.controllers import backends, slices, topology
+from controlplane.controllers.services import backends, slices, topology
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.resources import named

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from agent.kubelet.localvolumes import LocalVolumes
-from controlplane.controllers import attachments, binding, localvolumes, volumes
-from controlplane.controllers.localpath import LocalPath
+from agent.kubelet.volumes.localvolumes import LocalVolumes
+from controlplane.controllers.volumes import attachments, binding, localvolumes, volumes
+from controlplane.controllers.volumes.localpath import LocalPath
 from controlplane.machinery import objects
 from controlplane.machinery.errors import BadRequest
 from controlplane.machinery.resources import named

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from controlplane.controllers import history
+from controlplane.controllers.workloads import history
 from controlplane.machinery import objects
 from controlplane.machinery.resources import BUILTIN, named
 from tests.unit.controllers.cluster import PODS, cluster

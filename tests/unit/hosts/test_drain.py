@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from controlplane.apiserver.eviction import judge
+from controlplane.apiserver.writing.eviction import judge
 from controlplane.hosts import drain
 from controlplane.machinery.clock import FakeClock, settle
 from controlplane.machinery.errors import Finding

@@ -7,8 +7,8 @@ import pytest
 
 from controlplane.cli.settings import Settings
 from controlplane.client import certificates
-from controlplane.controllers import certificaterules as rules
-from controlplane.controllers.certificaterules import Request
+from controlplane.controllers.access import certificaterules as rules
+from controlplane.controllers.access.certificaterules import Request
 from controlplane.hosts import joining, membership
 from controlplane.machinery.clock import FakeClock
 from controlplane.machinery.errors import Finding

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.dns import upstreams
-from agent.kubelet import containerd
+from agent.kubelet.cri import containerd
 from controlplane.cli import packages
 from controlplane.machinery.paths import Paths
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.controllers.resourceclaims import ResourceClaims
 from controlplane.controllers.runtime import Context
+from controlplane.controllers.workloads.resourceclaims import ResourceClaims
 from controlplane.machinery import objects
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.resources import named

@@ -1,0 +1,1 @@
+"""The container runtime of this node: our own containerd or another one, spoken to over CRI."""

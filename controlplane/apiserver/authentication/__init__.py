@@ -1,0 +1,1 @@
+"""Who asks: certificates, tokens of every kind, front proxies, impersonation."""

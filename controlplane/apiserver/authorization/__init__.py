@@ -1,0 +1,1 @@
+"""May they: RBAC, what nodes may do, and the reviews that ask the same questions."""

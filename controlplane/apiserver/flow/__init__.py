@@ -1,0 +1,1 @@
+"""Priority and fairness: whose request comes next when there are more than seats."""

@@ -1,0 +1,1 @@
+"""GET, LIST and WATCH: answers from the cache's bytes."""

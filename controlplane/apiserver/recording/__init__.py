@@ -1,0 +1,1 @@
+"""What is written down of requests: audit events, and one plain sentence per change."""

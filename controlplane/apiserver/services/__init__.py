@@ -1,0 +1,1 @@
+"""Addresses and ports of Services: ranges, what is given out, and where a Service is reached."""

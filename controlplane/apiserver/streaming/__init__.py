@@ -1,0 +1,1 @@
+"""Connections that stay open: exec, attach, port-forward, logs and proxying, over WebSocket and SPDY."""

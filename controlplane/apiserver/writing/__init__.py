@@ -1,0 +1,1 @@
+"""CREATE, UPDATE, PATCH and DELETE: from a body to a stored object."""

@@ -1,0 +1,1 @@
+"""Certificates, tokens and roles that the cluster hands out, renews and takes back."""

@@ -1,0 +1,1 @@
+"""Namespaces and what hangs together in them: furnished, counted, emptied, collected."""

@@ -1,0 +1,1 @@
+"""Nodes: noticed, tainted, given addresses, and freed of pods when they fail."""

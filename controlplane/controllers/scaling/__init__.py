@@ -1,0 +1,1 @@
+"""HorizontalPodAutoscalers: from metrics to replicas."""

@@ -1,0 +1,124 @@
+"""Endpoints that people write themselves, mirrored into the EndpointSlices that proxies and DNS read.
+
+Owns the slices of Services without a selector whose Endpoints somebody else keeps. Promises to follow those Endpoints
+with as few writes as `plan` finds, and to leave alone what is marked `skip-mirror` (the API server keeps the slices of
+its own Service itself). Called by `__main__`. Upstream: k8s.io/endpointslicemirroring.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from controlplane.controllers.runtime import (
+    SERVICES,
+    STALE_SECONDS,
+    Context,
+    Controller,
+    create_named,
+    delete_quietly,
+)
+from controlplane.controllers.services import backends, slices
+from controlplane.controllers.services.endpointslice import ENDPOINTS, SLICES
+from controlplane.machinery import objects
+
+MANAGER = "endpointslicemirroring-controller.k8s.io"
+SKIP = "endpointslice.kubernetes.io/skip-mirror"
+LIMIT = 1000  # addresses per subset that are mirrored: upstream's default
+_NOT_COPIED = {"kubectl.kubernetes.io/last-applied-configuration", "endpoints.kubernetes.io/last-change-trigger-time"}
+
+Obj = dict[str, Any]
+
+
+def desired(endpoints: Obj) -> list[Obj]:
+    """The slices, without names, that mirror one Endpoints object: one per subset and address family."""
+    made = []
+    for subset in endpoints.get("subsets") or ():
+        entries = [*((a, True) for a in subset.get("addresses") or ()),
+                   *((a, False) for a in subset.get("notReadyAddresses") or ())][:LIMIT]
+        for family in ("IPv4", "IPv6"):
+            found = [_endpoint(address, ready) for address, ready in entries
+                     if (":" in address["ip"]) == (family == "IPv6")]
+            for start in range(0, len(found), slices.LIMIT):
+                made.append(_slice(endpoints, family, subset, found[start:start + slices.LIMIT]))
+    return made
+
+
+def _endpoint(address: Obj, ready: bool) -> Obj:
+    made: Obj = {"addresses": [address["ip"]], "conditions": {"ready": ready}}
+    return made | {key: address[key] for key in ("hostname", "nodeName", "targetRef") if address.get(key)}
+
+
+def _slice(endpoints: Obj, family: str, subset: Obj, entries: list[Obj]) -> Obj:
+    labels = {k: v for k, v in objects.labels(endpoints).items() if k != slices.MANAGED_BY}
+    labels |= {slices.SERVICE_NAME: objects.name(endpoints), slices.MANAGED_BY: MANAGER}
+    annotations = {k: v for k, v in objects.annotations(endpoints).items() if k not in _NOT_COPIED}
+    ports = [{"name": p.get("name") or "", "protocol": p.get("protocol") or "TCP", "port": p["port"]}
+             | ({"appProtocol": p["appProtocol"]} if p.get("appProtocol") else {}) for p in subset.get("ports") or ()]
+    return {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
+            "metadata": {"namespace": objects.namespace(endpoints), "labels": labels, "annotations": annotations,
+                         "ownerReferences": [objects.owner_reference(endpoints)]},
+            "endpoints": entries, "ports": ports}
+
+
+def plan(wanted: list[Obj], current: list[Obj]) -> slices.Plan:
+    """What turns `current` into `wanted`: equal slices stay, others are rewritten before any is made or deleted."""
+    def content(one: Obj) -> tuple[Any, ...]:
+        return one.get("addressType"), one.get("ports") or [], one.get("endpoints") or [], objects.labels(one)
+    result, left = slices.Plan(), list(current)
+    missing = []
+    for one in wanted:
+        same = next((have for have in left if content(have) == content(one)), None)
+        if same is not None:
+            left.remove(same)
+        else:
+            missing.append(one)
+    for one in missing:
+        spare = next((have for have in left if have.get("addressType") == one["addressType"]), None)
+        if spare is None:
+            result.create.append(one)
+            continue
+        left.remove(spare)
+        result.update.append({**one, "metadata": {**spare["metadata"], "labels": one["metadata"]["labels"]}})
+    result.delete = left
+    return result
+
+
+def _by_service(one: Obj) -> list[str]:
+    return [f"{objects.namespace(one)}/{objects.labels(one).get(slices.SERVICE_NAME, '')}"]
+
+
+class Mirror(Controller):
+    """Keys are (namespace, name) of a Service and its Endpoints."""
+
+    name = "endpoint-slice-mirroring-controller"
+
+    def __init__(self, context: Context) -> None:
+        self.services = context.informer(SERVICES)
+        self.endpoints = context.informer(ENDPOINTS)
+        self.slices = context.informer(SLICES, service=_by_service)
+        super().__init__(context, self.services, self.endpoints, self.slices)
+        for informer in (self.services, self.endpoints):
+            informer.subscribe(lambda kind, old, new: self.queue.add(objects.key(new)))
+        self.slices.subscribe(self._slice_changed)
+
+    def _slice_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
+        if objects.labels(new).get(slices.MANAGED_BY) == MANAGER:
+            self.queue.add((objects.namespace(new), objects.labels(new).get(slices.SERVICE_NAME, "")))
+
+    async def reconcile(self, key: tuple[str, str]) -> float | None:
+        if not self.pending.settled(key, self.slices):
+            return STALE_SECONDS
+        service, endpoints = self.services.get(*key), self.endpoints.get(*key)
+        mirrored = (service is not None and endpoints is not None and not objects.deleting(endpoints)
+                    and not backends.selects(service) and objects.labels(endpoints).get(SKIP) != "true")
+        mine = [one for one in self.slices.by("service", f"{key[0]}/{key[1]}")
+                if objects.labels(one).get(slices.MANAGED_BY) == MANAGER and not objects.deleting(one)]
+        steps = plan(desired(endpoints) if mirrored and endpoints is not None else [], mine)
+        for one in steps.create:
+            self.pending.wrote(key, await create_named(self.client, SLICES, one, f"{key[1]}-"))
+        for one in steps.update:
+            self.pending.wrote(key, await self.client.update(SLICES, one))
+        for one in steps.delete:
+            if await delete_quietly(self.client, SLICES, one):
+                self.pending.deleted(key, one)
+        return None

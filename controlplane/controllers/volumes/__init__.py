@@ -1,0 +1,1 @@
+"""Claims and volumes: bound, provisioned, attached, protected."""
