@@ -54,7 +54,7 @@ def long_running(request: Request) -> bool:
 
 def check_timeout(text: str) -> None:
     """The time a client would wait, of which only the form matters here. Raises BadRequest."""
-    from controlplane.machinery.structuralformats import duration
+    from controlplane.machinery.structural.formats import duration
     try:
         duration(text) if text and text != "0" else 0.0
     except ValueError:

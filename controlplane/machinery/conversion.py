@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from controlplane.machinery import workloaddefaults
+from controlplane.machinery.defaults import workloads
 
 Object = dict[str, Any]
 ANNOTATION = "autoscaling.alpha.kubernetes.io/"
@@ -75,7 +75,7 @@ def _autoscaler_in(obj: Object) -> Object:
     if carried["conditions"]:
         status["conditions"] = carried["conditions"]
     made = {**obj, "apiVersion": "autoscaling/v2", "metadata": meta, "spec": spec, "status": status}
-    workloaddefaults.autoscaler(made)
+    workloads.autoscaler(made)
     return made
 
 

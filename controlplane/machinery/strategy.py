@@ -14,7 +14,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from controlplane.machinery import customdefinitions, defaults, validate
+from controlplane.machinery import customdefinitions, validate
+from controlplane.machinery.defaults import defaults
 from controlplane.machinery.errors import Cause
 from controlplane.machinery.resources import Resource
 from controlplane.machinery.serviceupdate import prepare_service

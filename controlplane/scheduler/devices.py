@@ -17,7 +17,8 @@ from typing import Any
 
 import orjson
 
-from controlplane.machinery import cel, objects, quantity
+from controlplane.machinery import objects, quantity
+from controlplane.machinery.cel import expression as cel
 from controlplane.scheduler.fit import HARD, term_matches, untolerated
 from controlplane.scheduler.snapshot import NodeInfo
 
@@ -149,7 +150,7 @@ def matches(expression: str, driver: str, blob: bytes) -> bool:
 
 def _shown(expression: str, driver: str, blob: bytes) -> Obj:
     """The device as an expression sees it: by domain and name; a domain it asks for is there, if only empty."""
-    from controlplane.machinery import cellibrary
+    from controlplane.machinery.cel import library
     given = orjson.loads(blob)
     parts: dict[str, dict[str, Obj]] = {"attributes": {}, "capacity": {}}
     for kind, one, other in _DOMAINS.findall(expression):
@@ -161,14 +162,14 @@ def _shown(expression: str, driver: str, blob: bytes) -> Obj:
         parts["attributes"].setdefault(domain or driver, {})[short] = _plain(value)
     for name, value in (given.get("capacity") or {}).items():
         domain, _, short = name.rpartition("/")
-        parts["capacity"].setdefault(domain or driver, {})[short] = cellibrary.parse_quantity(str(value["value"]))
+        parts["capacity"].setdefault(domain or driver, {})[short] = library.parse_quantity(str(value["value"]))
     return {"driver": driver, **parts, "allowMultipleAllocations": bool(given.get("allowMultipleAllocations"))}
 
 
 def _plain(value: Mapping[str, Any]) -> Any:
-    from controlplane.machinery import cellibrary
+    from controlplane.machinery.cel import library
     if "version" in value:
-        return cellibrary.parse_semver(value["version"])
+        return library.parse_semver(value["version"])
     if "versions" in value:
-        return [cellibrary.parse_semver(one) for one in value["versions"]]
+        return [library.parse_semver(one) for one in value["versions"]]
     return next(iter(value.values()), None)

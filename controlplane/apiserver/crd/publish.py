@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.machinery.resources import Resource
-from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, META, PRESERVE
+from controlplane.machinery.structural.structural import EMBEDDED, INT_OR_STRING, META, PRESERVE
 
 Body = dict[str, Any]
 

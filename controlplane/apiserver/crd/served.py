@@ -14,12 +14,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from controlplane.apiserver.crd.columns import Columns
-from controlplane.machinery import structural, structuralvalues
 from controlplane.machinery.customdefinitions import schema_of, storage_version, terminating
 from controlplane.machinery.errors import Cause, invalid
 from controlplane.machinery.resources import ALL_VERBS, STATUS_VERBS, Resource, Subresource
 from controlplane.machinery.schema import Problems
 from controlplane.machinery.strategy import Strategy
+from controlplane.machinery.structural import structural, values
 
 if TYPE_CHECKING:
     from controlplane.apiserver.crd.conversion import Converter
@@ -90,19 +90,19 @@ class CustomStrategy(Strategy):
         self._shape.complete(obj)
 
     def validate(self, obj: Object) -> list[Cause]:
-        return super().validate(obj) + self._values(obj, structuralvalues.ABSENT)
+        return super().validate(obj) + self._values(obj, values.ABSENT)
 
     def changes(self, new: Object, old: Object) -> list[Cause]:
         return super().validate(new) + self._values(new, old) + self.validate_update(new, old)
 
     def _values(self, obj: Object, old: Any) -> list[Cause]:
-        found = structuralvalues.validate(obj, self._shape.schema, old)
+        found = values.validate(obj, self._shape.schema, old)
         if not self._shape.ruled:
             return found
         if found:
             return [*found, _UNCHECKED]
-        from controlplane.machinery import celrules
-        return celrules.evaluate(obj, None if old is structuralvalues.ABSENT else old, self._shape.schema)
+        from controlplane.machinery.cel import rules
+        return rules.evaluate(obj, None if old is values.ABSENT else old, self._shape.schema)
 
 
 def _subresources(version: Object, kind: str) -> tuple[Subresource, ...]:

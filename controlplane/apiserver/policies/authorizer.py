@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from controlplane.apiserver.authentication.user import User
 from controlplane.apiserver.authorization import access
-from controlplane.machinery import celauthorizer
+from controlplane.machinery.cel import authorizer
 
 if TYPE_CHECKING:
     from controlplane.apiserver.admission import Attributes
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 def of(context: Context, attributes: Attributes) -> Any:
     """The value of `authorizer` in a request's expressions."""
     user, resource = attributes.user, attributes.resource
-    made = celauthorizer.start(name=user.name, uid=user.uid or "", groups=list(user.groups))
-    about = celauthorizer.resource(made, group=resource.group, resource=resource.plural, name=attributes.name,
+    made = authorizer.start(name=user.name, uid=user.uid or "", groups=list(user.groups))
+    about = authorizer.resource(made, group=resource.group, resource=resource.plural, name=attributes.name,
                                    subresource=attributes.subresource, namespace=attributes.namespace)
     return {**made, "requestResource": about}
 
@@ -42,4 +42,4 @@ def asking(context: Context) -> AbstractContextManager[None]:
                                         asked.get("name", ""), fields=asked.get("fields", ""))
         decision = context.authorizer.decide(question)
         return bool(decision.allowed), decision.reason
-    return celauthorizer.asking(answer)
+    return authorizer.asking(answer)

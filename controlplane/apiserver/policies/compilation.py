@@ -15,8 +15,8 @@ from typing import Any
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
 from controlplane.apiserver.policies.expressions import CONDITION_NAMES, NAMES, compiled
 from controlplane.apiserver.webhooks.matching import GROUP
-from controlplane.machinery import celobjects
-from controlplane.machinery.cel import CompileError
+from controlplane.machinery.cel import constructed
+from controlplane.machinery.cel.expression import CompileError
 from controlplane.machinery.errors import Cause, Invalid, invalid
 
 Object = dict[str, Any]
@@ -56,7 +56,7 @@ def expressions_of(kind: str, obj: Object) -> Iterator[Expression]:
     for at, mutation in enumerate(spec.get("mutations") or []):
         for field in ("applyConfiguration", "jsonPatch"):
             if mutation.get(field):
-                yield Expression(f"spec.mutations[{at}].{field}.expression", celobjects.as_maps(
+                yield Expression(f"spec.mutations[{at}].{field}.expression", constructed.as_maps(
                     mutation[field].get("expression") or ""), NAMES, ())
 
 

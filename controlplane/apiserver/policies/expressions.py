@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.machinery import cel
-from controlplane.machinery.cel import Budget, EvaluationError, Program
+from controlplane.machinery.cel import expression as cel
+from controlplane.machinery.cel.expression import Budget, EvaluationError, Program
 
 Object = dict[str, Any]
 NAMES = ("authorizer", "namespaceObject", "object", "oldObject", "params", "request", "variables")

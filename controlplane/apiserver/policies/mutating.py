@@ -19,8 +19,9 @@ from controlplane.apiserver.policies.bindings import Book, Case, Misconfigured
 from controlplane.apiserver.policies.expressions import Scope
 from controlplane.apiserver.policies.validating import refused
 from controlplane.apiserver.webhooks import reviews, versions
-from controlplane.machinery import apply, celobjects
-from controlplane.machinery.cel import CompileError, EvaluationError
+from controlplane.machinery import apply
+from controlplane.machinery.cel import constructed
+from controlplane.machinery.cel.expression import CompileError, EvaluationError
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import Resource
 
@@ -72,7 +73,7 @@ class MutatingPolicies(Plugin):
         assert view is not None
         patching = mutation.get("patchType") == "JSONPatch"
         text = (mutation.get("jsonPatch" if patching else "applyConfiguration") or {}).get("expression") or ""
-        value = scope.evaluate(celobjects.as_maps(text))
+        value = scope.evaluate(constructed.as_maps(text))
         if patching:
             if not isinstance(value, list):
                 raise EvaluationError("a JSON patch expression must give a list of JSONPatch")

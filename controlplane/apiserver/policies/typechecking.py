@@ -46,14 +46,14 @@ def kinds(policy: Object, registry: Registry) -> list[Resource]:
 
 
 def _node(resource: Resource) -> Object:
-    from controlplane.machinery import celtypes
+    from controlplane.machinery.cel import types
     shape: Any = resource.extra.get("shape")
-    return {"$ref": resource.definition} if shape is None else celtypes.resource(shape.schema, METADATA)
+    return {"$ref": resource.definition} if shape is None else types.resource(shape.schema, METADATA)
 
 
 def warnings(policy: Object, resources: list[Resource], parameters: Resource | None) -> list[Object]:
     """The expressionWarnings of a policy for these kinds. Pure; takes some 30 ms for each large kind."""
-    from controlplane.machinery import celtypes
+    from controlplane.machinery.cel import types
     spec = policy["spec"]
     checkers = []
     for resource in resources:
@@ -62,7 +62,7 @@ def warnings(policy: Object, resources: list[Resource], parameters: Resource | N
                  "namespaceObject": {"$ref": "io.k8s.api.core.v1.Namespace"},
                  "request": None, "authorizer": None, "variables": None}
         checkers.append((f"{resource.api_version}, Kind={resource.kind}",
-                         celtypes.Checker(nodes, schema.load().definition)))
+                         types.Checker(nodes, schema.load().definition)))
     found = []
     for index, validation in enumerate(spec.get("validations") or ()):
         for field in ("expression", "messageExpression"):

@@ -20,7 +20,7 @@ from controlplane.apiserver.policies import authorizer, expressions
 from controlplane.apiserver.policies.bindings import Book, Case, Misconfigured, Policy
 from controlplane.apiserver.policies.expressions import Scope
 from controlplane.apiserver.webhooks import versions
-from controlplane.machinery.cel import CompileError, EvaluationError
+from controlplane.machinery.cel.expression import CompileError, EvaluationError
 from controlplane.machinery.errors import ApiError
 
 MAX_MESSAGE = 5 * 1024  # bytes of an evaluated message; longer ones are not told

@@ -23,7 +23,7 @@ from controlplane.apiserver.reading.lists import object_key
 from controlplane.apiserver.webhooks import reviews, versions
 from controlplane.apiserver.webhooks.caller import Caller, CallFailed
 from controlplane.apiserver.webhooks.matching import Matcher, exempt
-from controlplane.machinery.cel import EvaluationError
+from controlplane.machinery.cel.expression import EvaluationError
 from controlplane.machinery.errors import ApiError, BadRequest, InternalError
 from controlplane.machinery.resources import Resource, named
 from controlplane.store.item import Item

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.machinery import names, structural, structuralrules
+from controlplane.machinery import names
 from controlplane.machinery import schema as schemas
 from controlplane.machinery.customdefinitions import APPROVED, holds, protected
 from controlplane.machinery.errors import (
@@ -25,6 +25,7 @@ from controlplane.machinery.errors import (
     too_many,
     type_invalid,
 )
+from controlplane.machinery.structural import rules, structural
 from controlplane.machinery.validate import hooks
 
 Object = dict[str, Any]
@@ -173,11 +174,11 @@ def _schema(schema: Object, path: str, status: bool) -> tuple[list[Cause], list[
     if misshapen := list(_misshapen(schema, path)):
         return misshapen, []
     found = [*_at_root(schema, path)] if status else []
-    found += structuralrules.check(schema, path)
+    found += rules.check(schema, path)
     if not any(node.get("x-kubernetes-validations") for _, node in structural.nodes(schema)):
         return found, []
-    from controlplane.machinery import celchecks  # heavy: 16 MB of library
-    wrong, costly = celchecks.examine(schema, path, not found)
+    from controlplane.machinery.cel import checks  # heavy: 16 MB of library
+    wrong, costly = checks.examine(schema, path, not found)
     return found + wrong, costly
 
 

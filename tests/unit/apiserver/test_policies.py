@@ -3,7 +3,7 @@
 import asyncio
 from typing import ClassVar
 
-from controlplane.machinery.celobjects import as_maps
+from controlplane.machinery.cel.constructed import as_maps
 from tests.unit.apiserver.definitions import CRDS, condition, definition
 from tests.unit.apiserver.harness import config_map, pod, serving
 

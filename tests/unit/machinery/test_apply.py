@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.machinery import fieldsets, structural
+from controlplane.machinery import fieldsets
 from controlplane.machinery.apply import BEFORE, MAX_UPDATE_MANAGERS, _merged_items, apply, track_update
 from controlplane.machinery.errors import ApiError, Conflict
+from controlplane.machinery.structural import structural
 
 CONFIG_MAP = "io.k8s.api.core.v1.ConfigMap"
 DEPLOYMENT = "io.k8s.api.apps.v1.Deployment"

@@ -2,13 +2,14 @@
 
 import pytest
 
-from controlplane.machinery import cel, celchecks, celrules
+from controlplane.machinery.cel import checks, expression
+from controlplane.machinery.cel import rules as celrules
 
 SELF = (("self", "DYN"),)
 
 
 def value(text, given=None):
-    return cel.compile_(text, SELF).evaluate({"self": given})
+    return expression.compile_(text, SELF).evaluate({"self": given})
 
 
 @pytest.mark.parametrize("text", [
@@ -37,30 +38,32 @@ def test_functions(text):
 
 
 def test_faults_have_upstreams_words():
-    with pytest.raises(cel.EvaluationError, match=r"^no such key: b$"):
+    with pytest.raises(expression.EvaluationError, match=r"^no such key: b$"):
         value("self.b", {"a": 1})
-    with pytest.raises(cel.EvaluationError, match=r"^division by zero$"):
+    with pytest.raises(expression.EvaluationError, match=r"^division by zero$"):
         value("1 / self == 1", 0)
-    with pytest.raises(cel.EvaluationError, match="parse error"):
+    with pytest.raises(expression.EvaluationError, match="parse error"):
         value("ip('x').family() == 4")
-    with pytest.raises(cel.CompileError, match=r"(?s)^compilation failed: ERROR: <input>:1:1: undeclared reference"):
-        cel.compile_("nobody == 1", SELF)
-    with pytest.raises(cel.CompileError, match="exceeds limit"):
-        cel.compile_("1" * (cel.MAX_EXPRESSION + 1), SELF)
+    undeclared = r"(?s)^compilation failed: ERROR: <input>:1:1: undeclared reference"
+    with pytest.raises(expression.CompileError, match=undeclared):
+        expression.compile_("nobody == 1", SELF)
+    with pytest.raises(expression.CompileError, match="exceeds limit"):
+        expression.compile_("1" * (expression.MAX_EXPRESSION + 1), SELF)
 
 
 def test_loops_are_counted_and_bounded():
-    assert cel.loops("self.all(x, self.exists(y, x == y)) && self.map(z, z).size() > 0") == 2
-    assert cel.loops("'.all(' == self") == 0
-    assert cel.mentions("self == oldSelf", "oldSelf") and not cel.mentions("self.oldSelf == 'oldSelf'", "oldSelf")
-    program = cel.compile_("self.all(x, self.all(y, x >= y))", SELF)
-    assert program.evaluate({"self": [1] * 99}, cel.Budget()) is True
-    with pytest.raises(cel.OutOfBudget):
-        program.evaluate({"self": [1] * 101}, cel.Budget())
-    budget = cel.Budget(150)
-    assert cel.compile_("self.all(x, x == 1)", SELF).evaluate({"self": [1] * 100}, budget) is True
-    with pytest.raises(cel.OutOfBudget):
-        cel.compile_("self.all(x, x == 1)", SELF).evaluate({"self": [1] * 100}, budget)
+    assert expression.loops("self.all(x, self.exists(y, x == y)) && self.map(z, z).size() > 0") == 2
+    assert expression.loops("'.all(' == self") == 0
+    assert expression.mentions("self == oldSelf", "oldSelf")
+    assert not expression.mentions("self.oldSelf == 'oldSelf'", "oldSelf")
+    program = expression.compile_("self.all(x, self.all(y, x >= y))", SELF)
+    assert program.evaluate({"self": [1] * 99}, expression.Budget()) is True
+    with pytest.raises(expression.OutOfBudget):
+        program.evaluate({"self": [1] * 101}, expression.Budget())
+    budget = expression.Budget(150)
+    assert expression.compile_("self.all(x, x == 1)", SELF).evaluate({"self": [1] * 100}, budget) is True
+    with pytest.raises(expression.OutOfBudget):
+        expression.compile_("self.all(x, x == 1)", SELF).evaluate({"self": [1] * 100}, budget)
 
 
 def schema(*rules, **properties):
@@ -108,7 +111,7 @@ def test_an_optional_old_self_tells_creation_from_update():
 
 
 def refused(of):
-    return celchecks.examine(of, "s")[0]
+    return checks.examine(of, "s")[0]
 
 
 def test_wrong_rules_are_refused_with_the_definition():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from controlplane.machinery import celchecks, celcosts, celshapes
+from controlplane.machinery.cel import checks, costs, shapes
 from controlplane.machinery.errors import Cause
 
 TEXT, INT = {"type": "string"}, {"type": "integer"}
@@ -38,16 +38,16 @@ NODE = obj(s=TEXT, t={**TEXT, "maxLength": 64}, i=INT, b={"type": "boolean"}, d=
     ("self.lo.filter(x, x.i > 1).map(x, x.i).sum() > 5", 645),
 ])
 def test_estimates_are_upstreams(rule, cost):
-    checker = celchecks.checker_of(NODE, False, False)
+    checker = checks.checker_of(NODE, False, False)
     assert checker.fault(rule) == ""
-    assert celcosts.estimate(checker.serialized(rule), celshapes.shape(NODE)) == cost
+    assert costs.estimate(checker.serialized(rule), shapes.shape(NODE)) == cost
 
 
 def test_too_much_is_refused_in_upstreams_words():
     def costly(**bounds):
         item = {**obj(a={**TEXT, "maxLength": 1000}), "x-kubernetes-validations": [
             {"rule": "self.a.matches('^[a-z]+$')", "messageExpression": "self.a + self.a"}]}
-        return celchecks.examine(obj(l=many(item, **bounds)), "s")[1]
+        return checks.examine(obj(l=many(item, **bounds)), "s")[1]
     at, advice = "s.properties[l].items.x-kubernetes-validations[0].rule", (
         "(try simplifying the rule, or adding maxItems, maxProperties, and maxLength where arrays, maps, and strings "
         "are declared)")

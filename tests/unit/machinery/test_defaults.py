@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.machinery import defaults, objects, poddefaults
+from controlplane.machinery import objects
+from controlplane.machinery.defaults import defaults, pods
 
 
 def _defaulted(group, kind, obj):
@@ -50,7 +51,7 @@ def test_what_only_pods_get_and_templates_do_not():
     ("nginx", "Always"), ("nginx:latest", "Always"), ("nginx:1", "IfNotPresent"), ("r:5000/nginx", "Always"),
     ("r:5000/n:1", "IfNotPresent"), ("nginx@sha256:" + "0" * 64, "IfNotPresent")])
 def test_image_pull_policy(image, want):
-    assert poddefaults.image_pull_policy(image) == want
+    assert pods.image_pull_policy(image) == want
 
 
 @pytest.mark.parametrize(("resources", "want"), [
@@ -59,7 +60,7 @@ def test_image_pull_policy(image, want):
     ({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1Gi"}}, "Burstable"),
     ({"requests": {"example.com/x": "1"}}, "BestEffort")])
 def test_quality_of_service(resources, want):
-    assert poddefaults.qos_class({"containers": [{"resources": resources}]}) == want
+    assert pods.qos_class({"containers": [{"resources": resources}]}) == want
 
 
 def test_services():

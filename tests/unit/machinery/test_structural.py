@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controlplane.machinery import structural, structuralformats, structuralrules, structuralvalues
+from controlplane.machinery.structural import formats, rules, structural, values
 
 STRING, INTEGER = {"type": "string"}, {"type": "integer"}
 
@@ -15,9 +15,9 @@ def objects(**properties):
     return {"type": "object", "properties": properties}
 
 
-def texts(value, schema, old=structuralvalues.ABSENT):
-    return [str(cause) for cause in structuralvalues.validate({"x": value}, objects(x=schema),
-                                                              old if old is structuralvalues.ABSENT else {"x": old})]
+def texts(value, schema, old=values.ABSENT):
+    return [str(cause) for cause in values.validate({"x": value}, objects(x=schema),
+                                                              old if old is values.ABSENT else {"x": old})]
 
 
 @pytest.mark.parametrize(("value", "schema", "said"), [
@@ -96,7 +96,7 @@ def test_pruning_and_defaulting_settle_at_once(obj):
     assert structural.prune(again, SCHEMA) == []
     structural.default(again, SCHEMA)
     assert again == obj
-    assert not structuralvalues.validate(obj, SCHEMA, copy.deepcopy(obj))
+    assert not values.validate(obj, SCHEMA, copy.deepcopy(obj))
 
 
 @pytest.mark.parametrize(("node", "at", "said"), [
@@ -122,14 +122,14 @@ def test_pruning_and_defaulting_settle_at_once(obj):
      "Forbidden: additionalProperties and properties are mutual exclusive"),
 ])
 def test_what_is_not_structural_is_refused(node, at, said):
-    found = structuralrules.check(objects(x=node), "s")
+    found = rules.check(objects(x=node), "s")
     assert any(c.field == f"s.properties[x]{at}" and c.message.startswith(said) for c in found), \
         [str(c) for c in found]
 
 
 def test_junctors_of_the_root_speak_of_what_is_declared():
     wrong = {**objects(a=STRING), "anyOf": [{"properties": {"b": {"minLength": 1}, "metadata": {"maxProperties": 1}}}]}
-    assert {(c.field, c.message) for c in structuralrules.check(wrong, "s")} == {
+    assert {(c.field, c.message) for c in rules.check(wrong, "s")} == {
         ("s.properties[b]", "Required value: because it is defined in s.anyOf[0].properties[b]"),
         ("s.properties[metadata]", "Required value: because it is defined in s.anyOf[0].properties[metadata]"),
         ("s.anyOf[0].properties[metadata]", "Forbidden: must not be specified in a nested context")}
@@ -140,11 +140,11 @@ def test_structural_schemas_pass():
                    pod={"type": "object", structural.EMBEDDED: True, structural.PRESERVE: True},
                    one={**objects(a=STRING, b=STRING), "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
                    metadata={"type": "object", "properties": {"name": {**STRING, "maxLength": 3}}})
-    assert structuralrules.check(fine, "s") == []
-    assert [str(c) for c in structuralrules.check({"type": "array", "items": STRING}, "s")] == [
+    assert rules.check(fine, "s") == []
+    assert [str(c) for c in rules.check({"type": "array", "items": STRING}, "s")] == [
         's.type: Invalid value: "array": must be object at the root']
 
 
 def test_formats():
-    assert structuralformats.duration("1h30m") == 5400 and structuralformats.fits("date-time", "2024-01-01T00:00:00Z")
-    assert not structuralformats.fits("uuid", "x") and structuralformats.fits("nobody knows", "x")
+    assert formats.duration("1h30m") == 5400 and formats.fits("date-time", "2024-01-01T00:00:00Z")
+    assert not formats.fits("uuid", "x") and formats.fits("nobody knows", "x")

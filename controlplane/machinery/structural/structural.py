@@ -3,8 +3,8 @@
 A schema is the plain dict of `spec.versions[*].schema.openAPIV3Schema`. Owns the walk of a value along it: removing
 what is not declared (unless a node preserves it), filling in defaults, finding embedded resources. The root and every
 embedded resource have `apiVersion`, `kind` and `metadata` without declaring them; `metadata` itself is checked by its
-own definition. Whether values are valid is `structuralvalues`' to say, whether a schema is structural
-`structuralrules`'. Pure; values are changed in place, schemas never. Called by the apiserver's custom resources.
+own definition. Whether values are valid is `values`' to say, whether a schema is structural
+`rules`'. Pure; values are changed in place, schemas never. Called by the apiserver's custom resources.
 
 Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/{pruning,defaulting,objectmeta}.
 """

@@ -1,6 +1,6 @@
 """The string and number formats a schema of a custom resource may name, and whether a text fits one.
 
-An unknown format says nothing, as upstream. Pure. Called by `structuralvalues` and the CEL conversion of values.
+An unknown format says nothing, as upstream. Pure. Called by `values` and the CEL conversion of values.
 
 Upstream: k8s.io/kube-openapi/pkg/validation/strfmt.
 """

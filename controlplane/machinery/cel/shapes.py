@@ -1,7 +1,7 @@
 """What CEL sees of a schema: its kinds, how large a value of each may be, and what of it stays hidden.
 
 Owns upstream's reading of structural schemas: what a bound leaves open is bounded by the size of a request, and fields
-whose schema says nothing of their values do not exist for rules. Pure. Called by `celcosts` and `celchecks`.
+whose schema says nothing of their values do not exist for rules. Pure. Called by `costs` and `checks`.
 
 Upstream: k8s.io/apiserver/pkg/cel/common/schemas.go.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.machinery import celtypes
+from controlplane.machinery.cel import types
 
 REQUEST = 3 * 1024 * 1024  # bytes of a request: nothing in it has more parts
 INT_OR_STRING, EMBEDDED = "x-kubernetes-int-or-string", "x-kubernetes-embedded-resource"
@@ -59,7 +59,7 @@ def shape(node: Any, whole: bool = False) -> Shape | None:
     if node.get(INT_OR_STRING):
         return Shape("dyn", REQUEST - 2 if most is None else 4 * max(most, 0))
     if whole or node.get(EMBEDDED):
-        node = celtypes.resource(node, celtypes.NAMES)
+        node = types.resource(node, types.NAMES)
     kind = node.get("type") or ""
     if kind == "array":
         inner = shape(node.get("items"))
@@ -85,7 +85,7 @@ def _object(node: Node) -> Shape | None:
         inner = shape(sub)
         if inner is None:
             continue
-        fields[celtypes.escaped(name)] = inner
+        fields[types.escaped(name)] = inner
         if name in (node.get("required") or ()) and sub.get("default") is None:
             least += len(name.encode()) + inner.least + 4
     return Shape("struct", 0, least, fields)
@@ -107,7 +107,7 @@ def visible(node: Node, whole: bool = False) -> Node | None:
     if node.get(INT_OR_STRING):
         return {INT_OR_STRING: True}
     if whole or node.get(EMBEDDED):
-        node = celtypes.resource(node, celtypes.NAMES)
+        node = types.resource(node, types.NAMES)
     made = {key: node[key] for key in ("type", "format") if node.get(key)}
     kind = made.get("type")
     if kind == "array":

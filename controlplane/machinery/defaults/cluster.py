@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery import apiservices, poddefaults, quantity
-from controlplane.machinery.poddefaults import absent, unset
+from controlplane.machinery import apiservices, quantity
+from controlplane.machinery.defaults import pods
+from controlplane.machinery.defaults.pods import absent, unset
 
 Object = dict[str, Any]
 WEBHOOK_SECONDS = 10
@@ -30,8 +31,8 @@ def persistent_volume(obj: Object) -> None:
     spec = _spec(obj)
     unset(spec, "persistentVolumeReclaimPolicy", "Retain")
     absent(spec, "volumeMode", "Filesystem")
-    poddefaults.quantities(spec, "capacity")
-    poddefaults.persistent_source(spec)
+    pods.quantities(spec, "capacity")
+    pods.persistent_source(spec)
     status = obj["status"] = obj.get("status") or {}
     unset(status, "phase", "Pending")
 
@@ -39,7 +40,7 @@ def persistent_volume(obj: Object) -> None:
 def limit_range(obj: Object) -> None:
     for item in _spec(obj).get("limits") or ():
         for field in ("max", "min", "default", "defaultRequest", "maxLimitRequestRatio"):
-            poddefaults.quantities(item, field)
+            pods.quantities(item, field)
         if item.get("type") != "Container":
             continue
         limits = dict(item.get("default") or {})
@@ -55,10 +56,10 @@ def limit_range(obj: Object) -> None:
 
 
 def resource_quota(obj: Object) -> None:
-    poddefaults.quantities(_spec(obj), "hard")
+    pods.quantities(_spec(obj), "hard")
     status = obj["status"] = obj.get("status") or {}
     for field in ("hard", "used"):
-        poddefaults.quantities(status, field)
+        pods.quantities(status, field)
 
 
 def storage_class(obj: Object) -> None:
@@ -128,7 +129,7 @@ def priority_class(obj: Object) -> None:
 
 def runtime_class(obj: Object) -> None:
     if obj.get("overhead"):
-        poddefaults.quantities(obj["overhead"], "podFixed")
+        pods.quantities(obj["overhead"], "podFixed")
 
 
 def _rules(rules: Any) -> None:

@@ -15,12 +15,12 @@ from typing import Any
 
 import orjson
 
-from controlplane.machinery import cel, celcosts, celtypes
-from controlplane.machinery.celcosts import PER_RULE, PER_SCHEMA
-from controlplane.machinery.celrules import RULES
-from controlplane.machinery.celshapes import Shape, shape, visible
+from controlplane.machinery.cel import costs, expression, types
+from controlplane.machinery.cel.costs import PER_RULE, PER_SCHEMA
+from controlplane.machinery.cel.rules import RULES
+from controlplane.machinery.cel.shapes import Shape, shape, visible
 from controlplane.machinery.errors import Cause, forbidden, invalid, not_supported, required
-from controlplane.machinery.structural import EMBEDDED, Schema, field_path
+from controlplane.machinery.structural.structural import EMBEDDED, Schema, field_path
 
 REASONS = ("FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate")
 MOST_EXPENSIVE = 4  # rules that are named when all together cost too much
@@ -32,7 +32,7 @@ _COSTLY = "contributed to estimated rule cost total exceeding cost limit for ent
 def examine(schema: Schema, path: str, sound: bool = True) -> tuple[list[Cause], list[Cause]]:
     """(what is wrong, what costs too much) of all rules of a schema at `path`; expressions have types only in a
     `sound` one."""
-    places = [place for place in celcosts.placed(schema, path) if place.node.get(RULES)]
+    places = [place for place in costs.placed(schema, path) if place.node.get(RULES)]
     written = [cause for place in places for cause in _written(place.node, place.path)]
     wrong, costly, spent = list(written), [], []
     for place in places if sound else ():
@@ -43,12 +43,12 @@ def examine(schema: Schema, path: str, sound: bool = True) -> tuple[list[Cause],
         spent += rules.spent
     for at, what, cost in spent:
         if cost > PER_RULE:
-            costly.append(forbidden(f"{at}.{what}", celcosts.exceeded(f"estimated {what} cost", cost, PER_RULE)))
-    total = min(celcosts.MAX, sum(cost for *_, cost in spent))
+            costly.append(forbidden(f"{at}.{what}", costs.exceeded(f"estimated {what} cost", cost, PER_RULE)))
+    total = min(costs.MAX, sum(cost for *_, cost in spent))
     if total > PER_SCHEMA:
         dear = sorted((one for one in spent if one[2] >= WORTH_NAMING), key=lambda one: -one[2])[:MOST_EXPENSIVE]
         costly += [forbidden(f"{at}.{what}", _COSTLY) for at, what, _ in dear]
-        costly.append(forbidden(path, celcosts.exceeded(
+        costly.append(forbidden(path, costs.exceeded(
             "x-kubernetes-validations estimated rule cost total for entire OpenAPIv3 schema", total, PER_SCHEMA)))
     return wrong, costly
 
@@ -84,7 +84,7 @@ def _written(node: Schema, path: str) -> Iterator[Cause]:
 class _Rules:
     """The expressions of one node's rules; `spent` is what they cost: (path of the rule, which field, cost)."""
 
-    def __init__(self, place: celcosts.Place, root: bool) -> None:
+    def __init__(self, place: costs.Place, root: bool) -> None:
         self.place, self.whole = place, root or bool(place.node.get(EMBEDDED))
         self.spent: list[tuple[str, str, int]] = []
 
@@ -95,7 +95,7 @@ class _Rules:
         for index, rule in enumerate(self.place.node[RULES]):
             at = f"{self.place.path}.{RULES}[{index}]"
             yield from self._rule(rule, at, sizes)
-            if not cel.mentions(rule["rule"], "oldSelf"):
+            if not expression.mentions(rule["rule"], "oldSelf"):
                 if "optionalOldSelf" in rule:
                     yield invalid(f"{at}.optionalOldSelf", rule["optionalOldSelf"],
                                   "may not be set if oldSelf is not used in rule")
@@ -111,7 +111,7 @@ class _Rules:
             yield _refused(f"{at}.rule", rule, f"compilation failed: {fault}" if fault else
                            "cel expression must evaluate to a bool")
             return
-        cost = celcosts.everywhere(celcosts.estimate(checker.serialized(text), sizes), self.place.count, sizes)
+        cost = costs.everywhere(costs.estimate(checker.serialized(text), sizes), self.place.count, sizes)
         self.spent.append((at, "rule", cost))
         if not message:
             return
@@ -120,13 +120,13 @@ class _Rules:
             yield _refused(f"{at}.messageExpression", rule, f"messageExpression compilation failed: {fault}"
                            if fault else "messageExpression must evaluate to a string")
             return
-        self.spent.append((at, "messageExpression", celcosts.estimate(checker.serialized(message), sizes)))
+        self.spent.append((at, "messageExpression", costs.estimate(checker.serialized(message), sizes)))
 
 
-def checker_of(schema: Schema, optional: bool, whole: bool) -> celtypes.Checker:
+def checker_of(schema: Schema, optional: bool, whole: bool) -> types.Checker:
     """What knows the types of `self` and `oldSelf`; whether `oldSelf` is optional, and `self` a whole resource."""
     node = visible(schema, whole)
-    return celtypes.Checker({"self": node, "oldSelf": None if optional else node}, lambda _: {})
+    return types.Checker({"self": node, "oldSelf": None if optional else node}, lambda _: {})
 
 
 def _refused(at: str, rule: dict[str, Any], why: str) -> Cause:

@@ -3,7 +3,7 @@
 Owns the value validations (types, formats, bounds, enums, patterns, junctors, list types), and ratcheting: on an
 update, what did not change is not judged anew, so that a schema may be tightened without locking existing objects.
 Items of a list are compared with their former selves only when the list is a map by keys. Pure; nothing is changed.
-Called by the apiserver's custom resources and, for defaults, by `structuralrules`.
+Called by the apiserver's custom resources and, for defaults, by `rules`.
 
 Upstream: k8s.io/kube-openapi/pkg/validation, apiextensions-apiserver/pkg/apiserver/{validation,schema/listtype}.
 """
@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-from controlplane.machinery import structuralformats
 from controlplane.machinery.errors import (
     Cause,
     duplicate,
@@ -26,7 +25,16 @@ from controlplane.machinery.errors import (
     too_many,
     type_invalid,
 )
-from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, PRESERVE, Schema, child, items_of, join
+from controlplane.machinery.structural import formats
+from controlplane.machinery.structural.structural import (
+    EMBEDDED,
+    INT_OR_STRING,
+    PRESERVE,
+    Schema,
+    child,
+    items_of,
+    join,
+)
 
 PATTERNS = 1024  # compiled patterns kept: those of all schemas in use
 ABSENT: Any = object()  # no former value to compare with
@@ -210,7 +218,7 @@ def _text(value: str, schema: Schema, path: str) -> Iterator[Cause]:
         if not fits:
             yield invalid(path, value, f"{path} in body should match '{pattern}'")
     form = schema.get("format")
-    if form and not structuralformats.fits(form, value):
+    if form and not formats.fits(form, value):
         yield invalid(path, value, f'{path} in body must be of type {form}: "{value}"')
 
 
@@ -224,7 +232,7 @@ def _number(value: float, schema: Schema, path: str) -> Iterator[Cause]:
         yield invalid(path, value, f"{path} in body should be {relation} {_plain(least)}")
     if step and abs(value / step - round(value / step)) > 1e-9:
         yield invalid(path, value, f"{path} in body should be a multiple of {_plain(step)}")
-    bounds = structuralformats.RANGES.get(schema.get("format") or "")
+    bounds = formats.RANGES.get(schema.get("format") or "")
     if bounds and not bounds[0] <= value <= bounds[1]:
         yield invalid(path, value, f"{path} in body must be of type {schema['format']}: \"{_plain(value)}\"")
 

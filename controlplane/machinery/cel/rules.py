@@ -3,7 +3,7 @@
 Owns what `self` and `oldSelf` are at each node, which rules an update skips, and the causes rules give. A rule that
 mentions `oldSelf` is a transition rule and applies only where there is a former value to compare with; on an update,
 other rules are not asked about what did not change. Pure. Called by the strategy of custom objects, when their schema
-has rules: it loads the CEL library. What is wrong with rules themselves is `celchecks`' to say.
+has rules: it loads the CEL library. What is wrong with rules themselves is `checks`' to say.
 
 Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema/cel.
 """
@@ -14,11 +14,12 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.machinery import cel, celtypes, structural, structuralformats
+from controlplane.machinery.cel import expression, types
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, required
-from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, Schema, child, items_of, join
-from controlplane.machinery.structuralvalues import ABSENT, former_items
+from controlplane.machinery.structural import formats, structural
+from controlplane.machinery.structural.structural import EMBEDDED, INT_OR_STRING, Schema, child, items_of, join
+from controlplane.machinery.structural.values import ABSENT, former_items
 
 RULES = "x-kubernetes-validations"
 MAX_MESSAGE = 2048  # characters of a message; upstream's bound
@@ -30,9 +31,9 @@ Variables = tuple[tuple[str, str], ...]
 # The formats of strings that CEL has types for; a validated value can be read.
 _FORMATS: dict[str, tuple[str, Callable[[str], Any] | None]] = {
     "byte": ("BYTES", base64.b64decode),
-    "duration": ("DURATION", lambda t: cel.duration(structuralformats.duration(t))),
-    "date-time": ("TIMESTAMP", lambda t: cel.timestamp(parse_rfc3339(t))),
-    "date": ("TIMESTAMP", lambda t: cel.timestamp(parse_rfc3339(t + "T00:00:00Z")))}
+    "duration": ("DURATION", lambda t: expression.duration(formats.duration(t))),
+    "date-time": ("TIMESTAMP", lambda t: expression.timestamp(parse_rfc3339(t))),
+    "date": ("TIMESTAMP", lambda t: expression.timestamp(parse_rfc3339(t + "T00:00:00Z")))}
 
 
 # --- compiling ------------------------------------------------------------------------------------------------------
@@ -46,8 +47,9 @@ def _variables(schema: Schema) -> Variables:
     return ("oldSelf", kind), ("self", kind)
 
 
-def _compiled(text: str, schema: Schema, optional: bool) -> cel.Program:
-    return cel.compile_(text, _variables(schema), "oldSelf" if optional and cel.mentions(text, "oldSelf") else "")
+def _compiled(text: str, schema: Schema, optional: bool) -> expression.Program:
+    old = "oldSelf" if optional and expression.mentions(text, "oldSelf") else ""
+    return expression.compile_(text, _variables(schema), old)
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ def converted(value: Any, schema: Schema, resource: bool = False) -> Any:
                     else inner
                 continue
             sub = child(schema, key)
-            name = celtypes.escaped(key) if key in properties else key
+            name = types.escaped(key) if key in properties else key
             made[name] = inner if sub is None else converted(inner, sub, bool(sub.get(EMBEDDED)))
         return made
     if isinstance(value, list):
@@ -96,7 +98,7 @@ class _Run:
 
     def __init__(self) -> None:
         self.found: list[Cause] = []
-        self._budget = cel.Budget()
+        self._budget = expression.Budget()
         self._over = False
 
     def value(self, value: Any, old: Any, schema: Schema, path: str, resource: bool) -> None:
@@ -124,7 +126,7 @@ class _Run:
             if self._over:
                 return
             optional = bool(rule.get("optionalOldSelf"))
-            transition = cel.mentions(rule["rule"], "oldSelf")
+            transition = expression.mentions(rule["rule"], "oldSelf")
             if transition and before is ABSENT and not optional:
                 continue
             if not transition and old is not ABSENT and value == old:
@@ -143,16 +145,16 @@ class _Run:
             program = _compiled(rule["rule"], schema, bool(rule.get("optionalOldSelf")))
             if program.evaluate(_full(given), self._budget) is True:
                 return
-        except cel.OutOfBudget as error:
+        except expression.OutOfBudget as error:
             self._over = True
             self.found.append(invalid(path, kind, f"'{error}': no further validation rules will be run due to call "
                                       f"cost exceeds limit for rule: {said}" if self._budget.left
                                       else _NO_BUDGET))
             return
-        except cel.CompileError as error:
+        except expression.CompileError as error:
             self.found.append(invalid(path, kind, f"rule compile error: {error}"))
             return
-        except cel.EvaluationError as error:
+        except expression.EvaluationError as error:
             text = str(error)
             self.found.append(invalid(path, kind, f"'{text}': call arguments did not match a supported operator, "
                                       f"function or macro signature for rule: {said}"

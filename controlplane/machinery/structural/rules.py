@@ -2,7 +2,7 @@
 
 A structural schema gives every node a type and keeps structure (properties, items, additionalProperties) apart from
 value validation in junctors, so that pruning, defaulting and merging are well defined. Owns those rules, what of
-OpenAPI may be used at all, and that defaults are themselves valid. Pure. The CEL rules are `celchecks`'. Called by the
+OpenAPI may be used at all, and that defaults are themselves valid. Pure. The CEL rules are `cel.checks`'. Called by the
 validation of CustomResourceDefinitions.
 
 Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema, pkg/apis/apiextensions/validation.
@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from controlplane.machinery import structural, structuralvalues
 from controlplane.machinery.errors import Cause, forbidden, invalid, not_supported, required
-from controlplane.machinery.structural import EMBEDDED, INT_OR_STRING, PRESERVE, Schema
+from controlplane.machinery.structural import structural
+from controlplane.machinery.structural import values as structuralvalues
+from controlplane.machinery.structural.structural import EMBEDDED, INT_OR_STRING, PRESERVE, Schema
 
 TYPES = ("array", "boolean", "integer", "number", "object", "string")
 _UNSUPPORTED = ("id", "additionalItems", "patternProperties", "definitions", "dependencies", "$ref")

@@ -3,7 +3,7 @@
 Owns the estimate, step for step upstream's, its oddities included: a rule upstream's server takes is taken here, and
 one it refuses is refused with the same factor. Every step has a cost, and a loop costs its body times the most items
 its list may have. Sizes are found by the path from `self` to a value, so what a function returns has none but what the
-function says of it. Reads the checked expression as the CEL library serializes it. Pure. Called by `celchecks`.
+function says of it. Reads the checked expression as the CEL library serializes it. Pure. Called by `checks`.
 
 Upstream: github.com/google/cel-go/checker/cost.go, k8s.io/apiserver/pkg/cel/library/cost.go,
 k8s.io/apiextensions-apiserver/pkg/{apiserver/schema/cel,apis/apiextensions/validation}.
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from controlplane.machinery.celfunctions import (
+from controlplane.machinery.cel.functions import (
     LIST,
     MAP,
     MAX,
@@ -33,7 +33,7 @@ from controlplane.machinery.celfunctions import (
     times,
     union,
 )
-from controlplane.machinery.celshapes import REQUEST, Shape
+from controlplane.machinery.cel.shapes import REQUEST, Shape
 from controlplane.machinery.protobuf import fields
 
 PER_RULE = 10_000_000  # upstream's bound of one rule, at all places it applies to

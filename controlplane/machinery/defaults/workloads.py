@@ -1,7 +1,7 @@
 """Defaults of what runs pods beside Deployments: daemons, stateful sets, jobs, cron jobs, autoscalers, pod templates.
 
 In place, pure, idempotent, as `defaults` promises for all kinds; that module finds these by kind. Services, volumes,
-policies and the rest are in `clusterdefaults`.
+policies and the rest are in `cluster`.
 
 Upstream: the defaults.go of apps/v1, batch/v1 and autoscaling/{v1,v2}.
 """
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery import poddefaults, quantity
-from controlplane.machinery.poddefaults import absent, unset
+from controlplane.machinery import quantity
+from controlplane.machinery.defaults import pods
+from controlplane.machinery.defaults.pods import absent, unset
 
 Object = dict[str, Any]
 HISTORY = 10  # revisions kept for a rollback
@@ -33,7 +34,7 @@ def _spec(obj: Object) -> Object:
 def _template(spec: Object) -> Object:
     template: Object = spec.get("template") or {}
     spec["template"] = template
-    poddefaults.template(template)
+    pods.template(template)
     return template
 
 
@@ -82,11 +83,11 @@ def persistent_volume_claim(obj: Object) -> None:
     absent(spec, "volumeMode", "Filesystem")
     resources = spec["resources"] = spec.get("resources") or {}
     for field in ("limits", "requests"):
-        poddefaults.quantities(resources, field)
+        pods.quantities(resources, field)
     status = obj["status"] = obj.get("status") or {}
     unset(status, "phase", "Pending")
     for field in ("capacity", "allocatedResources"):
-        poddefaults.quantities(status, field)
+        pods.quantities(status, field)
 
 
 def _job_template(spec: Object) -> None:

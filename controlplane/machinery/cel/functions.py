@@ -1,7 +1,7 @@
 """What CEL's functions cost, and how large what they return may be, from the sizes of what they are given.
 
 Owns the numbers of upstream's estimate for CEL's own functions and those of Kubernetes, and the arithmetic of sizes,
-which stays at the largest 64-bit number as upstream's does. Pure. Called by `celcosts`.
+which stays at the largest 64-bit number as upstream's does. Pure. Called by `costs`.
 
 Upstream: github.com/google/cel-go/checker/cost.go, k8s.io/apiserver/pkg/cel/library/cost.go.
 """
@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.machinery.celshapes import Shape
+from controlplane.machinery.cel.shapes import Shape
 
 LIST, MAP, STRUCT = 10, 30, 40  # of making one
 TRAVERSAL, REGEX = 0.1, 0.25  # per character

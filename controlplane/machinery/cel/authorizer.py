@@ -2,7 +2,7 @@
 
 Owns the chain of calls (`authorizer.group("apps").resource("deployments").namespace("d").check("create").allowed()`) as
 plain maps that gather the question; whoever evaluates the expression answers it, through `asking`. Nothing is decided
-here. Pure but for that one call. Called by `cellibrary`, which declares the functions, and by admission.
+here. Pure but for that one call. Called by `library`, which declares the functions, and by admission.
 
 Upstream: k8s.io/apiserver/pkg/cel/library/authz.go.
 """

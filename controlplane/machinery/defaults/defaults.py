@@ -2,8 +2,8 @@
 
 Pure and idempotent: defaulting a defaulted object changes nothing. It runs on every write before validation. Nothing
 here looks at another object, the clock or an allocator (addresses of Services are the apiserver's). Pods and their
-templates are in `poddefaults`, other workloads in `workloaddefaults`, what a cluster offers them in
-`clusterdefaults`; a kind that embeds a pod template calls `poddefaults.template` for it.
+templates are in `pods`, other workloads in `workloads`, what a cluster offers them in
+`cluster`; a kind that embeds a pod template calls `pods.template` for it.
 
 `of(group, kind)` gives the function; a kind without defaults gets one that does nothing.
 
@@ -16,8 +16,9 @@ import base64
 from collections.abc import Callable
 from typing import Any
 
-from controlplane.machinery import clusterdefaults, customdefinitions, poddefaults, workloaddefaults
-from controlplane.machinery.poddefaults import unset
+from controlplane.machinery import customdefinitions
+from controlplane.machinery.defaults import cluster, pods, workloads
+from controlplane.machinery.defaults.pods import unset
 
 Object = dict[str, Any]
 Default = Callable[[Object], None]
@@ -39,7 +40,7 @@ def node(obj: Object) -> None:
     obj["spec"] = obj.get("spec") or {}
     status = obj["status"] = obj.get("status") or {}
     for field in ("capacity", "allocatable"):
-        poddefaults.quantities(status, field)
+        pods.quantities(status, field)
     if "allocatable" not in status and status.get("capacity"):
         status["allocatable"] = dict(status["capacity"])
 
@@ -110,7 +111,7 @@ def event(obj: Object) -> None:
 
 def _template(spec: Object) -> None:
     template = spec["template"] = spec.get("template") or {}
-    poddefaults.template(template)
+    pods.template(template)
 
 
 def deployment(obj: Object) -> None:
@@ -152,7 +153,7 @@ def replication_controller(obj: Object) -> None:
         if not meta.get("labels"):
             meta["labels"] = dict(labels)
     if spec.get("template") is not None:
-        poddefaults.template(spec["template"])
+        pods.template(spec["template"])
     status = obj["status"] = obj.get("status") or {}
     status.setdefault("replicas", 0)
 
@@ -180,7 +181,7 @@ def _nothing(_: Object) -> None:
 
 
 _BY_KIND: dict[tuple[str, str], Default] = {
-    ("", "Namespace"): namespace, ("", "Node"): node, ("", "Pod"): poddefaults.pod, ("", "Service"): service,
+    ("", "Namespace"): namespace, ("", "Node"): node, ("", "Pod"): pods.pod, ("", "Service"): service,
     ("", "Endpoints"): endpoints, ("discovery.k8s.io", "EndpointSlice"): endpoint_slice, ("", "Secret"): secret,
     ("", "Event"): event, ("events.k8s.io", "Event"): event_v1,
     ("apps", "Deployment"): deployment, ("apps", "ReplicaSet"): replica_set,
@@ -188,12 +189,12 @@ _BY_KIND: dict[tuple[str, str], Default] = {
     ("", "ReplicationController"): replication_controller, ("coordination.k8s.io", "Lease"): _spec_only,
     ("apiextensions.k8s.io", "CustomResourceDefinition"): customdefinitions.default,
     ("certificates.k8s.io", "PodCertificateRequest"): pod_certificate_request,
-    **workloaddefaults.BY_KIND, **clusterdefaults.BY_KIND,
+    **workloads.BY_KIND, **cluster.BY_KIND,
 }
 
 
 def of(group: str, kind: str, version: str = "") -> Default:
     """The defaults of a kind, in the form one of its versions has where they differ."""
     if (group, version, kind) == ("autoscaling", "v1", "HorizontalPodAutoscaler"):
-        return workloaddefaults.autoscaler_v1
+        return workloads.autoscaler_v1
     return _BY_KIND.get((group, kind), _nothing)

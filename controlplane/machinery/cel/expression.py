@@ -133,8 +133,8 @@ def spelled(expression: str) -> str:
     """The expression as the library can say it."""
     if "validate" not in expression:
         return expression
-    from controlplane.machinery import cellibrary
-    return cellibrary.rewritten(expression, without_strings(expression))
+    from controlplane.machinery.cel import library
+    return library.rewritten(expression, without_strings(expression))
 
 
 def mentions(expression: str, variable: str) -> bool:
@@ -188,8 +188,8 @@ def _extensions(cel: Any) -> list[Any]:
     """What upstream's environment has, and nothing more."""
     from cel_expr_python.ext import ext_optional, ext_strings
 
-    from controlplane.machinery import cellibrary
-    return [cel.CelExtension("kubernetes", cellibrary.declarations(cel)), ext_strings.ExtStrings(),
+    from controlplane.machinery.cel import library
+    return [cel.CelExtension("kubernetes", library.declarations(cel)), ext_strings.ExtStrings(),
             ext_optional.ExtOptional()]
 
 

@@ -3,7 +3,7 @@
 Owns the functions as plain Python, and `declarations()`, which hands them to the library. Values CEL has no type for
 are maps with one key that names their kind, such as `{"quantity": "1500000000"}`; their content is canonical, so that
 `==` means what people expect. A function that cannot give an answer raises ValueError, which ends the evaluation
-with that text. Pure. Called by `cel`, which is the only one to load the library.
+with that text. Pure. Called by `expression`, which is the only one to load the library.
 
 Upstream: k8s.io/apiserver/pkg/cel/library.
 """
@@ -17,7 +17,9 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from controlplane.machinery import celauthorizer, celobjects, names, quantity, structuralformats
+from controlplane.machinery import names, quantity
+from controlplane.machinery.cel import authorizer, constructed
+from controlplane.machinery.structural import formats
 
 Tagged = dict[str, Any]
 _SEMVER = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(?:-([0-9A-Za-z.-]+))?(?:\+[0-9A-Za-z.-]+)?")
@@ -191,7 +193,7 @@ _VALIDATE = re.compile(r"""format\s*\.\s*(?:(\w+)\(\s*\)|named\(\s*['"](\w+)['"]
 
 
 def _typed(name: str, text: str) -> list[str]:
-    return [] if structuralformats.fits(name, text) else [f"must be of type {name}"]
+    return [] if formats.fits(name, text) else [f"must be of type {name}"]
 
 
 def faults(name: str, text: str) -> list[str]:
@@ -263,7 +265,7 @@ def declarations(cel: Any) -> list[Any]:
         ("masked", dyn, [dyn], True, lambda c: {"cidr": str(network(c))}),
         ("kubernetes.faults", t.List(text), [text, text], False, faults),
         ("prefixLength", number, [dyn], True, lambda c: network(c).prefixlen),
-        *celauthorizer.rows(t), *celobjects.rows(t),
+        *authorizer.rows(t), *constructed.rows(t),
     ]
     grouped: dict[str, list[Any]] = {}
     for index, (name, result, arguments, member, work) in enumerate(rows):

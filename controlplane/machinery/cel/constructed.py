@@ -2,7 +2,7 @@
 
 Owns the rewriting of these literals into maps, which is what they come to: their type names only say where in the
 object they stand. Everything else of an expression stays as it is. Also declares `jsonpatch.escapeKey`. Pure. Called by
-the mutating policies; the function is declared by `cellibrary`.
+the mutating policies; the function is declared by `library`.
 
 Upstream: k8s.io/apiserver/pkg/cel/mutation.
 """

@@ -1,0 +1,1 @@
+"""What the server fills in when a user leaves it out."""
