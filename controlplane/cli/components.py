@@ -7,9 +7,10 @@ at run time and starts nothing.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+from controlplane.machinery import files
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +28,7 @@ class Component:
 
 
 def write(path: Path, components: list[Component]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(render(components))
-    os.replace(fresh, path)
+    files.write(path, render(components).encode(), files.PUBLIC)
 
 
 def render(components: list[Component]) -> str:

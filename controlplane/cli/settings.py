@@ -13,6 +13,7 @@ import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from controlplane.machinery import files
 from controlplane.machinery.errors import Finding
 
 DNS_INDEX = 10  # of the DNS address in the range
@@ -106,7 +107,4 @@ def load(path: Path) -> Settings | None:
 
 
 def save(path: Path, settings: Settings) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps(asdict(settings), indent=1) + "\n")
-    fresh.replace(path)
+    files.write(path, (json.dumps(asdict(settings), indent=1) + "\n").encode(), files.PUBLIC)

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.client.rest import Client
+from controlplane.machinery import files
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from controlplane.machinery.resources import named
-from controlplane.pki import files, kubeconfigs, leaves
+from controlplane.pki import kubeconfigs, leaves
 from controlplane.pki.authority import Pair
 
 REQUESTS = named("certificatesigningrequests.certificates.k8s.io")

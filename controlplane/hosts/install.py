@@ -22,6 +22,7 @@ from controlplane.cli.settings import Settings
 from controlplane.hosts import census, options, prepare, product, units
 from controlplane.hosts.layout import TARGET, USERS, Layout, unit
 from controlplane.hosts.services import Services
+from controlplane.machinery import files
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from netsetup.ledger import Ledger
@@ -137,9 +138,7 @@ def note(layout: Layout) -> None:
     ledger = Ledger(layout.paths.ledger)
     ledger.make_directory(layout.before.parent)
     ledger.record("file", path=layout.before)
-    fresh = layout.before.with_suffix(".new")
-    fresh.write_text(json.dumps(found))
-    os.replace(fresh, layout.before)
+    files.write(layout.before, json.dumps(found).encode(), files.PUBLIC)
 
 
 def _packages(ledger: Ledger, wanted: Settings, step: Step, bundled: Path | None) -> None:

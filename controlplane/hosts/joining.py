@@ -23,12 +23,11 @@ from controlplane.client.certificates import Wanted
 from controlplane.client.config import ClientConfig
 from controlplane.client.rest import Client, Unreachable
 from controlplane.hosts import membership
-from controlplane.machinery import objects
+from controlplane.machinery import files, objects
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import ApiError, Finding, Forbidden, NotFound, Unauthorized
 from controlplane.machinery.paths import Paths
 from controlplane.machinery.resources import named
-from controlplane.pki import files
 from controlplane.pki.authority import Pair
 from netsetup.ledger import Ledger
 

@@ -8,16 +8,15 @@ comes back by itself: its services are started anew, and no container is. Called
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 from controlplane.cli import preflight, settings
 from controlplane.cli.settings import Settings
 from controlplane.hosts import units
 from controlplane.hosts.layout import USERS, Layout, unit
 from controlplane.hosts.services import Services
+from controlplane.machinery import files
 from controlplane.machinery.errors import Finding
 from netsetup.ledger import Ledger
 
@@ -42,7 +41,7 @@ def prepare(layout: Layout, services: Services, say: Say = print) -> Settings:
     prepared = node.prepare(layout.paths, now, Ledger(layout.paths.ledger))
     if now != kept:
         settings.save(layout.settings, now)
-    _write(layout.environment, f"NODE_IP={now.node_ip}\n")
+    files.write(layout.environment, f"NODE_IP={now.node_ip}\n".encode(), files.PUBLIC)
     lent = lend(layout, now, services)
     if prepared.configured or now != kept:
         # Only those that run: at a start they are about to, and see the change anyway.
@@ -73,10 +72,3 @@ def reload(layout: Layout, now: Settings, services: Services) -> None:
 
 def _processes(now: Settings) -> tuple[str, ...]:
     return ("agent",) if now.server else ("apiserver", "controllers", "agent")
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_suffix(".new")
-    fresh.write_text(text)
-    os.replace(fresh, path)

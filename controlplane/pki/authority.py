@@ -20,9 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes, CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from controlplane.machinery import files
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
-from controlplane.pki import files
 
 CA_DAYS = 3650
 LEAF_DAYS = 365

@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlplane.machinery import files
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.paths import Paths
-from controlplane.pki import files, kubeconfigs, leaves
+from controlplane.pki import kubeconfigs, leaves
 from controlplane.pki.authority import Authority, Pair, key_pem, new_key, public_pem
 
 API_PORT = 6443

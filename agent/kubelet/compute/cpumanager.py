@@ -21,6 +21,7 @@ from agent.kubelet.compute.resources import milli, pod_level, qos_class
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.model import LinuxResources, ObservedPod
 from agent.kubelet.plan import is_sidecar
+from controlplane.machinery import files
 from controlplane.machinery.clock import Clock
 from controlplane.machinery.errors import Finding
 
@@ -124,12 +125,9 @@ class CpuManager:
         self._given = given
 
     def _save(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        fresh = self._file.with_suffix(".new")
         entries = {uid: {name: listed(cpus) for name, cpus in each.items()} for uid, each in self._given.items()}
-        fresh.write_bytes(orjson.dumps({"policyName": STATIC, "defaultCpuSet": listed(self.shared),
-                                        "entries": entries}))
-        fresh.replace(self._file)
+        files.write(self._file, orjson.dumps({"policyName": STATIC, "defaultCpuSet": listed(self.shared),
+                                              "entries": entries}))
 
     @property
     def shared(self) -> Cpus:

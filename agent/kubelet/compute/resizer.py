@@ -16,6 +16,7 @@ from agent.kubelet.compute import resize, resources
 from agent.kubelet.context import Context
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.model import ObservedPod
+from controlplane.machinery import files
 
 FILE = "resources.json"
 
@@ -48,10 +49,7 @@ class Resizer:
             pass  # nothing was ever resized
 
     def _save(self) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        fresh = self._file.with_suffix(".new")
-        fresh.write_bytes(orjson.dumps({"allocated": self.allocated, "actual": self.actual}))
-        fresh.replace(self._file)
+        files.write(self._file, orjson.dumps({"allocated": self.allocated, "actual": self.actual}))
 
     @property
     def deferred(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import orjson
 
+from controlplane.machinery import files
 from controlplane.machinery.errors import Finding
 
 LENGTH = 65536  # ids of one pod: every id a container may use
@@ -60,10 +61,7 @@ class UserNamespaces:
             raise OSError(f"no ids are left for another pod's users: all {self._count} blocks are in use")
         start = self._first + block * LENGTH
         mapping = [{"hostId": start, "containerId": 0, "length": LENGTH}]
-        file.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        fresh = file.with_suffix(".new")
-        fresh.write_bytes(orjson.dumps({"uidMappings": mapping, "gidMappings": mapping}))
-        fresh.replace(file)
+        files.write(file, orjson.dumps({"uidMappings": mapping, "gidMappings": mapping}))
         return start
 
 

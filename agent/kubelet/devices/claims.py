@@ -25,6 +25,7 @@ from agent.kubelet.env import ConfigError
 from agent.kubelet.model import ContainerSpec
 from agent.kubelet.specs import CLAIMS_FILE as FILE
 from controlplane.client.rest import Client
+from controlplane.machinery import files
 from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import named
 from cri_proto.client import Plugin, describe
@@ -127,10 +128,7 @@ class ClaimDevices:
             (self._pods / uid / FILE).unlink(missing_ok=True)
 
     def _note(self, uid: str, claims: list[Object]) -> None:
-        fresh = self._pods / uid / f"{FILE}.new"
-        fresh.parent.mkdir(parents=True, exist_ok=True, mode=0o750)
-        fresh.write_bytes(orjson.dumps(claims))
-        fresh.replace(fresh.with_name(FILE))
+        files.write(self._pods / uid / FILE, orjson.dumps(claims))
 
 
 def read(folder: Path) -> list[Object]:

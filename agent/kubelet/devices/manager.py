@@ -24,6 +24,7 @@ from agent.kubelet.devices.registrar import BOOK
 from agent.kubelet.env import ConfigError
 from agent.kubelet.model import ContainerSpec, Mount
 from agent.kubelet.plan import is_sidecar
+from controlplane.machinery import files
 from controlplane.machinery.clock import Clock
 from cri_proto.client import Plugin, describe
 from cri_proto.messages import deviceplugin as api
@@ -62,9 +63,7 @@ class DeviceManager:
             return Book()
 
     def _save(self) -> None:
-        fresh = self._folder / f".{BOOK}.new"
-        fresh.write_bytes(orjson.dumps(self.book.encode()))
-        fresh.replace(self._folder / BOOK)
+        files.write(self._folder / BOOK, orjson.dumps(self.book.encode()))
 
     # --- plugins
 

@@ -40,7 +40,7 @@ def request(context: Context, path: str, method: str = "GET", user: User | None 
 
 
 def signing_key(folder: Path) -> Path:
-    from controlplane.pki import files
+    from controlplane.machinery import files
     from controlplane.pki.authority import key_pem, new_key
     files.write(folder / "sa.key", key_pem(new_key()))
     return folder / "sa.key"
