@@ -32,12 +32,13 @@ from controlplane.apiserver.policies.validating import ValidatingPolicies
 from controlplane.apiserver.webhooks.dispatch import Webhooks
 from controlplane.apiserver.writing.podcertificates import PodCertificates
 from controlplane.apiserver.writing.signing import CertificateRequests
+from controlplane.apiserver.writing.trustbundles import TrustBundles
 
 PLUGINS = (
     NamespaceLifecycle, LimitRanger, ServiceAccounts, NodeRestriction, TaintNewNodes, Priority, DefaultTolerations,
     DefaultStorageClass, StorageObjectInUse, RuntimeClasses, DefaultIngressClass, PodTopologyLabels, PodSecurity,
-    VolumeResize, RoleEscalation, CertificateRequests, PodCertificates, Expressions, MutatingPolicies,
-    ValidatingPolicies, Webhooks, ResourceQuotas)
+    VolumeResize, RoleEscalation, CertificateRequests, PodCertificates, TrustBundles, Expressions,
+    MutatingPolicies, ValidatingPolicies, Webhooks, ResourceQuotas)
 
 
 def standard(context: Context) -> Chain:

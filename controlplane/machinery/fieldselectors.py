@@ -34,6 +34,7 @@ _PATHS: dict[tuple[str, str], tuple[str, ...]] = {
     ("", "namespaces"): ("metadata.name", "status.phase"),
     ("batch", "jobs"): (*_META, "status.successful"),
     ("certificates.k8s.io", "certificatesigningrequests"): ("metadata.name", "spec.signerName"),
+    ("certificates.k8s.io", "clustertrustbundles"): ("metadata.name", "spec.signerName"),
     ("certificates.k8s.io", "podcertificaterequests"): (*_META, "spec.signerName", "spec.podName", "spec.nodeName"),
     ("resource.k8s.io", "resourceslices"): ("metadata.name", "spec.nodeName", "spec.driver"),
 }

@@ -31,6 +31,7 @@ _CLUSTER_BINDINGS: dict[str, tuple[str, ...]] = {
     "system:discovery": ("Group system:authenticated",),
     "system:public-info-viewer": ("Group system:authenticated", "Group system:unauthenticated"),
     "system:service-account-issuer-discovery": ("Group system:serviceaccounts",),
+    "system:cluster-trust-bundle-discovery": ("Group system:serviceaccounts",),
     "system:monitoring": ("Group system:monitoring",),
     "system:kube-controller-manager": ("User system:kube-controller-manager",),
     "system:kube-scheduler": ("User system:kube-scheduler",),

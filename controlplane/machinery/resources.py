@@ -161,7 +161,10 @@ cronjobs CronJob cj AS
 jobs Job - AS
 """,
     "certificates.k8s.io/v1": "certificatesigningrequests CertificateSigningRequest csr CS approval:gpu",
-    "certificates.k8s.io/v1beta1": "podcertificaterequests PodCertificateRequest - S",
+    "certificates.k8s.io/v1beta1": """
+clustertrustbundles ClusterTrustBundle - C
+podcertificaterequests PodCertificateRequest - S
+""",
     "networking.k8s.io/v1": """
 ingressclasses IngressClass - C
 ingresses Ingress ing S

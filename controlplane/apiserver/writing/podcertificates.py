@@ -13,12 +13,11 @@ import base64
 from typing import Any
 
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
-from controlplane.apiserver.authorization import access
+from controlplane.apiserver.writing.signing import GROUP, permitted
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import Cause, Invalid, invalid
 from controlplane.machinery.validate.podcertificates import TIMES
 
-GROUP = "certificates.k8s.io"
 NAME = "podcertificaterequests.certificates.k8s.io"
 LIMIT = 10 * 1024  # bytes of a request, a key or a proof: upstream's
 CHAIN_LIMIT = 64 * 1024  # characters of a chain
@@ -47,14 +46,9 @@ class PodCertificates(Plugin):
             raise Invalid.of(attributes.resource.kind, attributes.name, causes, GROUP)
 
     def _permit(self, attributes: Attributes, signer: str) -> None:
-        authorizer = self.context.authorizer
-        if authorizer is None or attributes.user is None:
-            return
-        for name in (signer, signer.partition("/")[0] + "/*"):
-            asked = access.Attributes(attributes.user, "sign", GROUP, "*", "signers", "", "", name)
-            if authorizer.decide(asked).allowed:
-                return
-        raise attributes.forbidden(f'User "{attributes.user.name}" is not permitted to "sign" for signer "{signer}"')
+        if not permitted(self.context, attributes, "sign", signer):
+            name = attributes.user.name if attributes.user is not None else ""
+            raise attributes.forbidden(f'User "{name}" is not permitted to "sign" for signer "{signer}"')
 
 
 def key_of(spec: Object) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
 from controlplane.apiserver.authorization import access
+from controlplane.apiserver.context import Context
 from controlplane.machinery.errors import Cause, Invalid, invalid
 from controlplane.machinery.validate.certificates import DECISIONS
 
@@ -137,14 +138,16 @@ class CertificateRequests(Plugin):
                                  [invalid("status.certificate", HIDDEN, why)], GROUP)
 
     def _permit(self, attributes: Attributes, verb: str, signer: str) -> None:
-        authorizer = self.context.authorizer
-        if authorizer is None or attributes.user is None:
-            return
-        for name in (signer, signer.partition("/")[0] + "/*"):
-            asked = access.Attributes(attributes.user, verb, GROUP, "*", "signers", "", "", name)
-            if authorizer.decide(asked).allowed:
-                return
-        raise attributes.forbidden(f'user not permitted to {verb} requests with signerName "{signer}"')
+        if not permitted(self.context, attributes, verb, signer):
+            raise attributes.forbidden(f'user not permitted to {verb} requests with signerName "{signer}"')
+
+
+def permitted(context: Context, attributes: Attributes, verb: str, signer: str) -> bool:
+    """Whether who writes holds `verb` on a signer, by its name or for its whole domain."""
+    authorizer, user = context.authorizer, attributes.user
+    return authorizer is None or user is None or any(
+        authorizer.decide(access.Attributes(user, verb, GROUP, "*", "signers", "", "", name)).allowed
+        for name in (signer, signer.partition("/")[0] + "/*"))
 
 
 def organizations(spec: Object) -> list[str]:

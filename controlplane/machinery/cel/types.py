@@ -2,8 +2,8 @@
 
 Owns the translation of schema nodes (OpenAPI definitions of built-in kinds, structural schemas of custom ones) into
 protobuf messages, which is the form in which the CEL library's checker knows types with fields. Only for checking:
-programs are evaluated over plain JSON values by `expression`. What a schema leaves open is dynamic and never a fault. Pure.
-Called by the checks of definitions' rules and by the type checking of admission policies; loads the CEL library.
+programs are evaluated over plain JSON values by `expression`. What a schema leaves open is dynamic and never a fault.
+Pure. Called by the checks of definitions' rules and by the type checking of admission policies; loads the CEL library.
 
 Upstream: k8s.io/apiserver/pkg/cel/{common,openapi}, k8s.io/apiserver/pkg/admission/plugin/policy/validating.
 """

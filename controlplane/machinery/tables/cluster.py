@@ -117,6 +117,8 @@ def api_service(obj: Object, now: float) -> list[Any]:
 _BINDING = "Name, Role, Age, Users*, Groups*, ServiceAccounts*"
 PRINTERS = {
     "apiservices.apiregistration.k8s.io": Printer("Name, Service, Available, Age", api_service),
+    "clustertrustbundles.certificates.k8s.io": Printer("Name, SignerName", lambda o, now: [
+        name(o), spec(o).get("signerName") or NONE]),
     "certificatesigningrequests.certificates.k8s.io": Printer(
         "Name, Age, SignerName, Requestor, RequestedDuration, Condition", signing_request),
     "ingressclasses.networking.k8s.io": Printer("Name, Controller, Parameters, Age", lambda o, now: [

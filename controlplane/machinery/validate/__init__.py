@@ -85,6 +85,8 @@ _BY_KIND: dict[tuple[str, str], Validators] = {
     ("apps", "ReplicaSet"): Validators(workloads.replica_set, workloads.selector_changes),
     ("", "ReplicationController"): Validators(workloads.replication_controller),
     ("certificates.k8s.io", "CertificateSigningRequest"): Validators(certificates.request, certificates.changes),
+    ("certificates.k8s.io", "ClusterTrustBundle"): Validators(certificates.bundle, certificates.bundle_changes,
+                                                              certificates.any_name),
     ("certificates.k8s.io", "PodCertificateRequest"): Validators(podcertificates.request, podcertificates.changes),
     ("rbac.authorization.k8s.io", "Role"): Validators(roles.role, name=names.path_segment),
     ("rbac.authorization.k8s.io", "ClusterRole"): Validators(roles.cluster_role, name=names.path_segment),

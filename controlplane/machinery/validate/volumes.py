@@ -9,12 +9,12 @@ from typing import Any
 
 from controlplane.machinery import names, quantity
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required
-from controlplane.machinery.validate import podcertificates
+from controlplane.machinery.validate import certificates, podcertificates
 from controlplane.machinery.validate.containers import field_reference, relative_path, resource_reference
 
 Object = dict[str, Any]
 MODE_MAX = 0o777
-MIN_TOKEN_SECONDS = 600
+MIN_TOKEN_SECONDS, MAX_TOKEN_SECONDS = 600, 1 << 32
 _HOST_TYPES = ("", "BlockDevice", "CharDevice", "Directory", "DirectoryOrCreate", "File", "FileOrCreate", "Socket")
 _DOWNWARD = frozenset(("metadata.name", "metadata.namespace", "metadata.uid", "metadata.labels",
                        "metadata.annotations"))
@@ -152,6 +152,7 @@ def _downward(items: Any, path: str) -> list[Cause]:
 
 def _projected(source: Object, path: str) -> list[Cause]:
     found: list[Cause] = []
+    files: set[str] = set()
     for index, projection in enumerate(source.get("sources") or ()):
         at = f"{path}.sources[{index}]"
         kinds = [k for k, v in projection.items() if v is not None]
@@ -171,13 +172,30 @@ def _projected(source: Object, path: str) -> list[Cause]:
             if seconds is not None and seconds < MIN_TOKEN_SECONDS:
                 found.append(invalid(f"{inner}.expirationSeconds", seconds, "may not specify a duration less than 10 "
                                      "minutes"))
+            if seconds is not None and seconds > MAX_TOKEN_SECONDS:
+                found.append(invalid(f"{inner}.expirationSeconds", seconds, "may not specify a duration larger than "
+                                     "2^32 seconds"))
             if not body.get("path"):
                 found.append(required(f"{inner}.path"))
             else:
                 found += _local(body["path"], f"{inner}.path")
+        elif kind == "clusterTrustBundle":
+            found += certificates.projection(body, inner)
+            found += _local(body["path"], f"{inner}.path") if body.get("path") else [required(f"{inner}.path")]
         elif kind == "podCertificate":
             found += podcertificates.projection(body, inner)
             for field in podcertificates.PATHS:
                 if body.get(field):
                     found += _local(body[field], f"{inner}.{field}")
+        fresh = _files(kind, body)
+        found += [invalid(path, file, "conflicting duplicate paths") for index, file in enumerate(fresh)
+                  if file in files or file in fresh[:index]]
+        files.update(fresh)
     return found
+
+
+def _files(kind: str, body: Object) -> list[str]:
+    """The places of the files that a source of a projected volume is told to make."""
+    listed = body.get("items") or () if kind in ("secret", "configMap", "downwardAPI") else ()
+    fields = podcertificates.PATHS if kind == "podCertificate" else ("path",)
+    return [p for p in (*(i.get("path") for i in listed), *(body.get(f) for f in fields)) if p]

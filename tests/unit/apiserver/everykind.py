@@ -7,6 +7,7 @@ import json
 
 from controlplane.machinery.resources import BUILTIN
 from tests.unit.apiserver.test_signing import pem
+from tests.unit.apiserver.test_trustbundles import FIRST
 from tests.unit.machinery.test_kinds import BODIES, SELECTED, TEMPLATE
 
 SCHEMA = {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}}
@@ -27,6 +28,7 @@ MORE = {  # what the table of small bodies leaves out
     "rolebindings.rbac.authorization.k8s.io": {"roleRef": {"kind": "Role", "name": "x", "apiGroup": ""}},
     "clusterrolebindings.rbac.authorization.k8s.io": {"roleRef": {"kind": "ClusterRole", "name": "x", "apiGroup": ""}},
     "certificatesigningrequests.certificates.k8s.io": {"spec": {"signerName": "a.b/c", "usages": ["client auth"]}},
+    "clustertrustbundles.certificates.k8s.io": {"spec": {"trustBundle": FIRST}},
     "podcertificaterequests.certificates.k8s.io": {"spec": {"signerName": "a.b/c", **dict.fromkeys(
         ("podName", "podUID", "serviceAccountName", "serviceAccountUID", "nodeName", "nodeUID"), "x")}},
     "customresourcedefinitions.apiextensions.k8s.io": {"metadata": {"name": "foos.a.b"}, "spec": {

@@ -17,6 +17,7 @@ MORE = {
     ("authentication.k8s.io/v1beta1", "selfsubjectreviews"): "`kubectl auth whoami` of 1.27 asks for nothing newer",
     **dict.fromkeys([("certificates.k8s.io/v1beta1", f"podcertificaterequests{part}") for part in ("", "/status")],
                     "podCertificate volumes work without asking for a beta API first"),
+    ("certificates.k8s.io/v1beta1", "clustertrustbundles"): "clusterTrustBundle volumes work likewise",
     ("metrics.k8s.io/v1beta1", "nodes"): "upstream leaves it to an add-on, metrics-server; here `kubectl top` works",
     ("metrics.k8s.io/v1beta1", "pods"): "upstream leaves it to an add-on, metrics-server; here `kubectl top` works",
 }
