@@ -19,7 +19,7 @@ from typing import Any
 from agent.proxy.model import Endpoint, ServiceKey, ServicePort
 from agent.proxy.nftchains import PORTS, REJECT, Chains, Rules, sets
 from agent.proxy.rules import chain_hash
-from netsetup.nftables import Value
+from netsetup.nftables import INDEX, Value
 from netsetup.rtnetlink import packed
 
 Element = tuple[str, bytes]  # set, key
@@ -27,11 +27,14 @@ Elements = dict[str, dict[bytes, Value]]  # of each set
 DROP = ""
 BALANCING, LEADING = ("lb", "np"), ("ext", "split")  # the first words of shared chains
 VERDICTS = [name for name, spec in sets(4).items() if spec.verdicts]  # the sets whose elements lead to chains
+NUMBERED = [name for name, spec in sets(4).items() if spec.key[-1] == INDEX]  # of endpoints, each found by a number
 
 
 @dataclass(slots=True)
 class Piece:
-    """What one service adds. `remembered`: sets of clients, with their time-out in seconds."""
+    """What one service adds. `remembered`: sets of clients, with their time-out in seconds.
+
+    In the sets of `NUMBERED` endpoints, an address has one value: all of its endpoints, one after another."""
 
     elements: Elements = field(default_factory=dict)
     chains: dict[str, Rules] = field(default_factory=dict)
@@ -58,13 +61,15 @@ _NOTHING = Piece()
 _EMPTY: Mapping[bytes, Any] = {}
 
 
+@lru_cache(maxsize=1024)  # services have few different ports
 def place(protocol: str, port: int) -> bytes:
     """A node port's key, and the second half of every other."""
     return struct.pack("=B3x", PORTS[protocol]) + struct.pack(">H2x", port)
 
 
-def data(endpoint: Endpoint) -> bytes:
-    return packed(endpoint.address) + _number(endpoint.port)
+def data(*endpoints: Endpoint) -> bytes:
+    """Where connections go, one after another."""
+    return b"".join([packed(address) + _number(port) for address, port, _ in endpoints])
 
 
 @lru_cache(maxsize=1024)  # of the ports pods listen on; there are few, and this is asked once per endpoint
@@ -123,11 +128,8 @@ class _Port:
         return name
 
     def endpoints(self, name: str, key: bytes, endpoints: tuple[Endpoint, ...]) -> None:
-        if self.port.affinity or not endpoints:
-            return  # its chains name them
-        elements = self.piece.elements.setdefault(name, {})
-        for number, endpoint in enumerate(endpoints):
-            elements[key + index(number)] = data(endpoint)
+        if endpoints and not self.port.affinity:  # whose chains name them
+            self.put(name, key, data(*endpoints))
 
     def hairpins(self, endpoints: Iterable[Endpoint], remote: bool = False) -> None:
         """A pod that reaches itself through us: only one of this node, or of any node that keeps its address here."""
@@ -204,112 +206,124 @@ def leads_to(name: str) -> list[str]:
 
 
 class MapSet:
-    """Every service's piece, and the elements they make together."""
+    """Every service's piece, and the elements they make together.
+
+    Two services may put in the same element: the value of the first one counts, until it takes it back."""
 
     def __init__(self, pods: str, family: int = 4) -> None:
         self.chains = Chains(family, pods)
+        self._new: dict[ServiceKey, Piece] = {}  # what nobody was told of yet
         self._pieces: dict[ServiceKey, Piece] = {}
-        self._held: dict[str, dict[bytes, ServiceKey]] = {name: {} for name in sets(family)}  # whose value counts
-        self._holders: dict[Element, list[ServiceKey]] = {}  # of elements that several services put in
+        self._elements: Elements = {name: {} for name in sets(family)}
+        self._rivals: dict[Element, list[ServiceKey]] = {}  # who else puts in an element, beside the first
         self._shared: set[str] = set()
 
-    def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> MapChange:
-        """Take the new ports of some services (() for gone) and tell what that changes in the kernel."""
+    def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> None:
+        """Take the new ports of some services, () for gone."""
+        self._new |= {key: piece(ports, self.chains) for key, ports in services.items()}
+
+    def change(self) -> MapChange:
+        """What the updates since the last answer (this one's or that of `everything`) change in the kernel."""
         change = MapChange()
-        before: Elements = {}  # of elements that were there before, or have several services: what it was
-        for key, ports in services.items():
-            old, new = self._pieces.get(key, _NOTHING), piece(ports, self.chains)
-            for name, part in old.elements.items():
-                self._leave(key, name, part, new.elements.get(name, _EMPTY), before)
-            if ports:
-                self._pieces[key] = new
-            else:
-                self._pieces.pop(key, None)
-            for name, part in new.elements.items():
-                self._enter(key, name, part, old.elements.get(name, _EMPTY), before, change.add)
+        before: Elements = {name: {} for name in self._elements}  # of elements that may change: what they were
+        for key, new in self._new.items():
+            old = self._pieces.get(key, _NOTHING)
+            for name in old.elements.keys() | new.elements.keys():
+                self._exchange(key, name, old.elements.get(name, _EMPTY), new.elements.get(name, _EMPTY), before[name])
             if old.chains or new.chains:
                 _change_chains(change, old, new)
+            self._take(key, new)
+        self._new = {}
         for name, earlier in before.items():
-            self._compare(name, earlier, change)
-        for value in {value for name in VERDICTS for value in change.add.get(name, _EMPTY).values()}:
-            self._need(value, change)
+            for one, was in earlier.items():
+                self._compare(name, one, was, change)
+        self._need(change)
         for name in change.forgotten & change.remembered.keys():  # another time-out: the chains that use it go along
             change.chains |= {n: r for p in self._pieces.values() for n, r in p.chains.items() if name in p.remembered}
         return change
 
     def everything(self) -> MapChange:
         """All that is to be there, for an empty table."""
+        for key, new in self._new.items():
+            self._take(key, new)
+        self._elements = {name: {} for name in self._elements}
+        self._new, self._rivals, self._shared = {}, {}, set()
         change = MapChange()
-        for name in self._shared:
-            change.chains[name] = self.chains.shared(name)
-        for made in self._pieces.values():
+        for key, made in self._pieces.items():
             for name, part in made.elements.items():
-                change.add.setdefault(name, {}).update(part)
+                self._enter(key, name, part)
             change.chains |= made.chains
             change.remembered |= made.remembered
-        for name, one in self._holders:
-            change.add[name][one] = self._value(name, one)
+        change.add = {name: self._spread(name, found) for name, found in self._elements.items() if found}
+        self._need(change)
         return change
 
-    def _value(self, name: str, one: bytes) -> Value:
-        holder = self._held[name].get(one)
-        return _ABSENT if holder is None else self._pieces[holder].elements[name][one]
+    def _take(self, key: ServiceKey, new: Piece) -> None:
+        if new.elements:
+            self._pieces[key] = new
+        else:
+            self._pieces.pop(key, None)
 
-    def _leave(self, key: ServiceKey, name: str, old: Mapping[bytes, Value], new: Mapping[bytes, Value],
-               before: Elements) -> None:
-        """What a service no longer puts into a set."""
-        for one in [one for one, value in old.items() if new.get(one, _ABSENT) != value]:
-            before.setdefault(name, {}).setdefault(one, self._value(name, one))
-            holders = self._holders.get((name, one))
-            if holders is None:
-                del self._held[name][one]
+    def _exchange(self, key: ServiceKey, name: str, old: Mapping[bytes, Value], new: Mapping[bytes, Value],
+                  before: dict[bytes, Value]) -> None:
+        """A service puts something else into a set than it did."""
+        elements = self._elements[name]
+        gone = [one for one, value in old.items() if new.get(one, _ABSENT) != value]
+        come = {one: value for one, value in new.items() if old.get(one, _ABSENT) != value}
+        for one in (*gone, *come):
+            before.setdefault(one, elements.get(one, _ABSENT))
+        for one in gone:
+            rivals = self._rivals.get((name, one))
+            if not rivals:
+                del elements[one]
                 continue
-            holders.remove(key)
-            self._held[name][one] = holders[0]
-            if len(holders) == 1:
-                del self._holders[name, one]
+            if key in rivals:
+                rivals.remove(key)
+            else:
+                elements[one] = self._pieces[rivals.pop(0)].elements[name][one]
+            if not rivals:
+                del self._rivals[name, one]
+        self._enter(key, name, come)
 
-    def _enter(self, key: ServiceKey, name: str, new: Mapping[bytes, Value], old: Mapping[bytes, Value],
-               before: Elements, added: Elements) -> None:
-        """What a service puts into a set that it did not before. Some may be another's as well, or were until now."""
-        held, fresh = self._held[name], new
-        if old:
-            fresh = {one: value for one, value in new.items() if old.get(one, _ABSENT) != value}
-            if not fresh:
-                return
-        if name not in before and held.keys().isdisjoint(fresh):
-            held.update(dict.fromkeys(fresh, key))
-            added.setdefault(name, {}).update(fresh)
+    def _enter(self, key: ServiceKey, name: str, new: Mapping[bytes, Value]) -> None:
+        elements = self._elements[name]
+        if elements.keys().isdisjoint(new):
+            elements.update(new)
             return
-        earlier = before.setdefault(name, {})
-        for one in fresh:
-            first = held.setdefault(one, key)
-            if first is key:
-                earlier.setdefault(one, _ABSENT)
-                continue
-            is_new = added.get(name, {}).pop(one, _ABSENT) is not _ABSENT
-            earlier.setdefault(one, _ABSENT if is_new else self._value(name, one))
-            self._holders.setdefault((name, one), [first]).append(key)
+        for one, value in new.items():
+            if one in elements:
+                self._rivals.setdefault((name, one), []).append(key)
+            else:
+                elements[one] = value
 
-    def _compare(self, name: str, before: Mapping[bytes, Value], change: MapChange) -> None:
-        """What came of the elements of one set for which it was not plain."""
-        for one, was in before.items():
-            now = self._value(name, one)
-            if was == now:
-                continue
-            if was is not _ABSENT:
-                change.remove.setdefault(name, []).append(one)
-            if now is not _ABSENT:
-                change.add.setdefault(name, {})[one] = now
-
-    def _need(self, value: Value, change: MapChange) -> None:
-        """The shared chains an element leads to, made when the first one does; they are few and stay."""
-        if not isinstance(value, str) or value in self._shared or not is_shared(value):
+    def _compare(self, name: str, one: bytes, was: Value, change: MapChange) -> None:
+        """What came of an element that may have changed."""
+        now = self._elements[name].get(one, _ABSENT)
+        if was == now:
             return
-        for name in leads_to(value):
-            self._need(name, change)
-        self._shared.add(value)
-        change.chains[value] = self.chains.shared(value)
+        old, new = (self._spread(name, {one: value} if value is not _ABSENT else {}) for value in (was, now))
+        if gone := [key for key, value in old.items() if new.get(key, _ABSENT) != value]:
+            change.remove.setdefault(name, []).extend(gone)
+        if fresh := {key: value for key, value in new.items() if old.get(key, _ABSENT) != value}:
+            change.add.setdefault(name, {}).update(fresh)
+
+    def _spread(self, name: str, found: dict[bytes, Value]) -> dict[bytes, Value]:
+        """Elements as the kernel has them: endpoints are one each, found by a number after their service's key."""
+        if name not in NUMBERED:
+            return found
+        size = self.chains.size + 4
+        return {key + index(number): ends[number * size:(number + 1) * size]
+                for key, ends in found.items() if isinstance(ends, bytes) for number in range(len(ends) // size)}
+
+    def _need(self, change: MapChange) -> None:
+        """The shared chains that elements lead to, made when the first one does; they are few and stay."""
+        due = [value for name in VERDICTS for value in set(change.add.get(name, _EMPTY).values())]
+        while due:
+            name = due.pop()
+            if name not in self._shared and is_shared(name):
+                due += leads_to(name)
+                self._shared.add(name)
+                change.chains[name] = self.chains.shared(name)
 
 
 def _change_chains(change: MapChange, old: Piece, new: Piece) -> None:

@@ -107,19 +107,18 @@ def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family:
         config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
         affinity = config.get("timeoutSeconds") or AFFINITY_SECONDS
     usable = [s for s in slices if s.get("addressType", "IPv4") == ("IPv6" if family == 6 else "IPv4")]
-    external_ips = tuple(ip for ip in spec.get("externalIPs") or () if is_family(ip, family))
+    external_ips = tuple([ip for ip in spec.get("externalIPs") or () if is_family(ip, family)])
     ranges = tuple(sorted(_ranges(spec.get("loadBalancerSourceRanges") or (), family)))
     found = []
     for port in spec.get("ports") or []:
         name, protocol = port.get("name") or "", port.get("protocol") or "TCP"
-        candidates = _candidates(usable, name, protocol, node)
-        cluster, local = choose(candidates, node, zone)
+        cluster, local, ready_here = choose(_candidates(usable, name, protocol, node), node, zone)
         found.append(ServicePort(
             meta.get("namespace") or "", meta["name"], name, protocol.lower(), ips[0], port["port"],
             port.get("nodePort") or 0 if kind != "ClusterIP" else 0,
             external_ips, balancers, ranges, affinity,
             spec.get("internalTrafficPolicy") == "Local", spec.get("externalTrafficPolicy") == "Local",
-            spec.get("healthCheckNodePort") or 0, sum([e.local for e in candidates.ready]), cluster, local))
+            spec.get("healthCheckNodePort") or 0, ready_here, cluster, local))
     return tuple(found)
 
 
@@ -130,16 +129,21 @@ class Candidates(NamedTuple):
     draining: list[Endpoint]  # terminating, and still serving
 
 
-def choose(found: Candidates, node: str = "", zone: str = "") -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...]]:
-    """(for policy Cluster, for policy Local): the ready ones, or while there is none, the draining ones.
+def choose(found: Candidates, node: str = "",
+           zone: str = "") -> tuple[tuple[Endpoint, ...], tuple[Endpoint, ...], int]:
+    """(for policy Cluster, for policy Local, how many of this node are ready).
 
-    Of the ready ones for policy Cluster those that are hinted to be for this node, or for its zone."""
-    local = [e for e in found.ready if e.local] or [e for e in found.draining if e.local]
-    return tuple(sorted(_near(found.ready, node, zone) or found.draining)), tuple(sorted(local))
+    They are the ready ones, or while there is none, the draining ones. Of the ready ones for policy Cluster those that
+    are hinted to be for this node, or for its zone."""
+    here = [e for e in found.ready if e.local]
+    local = here or [e for e in found.draining if e.local]
+    return tuple(sorted(_near(found.ready, node, zone) or found.draining)), tuple(sorted(local)), len(here)
 
 
 def _near(ready: dict[Endpoint, Obj], node: str, zone: str) -> Iterable[Endpoint]:
     """Hints count when every endpoint has them and one is for us: else somebody would be left without any."""
+    if not any(ready.values()):
+        return ready
     for hint, ours in (("forNodes", node), ("forZones", zone)):
         if ours and all(hints.get(hint) for hints in ready.values()):
             mine = [e for e, hints in ready.items() if any(one["name"] == ours for one in hints[hint])]
@@ -152,21 +156,28 @@ def _candidates(slices: Iterable[Obj], port_name: str, protocol: str, node: str)
     ready: dict[Endpoint, Obj] = {}
     draining: dict[Endpoint, None] = {}
     for piece in slices:
-        number = next((p.get("port") for p in piece.get("ports") or ()
-                       if (p.get("name") or "") == port_name and (p.get("protocol") or "TCP") == protocol), None)
+        number = _target(piece, port_name, protocol)
         if not number:
             continue
         for entry in piece.get("endpoints") or ():
-            addresses, conditions = entry.get("addresses"), entry.get("conditions") or _NONE
+            addresses, conditions = entry.get("addresses"), entry.get("conditions")
             if not addresses:
                 continue
             # Only the first: a slice's entry is one endpoint, and the rest is by-names.
-            endpoint = Endpoint(addresses[0], number, entry.get("nodeName") == node and node != "")
-            if conditions.get("ready") is not False:
+            endpoint = Endpoint(addresses[0], number, node != "" and entry.get("nodeName") == node)
+            if not conditions or conditions.get("ready") is not False:
                 ready[endpoint] = entry.get("hints") or _NONE
-            elif conditions.get("terminating") and conditions.get("serving"):
+            elif conditions.get("terminating") and conditions.get("serving") is not False:
                 draining[endpoint] = None
     return Candidates(ready, [e for e in draining if e not in ready])  # moving slices show an endpoint twice
+
+
+def _target(piece: Obj, port_name: str, protocol: str) -> int:
+    """The port that a slice's endpoints have for a service's, 0 for none."""
+    for port in piece.get("ports") or ():
+        if (port.get("name") or "") == port_name and (port.get("protocol") or "TCP") == protocol:
+            return port.get("port") or 0
+    return 0
 
 
 def _balancer_ips(service: Obj, family: int) -> tuple[str, ...]:

@@ -55,18 +55,18 @@ class Chains:
 
     def __init__(self, family: int, pods: str) -> None:
         self.family, self._pods = family, ipaddress.ip_network(pods)
-        self._size = 16 if family == 6 else 4
+        self.size = 16 if family == 6 else 4
 
     # -- pieces of rules ------------------------------------------------------------------------------------------
 
     def source(self, register: int = nft.REG) -> bytes:
-        return nft.payload(nft.NETWORK, 8 if self.family == 6 else 12, self._size, register)
+        return nft.payload(nft.NETWORK, 8 if self.family == 6 else 12, self.size, register)
 
     def destination(self, register: int = nft.REG) -> bytes:
-        return nft.payload(nft.NETWORK, 24 if self.family == 6 else 16, self._size, register)
+        return nft.payload(nft.NETWORK, 24 if self.family == 6 else 16, self.size, register)
 
     def _within(self, network: ipaddress.IPv4Network | ipaddress.IPv6Network, how: int) -> bytes:
-        return (nft.bitwise(nft.REG, network.netmask.packed, bytes(self._size))
+        return (nft.bitwise(nft.REG, network.netmask.packed, bytes(self.size))
                 + nft.compare(how, nft.REG, network.network_address.packed))
 
     def _port(self, register: int) -> bytes:
@@ -74,7 +74,7 @@ class Chains:
 
     def _target(self) -> tuple[bytes, int]:
         """Address, protocol and port; the register after them."""
-        after = nft.REG + self._size // 4
+        after = nft.REG + self.size // 4
         return self.destination() + self._port(after), after + 2
 
     def _mark(self) -> bytes:
@@ -121,7 +121,7 @@ class Chains:
         return nft.meta(nft.L4PROTO, nft.REG) + nft.compare(nft.EQUAL, nft.REG, bytes([PORTS[name]]))
 
     def _postrouting(self) -> Rules:
-        words = self._size // 4
+        words = self.size // 4
         return (
             self._bits(nft.ct(nft.CT_STATUS, nft.REG), nft.DST_NAT) + self.source()
             + self.destination(nft.REG + words) + self._port(nft.REG + 2 * words) + nft.lookup("hairpin", nft.REG)
@@ -159,7 +159,7 @@ class Chains:
         key, register = (self._port(nft.REG), nft.REG + 2) if node_port else self._target()
         name = ("node-port-" if node_port else "") + ("local-endpoints" if local else "endpoints")
         return (key + nft.random_below(count, register) + nft.lookup(name, nft.REG, nft.REG)
-                + nft.dnat(self.family, nft.REG, nft.REG + self._size // 4))
+                + nft.dnat(self.family, nft.REG, nft.REG + self.size // 4))
 
     # -- chains of one service port -------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class Chains:
 
     def end(self, end: str, address: bytes, port: int) -> Rules:
         """Remember the client, then go to the endpoint."""
-        after = nft.REG + self._size // 4
+        after = nft.REG + self.size // 4
         return (self.source() + nft.remember(f"had-{end}", nft.REG),
                 nft.meta(nft.L4PROTO, after + 1) + nft.immediate(nft.REG, address)
                 + nft.immediate(after, struct.pack(">H", port)) + nft.dnat(self.family, nft.REG, after))

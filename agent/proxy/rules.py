@@ -98,6 +98,9 @@ class Change:
         return bool(self.write or self.delete)
 
 
+_NOTHING = Piece()
+
+
 def chain_hash(text: str) -> str:
     return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
 
@@ -282,18 +285,20 @@ class RuleSet:
 
     def __init__(self, pods: str, family: int = 4) -> None:
         self.pods, self.family = pods, family
+        self._new: dict[ServiceKey, Piece] = {}  # what nobody was told of yet
         self._pieces: dict[ServiceKey, Piece] = {}
         self._lines: dict[Chain, dict[ServiceKey, list[Line]]] = {}
         self._last: dict[Chain, Rules] = {}
 
-    def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> Change:
-        """Take the new ports of some services (() for gone) and tell what that changes in the kernel."""
+    def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> None:
+        """Take the new ports of some services, () for gone."""
+        self._new |= {key: piece(ports, self.pods, self.family) for key, ports in services.items()}
+
+    def change(self) -> Change:
+        """What the updates since the last answer (this one's or that of `everything`) change in the kernel."""
         change, touched = Change(), set()
-        for key, ports in services.items():
-            old = self._pieces.pop(key, Piece())
-            new = piece(ports, self.pods, self.family)
-            if ports:
-                self._pieces[key] = new
+        for key, new in self._new.items():
+            old = self._pieces.get(key, _NOTHING)
             change.write.update(new.own if not old.own else {c: r for c, r in new.own.items() if old.own.get(c) != r})
             change.delete |= old.own.keys() - new.own.keys()
             for chain, lines in new.shared.items():
@@ -303,6 +308,7 @@ class RuleSet:
             for chain in old.shared.keys() - new.shared.keys():
                 touched.add(chain)
                 self._lines[chain].pop(key, None)
+        self._take()
         for chain in touched:
             if not self._lines[chain] and chain not in SHARED:
                 del self._lines[chain]
@@ -317,11 +323,23 @@ class RuleSet:
 
     def everything(self) -> dict[Chain, Rules]:
         """Every chain with its rules."""
+        self._take()
         found = fixed(self.family)
-        for made in self._pieces.values():
+        self._lines = {}
+        for key, made in self._pieces.items():
             found.update(made.own)
-        found.update({chain: self._shared(chain) for chain in SHARED.keys() | self._lines.keys()})
-        return found
+            for chain, lines in made.shared.items():
+                self._lines.setdefault(chain, {})[key] = lines
+        self._last = {chain: self._shared(chain) for chain in SHARED.keys() | self._lines.keys()}
+        return found | self._last
+
+    def _take(self) -> None:
+        """What is new becomes what there is."""
+        self._pieces |= self._new
+        for key, new in self._new.items():
+            if not new.shared:
+                del self._pieces[key]
+        self._new = {}
 
     def _shared(self, chain: Chain) -> Rules:
         lines = {line for lines in self._lines.get(chain, {}).values() for line in lines}

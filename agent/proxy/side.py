@@ -27,7 +27,8 @@ MANY = 500  # services from which on a load is worth `uncollected`
 
 
 class Planner(Protocol):
-    def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> Any: ...
+    def update(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> None: ...
+    def change(self) -> Any: ...
     def everything(self) -> Any: ...
 
 
@@ -90,7 +91,9 @@ class Side:
                 self.ports[key] = ports
             else:
                 self.ports.pop(key, None)
-        self._change = self._planner.update(changed)
+        self._planner.update(changed)
+        if not self._whole:
+            self._change = self._planner.change()
         return seen
 
     def fail(self) -> None:

@@ -18,21 +18,41 @@ def port(name="s", ip="10.96.0.1", cluster=(A, B), **more):
 def test_one_endpoint_changes_one_element():
     maps = MapSet("10.244.0.0/16")
     maps.update({("t", str(n)): (port(str(n), f"10.96.0.{n}"),) for n in range(1, 20)})
-    change = maps.update({("t", "5"): (port("5", "10.96.0.5", (A, C)),)})
+    maps.everything()
+    maps.update({("t", "5"): (port("5", "10.96.0.5", (A, C)),)})
+    change = maps.change()
     key = packed("10.96.0.5") + place("tcp", 80) + b"\1\0\0\0"
     assert change.add == {"endpoints": {key: data(C)}} and change.remove == {"endpoints": [key]}
     assert not change.chains and not change.dead
-    assert not maps.update({("t", "5"): (port("5", "10.96.0.5", (A, C)),)})
+    maps.update({("t", "5"): (port("5", "10.96.0.5", (A, C)),)})
+    assert not maps.change()
 
 
 def test_what_two_services_put_in_stays_while_one_of_them_does():
     maps = MapSet("10.244.0.0/16")
     one, two = port("one", "10.96.0.1"), port("two", "10.96.0.2")
     maps.update({("t", "one"): (one,), ("t", "two"): (two,)})
-    gone = maps.update({("t", "one"): ()})
-    assert "hairpin" not in gone.remove
-    assert "hairpin" in maps.update({("t", "two"): ()}).remove
+    maps.change()
+    maps.update({("t", "one"): ()})
+    assert "hairpin" not in maps.change().remove
+    maps.update({("t", "two"): ()})
+    assert "hairpin" in maps.change().remove
     assert not maps.everything().add
+
+
+def test_of_two_services_at_one_address_the_first_answers_until_it_goes():
+    maps, shared = MapSet("10.244.0.0/16"), {"external_ips": ("203.0.113.5",)}
+    first, second = port("one", "10.96.0.1", (A, B), **shared), port("two", "10.96.0.2", (C,), **shared)
+    maps.update({("t", "one"): (first,), ("t", "two"): (second,)})
+    key = packed("203.0.113.5") + place("tcp", 80)
+    ends = {key + bytes([number, 0, 0, 0]): data(end) for number, end in enumerate((A, B))}
+    assert ends.items() <= maps.everything().add["endpoints"].items()
+    maps.update({("t", "one"): (), ("t", "two"): (second._replace(cluster=(B, C)),)})
+    change = maps.change()
+    assert key not in change.remove["services"]  # it leads to one of two endpoints as before
+    assert [change.add["endpoints"][one] for one in ends] == [data(B), data(C)]
+    maps.update({("t", "two"): ()})
+    assert key in maps.change().remove["services"] and not maps.everything().add
 
 
 PORTS = st.builds(lambda n, cluster, affinity, external, node, ranges: port(
@@ -50,7 +70,8 @@ def test_differences_lead_where_a_full_load_would(rounds):
     for changes in rounds:
         batch = {("t", p.service): (p,) if there else () for p, there in changes}
         known.update(batch)
-        apply(kernel, maps.update(batch))
+        maps.update(batch)
+        apply(kernel, maps.change())
     fresh = MapSet("10.244.0.0/16")
     fresh.update({key: ports for key, ports in known.items() if ports})
     whole, now = fresh.everything(), maps.everything()

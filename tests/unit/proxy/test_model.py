@@ -93,7 +93,8 @@ def named(key: str, made: tuple[ServicePort, ...]) -> tuple[ServicePort, ...]:
 def test_differences_add_up_to_everything_and_never_lead_nowhere(steps: list[dict], chunk: int) -> None:
     made, kernel, last = rules.RuleSet("10.0.0.0/8"), rules.RuleSet("10.0.0.0/8").everything(), {}
     for step in steps:
-        change = made.update({("n", key): named(key, value) for key, value in step.items()})
+        made.update({("n", key): named(key, value) for key, value in step.items()})
+        change = made.change()
         assert all(kernel.get(c) != r for c, r in change.write.items())  # nothing is written that is there already
         for text in iptables.batches(change, chunk):
             chains = parse(text)
