@@ -4,7 +4,7 @@ Owns the finalizers `orphan` and `foregroundDeletion` and the deletion of object
 to delete on memory alone: an absent owner, and the object itself, are looked up at the server first, by uid. Shares the
 other controllers' informers and keeps no graph of its own: each informer indexes its objects by their owners' uids, and
 kinds nobody else follows are followed by their metadata, custom kinds and those of other API servers as they come and
-go. Such a server being away holds up nothing but what its own objects own. Called by `__main__`.
+go. Such a server being away holds up nothing but what its own objects own. Called by `manager`.
 
 Upstream: pkg/controller/garbagecollector.
 """
@@ -59,6 +59,7 @@ class Garbage(Controller):
         self.context = context
         self.kinds = Kinds(context.informers)  # first, for it needs more of the definitions than their metadata
         self.aggregated = Aggregated(context.informers)
+        self._elsewhere: set[Resource] = set()  # kinds of other API servers
         self._joins: dict[Resource, asyncio.Task[None]] = {}
         seen: set[str] = set()
         for resource in BUILTIN:
@@ -87,6 +88,7 @@ class Garbage(Controller):
 
             def elsewhere(resource: Resource, served: bool) -> None:
                 if deletable(resource):
+                    self._elsewhere.add(resource)
                     changed(resource, served)
                     if not served:  # its objects may live on where nobody can ask for them
                         del self.followed[resource]
@@ -179,7 +181,9 @@ class Garbage(Controller):
             return Owner.SOLID
         try:
             live = await self.client.get(resource, ref.get("name", ""), where, metadata=True)
-        except NotFound:
+        except NotFound as error:
+            if resource in self._elsewhere and not (error.details or {}).get("name"):
+                raise  # nobody serves the kind any more: its objects may live on
             return Owner.ABSENT
         if objects.uid(live) != ref.get("uid"):
             return Owner.ABSENT

@@ -42,7 +42,7 @@ def keeping(held, events, kinds):
             if name in held:
                 return web.json_response(held[name])
             return web.json_response({"kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404,
-                                      "message": f'flunders "{name}" not found'}, status=404)
+                                      "details": {"name": name}, "message": f'flunders "{name}" not found'}, status=404)
         return handle
     return handler
 
