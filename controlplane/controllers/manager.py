@@ -25,24 +25,31 @@ from controlplane.controllers.namespaces import furniture
 from controlplane.controllers.namespaces.garbage import Garbage
 from controlplane.controllers.namespaces.namespace import Namespaces
 from controlplane.controllers.namespaces.resourcequota import ResourceQuotas
-from controlplane.controllers.nodes.node import NodeLifecycle
+from controlplane.controllers.nodes.lifecycle import NodeLifecycle
 from controlplane.controllers.nodes.podcidrs import PodCidrs
 from controlplane.controllers.nodes.podgc import PodCollector
 from controlplane.controllers.nodes.tainteviction import TaintEviction
 from controlplane.controllers.runtime import Context, Controller
+from controlplane.controllers.scaling.autoscaler import Autoscalers
 from controlplane.controllers.services.balancers import Balancers
-from controlplane.controllers.services.endpointslice import Endpoints, EndpointSlices
+from controlplane.controllers.services.endpoints import Endpoints, EndpointSlices
 from controlplane.controllers.services.mirror import Mirror
+from controlplane.controllers.services.servicecidrs import ServiceCidrs
 from controlplane.controllers.volumes.attachdetach import AttachDetach
 from controlplane.controllers.volumes.ephemeral import EphemeralVolumes
 from controlplane.controllers.volumes.localpath import LocalPath
 from controlplane.controllers.volumes.protection import StorageProtection
 from controlplane.controllers.volumes.volumebinder import VolumeBinder
-from controlplane.controllers.workloads import replicaset
-from controlplane.controllers.workloads.deployment import Deployments
-from controlplane.controllers.workloads.disruption import Disruption
+from controlplane.controllers.workloads.cronjobs.controller import CronJobs
+from controlplane.controllers.workloads.daemonsets.controller import DaemonSets
+from controlplane.controllers.workloads.deployments.controller import Deployments
+from controlplane.controllers.workloads.disruption.controller import Disruption
+from controlplane.controllers.workloads.jobs.controller import Jobs
+from controlplane.controllers.workloads.jobs.expiry import FinishedJobs
+from controlplane.controllers.workloads.replicasets.controller import replicasets, replication_controllers
+from controlplane.controllers.workloads.resourceclaims import ResourceClaims
+from controlplane.controllers.workloads.statefulsets.controller import StatefulSets
 from controlplane.machinery.clock import SYSTEM, Clock
-from controlplane.machinery.resources import BUILTIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +65,20 @@ class Settings:
 
 
 def build(context: Context, settings: Settings) -> list[Controller]:
-    made: list[Controller] = [
-        Deployments(context), replicaset.replicasets(context), replicaset.replication_controllers(context),
-        EndpointSlices(context), Endpoints(context), Mirror(context), Namespaces(context),
-        furniture.service_accounts(context), TokenSecrets(context, settings.root_ca), LegacyTokens(context)]
-    if settings.root_ca:
-        made.append(furniture.root_ca(context, settings.root_ca))
-    made += _workloads(context)
-    return [*made, NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr),
-            PodCollector(context), RoleAggregation(context), TokenCleaner(context),
-            CertificateRequests(context, settings.signing_certificate, settings.signing_key),
-            PodCertificateRequests(context),
-            ResourceQuotas(context), Disruption(context), StorageProtection(context), VolumeBinder(context),
-            LocalPath(context), EphemeralVolumes(context), AttachDetach(context),
-            *_cloud(context, settings), Garbage(context)]
+    publisher = [furniture.root_ca(context, settings.root_ca)] if settings.root_ca else []
+    return [
+        Deployments(context), replicasets(context), replication_controllers(context), DaemonSets(context),
+        StatefulSets(context), Jobs(context), FinishedJobs(context), CronJobs(context), Autoscalers(context),
+        Disruption(context), ResourceClaims(context),
+        EndpointSlices(context), Endpoints(context), Mirror(context), ServiceCidrs(context),
+        Namespaces(context), furniture.service_accounts(context), *publisher, ResourceQuotas(context),
+        TokenSecrets(context, settings.root_ca), LegacyTokens(context), TokenCleaner(context), RoleAggregation(context),
+        CertificateRequests(context, settings.signing_certificate, settings.signing_key),
+        PodCertificateRequests(context),
+        NodeLifecycle(context), TaintEviction(context), PodCidrs(context, settings.cluster_cidr), PodCollector(context),
+        StorageProtection(context), VolumeBinder(context), LocalPath(context), EphemeralVolumes(context),
+        AttachDetach(context),
+        *_cloud(context, settings), Garbage(context)]
 
 
 def _cloud(context: Context, settings: Settings) -> list[Controller]:
@@ -86,35 +93,6 @@ def _cloud(context: Context, settings: Settings) -> list[Controller]:
         made.append(CloudRoutes(context, provider.routes))
     if provider.balancers is not None:
         made.append(Balancers(context, settings.cluster_cidr, provider.balancers))
-    return made
-
-
-def _workloads(context: Context) -> list[Controller]:
-    """The controllers of kinds that the API may not serve; a kind that is not served has no controller."""
-    served = {resource.name for resource in BUILTIN}
-    made: list[Controller] = []
-    if {"daemonsets.apps", "controllerrevisions.apps"} <= served:
-        from controlplane.controllers.workloads.daemonset import DaemonSets
-        made.append(DaemonSets(context))
-    if {"statefulsets.apps", "controllerrevisions.apps", "persistentvolumeclaims"} <= served:
-        from controlplane.controllers.workloads.statefulset import StatefulSets
-        made.append(StatefulSets(context))
-    if "jobs.batch" in served:
-        from controlplane.controllers.workloads.job import Jobs
-        from controlplane.controllers.workloads.jobttl import FinishedJobs
-        made += [Jobs(context), FinishedJobs(context)]
-    if "horizontalpodautoscalers.autoscaling" in served:
-        from controlplane.controllers.scaling.autoscaler import Autoscalers
-        made.append(Autoscalers(context))
-    if {"resourceclaims.resource.k8s.io", "resourceclaimtemplates.resource.k8s.io"} <= served:
-        from controlplane.controllers.workloads.resourceclaims import ResourceClaims
-        made.append(ResourceClaims(context))
-    if {"servicecidrs.networking.k8s.io", "ipaddresses.networking.k8s.io"} <= served:
-        from controlplane.controllers.services.servicecidrs import ServiceCidrs
-        made.append(ServiceCidrs(context))
-    if {"jobs.batch", "cronjobs.batch"} <= served:
-        from controlplane.controllers.workloads.cronjob import CronJobs
-        made.append(CronJobs(context))
     return made
 
 

@@ -73,7 +73,7 @@ class Components:
         from controlplane.client.events import Recorder
         from controlplane.client.informer import Informer
         from controlplane.controllers.manager import Manager, Settings
-        from controlplane.controllers.nodes.node import NodeLifecycle
+        from controlplane.controllers.nodes.lifecycle import NodeLifecycle
         from controlplane.controllers.runtime import NODES, PODS, keep_for
         from controlplane.scheduler.loop import NAME, Scheduler
         from controlplane.scheduler.world import World

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from controlplane.controllers import runtime
-from controlplane.controllers.workloads import rollout
+from controlplane.controllers.workloads.deployments import rollout
 from controlplane.scheduler import table
 from tests.simulation import run
 from tests.simulation.virtual import Loop

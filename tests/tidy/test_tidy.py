@@ -15,6 +15,10 @@ MODULE_LINES = 400  # a module is one noun; beyond this it is two
 BIN = Path(sys.executable).parent
 # What must not stand in the product: work left open, swallowed errors, waiting by guess.
 BANNED = re.compile(r"\bTODO\b|\bFIXME\b|\bXXX\b|NotImplementedError|except( Exception)?:\s*pass\b")
+# A docstring that says "Pure" is held to it, unless it goes on to say what is excepted.
+PURE = re.compile(r"\bPure\b(?!,? (but|apart))")
+IMPURE = {"aiohttp", "asyncio", "grpc", "os", "psutil", "pyroute2", "random", "secrets", "select", "shutil", "signal",
+          "socket", "sqlite3", "ssl", "subprocess", "tempfile", "threading", "time", "uuid"}
 # Markers that an unfinished merge leaves behind.
 CONFLICT = re.compile(r"^(<{7}|>{7}|={7})( |$)", re.MULTILINE)
 
@@ -48,7 +52,17 @@ def test_module(path):
     assert not BANNED.search(text), BANNED.search(text)
     assert not CONFLICT.search(text)
     if text.strip():
-        assert ast.get_docstring(ast.parse(text)), "each module opens with what it owns and promises"
+        tree = ast.parse(text)
+        docstring = ast.get_docstring(tree)
+        assert docstring, "each module opens with what it owns and promises"
+        assert not PURE.search(docstring) or not imported(tree) & IMPURE, "a module that decides does no I/O"
+
+
+def imported(tree):
+    """The top-level names of every package a module imports, wherever in it."""
+    whole = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    parts = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return {name.split(".")[0] for name in whole + parts}
 
 
 def test_no_test_sleeps_to_synchronise():

@@ -2,7 +2,7 @@
 
 Promises that the token is bound to the Secret, so that deleting the Secret revokes it, and that a Secret whose
 ServiceAccount is gone goes too. Needs no signing key: it asks the API server for the token. Keeps no token in memory.
-Called by `__main__`. Upstream: pkg/controller/serviceaccount/tokens_controller.go.
+Called by `manager`. Upstream: pkg/controller/serviceaccount/tokens_controller.go.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What every Namespace is furnished with: the ServiceAccount `default` and the ConfigMap `kube-root-ca.crt`.
 
 Promises that both exist in each active Namespace and come back when deleted or tampered with. Never touches a Namespace
-that is being deleted. Called by `__main__`.
+that is being deleted. Called by `manager`.
 
 Upstream: pkg/controller/serviceaccount and pkg/controller/certificates/rootcacertpublisher.
 """

@@ -2,7 +2,7 @@
 
 Owns the order: pods first, and everything else only when no pod is left, since a pod may need its Secrets to end well.
 Promises that a Namespace is finalized only after every served kind was seen empty, and that its conditions name what
-still holds it. Never deletes what is not in a Namespace with a deletionTimestamp. Called by `__main__`.
+still holds it. Never deletes what is not in a Namespace with a deletionTimestamp. Called by `manager`.
 
 Upstream: pkg/controller/namespace/deletion.
 """

@@ -3,7 +3,7 @@
 Owns `status.hard` and `status.used`: a new or changed quota is counted at once, and again when something it counts ends
 or is deleted. What is created is counted by the API server itself as it admits it, so creations cost nothing here; a
 count every five minutes mends what was reserved for an object that was never stored. Promises that a count never
-overwrites a reservation made meanwhile: the write is bound to the version it read. Called by `__main__`.
+overwrites a reservation made meanwhile: the write is bound to the version it read. Called by `manager`.
 
 Upstream: pkg/controller/resourcequota.
 """

@@ -1,7 +1,7 @@
 """Is a node alive, which taints should it carry, and which of its pods must leave.
 
 Pure. Owns the grace of a silent node, the taints that follow from conditions, and tolerations of NoExecute taints. All
-times are seconds; `silent` is measured on our own clock, never on the node's. Called by `node`.
+times are seconds; `silent` is measured on our own clock, never on the node's. Called by `lifecycle`.
 
 Upstream: pkg/controller/nodelifecycle and pkg/controller/tainteviction.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.nodes import health
-from controlplane.controllers.nodes.node import by_node
+from controlplane.controllers.nodes.lifecycle import by_node
 from controlplane.controllers.runtime import NODES, PODS, Context, Controller
 from controlplane.machinery import objects
 from controlplane.machinery.errors import NotFound

@@ -3,7 +3,7 @@
 The more nodes fall silent together, the more it is the network's fault and not theirs.
 
 Pure. Owns the states of a zone and the rate of evictions in each. When every node of every zone is silent it is we who
-are cut off: nobody is driven away. Called by `node`.
+are cut off: nobody is driven away. Called by `lifecycle`.
 
 Upstream: pkg/controller/nodelifecycle (handleDisruption, ComputeZoneState).
 """

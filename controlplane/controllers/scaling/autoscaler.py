@@ -1,6 +1,6 @@
 """HorizontalPodAutoscalers: as many replicas as the metrics ask for.
 
-Runs each metric's computation, takes the largest, and follows it as fast as `scalingbehavior` allows. Promises to write
+Runs each metric's computation, takes the largest, and follows it as fast as `behavior` allows. Promises to write
 a scale only when it changes, never to shrink while a metric cannot be read, and to say in the conditions AbleToScale,
 ScalingActive and ScalingLimited what it did and why. Looks at each object every fifteen seconds; without any, never.
 Called by `manager`. Upstream: pkg/controller/podautoscaler.
@@ -13,10 +13,10 @@ from typing import Any
 
 from controlplane.client.discovery import Kinds
 from controlplane.controllers.runtime import PODS, Context, Controller, by_namespace, set_status
-from controlplane.controllers.scaling import scalingbehavior, scalingmetrics
+from controlplane.controllers.scaling import behavior
+from controlplane.controllers.scaling.behavior import Condition, Memory
+from controlplane.controllers.scaling.metrics import MetricFailure, Target, compute
 from controlplane.controllers.scaling.metricsource import MetricSource
-from controlplane.controllers.scaling.scalingbehavior import Condition, Memory
-from controlplane.controllers.scaling.scalingmetrics import MetricFailure, Target
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.errors import ApiError, Conflict
 from controlplane.machinery.resources import BUILTIN, Resource, named
@@ -104,7 +104,7 @@ class Autoscalers(Controller):
 
     async def _decide(self, autoscaler: Obj, scale: Obj, memory: Memory) -> Outcome:
         current = objects.get(scale, "spec.replicas", 0)
-        least, most = scalingbehavior.bounds(autoscaler)
+        least, most = behavior.bounds(autoscaler)
         able = (ABLE, "True", "SucceededGetScale", "the HPA controller was able to get the target's current scale")
         made = Outcome(current, current, None, [able])
         if current == 0 and least != 0:
@@ -135,14 +135,14 @@ class Autoscalers(Controller):
             made.conditions.append((ACTIVE, "False", "AmbiguousSelector", message))
             return
         target = Target(scale, objects.namespace(autoscaler), text, pods, self._kind,
-                        scalingbehavior.tolerance(autoscaler), self.clock.now())
+                        behavior.tolerance(autoscaler), self.clock.now())
         made.metrics = []
         failures: list[MetricFailure] = []
         wanted, words = -1, ""
         metrics = objects.get(autoscaler, "spec.metrics", [])
         for metric in metrics:
             try:
-                proposal, name, status = await scalingmetrics.compute(metric, target, self.figures)
+                proposal, name, status = await compute(metric, target, self.figures)
             except MetricFailure as failure:
                 failures.append(failure)
                 self.recorder.event(autoscaler, "Warning", failure.why, failure.message)
@@ -155,7 +155,7 @@ class Autoscalers(Controller):
             return
         made.conditions.append((ACTIVE, "True", "ValidMetricFound", "the HPA was able to successfully calculate a "
                                 f"replica count from {words}"))
-        made.desired, said = scalingbehavior.normalize(autoscaler, made.current, wanted, memory,
+        made.desired, said = behavior.normalize(autoscaler, made.current, wanted, memory,
                                                        self.clock.monotonic())
         made.conditions += said
         made.reason = f"{words} above target" if made.desired > made.current else "All metrics below target"

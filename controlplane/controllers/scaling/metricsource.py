@@ -15,7 +15,7 @@ from urllib.parse import quote
 import orjson
 
 from controlplane.client.rest import Client
-from controlplane.controllers.scaling.autoscaling import Sample
+from controlplane.controllers.scaling.proposals import Sample
 from controlplane.machinery import quantity
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import ApiError

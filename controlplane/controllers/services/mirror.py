@@ -2,7 +2,7 @@
 
 Owns the slices of Services without a selector whose Endpoints somebody else keeps. Promises to follow those Endpoints
 with as few writes as `plan` finds, and to leave alone what is marked `skip-mirror` (the API server keeps the slices of
-its own Service itself). Called by `__main__`. Upstream: k8s.io/endpointslicemirroring.
+its own Service itself). Called by `manager`. Upstream: k8s.io/endpointslicemirroring.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from controlplane.controllers.runtime import (
     delete_quietly,
 )
 from controlplane.controllers.services import backends, slices
-from controlplane.controllers.services.endpointslice import ENDPOINTS, SLICES
+from controlplane.controllers.services.endpoints import ENDPOINTS, SLICES
 from controlplane.machinery import objects
 
 MANAGER = "endpointslicemirroring-controller.k8s.io"

@@ -1,7 +1,7 @@
 """The EndpointSlices of a Service: from what is there to what should be, with few writes.
 
 Pure. Owns the cutting into slices: one address family and one set of ports per slice, up to `LIMIT` endpoints. Promises
-that an endpoint which stays keeps its slice, so that a change of one pod rewrites one slice. Called by `endpointslice`.
+that an endpoint which stays keeps its slice, so that a change of one pod rewrites one slice. Called by `endpoints`.
 
 Upstream: k8s.io/endpointslice/reconciler.go.
 """

@@ -1,7 +1,7 @@
 """The Endpoints object of a Service: the old form of EndpointSlices, still read by older clients.
 
 Pure. Owns its packing into subsets of addresses with the same ports, in upstream's order, up to `LIMIT` addresses.
-Called by `endpointslice`. Upstream: pkg/controller/endpoint and endpoints.RepackSubsets.
+Called by `endpoints`. Upstream: pkg/controller/endpoint and endpoints.RepackSubsets.
 """
 
 from __future__ import annotations

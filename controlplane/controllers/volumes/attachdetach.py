@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.nodes.node import by_node
+from controlplane.controllers.nodes.lifecycle import by_node
 from controlplane.controllers.runtime import NODES, PODS, STALE_SECONDS, Context, Controller, delete_quietly
 from controlplane.controllers.volumes import attachments
 from controlplane.controllers.volumes.volumebinder import CLAIMS, VOLUMES

@@ -13,7 +13,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.controllers.workloads import rollout
+from controlplane.controllers.workloads.deployments import rollout
 from controlplane.machinery import objects
 
 HASH_LABEL = "controller-revision-hash"  # of pods; of a DaemonSet's revisions too

@@ -24,7 +24,7 @@ from controlplane.controllers.runtime import (
     in_batches,
     picked,
 )
-from controlplane.controllers.workloads import claims
+from controlplane.controllers.workloads import adoption
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.errors import AlreadyExists, ApiError, NotFound
 from controlplane.machinery.resources import Resource
@@ -72,10 +72,10 @@ class PodOwner(Controller):
     # --- whose pods --------------------------------------------------------------------------------------------
 
     def adoption(self, owner: Obj, pod: Obj) -> Obj:
-        return claims.adoption(owner, pod)
+        return adoption.adoption(owner, pod)
 
     def release(self, owner: Obj, pod: Obj) -> Obj:
-        return claims.release(owner, pod)
+        return adoption.release(owner, pod)
 
     def may_own(self, owner: Obj, pod: Obj) -> bool:
         """Whether a pod that matches the selector is one of the owner's kind at all."""
@@ -85,7 +85,7 @@ class PodOwner(Controller):
         """The owner's pods, after adopting and releasing."""
         candidates = [*self.pods.by("controller", objects.uid(owner)),
                       *self.pods.by("controller", f"orphan/{key[0]}")]
-        claim = claims.claim(owner, self.selector(owner), candidates)
+        claim = adoption.claim(owner, self.selector(owner), candidates)
         mine = list(claim.mine)
         adopt = [pod for pod in claim.adopt if self.may_own(owner, pod)]
         if adopt:  # only if the owner still is what we think it is: its successor may have the name by now

@@ -1,7 +1,7 @@
 """Keeps the ControllerRevisions of DaemonSets and StatefulSets: creates, renumbers, adopts and forgets them.
 
 Runs `history`'s plans. Promises that one template has one revision however often it is asked for, also after a crash in
-the middle. Never touches pods. Called by `daemonset` and `statefulset`.
+the middle. Never touches pods. Called by the controllers of both.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Set
 from typing import Any
 
 from controlplane.controllers.runtime import Context, Pending, by_controller, delete_quietly
-from controlplane.controllers.workloads import claims, history
+from controlplane.controllers.workloads import adoption, history
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.errors import AlreadyExists, NotFound
 from controlplane.machinery.resources import Resource, named
@@ -61,14 +61,14 @@ class Revisions:
     async def _claim(self, key: Key, owner: Obj) -> list[Obj]:
         candidates = [*self.informer.by("controller", objects.uid(owner)),
                       *self.informer.by("controller", f"orphan/{key[0]}")]
-        claim = claims.claim(owner, selectors.from_label_selector(owner["spec"]["selector"]), candidates)
+        claim = adoption.claim(owner, selectors.from_label_selector(owner["spec"]["selector"]), candidates)
         mine = [*claim.mine, *claim.release]  # what the selector no longer matches still is a revision of ours
         if claim.adopt:
             live = await self.client.get(self._owners, key[1], key[0])
             if objects.uid(live) != objects.uid(owner) or objects.deleting(live):
                 return mine
         for one in claim.adopt:
-            adopted = await self._patch(key, one, claims.adoption(owner, one), "strategic")
+            adopted = await self._patch(key, one, adoption.adoption(owner, one), "strategic")
             if adopted is not None:
                 mine.append(adopted)
         return mine

@@ -1,6 +1,6 @@
 """Objects for tests of the plans."""
 
-from controlplane.controllers.workloads import rollout
+from controlplane.controllers.workloads.deployments import rollout
 from controlplane.machinery.clock import rfc3339
 
 

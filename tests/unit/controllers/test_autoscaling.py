@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from controlplane.controllers.scaling import autoscaling, scalingbehavior
-from controlplane.controllers.scaling.autoscaling import Sample, Tolerance
+from controlplane.controllers.scaling import behavior, proposals
+from controlplane.controllers.scaling.behavior import Memory
 from controlplane.controllers.scaling.metricsource import MetricSource, pod_samples, seconds
-from controlplane.controllers.scaling.scalingbehavior import Memory
+from controlplane.controllers.scaling.proposals import Sample, Tolerance
 from controlplane.machinery import objects
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.errors import ApiError, NotFound
@@ -31,7 +31,7 @@ def samples(*millis):
 
 
 def utilization(target, known, figures, count=None):
-    return autoscaling.by_utilization(count or len(known), target, "cpu", "", known, figures, DEFAULT, NOW)
+    return proposals.by_utilization(count or len(known), target, "cpu", "", known, figures, DEFAULT, NOW)
 
 
 @pytest.mark.parametrize(("replicas", "percent", "target", "wanted"), [
@@ -55,10 +55,10 @@ def test_missing_and_unready_pods_dampen_and_never_turn_the_change():
 
 
 def test_other_targets():
-    assert autoscaling.by_average(3, 10_000, "", pods(3), samples(15_000, 15_000, 15_000), DEFAULT, NOW).replicas == 5
-    assert autoscaling.by_value(2, 100_000, 300_000, pods(2), DEFAULT).replicas == 6
-    assert autoscaling.by_value(0, 100_000, 250_000, [], DEFAULT).replicas == 3
-    assert autoscaling.by_share(3, 100_000, 450_000, DEFAULT) == autoscaling.Proposal(5, 150_000)
+    assert proposals.by_average(3, 10_000, "", pods(3), samples(15_000, 15_000, 15_000), DEFAULT, NOW).replicas == 5
+    assert proposals.by_value(2, 100_000, 300_000, pods(2), DEFAULT).replicas == 6
+    assert proposals.by_value(0, 100_000, 250_000, [], DEFAULT).replicas == 3
+    assert proposals.by_share(3, 100_000, 450_000, DEFAULT) == proposals.Proposal(5, 150_000)
     assert seconds("1m0.5s") == 60.5
     raw = [{"metadata": {"name": "p"}, "timestamp": rfc3339(NOW), "window": "10s", "containers": [
         {"name": "a", "usage": {"cpu": "1500u"}}, {"name": "b", "usage": {"cpu": "2"}}]}]
@@ -72,7 +72,7 @@ def scaler(least=1, most=100, **behavior):
 
 def test_limits_and_windows():
     def step(one, current, desired, memory=None, now=0.0):
-        count, said = scalingbehavior.normalize(one, current, desired, memory or Memory(), now)
+        count, said = behavior.normalize(one, current, desired, memory or Memory(), now)
         return count, [reason for _, _, reason, _ in said]
     assert step(scaler(), 1, 50) == (4, ["ReadyForNewScale", "ScaleUpLimit"])
     assert step(scaler(most=3), 1, 50) == (3, ["ReadyForNewScale", "TooManyReplicas"])
@@ -94,11 +94,11 @@ def test_limits_and_windows():
 
 
 def test_each_direction_has_a_tolerance_of_its_own():
-    patient = scalingbehavior.tolerance(scaler(scaleUp={"tolerance": "0.5"}, scaleDown={"tolerance": "0"}))
+    patient = behavior.tolerance(scaler(scaleUp={"tolerance": "0.5"}, scaleDown={"tolerance": "0"}))
     known = pods(10)
 
     def count(percent, tolerance):
-        return autoscaling.by_utilization(10, 70, "cpu", "", known, samples(*[percent] * 10), tolerance, NOW).replicas
+        return proposals.by_utilization(10, 70, "cpu", "", known, samples(*[percent] * 10), tolerance, NOW).replicas
     assert (count(100, DEFAULT), count(100, patient), count(106, patient)) == (15, 10, 16)
     assert (count(66, DEFAULT), count(66, patient)) == (10, 10)  # 66/70 of ten are ten again, rounded up
     assert (count(62, DEFAULT), count(62, patient)) == (9, 9)
@@ -108,8 +108,8 @@ def test_each_direction_has_a_tolerance_of_its_own():
 def test_one_container_may_be_what_counts():
     known = [{**one, "spec": {"containers": [*one["spec"]["containers"], {"name": "sidecar", "resources": {
         "requests": {"cpu": "900m"}}}]}} for one in pods(2)]
-    assert autoscaling.by_utilization(2, 50, "cpu", "c", known, samples(100, 100), DEFAULT, NOW).replicas == 4
-    assert autoscaling.by_utilization(2, 50, "cpu", "", known, samples(500, 500), DEFAULT, NOW).replicas == 2
+    assert proposals.by_utilization(2, 50, "cpu", "c", known, samples(100, 100), DEFAULT, NOW).replicas == 4
+    assert proposals.by_utilization(2, 50, "cpu", "", known, samples(500, 500), DEFAULT, NOW).replicas == 2
 
 
 def test_a_deployment_follows_its_metrics(monkeypatch):

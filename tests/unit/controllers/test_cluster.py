@@ -2,7 +2,7 @@
 
 import asyncio
 
-from controlplane.controllers.workloads import rollout
+from controlplane.controllers.workloads.deployments import rollout
 from controlplane.machinery import objects
 from controlplane.machinery.resources import named
 from tests.unit.controllers.cluster import PODS, cluster, deployment

@@ -6,7 +6,7 @@ import random
 from controlplane.client.config import ClientConfig
 from controlplane.client.rest import Client, Unreachable
 from controlplane.controllers.manager import Manager, Settings
-from controlplane.controllers.workloads import rollout
+from controlplane.controllers.workloads.deployments import rollout
 from controlplane.machinery import objects
 from controlplane.machinery.resources import named
 from tests.unit.apiserver.harness import serving

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.controllers.workloads import cronjobs, crontimes
+from controlplane.controllers.workloads.cronjobs import runs, times
 from controlplane.machinery import cron, objects
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 
@@ -16,8 +16,8 @@ NOW = parse_rfc3339("2026-01-01T00:00:00Z")
 
 
 def due(text, after, count=3, zone=UTC):
-    times = crontimes.upcoming(cron.parse(text), parse_rfc3339(after), zone)
-    return [datetime.fromtimestamp(next(times), zone).strftime("%m-%d %H:%M") for _ in range(count)]
+    coming = times.upcoming(cron.parse(text), parse_rfc3339(after), zone)
+    return [datetime.fromtimestamp(next(coming), zone).strftime("%m-%d %H:%M") for _ in range(count)]
 
 
 @pytest.mark.parametrize("text, times", [
@@ -35,7 +35,7 @@ def test_schedules(text, times):
 def test_summer_time_skips_and_repeats():
     assert due("30 2 * * *", "2026-03-28T00:00:00Z", 2, BERLIN) == ["03-28 02:30", "03-30 02:30"]
     assert due("30 2 * * *", "2026-10-24T22:00:00Z", 3, BERLIN) == ["10-25 02:30", "10-25 02:30", "10-26 02:30"]
-    assert crontimes.upcoming_first(cron.parse("0 0 30 2 *"), NOW, UTC) is None
+    assert times.upcoming_first(cron.parse("0 0 30 2 *"), NOW, UTC) is None
 
 
 FIELDS = [st.sampled_from(["*", "0", "*/7", "13,29"]), st.sampled_from(["*", "2", "1-3", "*/5"]),
@@ -47,11 +47,11 @@ FIELDS = [st.sampled_from(["*", "0", "*/7", "13,29"]), st.sampled_from(["*", "2"
 def test_the_last_time_due_is_the_last_of_those_to_come(text, start, span):
     schedule, after = cron.parse(text), NOW + start
     last = None
-    for when in crontimes.upcoming(schedule, after, BERLIN):
+    for when in times.upcoming(schedule, after, BERLIN):
         if when > after + span:
             break
         last = when
-    assert crontimes.latest(schedule, after, after + span, BERLIN) == last
+    assert times.latest(schedule, after, after + span, BERLIN) == last
 
 
 class World:
@@ -63,8 +63,8 @@ class World:
     def step(self, minutes):
         """Wait and look; what was done, jobs by their place in the order they were made."""
         self.now += minutes * 60
-        plan = cronjobs.observe(self.cron, self.jobs)
-        cronjobs.decide(self.cron, self.jobs, self.schedule, UTC, self.now, plan)
+        plan = runs.observe(self.cron, self.jobs)
+        runs.decide(self.cron, self.jobs, self.schedule, UTC, self.now, plan)
         told = [reason for _, reason, _ in plan.events]
         gone = [objects.uid(job) for job in (*plan.forget, *plan.replace)]
         told += [f"delete {uid}" for uid in gone]
@@ -72,7 +72,7 @@ class World:
         if plan.create:
             plan.create["metadata"]["uid"] = f"{(plan.due - NOW) / 60:.0f}m"
             self.jobs.append(plan.create)
-            cronjobs.started(plan.status, plan.create, plan.due)
+            runs.started(plan.status, plan.create, plan.due)
             told.append(f"start {objects.uid(plan.create)}")
         self.cron["status"], self.wake = plan.status, plan.wake
         return told
@@ -89,7 +89,7 @@ def test_it_sleeps_until_the_next_time():
     assert w.step(10) == [] and w.wake == pytest.approx(50 * 60, abs=1)
     assert w.step(50) == ["start 60m"] and w.wake == pytest.approx(3600, abs=1)
     assert objects.name(w.jobs[0]) == f"c-{int(NOW) // 60 + 60}"
-    assert w.jobs[0]["metadata"]["annotations"][cronjobs.SCHEDULED] == "2026-01-01T01:00:00Z"
+    assert w.jobs[0]["metadata"]["annotations"][runs.SCHEDULED] == "2026-01-01T01:00:00Z"
     assert w.step(0) == [] and w.cron["status"]["lastScheduleTime"] == "2026-01-01T01:00:00Z"
     w.end("60m")
     assert w.step(1) == ["SawCompletedJob"] and "active" not in w.cron["status"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from controlplane.controllers.workloads import daemons, eligibility, history
+from controlplane.controllers.workloads import history
+from controlplane.controllers.workloads.daemonsets import daemons, eligibility
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 from tests.unit.controllers.samples import pod

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from controlplane.controllers.workloads import budgets
+from controlplane.controllers.workloads.disruption import budgets
 from controlplane.machinery import objects
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.errors import TooManyRequests

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.controllers.workloads import jobpods, jobrules, jobs, jobttl
+from controlplane.controllers.workloads.jobs import attempts, completion, expiry, rules
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 
@@ -35,7 +35,7 @@ class World:
     def step(self):
         told = []
         for _ in range(20):
-            plan = jobs.plan(self.job, list(self.pods.values()), self.now, rfc3339(self.now))
+            plan = completion.plan(self.job, list(self.pods.values()), self.now, rfc3339(self.now))
             self.wake = plan.wake
             before = objects.deep_copy([self.job, self.pods])
             for pod in plan.drop:
@@ -47,7 +47,7 @@ class World:
                 self.delete(objects.name(pod))
             for pod in plan.create:
                 name = f"p{next(self.numbers)}"
-                index = jobrules.index_of(pod)
+                index = rules.index_of(pod)
                 told.append(f"create {name}" + (f"[{index}]" if index >= 0 else ""))
                 self.pods[name] = objects.deep_copy(pod)
                 self.pods[name]["metadata"] |= {"name": name, "uid": name, "creationTimestamp": rfc3339(self.now)}
@@ -59,7 +59,7 @@ class World:
             self.collect()
             if before == [self.job, self.pods]:
                 return told
-            if jobs.finished(self.job):
+            if completion.finished(self.job):
                 return told
         raise AssertionError(told)
 
@@ -115,10 +115,10 @@ def test_a_lost_answer_counts_nothing_twice():
     w = World(completions=2, parallelism=2)
     w.step()
     w.end("p0", "Succeeded")
-    first = jobs.plan(w.job, list(w.pods.values()), w.now, rfc3339(w.now))
+    first = completion.plan(w.job, list(w.pods.values()), w.now, rfc3339(w.now))
     assert first.status["uncountedTerminatedPods"] == {"succeeded": ["p0"]}
     w.job["status"] = first.status
-    again = jobs.plan(w.job, list(w.pods.values()), w.now, rfc3339(w.now))
+    again = completion.plan(w.job, list(w.pods.values()), w.now, rfc3339(w.now))
     assert again.status == first.status and [objects.name(p) for p in again.settle] == ["p0"]
     w.step()
     assert w.counts() == (1, 1, 0)
@@ -128,7 +128,7 @@ def test_indexes_are_kept_and_elastic():
     w = World(completions=3, parallelism=3, completionMode="Indexed")
     assert w.step() == ["create p0[0]", "create p1[1]", "create p2[2]"]
     one = w.pods["p1"]
-    assert one["spec"]["hostname"] == "j-1" and one["metadata"]["labels"][jobrules.INDEX] == "1"
+    assert one["spec"]["hostname"] == "j-1" and one["metadata"]["labels"][rules.INDEX] == "1"
     assert one["spec"]["containers"][0]["env"][0]["name"] == "JOB_COMPLETION_INDEX"
     w.end("p1", "Succeeded")
     w.now += 1
@@ -141,7 +141,7 @@ def test_indexes_are_kept_and_elastic():
     assert w.step() == ["drop p3"]
     w.job["spec"].update(completions=4, parallelism=4)
     w.step()
-    assert sorted(jobrules.index_of(p) for p in w.pods.values() if objects.get(p, "status.phase") == "Pending") == \
+    assert sorted(rules.index_of(p) for p in w.pods.values() if objects.get(p, "status.phase") == "Pending") == \
         [0, 2, 3]
 
 
@@ -152,7 +152,7 @@ def test_each_index_has_its_own_limit():
     assert w.step() == [] and w.wake == 10
     assert w.pods["p0"]["metadata"]["finalizers"], "kept until its count has a successor"
     w.now += 10
-    assert w.step() == ["create p2[0]"] and w.pods["p2"]["metadata"]["annotations"][jobpods.FAILURES] == "1"
+    assert w.step() == ["create p2[0]"] and w.pods["p2"]["metadata"]["annotations"][attempts.FAILURES] == "1"
     assert not w.pods["p0"]["metadata"]["finalizers"]
     w.end("p2", "Failed", 1)
     assert w.step() == [] and w.status["failedIndexes"] == "0"
@@ -220,8 +220,8 @@ def test_a_replacement_may_wait_for_the_end():
 
 
 def test_a_job_of_another_controller_is_left_alone():
-    assert jobs.ours({"spec": {}}) and jobs.ours({"spec": {"managedBy": "kubernetes.io/job-controller"}})
-    assert not jobs.ours({"spec": {"managedBy": "kueue.x-k8s.io/multikueue"}})
+    assert completion.ours({"spec": {}}) and completion.ours({"spec": {"managedBy": "kubernetes.io/job-controller"}})
+    assert not completion.ours({"spec": {"managedBy": "kueue.x-k8s.io/multikueue"}})
 
 
 def test_restarts_count_where_pods_are_restarted():
@@ -242,15 +242,15 @@ def test_a_work_queue_ends_with_its_last_pod():
 
 def test_time_to_live():
     w = World(completions=0, ttlSecondsAfterFinished=30)
-    assert jobttl.due(w.job) is None
+    assert expiry.due(w.job) is None
     w.step()
-    assert jobttl.due(w.job) == NOW + 30
+    assert expiry.due(w.job) == NOW + 30
 
 
 @given(st.sets(st.integers(0, 40)))
 def test_indexes_read_as_written(indexes):
-    assert jobrules.parse_indexes(jobrules.format_indexes(indexes), 100) == indexes
-    assert jobrules.parse_indexes(jobrules.format_indexes(indexes), 20) == {i for i in indexes if i < 20}
+    assert rules.parse_indexes(rules.format_indexes(indexes), 100) == indexes
+    assert rules.parse_indexes(rules.format_indexes(indexes), 20) == {i for i in indexes if i < 20}
 
 
 @given(st.data())
@@ -261,7 +261,7 @@ def test_every_end_is_counted_exactly_once(data):
     failures = 0
     for _ in range(60):
         w.step()
-        if jobs.finished(w.job):
+        if completion.finished(w.job):
             break
         running = [name for name, pod in w.pods.items() if pod["status"]["phase"] == "Pending"]
         if running:
@@ -270,7 +270,7 @@ def test_every_end_is_counted_exactly_once(data):
             w.end(name, "Succeeded" if well else "Failed", 0 if well else 1)
             failures += not well
             if data.draw(st.booleans()):  # the status is written, then we die
-                plan = jobs.plan(w.job, list(w.pods.values()), w.now, rfc3339(w.now))
+                plan = completion.plan(w.job, list(w.pods.values()), w.now, rfc3339(w.now))
                 w.job["status"] = plan.status
         w.now += 700
     assert (w.status.get("succeeded"), w.status.get("failed", 0)) == (total, failures)

@@ -1,6 +1,7 @@
 """StatefulSets, told as transcripts: a small world in which pods become ready one step after they were made."""
 
-from controlplane.controllers.workloads import history, ordinals, statefulpods
+from controlplane.controllers.workloads import history
+from controlplane.controllers.workloads.statefulsets import identity, ordinals
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 
@@ -41,7 +42,7 @@ class World:
             for number, new in plan.create:
                 revision = {"metadata": {"name": self.update if new else self.current},
                             "data": history.data(self.owner)}
-                self.pods.append(statefulpods.child(self.owner, number, revision) | {"status": {"phase": "Pending"}})
+                self.pods.append(identity.child(self.owner, number, revision) | {"status": {"phase": "Pending"}})
             self.status = ordinals.status(self.owner, self.pods, self.current, self.update, self.now)
             self.current = self.status["currentRevision"]
             if not moved:
@@ -125,12 +126,12 @@ def test_identity_and_claims():
     template = {"metadata": {"name": "data"}, "spec": {"resources": {"requests": {"storage": "1Gi"}}}}
     one = statefulset(volumeClaimTemplates=[template])
     one["spec"]["template"]["spec"]["volumes"] = [{"name": "data", "emptyDir": {}}, {"name": "tmp", "emptyDir": {}}]
-    made = statefulpods.child(one, 2, {"metadata": {"name": "web-abc"}, "data": history.data(one)})
+    made = identity.child(one, 2, {"metadata": {"name": "web-abc"}, "data": history.data(one)})
     assert (objects.name(made), made["spec"]["hostname"], made["spec"]["subdomain"]) == ("web-2", "web-2", "web")
     assert objects.labels(made) == {"app": "x", "controller-revision-hash": "web-abc",
                                     "apps.kubernetes.io/pod-index": "2", "statefulset.kubernetes.io/pod-name": "web-2"}
     assert [v.get("persistentVolumeClaim") for v in made["spec"]["volumes"]] == [{"claimName": "data-web-2"}, None]
-    (claim,) = statefulpods.claims(one, 2)
+    (claim,) = identity.claims(one, 2)
     assert (objects.name(claim), objects.labels(claim)) == ("data-web-2", {"app": "x"})
 
 
@@ -142,13 +143,13 @@ def test_claims_belong_to_whom_the_policy_says():
     def owners(deleted, scaled, replicas):
         one["spec"]["persistentVolumeClaimRetentionPolicy"] = {"whenDeleted": deleted, "whenScaled": scaled}
         one["spec"]["replicas"] = replicas
-        patch = statefulpods.owners_patch(one, 2, pod, claim)
+        patch = identity.owners_patch(one, 2, pod, claim)
         return [ref["kind"] for ref in patch["metadata"]["ownerReferences"] or ()] if patch else None
     assert owners("Retain", "Retain", 3) is None and owners("Retain", "Delete", 3) is None
     assert owners("Delete", "Retain", 1) == ["StatefulSet"] and owners("Delete", "Delete", 3) == ["StatefulSet"]
     assert owners("Retain", "Delete", 1) == ["Pod"] and owners("Delete", "Delete", 1) == ["Pod"]
     claim["metadata"]["ownerReferences"] = [objects.owner_reference(pod)]
-    assert owners("Retain", "Retain", 3) == [] and statefulpods.stale(one, 2, claim)
+    assert owners("Retain", "Retain", 3) == [] and identity.stale(one, 2, claim)
 
 
 def test_shrinking_halts_at_sick_pods_but_for_the_first():

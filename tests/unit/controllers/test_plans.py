@@ -10,7 +10,8 @@ from controlplane.controllers.namespaces.ownership import Owner, Verdict
 from controlplane.controllers.nodes import health, podgc
 from controlplane.controllers.nodes.podcidrs import Blocks
 from controlplane.controllers.services import backends, slices, subsets
-from controlplane.controllers.workloads import progress, replicas, rollout
+from controlplane.controllers.workloads.deployments import progress, rollout
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 from tests.unit.controllers.samples import deployment, pod, replica_set, service

@@ -1,7 +1,7 @@
 """What a PodDisruptionBudget says: how many of its pods there should be, are healthy, and may be disrupted now.
 
 Pure. Owns the arithmetic of `minAvailable` and `maxUnavailable`, the memory of evictions that were granted and not seen
-yet, and the age at which a pod's `DisruptionTarget` condition is stale. Called by `disruption`.
+yet, and the age at which a pod's `DisruptionTarget` condition is stale. Called by `controller`.
 
 Upstream: pkg/controller/disruption/disruption.go.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.controllers.workloads import replicas
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 from controlplane.machinery.selectors import LabelSelector

@@ -1,6 +1,6 @@
 """Jobs: run pods until enough of them have succeeded.
 
-Runs `jobs.plan`. Promises exact counts: the status that counts a pod's end is written before the pod loses its
+Runs `completion.plan`. Promises exact counts: the status that counts a pod's end is written before the pod loses its
 finalizer, and nothing is decided while the memory of the Job or of its pods is older than our own last write. Pods
 whose Job is gone lose their finalizer too, or they would never go. Called by `manager`. Upstream: pkg/controller/job.
 """
@@ -10,14 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.runtime import PODS, STALE_SECONDS, Context, in_batches, set_status
-from controlplane.controllers.workloads import claims, jobpods, jobs
+from controlplane.controllers.workloads import adoption
+from controlplane.controllers.workloads.jobs import attempts, completion
 from controlplane.controllers.workloads.podowner import Key, PodOwner
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, NotFound
 from controlplane.machinery.resources import named
 
 ORPHAN = "orphan"  # first part of the keys of single pods
-_LET_GO = {"$deleteFromPrimitiveList/finalizers": [jobpods.FINALIZER]}
+_LET_GO = {"$deleteFromPrimitiveList/finalizers": [attempts.FINALIZER]}
 
 Obj = dict[str, Any]
 
@@ -41,7 +42,7 @@ class Jobs(PodOwner):
             self._look_at_orphan(new)
 
     def _look_at_orphan(self, pod: Obj) -> None:
-        if jobpods.tracked(pod) and self._nobodys(pod):
+        if attempts.tracked(pod) and self._nobodys(pod):
             self.queue.add((ORPHAN, *objects.key(pod)))
 
     def _nobodys(self, pod: Obj) -> bool:
@@ -50,47 +51,47 @@ class Jobs(PodOwner):
         if owner is None or owner.get("kind") != "Job":
             return True
         job = self.owners.get(objects.namespace(pod), owner["name"])
-        return job is None or objects.uid(job) != owner.get("uid") or jobs.finished(job)
+        return job is None or objects.uid(job) != owner.get("uid") or completion.finished(job)
 
     def adoption(self, owner: Obj, pod: Obj) -> Obj:
-        patch = claims.adoption(owner, pod)
-        patch["metadata"]["finalizers"] = [jobpods.FINALIZER]
+        patch = adoption.adoption(owner, pod)
+        patch["metadata"]["finalizers"] = [attempts.FINALIZER]
         return patch
 
     def release(self, owner: Obj, pod: Obj) -> Obj:
-        patch = claims.release(owner, pod)
+        patch = adoption.release(owner, pod)
         patch["metadata"] |= _LET_GO
         return patch
 
     def may_own(self, owner: Obj, pod: Obj) -> bool:
-        return not jobs.finished(owner)
+        return not completion.finished(owner)
 
     async def reconcile(self, key: Any) -> float | None:
         if key[0] == ORPHAN and len(key) == 3:
             await self._free_orphan(key[1:])
             return None
         job = self.owners.get(*key)
-        if job is None or not jobs.ours(job) or jobs.finished(job):
+        if job is None or not completion.ours(job) or completion.finished(job):
             return None
         if not (self.pending.settled(key, self.pods) and self.pending.settled(("status", key), self.owners)):
             return STALE_SECONDS
         pods = await self.claim(key, job)
         now = self.clock.now()
-        plan = jobs.plan(job, pods, now, self.clock.timestamp())
+        plan = completion.plan(job, pods, now, self.clock.timestamp())
         error = await self._apply(key, job, plan)
         if error is not None:
             raise error  # tried again with back-off
         return plan.wake
 
-    async def _apply(self, key: Key, job: Obj, plan: jobs.Plan) -> ApiError | None:
+    async def _apply(self, key: Key, job: Obj, plan: completion.Plan) -> ApiError | None:
         async def drop(number: int) -> None:
             pod = plan.drop[number]
-            if jobpods.tracked(pod):  # first, so that its end does not count as a failure
+            if attempts.tracked(pod):  # first, so that its end does not count as a failure
                 await self._let_go(key, pod)
             await self.delete_pod(key, job, pod)
         error = await in_batches(len(plan.drop), drop)
         error = await self.delete_pods(key, job, plan.delete) or error
-        error = await self.create_pods(key, job, plan.create, lambda pod: jobpods.prefix(job, pod)) or error
+        error = await self.create_pods(key, job, plan.create, lambda pod: attempts.prefix(job, pod)) or error
         if error is not None:  # how far we came is known when the informers show it
             plan.status["active"] = objects.get(job, "status.active", 0)
         written = await set_status(self.client, self.resource, job, plan.status)
@@ -104,13 +105,13 @@ class Jobs(PodOwner):
 
     async def _free_orphan(self, key: Key) -> None:
         pod = self.pods.get(*key)
-        if pod is None or not jobpods.tracked(pod) or not self._nobodys(pod):
+        if pod is None or not attempts.tracked(pod) or not self._nobodys(pod):
             return
         owner = objects.controller_of(pod) or {}
         if owner.get("kind") == "Job":
             try:  # our memory of Jobs may be older than that of pods
                 live = await self.client.get(self.resource, owner["name"], key[0])
-                if objects.uid(live) == owner.get("uid") and not jobs.finished(live):
+                if objects.uid(live) == owner.get("uid") and not completion.finished(live):
                     return
             except NotFound:
                 pass

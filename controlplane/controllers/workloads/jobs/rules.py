@@ -1,7 +1,7 @@
 """The rules a Job is judged by: index sets, pod failure policy, success policy.
 
 Pure. Owns how indexes are written ("0-2,5"), which rule a failed pod meets first, and the words that say so. Called by
-`jobs` and `jobpods`.
+`completion`, `tally` and `attempts`.
 
 Upstream: pkg/controller/job (indexed_job_utils.go, pod_failure_policy.go, success_policy.go).
 """

@@ -2,7 +2,7 @@
 
 Pure. A pod keeps its finalizer until its end is in the status: first by uid in `uncountedTerminatedPods`, then, when
 the finalizer is gone, as a number. So that nothing is counted twice or lost, whatever is written, repeated or missed in
-between. Called by `jobs`.
+between. Called by `completion`.
 
 Upstream: pkg/controller/job (job_controller.go: trackJobStatusAndRemoveFinalizers).
 """
@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.controllers.workloads import jobpods, jobrules, replicas
+from controlplane.controllers.workloads.jobs import attempts, rules
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects
 
 UNCOUNTED_LIMIT = 500  # uids in the status at once: upstream's limit, which bounds the object's size
@@ -53,12 +54,12 @@ def tally(job: Obj, pods: list[Obj]) -> Tally:
             found.terminating += 1
         if replicas.active(pod):
             found.active.append(pod)
-        elif jobpods.tracked(pod) and objects.uid(pod) not in known:
-            new_succeeded += jobpods.succeeded(pod)
-            new_failed += jobpods.failed(job, pod) and jobrules.failure_action(policy, pod)[0] != "Ignore"
+        elif attempts.tracked(pod) and objects.uid(pod) not in known:
+            new_succeeded += attempts.succeeded(pod)
+            new_failed += attempts.failed(job, pod) and rules.failure_action(policy, pod)[0] != "Ignore"
     found.failed = status.get("failed", 0) + new_failed + len(uncounted.get("failed") or ())
     found.succeeded = status.get("succeeded", 0) + new_succeeded + len(uncounted.get("succeeded") or ())
-    if jobpods.indexed(job):
+    if attempts.indexed(job):
         _tally_indexes(job, pods, found)
     return found
 
@@ -66,26 +67,26 @@ def tally(job: Obj, pods: list[Obj]) -> Tally:
 def _tally_indexes(job: Obj, pods: list[Obj], found: Tally) -> None:
     limit = completions(job) or 0
     status = job.get("status") or {}
-    found.done = jobrules.parse_indexes(status.get("completedIndexes") or "", limit)
-    found.done |= {index for pod in pods if jobpods.succeeded(pod) and jobpods.tracked(pod)
-                   and 0 <= (index := jobrules.index_of(pod)) < limit}
+    found.done = rules.parse_indexes(status.get("completedIndexes") or "", limit)
+    found.done |= {index for pod in pods if attempts.succeeded(pod) and attempts.tracked(pod)
+                   and 0 <= (index := rules.index_of(pod)) < limit}
     found.succeeded = len(found.done)
     if objects.get(job, "spec.backoffLimitPerIndex") is None:
         return
-    found.broken = jobrules.parse_indexes(status.get("failedIndexes") or "", limit)
+    found.broken = rules.parse_indexes(status.get("failedIndexes") or "", limit)
     for pod in pods:
-        index = jobrules.index_of(pod)
-        if not jobpods.tracked(pod) or not jobpods.failed(job, pod) or not 0 <= index < limit:
+        index = rules.index_of(pod)
+        if not attempts.tracked(pod) or not attempts.failed(job, pod) or not 0 <= index < limit:
             continue
-        if jobpods.index_failed(job, pod):
+        if attempts.index_failed(job, pod):
             found.broken.add(index)
-        elif index not in found.last_failed or jobpods.tries(pod) > jobpods.tries(found.last_failed[index]):
+        elif index not in found.last_failed or attempts.tries(pod) > attempts.tries(found.last_failed[index]):
             found.last_failed[index] = pod
     found.broken -= found.done
     for pod in pods:  # whoever has taken over carries the count on
-        index = jobrules.index_of(pod)
+        index = rules.index_of(pod)
         last = found.last_failed.get(index)
-        if last is not None and (index in found.done | found.broken or jobpods.tries(pod) > jobpods.tries(last)):
+        if last is not None and (index in found.done | found.broken or attempts.tries(pod) > attempts.tries(last)):
             del found.last_failed[index]
 
 
@@ -95,19 +96,19 @@ def settle(job: Obj, pods: list[Obj], found: Tally, status: Obj, ending: bool, f
     `ending`: the Job has its verdict or is being deleted, so that no pod must be waited for; `failing`: it failed, and
     whatever still runs counts as failed."""
     uncounted = status.get("uncountedTerminatedPods") or {}
-    held = {objects.uid(pod) for pod in pods if jobpods.tracked(pod)}
+    held = {objects.uid(pod) for pod in pods if attempts.tracked(pod)}
     waiting: dict[str, list[str]] = {}
     for kind in ("succeeded", "failed"):
         before = uncounted.get(kind) or []
         waiting[kind] = [one for one in before if one in held]
         if gone := len(before) - len(waiting[kind]):
             status[kind] = status.get(kind, 0) + gone
-    done = jobrules.parse_indexes(status.get("completedIndexes") or "", completions(job) or 0)
+    done = rules.parse_indexes(status.get("completedIndexes") or "", completions(job) or 0)
     keep = {objects.uid(pod) for pod in found.last_failed.values()} if not ending else set()
     for pod in pods:
-        if not jobpods.tracked(pod) or objects.uid(pod) in keep:
+        if not attempts.tracked(pod) or objects.uid(pod) in keep:
             continue
-        if not (ending or jobpods.succeeded(pod) or jobpods.failed(job, pod)):
+        if not (ending or attempts.succeeded(pod) or attempts.failed(job, pod)):
             continue
         if len(waiting["succeeded"]) + len(waiting["failed"]) >= UNCOUNTED_LIMIT:
             found.waiting = True
@@ -115,31 +116,31 @@ def settle(job: Obj, pods: list[Obj], found: Tally, status: Obj, ending: bool, f
         if _count(job, pod, waiting, done, failing) or ending:
             found.settle.append(pod)
     status["uncountedTerminatedPods"] = {kind: uids for kind, uids in waiting.items() if uids}
-    if jobpods.indexed(job):
+    if attempts.indexed(job):
         status["succeeded"] = len(done)
-        status["completedIndexes"] = jobrules.format_indexes(done)
+        status["completedIndexes"] = rules.format_indexes(done)
         if not done:
             del status["succeeded"], status["completedIndexes"]
         if objects.get(job, "spec.backoffLimitPerIndex") is not None:
-            status["failedIndexes"] = jobrules.format_indexes(found.broken)
+            status["failedIndexes"] = rules.format_indexes(found.broken)
 
 
 def _count(job: Obj, pod: Obj, waiting: dict[str, list[str]], done: set[int], failing: bool) -> bool:
     """Enter the pod's end; whether it has one that counts or need not be counted."""
-    uid, index, limit = objects.uid(pod), jobrules.index_of(pod), completions(job) or 0
+    uid, index, limit = objects.uid(pod), rules.index_of(pod), completions(job) or 0
     if uid in waiting["succeeded"] or uid in waiting["failed"]:
         return True
-    known = not jobpods.indexed(job) or 0 <= index < limit
-    if jobpods.succeeded(pod):
-        if jobpods.indexed(job):
+    known = not attempts.indexed(job) or 0 <= index < limit
+    if attempts.succeeded(pod):
+        if attempts.indexed(job):
             if known:
                 done.add(index)
         else:
             waiting["succeeded"].append(uid)
         return True
-    if not (jobpods.failed(job, pod) or failing):
+    if not (attempts.failed(job, pod) or failing):
         return False
-    action, _ = jobrules.failure_action(objects.get(job, "spec.podFailurePolicy"), pod)
+    action, _ = rules.failure_action(objects.get(job, "spec.podFailurePolicy"), pod)
     if known and action != "Ignore":
         waiting["failed"].append(uid)
     return True

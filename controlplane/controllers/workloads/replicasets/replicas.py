@@ -1,7 +1,7 @@
 """How many pods a ReplicaSet or ReplicationController needs, which ones must go, and what its status says.
 
 Pure. Owns the arithmetic and the deletion order of both kinds. Promises to delete the pods whose loss costs least:
-unscheduled, pending, unready, crowded, young. Called by `replicaset`.
+unscheduled, pending, unready, crowded, young. Called by `controller`.
 
 Upstream: pkg/controller/replicaset and controller_utils.ActivePodsWithRanks.
 """

@@ -2,7 +2,7 @@
 
 Pure. Owns template hashes, revisions, surge and unavailability, proportional scaling and the clean-up of old sets. Each
 function proposes one step from the ReplicaSets' spec and status; the next step follows from the next state, so that a
-rollout may stop and start anywhere. Called by `deployment`.
+rollout may stop and start anywhere. Called by `controller`.
 
 Upstream: pkg/controller/deployment (rolling.go, recreate.go, sync.go, util).
 """

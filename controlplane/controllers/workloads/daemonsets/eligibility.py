@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from controlplane.controllers.nodes import health
-from controlplane.controllers.workloads import replicas
 from controlplane.controllers.workloads.history import HASH_LABEL
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects
 
 GENERATION = "deprecated.daemonset.template.generation"

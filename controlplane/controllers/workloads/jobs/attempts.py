@@ -1,7 +1,7 @@
 """The pods of a Job: what a new one looks like, when one counts as failed, how long to wait after failures.
 
 Pure. Owns completion indexes as pods see them, the failure counts that follow an index from pod to pod, and the delays
-between tries. Called by `jobs`.
+between tries. Called by `completion`.
 
 Upstream: pkg/controller/job (indexed_job_utils.go, backoff_utils.go).
 """
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from controlplane.controllers.workloads import jobrules, replicas
+from controlplane.controllers.workloads.jobs import rules
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 
@@ -69,7 +70,7 @@ def tries(pod: Obj) -> int:
 
 def index_failed(job: Obj, pod: Obj) -> bool:
     """Whether this pod's failure is the failure of its index."""
-    action, _ = jobrules.failure_action(objects.get(job, "spec.podFailurePolicy"), pod)
+    action, _ = rules.failure_action(objects.get(job, "spec.podFailurePolicy"), pod)
     if action == "FailIndex":
         return True
     return action != "Ignore" and count_of(pod) >= objects.get(job, "spec.backoffLimitPerIndex", 0)
@@ -79,7 +80,7 @@ def _counts_after(job: Obj, before: Obj | None) -> dict[str, str]:
     """The failure counts of the pod that replaces `before`."""
     if before is None:
         return {FAILURES: "0"}
-    action, _ = jobrules.failure_action(objects.get(job, "spec.podFailurePolicy"), before)
+    action, _ = rules.failure_action(objects.get(job, "spec.podFailurePolicy"), before)
     ignored = count_of(before, IGNORED) + (action == "Ignore")
     result = {FAILURES: str(count_of(before) + (action != "Ignore"))}
     return result | ({IGNORED: str(ignored)} if ignored else {})
@@ -128,11 +129,11 @@ def child(job: Obj, index: int | None = None, before: Obj | None = None) -> Obj:
     if index is None:
         return pod
     notes = meta.setdefault("annotations", {})
-    notes[jobrules.INDEX] = meta.setdefault("labels", {})[jobrules.INDEX] = str(index)
+    notes[rules.INDEX] = meta.setdefault("labels", {})[rules.INDEX] = str(index)
     if objects.get(job, "spec.backoffLimitPerIndex") is not None:
         notes.update(_counts_after(job, before))
     spec["hostname"] = f"{objects.name(job)}-{index}"
-    source = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.labels['{jobrules.INDEX}']"}}
+    source = {"fieldRef": {"apiVersion": "v1", "fieldPath": f"metadata.labels['{rules.INDEX}']"}}
     for container in (*spec.get("containers", ()), *(spec.get("initContainers") or ())):
         environment = container.setdefault("env", [])
         if not any(one.get("name") == INDEX_ENVIRONMENT for one in environment):
@@ -142,5 +143,5 @@ def child(job: Obj, index: int | None = None, before: Obj | None = None) -> Obj:
 
 def prefix(job: Obj, pod: Obj) -> str:
     """What the pod's generated name begins with."""
-    index = jobrules.index_of(pod)
+    index = rules.index_of(pod)
     return f"{objects.name(job)}-{index}-" if index >= 0 else f"{objects.name(job)}-"

@@ -2,7 +2,7 @@
 
 Pure. Owns when a Job has failed or succeeded and in which order that is decided, its parallelism, suspension and
 conditions. The verdict (FailureTarget, SuccessCriteriaMet) comes first and ends the pods; the end (Failed, Complete)
-follows when all of them are counted and gone. Called by `job`.
+follows when all of them are counted and gone. Called by `controller`.
 
 Upstream: pkg/controller/job/job_controller.go.
 """
@@ -13,8 +13,9 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.controllers.workloads import jobpods, jobrules, jobtally, replicas
-from controlplane.controllers.workloads.jobtally import Tally, completions
+from controlplane.controllers.workloads.jobs import attempts, rules, tally
+from controlplane.controllers.workloads.jobs.tally import Tally, completions
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 
@@ -61,7 +62,7 @@ def suspended(job: Obj) -> bool:
 
 def plan(job: Obj, pods: list[Obj], now: float, stamp: str) -> Plan:
     """The step from these pods, which show all earlier steps. `stamp` is `now` as text."""
-    found = jobtally.tally(job, pods)
+    found = tally.tally(job, pods)
     result = Plan(status=objects.deep_copy(job.get("status") or {}))
     status = result.status
     status.setdefault("conditions", [])
@@ -81,7 +82,7 @@ def plan(job: Obj, pods: list[Obj], now: float, stamp: str) -> Plan:
         result.delete = found.active
         _condition(status, verdict, stamp)
     failing = verdict is not None and verdict[0] == "FailureTarget"
-    jobtally.settle(job, pods, found, status, verdict is not None or objects.deleting(job), failing)
+    tally.settle(job, pods, found, status, verdict is not None or objects.deleting(job), failing)
     result.settle = found.settle
     if found.waiting:
         result.look_again(0.0)
@@ -155,7 +156,7 @@ def _verdict(job: Obj, pods: list[Obj], found: Tally, status: Obj, now: float, r
     reason = _failure(job, pods, found, status, now, result)
     if reason:
         return "FailureTarget", *reason
-    if jobpods.indexed(job):
+    if attempts.indexed(job):
         if spec.get("backoffLimitPerIndex") is not None:
             limit = spec.get("maxFailedIndexes")
             if limit is not None and len(found.broken) > limit:
@@ -163,7 +164,7 @@ def _verdict(job: Obj, pods: list[Obj], found: Tally, status: Obj, now: float, r
                     "Job has exceeded the specified maximal number of failed indexes"
             if found.broken and len(found.broken) + len(found.done) >= (completions(job) or 0):
                 return "FailureTarget", "FailedIndexes", "Job has failed indexes"
-        if message := jobrules.success(spec.get("successPolicy"), found.done, completions(job) or 0):
+        if message := rules.success(spec.get("successPolicy"), found.done, completions(job) or 0):
             return "SuccessCriteriaMet", "SuccessPolicy", message
     return None
 
@@ -173,13 +174,13 @@ def _failure(job: Obj, pods: list[Obj], found: Tally, status: Obj, now: float,
     spec = job["spec"]
     if policy := spec.get("podFailurePolicy"):
         for pod in pods:
-            action, why = jobrules.failure_action(policy, pod)
+            action, why = rules.failure_action(policy, pod)
             if action == "FailJob":
                 return "PodFailurePolicy", why
     limit = spec.get("backoffLimit", 6 if spec.get("backoffLimitPerIndex") is None else 2**31 - 1)
     over = found.failed > limit
     if objects.get(spec, "template.spec.restartPolicy") == "OnFailure":
-        again = jobpods.restarts(pods)
+        again = attempts.restarts(pods)
         over = over or (again > 0 if limit == 0 else again >= limit)
     if over:
         return "BackoffLimitExceeded", "Job has reached the specified backoff limit"
@@ -211,18 +212,18 @@ def _manage(job: Obj, pods: list[Obj], found: Tally, now: float, result: Plan) -
         return
     if suspended(job):
         return
-    room = wanted - len(active) - (found.terminating if jobpods.replaces_failed_only(job) else 0)
+    room = wanted - len(active) - (found.terminating if attempts.replaces_failed_only(job) else 0)
     if room <= 0:
         return
     if objects.get(job, "spec.backoffLimitPerIndex") is not None:
         result.create = _per_index(job, pods, found, min(room, BURST), now, result)
         return
-    if (wait := jobpods.delay_after(job, pods, now)) > 0:
+    if (wait := attempts.delay_after(job, pods, now)) > 0:
         result.look_again(wait)
-    elif jobpods.indexed(job):
-        result.create = [jobpods.child(job, index) for index in _free(job, pods, found)[:min(room, BURST)]]
+    elif attempts.indexed(job):
+        result.create = [attempts.child(job, index) for index in _free(job, pods, found)[:min(room, BURST)]]
     else:
-        result.create = [jobpods.child(job)] * min(room, BURST)
+        result.create = [attempts.child(job)] * min(room, BURST)
 
 
 def _wanted(job: Obj, found: Tally) -> int:
@@ -237,25 +238,25 @@ def _surplus(job: Obj, active: list[Obj], least: int, now: float) -> list[Obj]:
     """The pods to end: those of an index that is taken or no more, and as many others as `least` needs."""
     crowd: Counter[str] = Counter()
     order = sorted(active, key=lambda pod: replicas.deletion_rank(pod, crowd, now))
-    if not jobpods.indexed(job):
+    if not attempts.indexed(job):
         return order[:least]
     kept: dict[int, Obj] = {}
     gone = []
     for pod in reversed(order):  # the most precious first: it keeps its index
-        index = jobrules.index_of(pod)
+        index = rules.index_of(pod)
         if 0 <= index < (completions(job) or 0) and index not in kept:
             kept[index] = pod
         else:
             gone.append(pod)
-    rest = [pod for pod in order if kept.get(jobrules.index_of(pod)) is pod]
+    rest = [pod for pod in order if kept.get(rules.index_of(pod)) is pod]
     return gone + rest[:max(0, least - len(gone))]
 
 
 def _free(job: Obj, pods: list[Obj], found: Tally) -> list[int]:
     """The indexes that have no pod and need one, the lowest first."""
-    taken = {jobrules.index_of(pod) for pod in found.active} | found.done | found.broken
-    if jobpods.replaces_failed_only(job):
-        taken |= {jobrules.index_of(pod) for pod in pods if objects.deleting(pod)
+    taken = {rules.index_of(pod) for pod in found.active} | found.done | found.broken
+    if attempts.replaces_failed_only(job):
+        taken |= {rules.index_of(pod) for pod in pods if objects.deleting(pod)
                   and objects.get(pod, "status.phase") not in ("Succeeded", "Failed")}
     return [index for index in range(completions(job) or 0) if index not in taken]
 
@@ -267,9 +268,9 @@ def _per_index(job: Obj, pods: list[Obj], found: Tally, room: int, now: float, r
         if len(made) == room:
             break
         before = found.last_failed.get(index)
-        wait = 0.0 if before is None else jobpods.delay(jobpods.tries(before) + 1, jobpods.finished_at(before), now)
+        wait = 0.0 if before is None else attempts.delay(attempts.tries(before) + 1, attempts.finished_at(before), now)
         if wait > 0:
             result.look_again(wait)
         else:
-            made.append(jobpods.child(job, index, before))
+            made.append(attempts.child(job, index, before))
     return made

@@ -1,6 +1,6 @@
 """CronJobs: start a Job whenever it is time.
 
-Runs `cronjobs`' plans. Promises that a scheduled time is served once, also when we die between the Job and the status:
+Runs `runs`' plans. Promises that a scheduled time is served once, also when we die between the Job and the status:
 the Job's name is its time, and one that is there already is taken for the one we made. Sleeps until the next time that
 is due. Called by `manager`. Upstream: pkg/controller/cronjob.
 """
@@ -20,7 +20,7 @@ from controlplane.controllers.runtime import (
     delete_quietly,
     set_status,
 )
-from controlplane.controllers.workloads import cronjobs
+from controlplane.controllers.workloads.cronjobs import runs
 from controlplane.machinery import objects
 from controlplane.machinery.errors import AlreadyExists, ApiError
 from controlplane.machinery.resources import named
@@ -78,7 +78,7 @@ class CronJobs(Controller):
         if not (self.pending.settled(key, self.jobs) and self.pending.settled(("status", key), self.crons)):
             return STALE_SECONDS
         children = self.jobs.by("controller", objects.uid(cron))
-        plan = cronjobs.observe(cron, children)
+        plan = runs.observe(cron, children)
         if not objects.deleting(cron) and not objects.get(cron, "spec.suspend"):
             self._decide(cron, children, plan)
         error = await self._apply(key, cron, plan)
@@ -90,7 +90,7 @@ class CronJobs(Controller):
             raise error
         return plan.wake
 
-    def _decide(self, cron: Obj, children: list[Obj], plan: cronjobs.Plan) -> None:
+    def _decide(self, cron: Obj, children: list[Obj], plan: runs.Plan) -> None:
         from controlplane.machinery import cron as grammar
         text, place = objects.get(cron, "spec.schedule", ""), objects.get(cron, "spec.timeZone", "")
         zone = zone_of(place)
@@ -102,9 +102,9 @@ class CronJobs(Controller):
         except ValueError as error:
             plan.events.append(("Warning", "UnparseableSchedule", f"unparseable schedule: {text} : {error}"))
             return
-        cronjobs.decide(cron, children, schedule, zone, self.clock.now(), plan)
+        runs.decide(cron, children, schedule, zone, self.clock.now(), plan)
 
-    async def _apply(self, key: Key, cron: Obj, plan: cronjobs.Plan) -> ApiError | None:
+    async def _apply(self, key: Key, cron: Obj, plan: runs.Plan) -> ApiError | None:
         """The error that kept the new Job from being made."""
         for job in (*plan.forget, *plan.replace):
             if await delete_quietly(self.client, self.jobs.resource, job, propagation="Background"):
@@ -119,7 +119,7 @@ class CronJobs(Controller):
             return error
         self.pending.wrote(key, made)
         plan.events.append(("Normal", "SuccessfulCreate", f"Created job {objects.name(made)}"))
-        cronjobs.started(plan.status, made, plan.due)
+        runs.started(plan.status, made, plan.due)
         return None
 
     async def _create(self, cron: Obj, job: Obj) -> Obj:

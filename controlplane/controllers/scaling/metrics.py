@@ -1,6 +1,6 @@
 """What one metric of a HorizontalPodAutoscaler asks for, and how its status tells it.
 
-Reads the figure by `metricsource`, decides by `autoscaling`. Promises that what cannot be computed is a `MetricFailure`
+Reads the figure by `metricsource`, decides by `proposals`. Promises that what cannot be computed is a `MetricFailure`
 with upstream's reason. Called by `autoscaler`.
 
 Upstream: pkg/controller/podautoscaler/horizontal.go (computeStatusFor…).
@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.controllers.scaling import autoscaling
-from controlplane.controllers.scaling.autoscaling import Proposal, Tolerance
+from controlplane.controllers.scaling import proposals
 from controlplane.controllers.scaling.metricsource import MetricSource, milli
+from controlplane.controllers.scaling.proposals import Proposal, Tolerance
 from controlplane.machinery import objects, quantity, selectors
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import Resource
@@ -104,12 +104,12 @@ async def _resource(source: Obj, target: Target, figures: MetricSource) -> tuple
                        f"{error.message}") from error
     try:
         if not utilization:
-            return autoscaling.by_average(target.current, milli(wanted["averageValue"]), name, target.pods, samples,
+            return proposals.by_average(target.current, milli(wanted["averageValue"]), name, target.pods, samples,
                                           target.tolerance, target.now), words
         if wanted.get("averageUtilization") is None:
             raise ApiError("invalid resource metric source: neither an average utilization target nor an average value "
                            "(usage) target was set")
-        return autoscaling.by_utilization(target.current, wanted["averageUtilization"], name, container, target.pods,
+        return proposals.by_utilization(target.current, wanted["averageUtilization"], name, container, target.pods,
                                           samples, target.tolerance, target.now), \
             f"{words} utilization (percentage of request)"
     except ApiError as error:
@@ -122,7 +122,7 @@ async def _pods(source: Obj, target: Target, figures: MetricSource) -> tuple[Pro
         samples = await figures.pods(target.namespace, target.selector, name, labels_of(source))
     except ApiError as error:
         raise ApiError(f"unable to get metric {name}: {error.message}") from error
-    return autoscaling.by_average(target.current, milli(objects.get(source, "target.averageValue", "0")), "",
+    return proposals.by_average(target.current, milli(objects.get(source, "target.averageValue", "0")), "",
                                   target.pods, samples, target.tolerance, target.now), f"pods metric {name}"
 
 
@@ -141,5 +141,5 @@ async def _external(source: Obj, target: Target, figures: MetricSource) -> tuple
 def _whole(source: Obj, target: Target, usage: int) -> Proposal:
     wanted = source.get("target") or {}
     if wanted.get("type") == "AverageValue" or wanted.get("value") is None:
-        return autoscaling.by_share(target.reported, milli(wanted.get("averageValue", "0")), usage, target.tolerance)
-    return autoscaling.by_value(target.current, milli(wanted["value"]), usage, target.pods, target.tolerance)
+        return proposals.by_share(target.reported, milli(wanted.get("averageValue", "0")), usage, target.tolerance)
+    return proposals.by_value(target.current, milli(wanted["value"]), usage, target.pods, target.tolerance)

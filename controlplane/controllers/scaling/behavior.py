@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.controllers.scaling.autoscaling import TOLERANCE, Tolerance
+from controlplane.controllers.scaling.proposals import TOLERANCE, Tolerance
 from controlplane.machinery import objects, quantity
 
 DOWN_WINDOW_SECONDS = 300  # without one of its own: upstream's default

@@ -1,6 +1,6 @@
 """What a Deployment says of itself: counts, and the conditions Available, Progressing and ReplicaFailure.
 
-Pure. Owns upstream's reasons and messages, which `kubectl rollout status` and people read. Called by `deployment`.
+Pure. Owns upstream's reasons and messages, which `kubectl rollout status` and people read. Called by `controller`.
 
 Upstream: pkg/controller/deployment/progress.go and sync.go (calculateStatus).
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.workloads import rollout
+from controlplane.controllers.workloads.deployments import rollout
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 

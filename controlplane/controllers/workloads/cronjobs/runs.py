@@ -1,7 +1,7 @@
-"""A CronJob's next step: which Job to start, which to replace or forget, and when to look again.
+"""The runs of a CronJob: which Job to start, which to replace or forget, and when to look again.
 
 Pure. Owns concurrency policies, starting deadlines, missed times and history limits. Promises that one scheduled time
-makes one Job, whose name is the time. Called by `cronjob`.
+makes one Job, whose name is the time. Called by `controller`.
 
 Upstream: pkg/controller/cronjob (cronjob_controllerv2.go, utils.go).
 """
@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, tzinfo
 from typing import Any
 
-from controlplane.controllers.workloads import crontimes, jobs
+from controlplane.controllers.workloads.cronjobs import times
+from controlplane.controllers.workloads.jobs import completion
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 from controlplane.machinery.cron import Schedule
@@ -46,15 +47,15 @@ def observe(cron: Obj, children: list[Obj]) -> Plan:
     result = Plan(status)
     listed = {ref.get("uid"): ref for ref in status.get("active") or ()}
     for job in sorted(children, key=objects.name):
-        uid, name, over = objects.uid(job), objects.name(job), jobs.finished(job)
+        uid, name, over = objects.uid(job), objects.name(job), completion.finished(job)
         if uid not in listed and not over:
             result.events.append(("Warning", "UnexpectedJob",
                                   f"Saw a job that the controller did not create or forgot: {name}"))
         elif over and listed.pop(uid, None):
-            how = "Complete" if jobs.holds(job, "Complete") else "Failed"
+            how = "Complete" if completion.holds(job, "Complete") else "Failed"
             result.events.append(("Normal", "SawCompletedJob", f"Saw completed job: {name}, condition: {how}"))
         ended = objects.get(job, "status.completionTime")
-        if jobs.holds(job, "Complete") and ended and ended > status.get("lastSuccessfulTime", ""):
+        if completion.holds(job, "Complete") and ended and ended > status.get("lastSuccessfulTime", ""):
             status["lastSuccessfulTime"] = ended
     present = {objects.uid(job) for job in children}
     for uid in [uid for uid in listed if uid not in present]:
@@ -70,7 +71,7 @@ def _surplus(cron: Obj, children: list[Obj]) -> list[Obj]:
     surplus = []
     for kind, limit in (("Complete", objects.get(cron, "spec.successfulJobsHistoryLimit")),
                         ("Failed", objects.get(cron, "spec.failedJobsHistoryLimit"))):
-        ended = sorted((job for job in children if jobs.holds(job, kind) and not objects.deleting(job)),
+        ended = sorted((job for job in children if completion.holds(job, kind) and not objects.deleting(job)),
                        key=lambda job: (objects.get(job, "status.startTime", ""), objects.name(job)))
         if limit is not None:
             surplus += ended[:max(0, len(ended) - limit)]
@@ -79,7 +80,7 @@ def _surplus(cron: Obj, children: list[Obj]) -> list[Obj]:
 
 def decide(cron: Obj, children: list[Obj], schedule: Schedule, zone: tzinfo, now: float, result: Plan) -> None:
     """Add to `result` what the schedule asks for now."""
-    following = crontimes.upcoming_first(schedule, now, zone)
+    following = times.upcoming_first(schedule, now, zone)
     result.wake = None if following is None else following - now + LATE
     due = _due(cron, schedule, zone, now, result)
     if due is None:
@@ -111,8 +112,8 @@ def _due(cron: Obj, schedule: Schedule, zone: tzinfo, now: float, result: Plan) 
     deadline = objects.get(cron, "spec.startingDeadlineSeconds")
     if deadline is not None:
         since = max(since, now - deadline)
-    due = crontimes.latest(schedule, since, now, zone)
-    if due is not None and crontimes.missed(schedule, since, now, zone, MANY + 1) > MANY:
+    due = times.latest(schedule, since, now, zone)
+    if due is not None and times.missed(schedule, since, now, zone, MANY + 1) > MANY:
         result.events.append(("Warning", "TooManyMissedTimes", f"too many missed start times: more than {MANY}. Set or "
                               "decrease .spec.startingDeadlineSeconds or check clock skew"))
     return due

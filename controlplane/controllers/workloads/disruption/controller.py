@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.client.discovery import Kinds
 from controlplane.controllers.runtime import PODS, Context, Controller, by_namespace, picked, set_status
-from controlplane.controllers.workloads import budgets
+from controlplane.controllers.workloads.disruption import budgets
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
 from controlplane.machinery.resources import BUILTIN, Resource, named

@@ -2,7 +2,7 @@
 
 Pure: all times are wall seconds. Promises what users of robfig's cron know: a time that the clock skips in spring does
 not come, and one that it repeats in autumn comes twice. Looks at one local day after the other, forwards or backwards,
-so that a schedule long missed costs as little as one just due. Called by `cronjobs`.
+so that a schedule long missed costs as little as one just due. Called by `runs`.
 
 Upstream: github.com/robfig/cron (SpecSchedule.Next, ConstantDelaySchedule.Next).
 """

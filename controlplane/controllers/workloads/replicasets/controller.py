@@ -2,7 +2,7 @@
 
 Runs `replicas.plan` for each set that changed or whose pods changed. Promises never to create a pod twice: it acts only
 when the informer shows its own last writes, and a creation whose answer was lost is repeated under the same name. Never
-restarts a pod; that is the node's work. Called by `__main__`, once per kind.
+restarts a pod; that is the node's work. Called by `manager`, once per kind.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.runtime import STALE_SECONDS, Context, by_controller, set_status
-from controlplane.controllers.workloads import replicas
 from controlplane.controllers.workloads.podowner import Key, PodOwner
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import Resource, named

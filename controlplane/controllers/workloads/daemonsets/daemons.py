@@ -1,7 +1,7 @@
 """One pod on each eligible node: which to make, which to end, and how to get to a new template.
 
 Pure. Owns the bounds of a DaemonSet's update: never more than `maxUnavailable` nodes without an available pod by our
-own doing, or never more than `maxSurge` nodes with two. Called by `daemonset`.
+own doing, or never more than `maxSurge` nodes with two. Called by `controller`.
 
 Upstream: pkg/controller/daemon (daemon_controller.go, update.go).
 """
@@ -11,9 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.controllers.workloads import eligibility, replicas
-from controlplane.controllers.workloads.eligibility import GENERATION, GENERATION_LABEL
+from controlplane.controllers.workloads.daemonsets import eligibility
+from controlplane.controllers.workloads.daemonsets.eligibility import GENERATION, GENERATION_LABEL
 from controlplane.controllers.workloads.history import HASH_LABEL
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects
 
 BURST = 250  # pods made or ended in one go: upstream's limit

@@ -1,6 +1,6 @@
 """StatefulSets: pods with a name, a place and a store of their own.
 
-Runs `ordinals.plan`, with `statefulpods` for what a pod is, and keeps the revisions. Promises that at no time two pods
+Runs `ordinals.plan`, with `identity` for what a pod is, and keeps the revisions. Promises that at no time two pods
 have one ordinal: their name is it, and a pod is made only when the memory shows that its predecessor is gone. Called by
 `manager`. Upstream: pkg/controller/statefulset.
 """
@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.runtime import STALE_SECONDS, Context, set_status
-from controlplane.controllers.workloads import ordinals, replicas, statefulpods
 from controlplane.controllers.workloads.podowner import Key, PodOwner
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.controllers.workloads.revisions import Revisions
+from controlplane.controllers.workloads.statefulsets import identity, ordinals
 from controlplane.machinery import objects
 from controlplane.machinery.errors import AlreadyExists, ApiError, NotFound
 from controlplane.machinery.resources import named
@@ -82,7 +83,7 @@ class StatefulSets(PodOwner):
             for pod in plan.repair:
                 await self._repair(key, owner, pod)
             for number, newest in plan.create:
-                pod = statefulpods.child(owner, number, update if newest else current)
+                pod = identity.child(owner, number, update if newest else current)
                 if await self._claims_ready(key, owner, number, pod):
                     await self._create_or_replace(key, owner, pod)
                 else:
@@ -101,7 +102,7 @@ class StatefulSets(PodOwner):
 
     async def _repair(self, key: Key, owner: Obj, pod: Obj) -> None:
         """Give a living pod back its labels and the claims it lacks."""
-        if (patch := statefulpods.label_patch(pod)) is not None:
+        if (patch := identity.label_patch(pod)) is not None:
             await self.patch_pod(key, pod, patch)
         if objects.get(pod, "status.phase") == "Pending":
             await self._claims_ready(key, owner, ordinals.ordinal(owner, pod), pod)
@@ -110,16 +111,16 @@ class StatefulSets(PodOwner):
 
     async def _claims_ready(self, key: Key, owner: Obj, number: int, pod: Obj) -> bool:
         """Make the ordinal's missing claims; False while one that is about to go is in the way of a new pod."""
-        for claim in statefulpods.claims(owner, number):
+        for claim in identity.claims(owner, number):
             existing = self.claims.get(*objects.key(claim))
             if existing is not None:
-                if not objects.uid(pod) and statefulpods.stale(owner, number, existing):
+                if not objects.uid(pod) and identity.stale(owner, number, existing):
                     return False
                 continue
-            patch = statefulpods.owners_patch(owner, number, None, claim)
+            patch = identity.owners_patch(owner, number, None, claim)
             if patch is not None:
                 claim["metadata"]["ownerReferences"] = patch["metadata"]["ownerReferences"]
-            what = f"Claim {objects.name(claim)} Pod {statefulpods.pod_name(owner, number)} in StatefulSet {key[1]}"
+            what = f"Claim {objects.name(claim)} Pod {identity.pod_name(owner, number)} in StatefulSet {key[1]}"
             try:
                 made = await self.client.create(self.claims.resource, claim)
             except AlreadyExists:
@@ -133,11 +134,11 @@ class StatefulSets(PodOwner):
 
     async def _keep_owners(self, key: Key, owner: Obj, pods: list[Obj]) -> None:
         """Make the claims of all ordinals belong to whom the retention policy says."""
-        for pod in pods if statefulpods.templates(owner) else ():
+        for pod in pods if identity.templates(owner) else ():
             number = ordinals.ordinal(owner, pod)
-            for template in statefulpods.templates(owner):
-                claim = self.claims.get(key[0], statefulpods.claim_name(owner, template, number))
-                patch = statefulpods.owners_patch(owner, number, pod, claim) if claim is not None else None
+            for template in identity.templates(owner):
+                claim = self.claims.get(key[0], identity.claim_name(owner, template, number))
+                patch = identity.owners_patch(owner, number, pod, claim) if claim is not None else None
                 if claim is None or patch is None:
                     continue
                 try:

@@ -1,7 +1,7 @@
 """What makes a StatefulSet's pod the one it is: its name, its place in the network, its claims.
 
 Pure. Owns the pod of an ordinal, its PersistentVolumeClaims, and who owns these by the retention policy. Promises that
-identity and storage of an ordinal never change while pods come and go. Called by `statefulset`.
+identity and storage of an ordinal never change while pods come and go. Called by `controller`.
 
 Upstream: pkg/controller/statefulset (stateful_set_utils.go, stateful_pod_control.go).
 """
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.workloads import history, ordinals, replicas
+from controlplane.controllers.workloads import history
+from controlplane.controllers.workloads.replicasets import replicas
+from controlplane.controllers.workloads.statefulsets import ordinals
 from controlplane.machinery import objects
 
 POD_NAME = "statefulset.kubernetes.io/pod-name"

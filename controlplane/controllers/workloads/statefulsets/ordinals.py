@@ -2,7 +2,7 @@
 
 Pure. Owns the order: with OrderedReady one step at a time, lowest ordinal first when growing, highest first when
 shrinking or updating, never past a pod that is not available; with Parallel all at once. As upstream, a broken pod
-holds up also the rollback that would mend it until it is deleted by hand. Called by `statefulset`.
+holds up also the rollback that would mend it until it is deleted by hand. Called by `controller`.
 
 Upstream: pkg/controller/statefulset/stateful_set_control.go.
 """
@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.controllers.workloads import replicas
 from controlplane.controllers.workloads.history import HASH_LABEL
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects
 
 Obj = dict[str, Any]

@@ -2,7 +2,7 @@
 
 Runs `rollout`'s steps and writes `progress`'s status. Promises that each step is taken on a memory that shows the last
 one, so that the bounds hold at every instant, and that dying between any two writes only delays the rollout. Never
-touches pods. Called by `__main__`. Upstream: pkg/controller/deployment.
+touches pods. Called by `manager`. Upstream: pkg/controller/deployment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from controlplane.controllers.runtime import (
     picked,
     set_status,
 )
-from controlplane.controllers.workloads import claims, progress, replicas, rollout
+from controlplane.controllers.workloads import adoption
+from controlplane.controllers.workloads.deployments import progress, rollout
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.errors import AlreadyExists, NotFound
 from controlplane.machinery.resources import named
@@ -99,14 +101,14 @@ class Deployments(Controller):
     async def _claim(self, key: Key, deployment: Obj, selector: Any) -> list[Obj]:
         candidates = [*self.sets.by("controller", objects.uid(deployment)),
                       *self.sets.by("controller", f"orphan/{key[0]}")]
-        claim = claims.claim(deployment, selector, candidates)
+        claim = adoption.claim(deployment, selector, candidates)
         mine = list(claim.mine)
-        changes = [(one, claims.adoption(deployment, one)) for one in claim.adopt]
+        changes = [(one, adoption.adoption(deployment, one)) for one in claim.adopt]
         if changes:
             live = await self.client.get(DEPLOYMENTS, key[1], key[0])
             if objects.uid(live) != objects.uid(deployment) or objects.deleting(live):
                 changes = []
-        for one, patch in [*changes, *((one, claims.release(deployment, one)) for one in claim.release)]:
+        for one, patch in [*changes, *((one, adoption.release(deployment, one)) for one in claim.release)]:
             try:
                 changed = await self.client.patch(REPLICASETS, objects.name(one), patch, key[0])
             except NotFound:

@@ -1,7 +1,7 @@
 """EndpointSlices and Endpoints: for each Service with a selector, where its pods are.
 
 Runs `slices.plan` and `subsets.desired`. Promises to leave a Service without a selector alone: its endpoints are not
-ours. Called by `__main__`.
+ours. Called by `manager`.
 
 Upstream: pkg/controller/endpointslice and pkg/controller/endpoint.
 """

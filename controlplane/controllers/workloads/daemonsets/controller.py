@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.runtime import NODES, STALE_SECONDS, Context, picked, set_status
-from controlplane.controllers.workloads import daemons, eligibility, replicas
+from controlplane.controllers.workloads.daemonsets import daemons, eligibility
 from controlplane.controllers.workloads.history import HASH_LABEL
 from controlplane.controllers.workloads.podowner import Key, PodOwner
+from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.controllers.workloads.revisions import Revisions
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError

@@ -1,0 +1,1 @@
+"""CronJobs: a Job whenever it is time."""

@@ -1,0 +1,1 @@
+"""Deployments: rollouts from one template to the next."""
