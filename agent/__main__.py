@@ -62,9 +62,9 @@ class Agent:
         from agent.kubelet.images import Images
         from agent.kubelet.kubelet import Kubelet
         from agent.kubelet.pressure.housekeeping import Housekeeping
+        from agent.kubelet.registry import home
         from agent.kubelet.serving.logrotate import Rotator
         from agent.kubelet.volumes.build import build
-        from agent.kubelet.volumes.csidrivers import home
         from agent.kubelet.volumes.objects import Objects
         from controlplane.client.events import Recorder
         from controlplane.client.informer import Informer
@@ -101,7 +101,7 @@ class Agent:
         keeping = self._keeping = Housekeeping(context, kubelet, node, ledger)
         server = self._server(runtime, kubelet, client, context, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
-        parts = (pods, services, nodes, recorder, objects, network, node, server, rotator, drivers, keeping, kubelet,
+        parts = (pods, services, nodes, recorder, objects, network, node, server, rotator, keeping, kubelet,
                  *self._devices(context, kubelet, node, drivers))
         try:
             await self._run_together(parts, client, server, network, ledger,
@@ -179,7 +179,7 @@ class Agent:
                     cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
                     strict_groups=self._features.strict_groups, recursive="" in self._features.recursive,
                     user_namespaces=self._features.user_namespaces, subordinate=delegated() or SUBORDINATE,
-                    oom_group=cgroups.v2, runtime=host.runtime_version.partition("://")[0])
+                    oom_group=cgroups.v2, cdi=self._features.cdi, runtime=host.runtime_version.partition("://")[0])
         credentials = Credentials(SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
                                   [options.root, Path.home() / ".docker", Path("/.docker")])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
@@ -194,24 +194,22 @@ class Agent:
         context.cpus = CpuManager(self.options.root, topology(), self.options.keeping.reserved_cpus, SYSTEM)
         context.cgroups.unbounded = context.cpus.exclusive
 
-    def _devices(self, context: Any, kubelet: Any, node: Any, drivers: Any) -> tuple[Any, Any]:
-        """Where device plugins come to, and where monitoring asks who has what."""
+    def _devices(self, context: Any, kubelet: Any, node: Any, drivers: Any) -> tuple[Any, ...]:
+        """Where plugins come to, and where monitoring asks who has what."""
+        from agent.kubelet.devices import registrar
+        from agent.kubelet.devices.drivers import KIND as CLAIMS
         from agent.kubelet.devices.podresources import PodResources
-        from agent.kubelet.devices.registrar import Registrar
+        from agent.kubelet.registry import Registry
+        from agent.kubelet.volumes.csidrivers import KIND as STORAGE
 
         def changed(uids: set[str]) -> None:
             node.check()
             kubelet.wake(uids)
 
-        @functools.cache
-        def claims() -> Any:
-            from agent.kubelet.devices.claims import ClaimDevices
-            return ClaimDevices(context.client, context.node.root / "pods", drivers.claim_socket,
-                                cdi=self._features.cdi)
-
-        context.claims = claims
-        node.devices = lambda: context.devices.book.amounts() if context.devices is not None else {}
-        return Registrar(context, changed, cdi=self._features.cdi), PodResources(context, kubelet.pods)
+        devices, node.devices = context.devices, context.devices.amounts
+        devices.changed, plugins = changed, registrar.Registrar(devices)
+        kinds = {STORAGE: drivers, CLAIMS: devices.drivers, registrar.KIND: plugins}
+        return plugins, Registry(self.options.root, kinds), PodResources(context, kubelet.pods)
 
     def _server(self, runtime: Any, kubelet: Any, client: Any, context: Any, house: Any) -> Any:
         from agent.kubelet.pressure.keeping import settings as shown

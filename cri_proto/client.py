@@ -20,7 +20,7 @@ import grpc.aio
 from google.protobuf import message_factory
 
 from controlplane.machinery.clock import SYSTEM
-from cri_proto.messages import containerd, cri, csi, deviceplugin, dra, registration
+from cri_proto.messages import containerd, cri, csi, deviceplugin, dra, drahealth, registration
 from cri_proto.tally import Tally
 
 MAX_MESSAGE = 32 << 20  # a listing of some thousand containers with their labels is a few megabytes
@@ -122,6 +122,10 @@ class Plugin:
     @cached_property
     def claims(self) -> Service:
         return Service(self._channel, dra.service("DRAPlugin"), "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin")
+
+    @cached_property
+    def health(self) -> Service:
+        return Service(self._channel, drahealth.service("DRAResourceHealth"), "v1alpha1.DRAResourceHealth")
 
     async def __aenter__(self) -> Plugin:
         return self

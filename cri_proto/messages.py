@@ -54,4 +54,5 @@ registration = Package(_FILES["pluginregistration"])
 deviceplugin = Package(_FILES["v1beta1"])
 podresources = Package(_FILES["v1"])
 dra = Package(_FILES["k8s.io.kubelet.pkg.apis.dra.v1"])
+drahealth = Package(_FILES["v1alpha1"])
 del _FILES

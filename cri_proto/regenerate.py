@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pb2
 
 HERE = Path(__file__).parent
 SOURCES = ("cri.proto", "containerd.proto", "csi.proto", "registration.proto", "deviceplugin.proto",
-           "podresources.proto", "dra.proto")
+           "podresources.proto", "dra.proto", "drahealth.proto")
 
 
 def compile_protos(target: Path) -> None:

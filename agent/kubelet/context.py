@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agent.kubelet.admit import Place
 from agent.kubelet.compute.cgroups import Cgroups
@@ -17,6 +17,7 @@ from agent.kubelet.compute.userns import UserNamespaces
 from agent.kubelet.credentials import Credentials
 from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.cri.turns import Turns
+from agent.kubelet.devices.devices import Devices
 from agent.kubelet.images import Images
 from agent.kubelet.probing.checks import Checks
 from agent.kubelet.probing.prober import PARALLEL
@@ -26,10 +27,6 @@ from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
 from controlplane.machinery.clock import Clock
-
-if TYPE_CHECKING:
-    from agent.kubelet.devices.claims import ClaimDevices
-    from agent.kubelet.devices.manager import DeviceManager
 
 
 @dataclass(slots=True)
@@ -48,15 +45,15 @@ class Context:
     others: Callable[[str], list[dict[str, Any]]] = lambda uid: []  # active pods of this node but the one with `uid`
     credentials: Credentials | None = None  # this node's own, for every pod
     cpus: CpuManager | None = None  # where containers may have CPUs of their own
-    devices: DeviceManager | None = None  # once a device plugin has come
-    claims: Callable[[], ClaimDevices] | None = None  # who prepares those of ResourceClaims, loaded when first asked
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
     turns: Turns = field(init=False)
     users: UserNamespaces = field(init=False)
+    devices: Devices = field(init=False)
 
     def __post_init__(self) -> None:
         self.users = UserNamespaces(self.node.root / "pods", *self.node.subordinate)
         self.turns = Turns(self.clock, self.node.cpu / 1000)
+        self.devices = Devices(self.node, self.client, self.clock)
 
     def tell(self, pod: dict[str, Any], kind: str, reason: str, message: str, container: str = "") -> None:
         """An event about the pod, or about one of its containers."""

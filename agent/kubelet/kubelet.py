@@ -224,11 +224,10 @@ class Kubelet:
 
     async def _lend(self, worker: Worker) -> None:
         """The pod's devices, or its failure for want of them."""
-        if self.context.devices is not None:
-            refused = await self.context.devices.admit(worker.pod, self.alive)
-            if refused is not None:
-                self.context.tell(worker.pod, "Warning", *refused)
-                worker.doom(*refused)
+        refused = await self.context.devices.admit(worker.pod, self.alive)
+        if refused is not None:
+            self.context.tell(worker.pod, "Warning", *refused)
+            worker.doom(*refused)
 
     async def _work(self, worker: Worker, fresh: bool) -> None:
         meta = worker.pod["metadata"]

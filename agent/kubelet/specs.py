@@ -51,6 +51,7 @@ class Node:
     strict_groups: bool = False  # the runtime can leave out the groups of the image's /etc/group
     recursive: bool = False  # the runtime can make mounts read-only down to those below them
     oom_group: bool = False  # the kernel can end all processes of a container that is out of memory
+    cdi: bool = False  # the runtime puts CDI devices into containers
     runtime: str = "containerd"  # what the ids of containers are told to be of
 
     def pod_folder(self, uid: str) -> Path:

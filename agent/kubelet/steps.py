@@ -262,9 +262,7 @@ class Steps:
             if context.cpus is not None:
                 made = replace(made, resources=replace(made.resources, **context.cpus.fit(
                     made.resources, meta["uid"], spec["name"])))
-            if context.claims is not None and self.pod["spec"].get("resourceClaims"):
-                made = await context.claims().fitted(made, self.pod, spec)
-            return await context.devices.fitted(made, meta["uid"]) if context.devices is not None else made
+            return await context.devices.fitted(made, self.pod, spec)
         except (ConfigError, ApiError, OSError) as error:
             self._tell("Warning", "Failed", f"Error: {error}", spec["name"])
             raise StepFailed("CreateContainerConfigError", str(error)) from error
@@ -373,8 +371,7 @@ class Steps:
         self.context.volumes.release(uid)
         reason = "FailedUnprepareDynamicResources"
         try:
-            if self.context.claims is not None and self.context.node.claims_file(uid).exists():
-                await self.context.claims().release(uid)
+            await self.context.devices.release(uid)
             reason = "FailedUnMount"
             await self.context.volumes.tear_down(uid, whole=whole)
         except (ConfigError, OSError) as error:

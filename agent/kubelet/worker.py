@@ -64,8 +64,7 @@ class Worker:
         self._doomed = doomed
         self._marks: tuple[tuple[str, str, str, str], ...] = ()
         self._short_grace: float | None = None  # instead of the pod's own, for an eviction
-        self._ending_since = 0.0
-        self._first_seen = self.clock.now()
+        self._first_seen, self._ending_since = self.clock.now(), 0.0
         self._done = False
         self._released = False  # an ended pod's volumes are given back
         self._ended = False  # everything is stopped and cleaned; the API may drop the pod
@@ -124,8 +123,8 @@ class Worker:
 
     @property
     def shown(self) -> dict[str, Any]:
-        """The pod as the API has or would have it."""
-        return self.pod | {"status": self._writer.current} if self.static and self._writer else self.pod
+        """The pod with the newest status the API has or would have."""
+        return self.pod | {"status": self._writer.current} if self._writer else self.pod
 
     def removed(self) -> None:
         """The API no longer has the object."""
@@ -212,7 +211,7 @@ class Worker:
             self._doomed = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
         self._prober.sync(self.pod, self.seen, ending=ending, held=self._hooked())
         self._resize(ending or bool(self._doomed))
-        made = plan.plan(self.pod, self.seen, now, self._facts())
+        made = plan.plan(self.shown, self.seen, now, self._facts())
         for action in made.actions:
             self._act(action)
         over = not ending and bool(self._doomed or plan.finished(self.pod, self.seen))
@@ -265,7 +264,7 @@ class Worker:
                         runtime=self.context.node.runtime, recursive=self.context.node.recursive,
                         resize=tuple(self.resizer.conditions()), allocated=self.resizer.allocated,
                         actual=self.resizer.actual, images=self.steps.images,
-                        devices=self.context.devices.book.health(self.uid) if self.context.devices else {})
+                        devices=self.context.devices.told(self.pod))
         hooked = self._hooked()
         told = replace(self.seen, containers=tuple(c for c in self.seen.containers if c.state != "running"
                                                    or c.name not in hooked)) if hooked else self.seen

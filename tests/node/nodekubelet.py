@@ -15,6 +15,7 @@ from agent.kubelet.credentials import Credentials
 from agent.kubelet.cri.runtime import CallError, Runtime
 from agent.kubelet.images import Images
 from agent.kubelet.kubelet import Kubelet
+from agent.kubelet.model import Features
 from agent.kubelet.probing.checks import Checks
 from agent.kubelet.specs import Node
 from agent.kubelet.volumes.imagevolumes import ImageVolumes
@@ -41,20 +42,21 @@ class Rig:
         self.manifests: Path | None = None
         self.credentials: Credentials | None = None
 
-    async def _user_namespaces(self) -> frozenset[str]:
+    async def _features(self) -> Features:
         """As the agent does, ask until the runtime answers: it may have been killed a moment ago."""
         async with asyncio.timeout(60):
             while True:
                 try:
-                    return (await self.runtime.features()).user_namespaces
+                    return await self.runtime.features()
                 except CallError:  # not there, or there and not initialized yet
                     await asyncio.sleep(0.05)
 
     @asynccontextmanager
     async def kubelet(self):
         api: Any = self.api
+        features = await self._features()
         node = Node("n1", ("10.0.0.1",), self.host.paths.kubelet, self.host.paths.pod_logs, memory=1 << 30, cpu=2000,
-                    user_namespaces=await self._user_namespaces())
+                    user_namespaces=features.user_namespaces, cdi=features.cdi)
         pods, services = Informer(api, PODS), Informer(api, named("services"))
         recorder = Recorder(api, "kubelet", "n1")
         kubelet: Kubelet

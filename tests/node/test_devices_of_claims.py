@@ -15,10 +15,11 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from agent.kubelet.devices.claims import CLAIMS, ClaimDevices, read
+from agent.kubelet.devices.claims import CLAIMS, read
+from agent.kubelet.devices.drivers import KIND as TYPE
 from agent.kubelet.devices.podresources import PodResources
-from agent.kubelet.volumes.csidrivers import Drivers
-from cri_proto.messages import dra, podresources, registration
+from agent.kubelet.registry import Registry
+from cri_proto.messages import dra, drahealth, podresources, registration
 from cri_proto.served import Served
 from tests.node.nodekubelet import PODS, Rig, eventually, ready, run, sh
 from tests.node.rig import Host
@@ -35,9 +36,11 @@ class Driver:
     def __init__(self) -> None:
         self.told: list[bool] = []
         self.calls: list[tuple[str, str]] = []
+        self.sick, self.news = set[str](), asyncio.Event()
 
     async def GetInfo(self, request: Any, call: Any) -> Any:  # noqa: N802
-        return registration.PluginInfo(type="DRAPlugin", name=DRIVER, supported_versions=["v1.DRAPlugin"])
+        return registration.PluginInfo(type="DRAPlugin", name=DRIVER, supported_versions=["v1.DRAPlugin",
+                                                                                           "v1alpha1.DRAResourceHealth"])
 
     async def NotifyRegistrationStatus(self, request: Any, call: Any) -> Any:  # noqa: N802
         self.told.append(request.plugin_registered)
@@ -54,12 +57,22 @@ class Driver:
         return dra.NodeUnprepareResourcesResponse(claims={c.uid: dra.NodeUnprepareResourceResponse()
                                                           for c in request.claims})
 
+    async def NodeWatchResources(self, request: Any, call: Any) -> AsyncIterator[Any]:  # noqa: N802
+        while True:
+            self.news.clear()
+            yield drahealth.NodeWatchResourcesResponse(devices=[drahealth.DeviceHealth(
+                device=drahealth.DeviceIdentifier(pool_name="pool", device_name=id), health_check_timeout_seconds=600,
+                health=drahealth.UNHEALTHY if id in self.sick else drahealth.HEALTHY,
+                message="it is too hot" if id in self.sick else "") for id in "ab"])
+            await self.news.wait()
+
     @asynccontextmanager
     async def serve(self, folder: Path) -> AsyncIterator[None]:
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((
             Served(registration, "Registration", "pluginregistration.Registration", lambda: self),
-            Served(dra, "DRAPlugin", "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin", lambda: self)))
+            Served(dra, "DRAPlugin", "k8s.io.kubelet.pkg.apis.dra.v1.DRAPlugin", lambda: self),
+            Served(drahealth, "DRAResourceHealth", "v1alpha1.DRAResourceHealth", lambda: self)))
         folder.mkdir(parents=True, exist_ok=True)  # noqa: ASYNC240 - nothing else runs yet
         server.add_insecure_port(f"unix://{folder}/lab-reg.sock")
         await server.start()
@@ -114,12 +127,11 @@ def test_devices_of_a_claim_are_prepared_and_given_back(host: Host, tmp_path: Pa
 
     async def body(rig: Rig) -> None:
         able = (await rig.runtime.features()).cdi
-        drivers = Drivers(root, "n1", rig.api, lambda: {"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "n"})
         async with rig.kubelet() as kubelet, described(host, tmp_path / "null"):
-            claims = ClaimDevices(rig.api, root / "pods", drivers.claim_socket, cdi=able)
-            kubelet.context.claims = lambda: claims
-            tasks = [asyncio.create_task(t) for t in (drivers.run(), PodResources(kubelet.context,
-                                                                                 kubelet.pods).run())]
+            devices = kubelet.context.devices
+            devices.changed = kubelet.wake
+            tasks = [asyncio.create_task(t) for t in (Registry(root, {TYPE: devices.drivers}).run(),
+                                                      PodResources(kubelet.context, kubelet.pods).run())]
             try:
                 async with driver.serve(root / "plugins_registry"):
                     await eventually(lambda: done(driver.told == [True]), PATIENCE)
@@ -130,9 +142,15 @@ def test_devices_of_a_claim_are_prepared_and_given_back(host: Host, tmp_path: Pa
                         await rig.pod("lab", lambda p: "take containerd 1.7 or newer" in str((p or {}).get("status")))
                     assert driver.calls == [("prepare", "lab-lab")]
                     assert [c["name"] for c in read(root / "pods/uid-lab")] == ["lab-lab"]
+                    await rig.pod("lab", lambda p: told(p, "all") == [f"{KIND}=a Healthy", f"{KIND}=b Healthy"])
+                    driver.sick.add("a")
+                    driver.news.set()
+                    sick = await rig.pod("lab", lambda p: told(p, "one") == [f"{KIND}=a Unhealthy it is too hot"])
+                    assert told(sick, "all")[1:] == [f"{KIND}=b Healthy"] and told(sick, "none") == []
+                    assert status(sick, "one")["allocatedResourcesStatus"][0]["name"] == "claim:lab/a"
                     await rig.remove("lab")
                     assert driver.calls[1:] == [("unprepare", "lab-lab")]
-                await eventually(lambda: done(drivers.claim_socket(DRIVER) is None), PATIENCE)
+                await eventually(lambda: done(devices.drivers.socket(DRIVER) is None), PATIENCE)
                 await create(rig, "late")
                 await rig.pod("late", lambda p: f"driver {DRIVER} is not registered" in str((p or {}).get("status")))
                 await rig.remove("late")
@@ -155,6 +173,16 @@ async def inside(rig: Rig, root: Path) -> None:
     found = {c.name: [d.claim_resources[0].cdi_devices[0].name for d in c.dynamic_resources]
              for c in told.pod_resources[0].containers}
     assert found == {"one": [f"{KIND}=a"], "all": [f"{KIND}=a"], "none": []}
+
+
+def status(pod: dict[str, Any], container: str) -> dict[str, Any]:
+    return next((s for s in pod["status"].get("containerStatuses") or () if s["name"] == container), {})
+
+
+def told(pod: dict[str, Any], container: str) -> list[str]:
+    """How the container's devices are said to be."""
+    found = [r for s in status(pod, container).get("allocatedResourcesStatus") or () for r in s["resources"]]
+    return [" ".join(filter(None, (r["resourceID"], r["health"], r.get("message")))) for r in found]
 
 
 async def done(value: bool) -> bool:

@@ -34,12 +34,12 @@ async def services(rig: Rig, kubelet: Kubelet) -> AsyncIterator[None]:
     context = kubelet.context
 
     def changed(uids: set[str]) -> None:
-        counts = context.devices.book.amounts()
+        counts = context.devices.amounts()
         rig.place = replace(rig.place, devices=frozenset(counts), allocatable={
             "cpu": "2", "memory": "1Gi", "pods": "9", **{name: str(healthy) for name, (_, healthy) in counts.items()}})
         kubelet.wake(uids)
 
-    registrar = Registrar(context, changed, cdi=False)
+    context.devices.changed, registrar = changed, Registrar(context.devices)
     tasks = [asyncio.create_task(registrar.run()), asyncio.create_task(PodResources(context, kubelet.pods).run())]
     await registrar.listening.wait()
     try:
@@ -125,7 +125,7 @@ def test_a_device_is_handed_in_and_kept_over_a_restart(host: Host, tmp_path: Pat
             await rig.pod("one", lambda p: healths(p) == ["Unhealthy"])
             await eventually(lambda: counted(rig, "1"), PATIENCE)
         async with rig.kubelet() as kubelet, services(rig, kubelet):
-            assert kubelet.context.devices is not None  # of the book, before any plugin has come
+            assert kubelet.context.devices.lent is not None  # of the book, before any plugin has come
             async with Plugin(folder, devices) as plugin:
                 await rig.pod("one", lambda p: healths(p) == ["Healthy"])
                 await rig.create("two", sh(STAY, **wants(1)))
@@ -143,7 +143,7 @@ def test_a_device_is_handed_in_and_kept_over_a_restart(host: Host, tmp_path: Pat
                                   podresources.AllocatableResourcesResponse)
                 assert [d.device_ids[0] for d in free.devices] == ["a", "b"]
             await rig.pod("one", lambda p: healths(p) == ["Unhealthy"])  # the plugin is gone
-            assert pod["metadata"]["uid"] in kubelet.context.devices.book.given
+            assert pod["metadata"]["uid"] in kubelet.context.devices.lent.book.given
             await rig.remove("one", "two", "greedy")
     run(host, body)
 

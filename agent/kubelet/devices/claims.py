@@ -2,7 +2,7 @@
 
 Owns the file `claims.json` in the folder of each pod that has some: what was prepared, so that it is taken back
 whatever happens in between. Promises that a container gets the devices of the claims and requests it names and no
-others, and that a claim is given back only when no other pod of this node has it. Called by `steps`, which loads it
+others, and that a claim is given back only when no other pod of this node has it. Called by `devices`, which loads it
 with the first such pod, and by `podresources`.
 
 Upstream: pkg/kubelet/cm/dra.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import grpc.aio
 import orjson
 
+from agent.kubelet.devices.drivers import ClaimDrivers
 from agent.kubelet.devices.manager import NO_CDI
 from agent.kubelet.env import ConfigError
 from agent.kubelet.model import ContainerSpec
@@ -37,12 +38,12 @@ Object = dict[str, Any]
 
 
 class ClaimDevices:
-    """`pods` is the folder of pods' folders, `socket(driver)` where a driver listens, None when it is not here; `cdi`
-    says whether the runtime knows CDI devices."""
+    """`pods` is the folder of pods' folders; `cdi` says whether the runtime knows CDI devices."""
 
-    def __init__(self, client: Client, pods: Path, socket: Callable[[str], str | None], *, cdi: bool) -> None:
-        self._client, self._pods, self._socket, self._cdi = client, pods, socket, cdi
-        self._ready: dict[str, list[Object]] = {}  # by pod uid, of pods prepared since this process began
+    def __init__(self, client: Client, pods: Path, drivers: ClaimDrivers, *, cdi: bool) -> None:
+        self._client, self._pods, self._drivers, self._cdi = client, pods, drivers, cdi
+        self._ready: set[str] = set()  # uids of pods prepared since this process began
+        self._noted: dict[str, list[Object]] = {}  # what is in their files
         self._busy = asyncio.Lock()  # one pod is prepared or given back at a time: claims may be shared
 
     async def fitted(self, made: ContainerSpec, pod: Object, container: Object) -> ContainerSpec:
@@ -51,16 +52,17 @@ class ClaimDevices:
         async with self._busy:
             if uid not in self._ready:
                 try:
-                    self._ready[uid] = await self._prepare(pod)
+                    await self._prepare(pod)
+                    self._ready.add(uid)
                 except ConfigError as error:
                     raise ConfigError(f"Failed to prepare dynamic resources: {error}") from error
-        names = chosen(container, self._ready[uid])
+        names = chosen(container, self._kept(uid))
         if names and not self._cdi:
             raise ConfigError(NO_CDI)
         return replace(made, cdi=made.cdi + names)
 
-    async def _prepare(self, pod: Object) -> list[Object]:
-        """The pod's claims, prepared by their drivers; what is asked of drivers is noted before."""
+    async def _prepare(self, pod: Object) -> None:
+        """Have the pod's claims prepared by their drivers; what is asked of drivers is noted before."""
         claims = [await self._claim(pod, own, name) for own, name in claims_of(pod)]
         drivers = sorted({d for claim in claims for d in claim["drivers"]})
         for driver in drivers:
@@ -75,7 +77,6 @@ class ClaimDevices:
                     {"requests": list(d.request_names), "pool": d.pool_name, "device": d.device_name,
                      "cdi": list(d.cdi_device_ids)} for d in answers[claim["uid"]].devices]
         self._note(pod["metadata"]["uid"], claims)
-        return claims
 
     async def _claim(self, pod: Object, own: str, name: str) -> Object:
         """What is known of a claim before its drivers have said anything. Raises ConfigError or ApiError."""
@@ -94,7 +95,7 @@ class ClaimDevices:
                 "drivers": {result["driver"]: list[Object]() for result in results}}
 
     def _place(self, driver: str) -> str:
-        found = self._socket(driver)
+        found = self._drivers.socket(driver)
         if found is None:
             raise ConfigError(f"DRA driver {driver} is not registered on this node")
         return found
@@ -118,7 +119,8 @@ class ClaimDevices:
     async def release(self, uid: str) -> None:
         """Give the pod's claims back to their drivers. Raises ConfigError; may be repeated."""
         async with self._busy:
-            self._ready.pop(uid, None)
+            self._ready.discard(uid)
+            self._noted.pop(uid, None)
             kept = {c["uid"] for other in self._pods.glob(f"*/{FILE}") if other.parent.name != uid
                     for c in read(other.parent)}
             for claim in read(self._pods / uid):
@@ -129,6 +131,37 @@ class ClaimDevices:
 
     def _note(self, uid: str, claims: list[Object]) -> None:
         files.write(self._pods / uid / FILE, orjson.dumps(claims))
+        self._noted[uid] = claims
+
+    def _kept(self, uid: str) -> list[Object]:
+        if uid not in self._noted:
+            self._noted[uid] = read(self._pods / uid)
+        return self._noted[uid]
+
+    # --- how they are
+
+    def holders(self, driver: str) -> set[str]:
+        """uids of the pods that have devices of the driver."""
+        return {uid for uid, claims in self._noted.items() if any(driver in c["drivers"] for c in claims)}
+
+    def told(self, pod: Object) -> dict[str, list[Object]]:
+        """How the devices of the claims are that each container names."""
+        claims = self._kept(pod["metadata"]["uid"])
+        found = {}
+        for container in pod["spec"]["containers"]:
+            entries = []
+            for entry in (container.get("resources") or {}).get("claims") or ():
+                devices: dict[str, Object] = {}
+                for driver, device in named_devices(entry, claims):
+                    word, message = self._drivers.health(driver, device["pool"], device["device"])
+                    id = next(iter(device["cdi"]), f"{driver}/{device['pool']}/{device['device']}")
+                    devices.setdefault(id, {"resourceID": id, "health": word,
+                                            **({"message": message} if message else {})})
+                name = "/".join(filter(None, (f"claim:{entry['name']}", entry.get("request"))))
+                entries += [{"name": name, "resources": list(devices.values())}] if devices else []
+            if entries:
+                found[container["name"]] = entries
+        return found
 
 
 def read(folder: Path) -> list[Object]:
@@ -153,14 +186,18 @@ def claims_of(pod: Object) -> Iterator[tuple[str, str]]:
 
 def chosen(container: Object, claims: list[Object]) -> tuple[str, ...]:
     """The CDI devices of a container: of the claims it names, and of their requests. Pure."""
-    found: dict[str, None] = {}
-    for entry in (container.get("resources") or {}).get("claims") or ():
-        request = entry.get("request")
-        devices = [d for c in claims if c["own"] == entry["name"] for each in c["drivers"].values() for d in each]
-        for device in devices:
-            if not request or not device["requests"] or request in device["requests"]:
-                found |= dict.fromkeys(device["cdi"])
-    return tuple(found)
+    return tuple(dict.fromkeys(cdi for entry in (container.get("resources") or {}).get("claims") or ()
+                               for _, device in named_devices(entry, claims) for cdi in device["cdi"]))
+
+
+def named_devices(entry: Object, claims: list[Object]) -> Iterator[tuple[str, Object]]:
+    """(driver, device) of the claim, or of that request of it, which a container's entry names; a request's
+    alternatives (`request/alternative`) are the request's. Pure."""
+    request = (entry.get("request") or "").partition("/")[0]
+    for claim in claims:
+        for driver, devices in claim["drivers"].items() if claim["own"] == entry["name"] else ():
+            yield from ((driver, d) for d in devices
+                        if not request or not d["requests"] or request in d["requests"])
 
 
 def _message(claim: Object) -> Any:

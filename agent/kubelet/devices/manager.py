@@ -20,10 +20,9 @@ import grpc.aio
 import orjson
 
 from agent.kubelet.devices.book import HEALTHY, Book, Device, Grant, Grants, Refused
-from agent.kubelet.devices.registrar import BOOK
 from agent.kubelet.env import ConfigError
 from agent.kubelet.model import ContainerSpec, Mount
-from agent.kubelet.plan import is_sidecar
+from agent.kubelet.restarts import is_sidecar
 from controlplane.machinery import files
 from controlplane.machinery.clock import Clock
 from cri_proto.client import Plugin, describe
@@ -43,11 +42,11 @@ class _Endpoint:
 
 
 class DeviceManager:
-    """`changed(uids)` is called when what the node has is not what it was, with the pods concerned; `cdi` says whether
-    the runtime knows CDI devices."""
+    """`file` is that of the book. `changed(uids)` is called when what the node has is not what it was, with the pods
+    concerned; `cdi` says whether the runtime knows CDI devices."""
 
-    def __init__(self, folder: Path, clock: Clock, changed: Callable[[set[str]], None], *, cdi: bool) -> None:
-        self._folder, self._clock, self._changed, self._cdi = folder, clock, changed, cdi
+    def __init__(self, file: Path, clock: Clock, changed: Callable[[set[str]], None], *, cdi: bool) -> None:
+        self._file, self._clock, self._changed, self._cdi = file, clock, changed, cdi
         self._endpoints: dict[str, _Endpoint] = {}
         self._gone: dict[str, float] = {}  # resources whose plugin has ended, and when
         self._lending = asyncio.Lock()  # devices are chosen for one pod at a time
@@ -55,25 +54,23 @@ class DeviceManager:
 
     def _load(self) -> Book:
         try:
-            return Book.decode(orjson.loads((self._folder / BOOK).read_bytes()))
+            return Book.decode(orjson.loads(self._file.read_bytes()))
         except FileNotFoundError:
             return Book()
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s cannot be read, devices in use may be lent again: %s", self._folder / BOOK, error)
+            log.warning("%s cannot be read, devices in use may be lent again: %s", self._file, error)
             return Book()
 
     def _save(self) -> None:
-        files.write(self._folder / BOOK, orjson.dumps(self.book.encode()))
+        files.write(self._file, orjson.dumps(self.book.encode()))
 
     # --- plugins
 
-    async def follow(self, resource: str, endpoint: str, options: Any) -> None:
+    async def follow(self, resource: str, endpoint: Path | str, options: Any) -> None:
         """Keep to what the plugin at the socket `endpoint` tells, until it goes or another takes its place."""
         self._gone.pop(resource, None)
-        before = self._endpoints.pop(resource, None)
-        if before is not None and before.task is not None:
-            before.task.cancel()
-        async with Plugin(self._folder / endpoint) as plugin:
+        self._cut(resource)
+        async with Plugin(endpoint) as plugin:
             mine = self._endpoints[resource] = _Endpoint(plugin, options, asyncio.current_task())
             try:
                 async for answer in plugin.devices.ListAndWatch(api.Empty(), wait_for_ready=True):
@@ -85,6 +82,21 @@ class DeviceManager:
             finally:
                 if self._endpoints.get(resource) is mine:
                     del self._endpoints[resource]
+        await self._absent(resource)
+
+    async def drop(self, resource: str) -> None:
+        """The plugin says nothing any more for us: as if it had gone."""
+        if resource in self._endpoints:
+            self._cut(resource)
+            await self._absent(resource)
+
+    def _cut(self, resource: str) -> None:
+        before = self._endpoints.pop(resource, None)
+        if before is not None and before.task is not None:
+            before.task.cancel()
+
+    async def _absent(self, resource: str) -> None:
+        """Nobody tells of these devices: they are unhealthy, and after a while forgotten."""
         self._list(resource, {id: replace(device, healthy=False)
                               for id, device in self.book.devices.get(resource, {}).items()})
         since = self._gone[resource] = self._clock.monotonic()

@@ -49,7 +49,7 @@ class PodResources:
         return None
 
     async def GetAllocatableResources(self, request: Any, call: Any) -> Any:  # noqa: N802
-        cpus, devices = self._context.cpus, self._context.devices
+        cpus, devices = self._context.cpus, self._context.devices.lent
         found = devices.book.devices if devices is not None else {}
         return api.AllocatableResourcesResponse(
             cpu_ids=sorted(cpus.assignable) if cpus is not None else (),
@@ -72,7 +72,7 @@ class PodResources:
     def _container(self, uid: str, container: Object, claims: list[Object]) -> Any:
         name, named = container["name"], {
             c["name"] for c in (container.get("resources") or {}).get("claims") or ()}
-        cpus, devices = self._context.cpus, self._context.devices
+        cpus, devices = self._context.cpus, self._context.devices.lent
         grants = devices.book.of(uid, name) if devices is not None else {}
         return api.ContainerResources(
             name=name, cpu_ids=sorted(cpus.own(uid, name)) if cpus is not None else (),
@@ -80,8 +80,8 @@ class PodResources:
             dynamic_resources=[_claimed(claim) for claim in claims if claim["own"] in named])
 
     def _devices(self, resource: str, ids: Iterable[str]) -> Any:
-        assert self._context.devices is not None
-        known = self._context.devices.book.devices.get(resource, {})
+        assert self._context.devices.lent is not None
+        known = self._context.devices.lent.book.devices.get(resource, {})
         nodes = sorted({node for id in ids if id in known for node in known[id].nodes})
         return api.ContainerDevices(resource_name=resource, device_ids=ids, topology=api.TopologyInfo(
             nodes=[api.NUMANode(ID=node) for node in nodes]) if nodes else None)

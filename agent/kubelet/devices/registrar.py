@@ -1,10 +1,11 @@
-"""Where device plugins of this node make themselves known: the socket `device-plugins/kubelet.sock`.
+"""Where device plugins of this node make themselves known: the socket `device-plugins/kubelet.sock`, or the folder of
+all plugins.
 
 Owns that socket. Promises that plugins notice a new agent (the sockets of an old one's time are removed, which they
-watch for), and that nothing else of devices is loaded until the first plugin comes or an earlier agent's book is found.
-Run by the agent.
+watch for), and that nothing else of devices is loaded until the first plugin comes. Run by the agent; called by
+`registry` too.
 
-Upstream: pkg/kubelet/cm/devicemanager/plugin/v1beta1/server.go.
+Upstream: pkg/kubelet/cm/devicemanager/plugin/v1beta1.
 """
 
 from __future__ import annotations
@@ -12,41 +13,34 @@ from __future__ import annotations
 import asyncio
 import logging
 import stat
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import grpc
+import grpc.aio
 
-from agent.kubelet.context import Context
+from agent.kubelet.devices.devices import Devices
+from agent.kubelet.registry import CALL_SECONDS, QUIET_SECONDS, Spawn
 from controlplane.machinery import names
+from cri_proto.client import Plugin, describe
 from cri_proto.messages import deviceplugin
 from cri_proto.served import Served, serve
 
-if TYPE_CHECKING:
-    from agent.kubelet.devices.manager import DeviceManager
-
 log = logging.getLogger(__name__)
-VERSION = "v1beta1"
-FOLDER, SOCKET, BOOK = "device-plugins", "kubelet.sock", "devices.json"
+KIND, VERSION, SOCKET = "DevicePlugin", "v1beta1", "kubelet.sock"
+
+
+def extended(resource: str) -> bool:
+    """Whether a plugin may offer a resource of this name."""
+    return "/" in resource and not names.qualified_name(resource) and not resource.partition("/")[0].endswith(
+        "kubernetes.io")
 
 
 class Registrar:
-    """Gives `context` its devices. `changed(uids)` is called when what the node has is not what it was, with the pods
-    concerned; `cdi` says whether the runtime knows CDI devices."""
+    """Gives `devices` its plugins."""
 
-    def __init__(self, context: Context, changed: Callable[[set[str]], None], *, cdi: bool) -> None:
-        self._context, self._changed, self._cdi = context, changed, cdi
-        self._folder = context.node.root / FOLDER
+    def __init__(self, devices: Devices) -> None:
+        self._devices, self._folder = devices, devices.folder
         self._group: asyncio.TaskGroup
         self.listening = asyncio.Event()
-        if (self._folder / BOOK).exists():  # before any pod is looked at: what was lent stays lent
-            self._begin()
-
-    def _begin(self) -> DeviceManager:
-        from agent.kubelet.devices.manager import DeviceManager
-        if self._context.devices is None:
-            self._context.devices = DeviceManager(self._folder, self._context.clock, self._changed, cdi=self._cdi)
-        return self._context.devices
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -64,14 +58,38 @@ class Registrar:
         if request.version != VERSION:
             problem = f'requested API version "{request.version}" is not supported by kubelet. Supported version is ' \
                       f'"{VERSION}"'
-        elif "/" not in name or names.qualified_name(name) or name.partition("/")[0].endswith("kubernetes.io"):
+        elif not extended(name):
             problem = f'the ResourceName "{name}" is invalid'
         elif not request.endpoint or "/" in request.endpoint:
             problem = f'the endpoint "{request.endpoint}" is no name of a socket in {self._folder}'
         else:
-            follow = self._begin().follow(name, request.endpoint, request.options)
+            follow = self._devices.manager().follow(name, self._folder / request.endpoint, request.options)
             self._group.create_task(follow, name=f"devices {name}")
             return deviceplugin.Empty()
         log.warning("device plugin: %s", problem)
         await call.abort(grpc.StatusCode.INVALID_ARGUMENT, problem)
         return None
+
+    # --- what `registry` asks for
+
+    async def take(self, info: Any, endpoint: str, spawn: Spawn) -> str:
+        """Follow a plugin that was found in the folder; why not, "" when it is."""
+        if VERSION not in info.supported_versions:
+            return f"manager version, {VERSION}, is not among plugin supported versions {list(info.supported_versions)}"
+        if not extended(info.name):
+            return f"invalid name of device plugin: {info.name}"
+        try:
+            async with Plugin(endpoint) as plugin:
+                options = await plugin.devices.GetDevicePluginOptions(deviceplugin.Empty(), timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            return f"error when getting the plugin's options: {describe(error)}"
+        spawn(self._devices.manager().follow(info.name, endpoint, options), f"devices {info.name}")
+        return ""
+
+    async def left(self, name: str, spawn: Spawn) -> None:
+        """A plugin that was found in the folder has gone."""
+        spawn(self._devices.manager().drop(name), f"devices {name}")
+
+    async def tend(self) -> float:
+        """Nothing is due but what the plugins' own streams tell."""
+        return QUIET_SECONDS

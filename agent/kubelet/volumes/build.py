@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from agent.kubelet.admit import Place
 from agent.kubelet.volumes.claims import Claims
 from agent.kubelet.volumes.csi import CsiVolumes
-from agent.kubelet.volumes.csidrivers import Drivers
+from agent.kubelet.volumes.csidrivers import StorageDrivers
 from agent.kubelet.volumes.imagevolumes import ImageVolumes
 from agent.kubelet.volumes.manager import Volumes
 from agent.kubelet.volumes.mounts import Mounts
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 def build(root: Path, node: str, client: Client, clock: Clock, objects: Objects, place: Callable[[], Place],
           owner: Callable[[], dict[str, Any] | None], containerd: Connection | None,
-          outside: Path | None = None) -> tuple[Volumes, Drivers]:
-    """The volumes, and the drivers that are to be run. `place()` is the node as volumes ask for it, `owner()` its owner
+          outside: Path | None = None) -> tuple[Volumes, StorageDrivers]:
+    """The volumes, and the list of storage drivers. `place()` is the node as volumes ask for it, `owner()` its owner
     reference, None before it is registered; `containerd` is the runtime when it is that one; `outside` is `root` as
     storage drivers know it."""
-    drivers = Drivers(root, node, client, owner, clock)
+    drivers = StorageDrivers(node, client, owner)
     mounts = Mounts()
     images = ImageVolumes(containerd, mounts, clock) if containerd is not None else None
     tokens = Tokens(client, clock)

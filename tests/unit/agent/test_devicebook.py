@@ -57,7 +57,7 @@ def test_later_containers_take_over_what_init_containers_had(tmp_path: Path) -> 
         return api.AllocateResponse(container_responses=[api.ContainerAllocateResponse()])
 
     async def body() -> None:
-        manager = DeviceManager(tmp_path, FakeClock(), lambda uids: None, cdi=False)
+        manager = DeviceManager(tmp_path / "book", FakeClock(), lambda uids: None, cdi=False)
         manager.book.devices[RESOURCE] = {id: Device(True) for id in "abcd"}
         manager._endpoints[RESOURCE] = SimpleNamespace(  # type: ignore[assignment]
             plugin=SimpleNamespace(devices=SimpleNamespace(Allocate=allocate)), options=api.DevicePluginOptions())
@@ -65,7 +65,7 @@ def test_later_containers_take_over_what_init_containers_had(tmp_path: Path) -> 
                                                                                      restartPolicy="Always")))
         assert await manager.admit(made, lambda uid: True) is None
         assert calls == [("a", "b", "c"), ("a",), ("b", "c"), ("d",)]
-        again = DeviceManager(tmp_path, FakeClock(), lambda uids: None, cdi=False)
+        again = DeviceManager(tmp_path / "book", FakeClock(), lambda uids: None, cdi=False)
         assert again.book.given == manager.book.given and again.book.amounts() == {RESOURCE: (4, 0)}
         other = pod(wants("c", 1), uid="other")
         assert await manager.admit(other, lambda uid: True) == (
@@ -97,7 +97,7 @@ def test_a_plugin_that_goes_is_forgotten_unless_another_comes(tmp_path: Path, mo
 
     async def body() -> None:
         clock, told = FakeClock(), asyncio.Event()
-        manager = DeviceManager(tmp_path, clock, lambda uids: told.set(), cdi=False)
+        manager = DeviceManager(tmp_path / "book", clock, lambda uids: told.set(), cdi=False)
 
         async def counted(amounts: tuple[int, int]) -> None:
             async with asyncio.timeout(60):
@@ -131,7 +131,7 @@ def test_monitoring_is_told_of_cpus_and_devices() -> None:
 
     devices = SimpleNamespace(book=Book({RESOURCE: {"a": Device(True, (1,)), "b": Device(False)}},
                                         {"u": {"c": {RESOURCE: Grant(("a",))}}}))
-    context: Any = SimpleNamespace(cpus=Cpus(), devices=devices, node=SimpleNamespace(
+    context: Any = SimpleNamespace(cpus=Cpus(), devices=SimpleNamespace(lent=devices), node=SimpleNamespace(
         claims_file=lambda uid: Path("/nowhere")))
     ended = pod(uid="gone") | {"status": {"phase": "Failed"}}
     asked = PodResources(context, lambda: [pod("c", "d"), ended])

@@ -14,12 +14,13 @@ import grpc.aio
 import pytest
 from google.protobuf import message_factory
 
+from agent.kubelet import registry
 from agent.kubelet.admit import Place
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.volumes import csidrivers, ownership, subpaths
+from agent.kubelet.volumes import ownership, subpaths
 from agent.kubelet.volumes.claims import Claims
 from agent.kubelet.volumes.csi import CsiVolumes
-from agent.kubelet.volumes.csidrivers import Drivers
+from agent.kubelet.volumes.csidrivers import KIND, StorageDrivers
 from agent.kubelet.volumes.manager import Volumes
 from agent.kubelet.volumes.tokens import Tokens
 from controlplane.machinery.clock import SYSTEM, FakeClock
@@ -119,12 +120,12 @@ def test_why_a_claim_is_not_mounted_is_said(tmp_path, objects, says):
 def test_drivers_find_the_kubelet_where_their_manifests_say(tmp_path):
     ledger, root, usual = Ledger(tmp_path / "ledger"), tmp_path / "root", tmp_path / "var/lib/kubelet"
     root.mkdir()
-    assert csidrivers.home(root, usual, ledger) == usual and usual.readlink() == root
-    assert csidrivers.home(root, usual, ledger) == usual  # after a restart too
+    assert registry.home(root, usual, ledger) == usual and usual.readlink() == root
+    assert registry.home(root, usual, ledger) == usual  # after a restart too
     ledger.undo()
     assert not usual.exists()
     usual.mkdir(parents=True)  # somebody else's kubelet
-    assert csidrivers.home(root, usual, ledger) == root
+    assert registry.home(root, usual, ledger) == root
 
 
 def test_a_sub_path_needs_all_its_variables():
@@ -190,8 +191,8 @@ def test_a_storage_driver_is_heard_of_and_its_volumes_staged_published_and_given
 
     async def main():
         driver = Driver()
-        drivers = Drivers(root, "n1", api, lambda: {"kind": "Node", "name": "n1"})  # type: ignore[arg-type]
-        running = asyncio.create_task(drivers.run())
+        drivers = StorageDrivers("n1", api, lambda: {"kind": "Node", "name": "n1"})  # type: ignore[arg-type]
+        running = asyncio.create_task(registry.Registry(root, {KIND: drivers}).run())
         await until(lambda: (root / "plugins_registry").is_dir())
         server = await driver.listen(root / "plugins_registry/d.sock")
         await until(lambda: driver.named("NotifyRegistrationStatus"))
@@ -217,6 +218,7 @@ def test_a_storage_driver_is_heard_of_and_its_volumes_staged_published_and_given
         await server.stop(0)
         (root / "plugins_registry/d.sock").unlink(missing_ok=True)
         await until(lambda: drivers.socket("d.example") is None)
+        await until(lambda: api.objects["csinodes", "n1"]["spec"]["drivers"] == [])
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
 

@@ -12,6 +12,7 @@ import pytest
 
 from agent.kubelet import plan
 from agent.kubelet.cri.runtime import Unreachable
+from agent.kubelet.devices.devices import Devices
 from agent.kubelet.model import ObservedPod, RuntimeEvent
 from agent.kubelet.specs import Node
 from agent.kubelet.worker import Worker
@@ -69,9 +70,10 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def context(folder: Path, runtime: SlowRuntime, client: Client) -> Any:
-    return SimpleNamespace(node=Node("n1", ("10.0.0.1",), folder, folder), runtime=runtime, client=client, clock=SYSTEM,
-                           checks=None, devices=None, probing=asyncio.Semaphore(1), others=lambda uid: [],
-                           claims=None, place=lambda: None, tell=lambda *arguments: None)
+    node = Node("n1", ("10.0.0.1",), folder, folder)
+    return SimpleNamespace(node=node, runtime=runtime, client=client, clock=SYSTEM, checks=None,
+                           devices=Devices(node, client, SYSTEM), probing=asyncio.Semaphore(1),  # type: ignore[arg-type]
+                           others=lambda uid: [], place=lambda: None, tell=lambda *arguments: None)
 
 
 def test_a_container_that_was_being_started_is_not_taken_for_a_leftover(tmp_path: Path) -> None:
