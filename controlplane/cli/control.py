@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from controlplane.cli.patience import Patience, work
 from controlplane.cli.supervisor import start_time
-from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
-ANSWER_SECONDS = 5.0  # the supervisor answers from memory
+ANSWER_SECONDS = 30.0  # the supervisor answers from memory, but may be on a core that others hold
 STOP_SECONDS = 120.0  # all components with their own grace
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -95,12 +95,12 @@ def start(paths: Paths, components: Path) -> None:
             [sys.executable, "-m", "controlplane.cli.supervisor", str(components), str(paths.run), str(paths.log)],
             env={**os.environ, **environment()}, cwd="/", start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=out, stderr=out)
-    deadline = SYSTEM.monotonic() + 10
+    patience = Patience()
     while status(paths) is None:
         try:
             code = child.wait(0.05)
         except subprocess.TimeoutExpired:
             code = None
-        if code is not None or SYSTEM.monotonic() > deadline:
+        if code is not None or patience.ended(work([child.pid])):
             raise Finding("the supervisor did not start", f"its log: {paths.log / 'supervisor.log'}",
                           "read the log's last lines")

@@ -13,6 +13,7 @@ from typing import Any
 
 from controlplane.cli import inpod
 from controlplane.cli.output import say, step
+from controlplane.cli.patience import PAUSE, Patience
 from controlplane.client.rest import Client
 from controlplane.machinery import objects, resources
 from controlplane.machinery.clock import SYSTEM
@@ -20,8 +21,7 @@ from controlplane.machinery.errors import AlreadyExists, Finding
 
 NAME, NAMESPACE, REPLICAS = "demo", "default", 3
 DEPLOYMENTS, SERVICES, PODS = (resources.named(n) for n in ("deployments.apps", "services", "pods"))
-READY_SECONDS = 120.0  # a cold machine unpacks an image and starts three pods
-ASK_SECONDS = 30.0  # to see every replica answer; random balancing needs about ten requests
+ASK_SECONDS = 30.0  # without another replica answering; random balancing needs about ten requests for all
 REQUEST_SECONDS = 5.0  # one request; longer means the rules are not there
 
 
@@ -49,18 +49,18 @@ async def _create(client: Client, image: str) -> None:
 
 async def _ready(client: Client) -> list[dict[str, Any]]:
     """The demo's pods once all are ready. Raises Finding with what the pods say."""
-    deadline = SYSTEM.monotonic() + READY_SECONDS
+    patience = Patience()
     while True:
         pods, _ = await client.list(PODS, NAMESPACE, labels=f"app={NAME}")
         alive = [p for p in pods if not p["metadata"].get("deletionTimestamp")]
         ready = [p for p in alive if (objects.condition(p, "Ready") or {}).get("status") == "True"]
         if len(ready) == len(alive) == REPLICAS:
             return ready
-        if SYSTEM.monotonic() > deadline:
-            raise Finding(f"only {len(ready)} of {REPLICAS} demo pods are ready after {READY_SECONDS:.0f} s",
+        if patience.ended([p.get("status") for p in alive]):
+            raise Finding(f"only {len(ready)} of {REPLICAS} demo pods are ready",
                           "; ".join(_complaint(p) for p in alive if p not in ready),
                           f"kubectl describe pods -l app={NAME}")
-        await SYSTEM.sleep(0.2)
+        await SYSTEM.sleep(PAUSE)
 
 
 def _complaint(pod: dict[str, Any]) -> str:
@@ -82,9 +82,9 @@ def _fetch(address: str) -> str:
 async def _all_answer(names: set[str], ask: Any) -> dict[str, int]:
     """Ask until every pod of `names` has answered; how often each did. Raises Finding."""
     seen = dict.fromkeys(sorted(names), 0)
-    deadline, trouble = SYSTEM.monotonic() + ASK_SECONDS, ""
+    patience, trouble = Patience(ASK_SECONDS), ""
     while not all(seen.values()):
-        if SYSTEM.monotonic() > deadline:
+        if patience.ended([bool(count) for count in seen.values()]):
             silent = ", ".join(n for n, count in seen.items() if not count)
             raise Finding(f"no answer through the service from {silent}", trouble,
                           f"./pelamis status; kubectl get endpointslices -l kubernetes.io/service-name={NAME}")
@@ -92,7 +92,7 @@ async def _all_answer(names: set[str], ask: Any) -> dict[str, int]:
             answer = await ask()
         except (OSError, Finding) as error:
             trouble = str(error)
-            await SYSTEM.sleep(0.1)
+            await SYSTEM.sleep(PAUSE)
             continue
         for name in names:
             if name in answer:

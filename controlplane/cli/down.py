@@ -29,7 +29,8 @@ GONE_SECONDS = 10.0  # for a killed process to leave
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("down", help="stop the cluster; with --purge leave the machine as it was")
-    parser.add_argument("--purge", action="store_true", help="delete everything, the store included")
+    parser.add_argument("--purge", action="store_true", help="undo every change to the machine, the store "
+                        "included; what is yours is kept")
     parser.add_argument("--keep-packages", action="store_true", help="with --purge: leave Debian packages installed")
     parser.set_defaults(run=run)
 
@@ -121,12 +122,17 @@ def kill_shims(paths: Paths) -> None:
 
 def _undo(paths: Paths, keep_packages: bool) -> int:
     """Replay the ledger backwards. Exit code 1 when something could not be undone, with the reason of each."""
-    ledger = Ledger(paths.ledger)
-    done = ledger.undo(keep=("package",) if keep_packages else (), say=lambda line: say(f"  {line}"))
+    from controlplane.hosts import belongings
+    ledger, kept = Ledger(paths.ledger), belongings.found(paths)
+    done = ledger.undo(keep=("package",) if keep_packages else (), say=lambda line: say(f"  {line}"),
+                       spare=[thing.path for thing in kept])
     for finding in ledger.findings:
         say(f"  {bad('not undone')}: {finding}")
     if ledger.findings:
         say("run the same command again when that is mended")
         return 1
-    say(f"{len(done)} changes undone: this machine is as it was" if done else "there was nothing to undo")
+    for thing in kept:
+        say(f"kept: {thing.path}, {thing.told}")
+    but = ", but for what was kept" if kept else ""
+    say(f"{len(done)} changes undone: this machine is as it was{but}" if done else "there was nothing to undo")
     return 0

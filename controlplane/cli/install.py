@@ -90,13 +90,13 @@ def _bundled_images(args: argparse.Namespace, layout: Layout, now: Settings) -> 
 
 async def _finish(layout: Layout, now: Settings) -> None:
     from controlplane.cli import addons
-    from controlplane.cli.up import node_ready
+    from controlplane.cli.patience import node_takes_pods
     from controlplane.client.config import load
     from controlplane.client.rest import Client
     from controlplane.hosts import membership
     async with Client(load(layout.paths.admin_kubeconfig), user_agent="pelamis-install") as client:
         with step(f"waiting for node {now.node_name} to be ready"):
-            await node_ready(client, now.node_name)
+            await node_takes_pods(client, now.node_name)
         with step("making what belongs to every cluster: DNS, and how others join"):
             await addons.ensure(client, now)
             await membership.welcome(client, layout.paths, now, layout.version)
@@ -124,7 +124,7 @@ def run_agent(args: argparse.Namespace) -> int:
     now = install.start(layout, services, step, say)
     _bundled_images(args, layout, now)
     with step(f"waiting for node {now.node_name} to be ready"):
-        asyncio.run(joining.ready(layout.paths, now))
+        asyncio.run(joining.ready(layout.paths, now.node_name))
     say()
     say(good(f"{now.node_name} is a node of {now.server}."))
     return 0

@@ -8,14 +8,14 @@ from controlplane.cli.output import bad, good, say, step
 
 
 def register(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser("reset", help="undo `install`: leave this host as it was, but for volumes' data")
+    parser = commands.add_parser("reset", help="undo `install`: leave this host as it was, but for what is yours")
     parser.add_argument("--keep-packages", action="store_true", help="leave Debian packages installed")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     from controlplane.cli.preflight import check_root
-    from controlplane.hosts import census, commands, reset
+    from controlplane.hosts import belongings, census, commands, reset
     from controlplane.hosts.services import Services
     check_root()
     layout, services = commands.layout(), Services()
@@ -31,15 +31,17 @@ def run(args: argparse.Namespace) -> int:
     if findings:
         say("run the same command again when that is mended")
         return 1
-    kept = reset.volumes(layout)
-    for folder, size in kept:
-        say(f"kept: {folder} ({size} bytes), the data of a persistent volume; remove it yourself when it is of no use")
+    kept = belongings.found(layout.paths)
+    for thing in kept:
+        say(f"kept: {thing.path}, {thing.told}")
     if before is None:
         return 0
-    lines, same = reset.proof(before, census.take(layout.paths.root), kept)
+    lines, same = reset.proof(before, census.take(layout.paths.root),
+                              [str(thing.path.relative_to(layout.paths.root)) for thing in kept])
     say()
     say("This host before the install and now:")
     for line in lines:
         say(f"  {line}")
-    say(good("This host is as it was.") if same else bad("This host is not as it was: see above."))
+    but = ", but for what was kept" if kept else ""
+    say(good(f"This host is as it was{but}.") if same else bad("This host is not as it was: see above."))
     return 0 if same else 1

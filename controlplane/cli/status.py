@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
-from controlplane.cli import control
 from controlplane.cli.output import bad, columns, good, say
 from controlplane.machinery.paths import Paths
 
@@ -24,19 +22,9 @@ def age(seconds: float) -> str:
     return f"{whole // 60}m" if whole < 7200 else f"{whole // 3600}h"
 
 
-def _under_systemd(paths: Paths) -> list[dict[str, Any]] | None:
-    from controlplane.hosts import running
-    from controlplane.hosts.layout import Layout
-    from controlplane.hosts.services import Services
-    found = Layout(paths)
-    return running.rows(Layout(paths, found.installed), Services()) if found.installed else None
-
-
 def run(args: argparse.Namespace) -> int:
-    paths = Paths.from_environment()
-    rows = control.status(paths)
-    if rows is None:
-        rows = _under_systemd(paths)
+    from controlplane.hosts import running
+    rows = running.processes(Paths.from_environment())
     healthy = bool(rows) and all(r["state"] == "running" for r in rows or [])
     if args.output == "json":
         print(json.dumps({"running": rows is not None, "healthy": healthy, "components": rows or []}, indent=2))

@@ -10,18 +10,17 @@ import argparse
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from controlplane.cli import components, control, preflight
+from controlplane.cli import components, control, patience, preflight
 from controlplane.cli.output import columns, good, say, step
 from controlplane.cli.settings import Settings, check_ranges, default_node_name, family_of, load, save
-from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from netsetup.ledger import Ledger
 
-READY_SECONDS = 90.0  # the slowest step is a cold import of all libraries on one slow core
-
+if TYPE_CHECKING:
+    from controlplane.client.rest import Client
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("up", help="install what is missing and start a one-node cluster")
@@ -102,26 +101,7 @@ def _start(paths: Paths, settings: Settings, ledger: Ledger, running: bool, sche
     if not running:
         with step("starting " + ", ".join(c.name for c in wanted)):
             control.start(paths, file)
-            wait_running(paths)
-
-
-def wait_running(paths: Paths) -> None:
-    """Until every component says it is ready. Raises Finding naming those that are not."""
-    deadline = SYSTEM.monotonic() + READY_SECONDS
-    while True:
-        rows = control.status(paths) or []
-        late = [r for r in rows if r["state"] != "running"]
-        if rows and not late:
-            return
-        if SYSTEM.monotonic() > deadline:
-            raise Finding("not everything started",
-                          "; ".join(f"{r['name']} is {r['state']}: {r['reason'] or 'see ' + r['log']}" for r in late),
-                          "./pelamis status")
-        _pause(0.1)
-
-
-def _pause(seconds: float) -> None:
-    asyncio.run(SYSTEM.sleep(seconds))
+            asyncio.run(patience.processes_run(lambda: control.status(paths)))
 
 
 async def _finish(paths: Paths, settings: Settings, demo: bool) -> None:
@@ -130,7 +110,7 @@ async def _finish(paths: Paths, settings: Settings, demo: bool) -> None:
     from controlplane.client.rest import Client
     async with Client(kubeconfig(paths.admin_kubeconfig), user_agent="pelamis-up") as client:
         with step(f"waiting for node {settings.node_name} to be ready"):
-            await node_ready(client, settings.node_name)
+            await patience.node_takes_pods(client, settings.node_name)
         with step("making what belongs to every cluster: DNS"):
             await addons.ensure(client, settings)
         address = ""
@@ -153,25 +133,7 @@ async def _finish(paths: Paths, settings: Settings, demo: bool) -> None:
     say("  ./pelamis status; ./pelamis down")
 
 
-async def node_ready(client: Any, name: str) -> None:
-    """Wait until a node is ready and takes pods. Raises Finding."""
-    from controlplane.machinery import objects, resources
-    from controlplane.machinery.errors import ApiError
-    deadline, last = SYSTEM.monotonic() + READY_SECONDS, ""
-    while SYSTEM.monotonic() < deadline:
-        try:
-            node = await client.get(resources.named("nodes"), name)
-            ready = objects.condition(node, "Ready") or {}
-            if ready.get("status") == "True" and not (node.get("spec") or {}).get("taints"):
-                return
-            last = ready.get("message", "it has not reported yet")
-        except ApiError as error:
-            last = str(error)
-        await SYSTEM.sleep(0.1)
-    raise Finding(f"node {name} is not ready after {READY_SECONDS:.0f} s", last, "./pelamis status")
-
-
-async def _show(client) -> None:  # type: ignore[no-untyped-def]
+async def _show(client: Client) -> None:
     """Nodes, pods and services as kubectl would print them: the server makes the tables."""
     import json
 

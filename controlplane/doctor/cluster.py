@@ -15,15 +15,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from controlplane.cli import control, settings
+from controlplane.cli import settings
 from controlplane.cli.settings import Settings
 from controlplane.doctor import gather
 from controlplane.doctor.checks import KUBELET
 from controlplane.doctor.echo import echo
 from controlplane.doctor.facts import Certificate, Node, Peer
 from controlplane.hosts import running
-from controlplane.hosts.layout import Layout
-from controlplane.hosts.services import Services
 from controlplane.machinery import objects
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import ApiError, Finding
@@ -49,11 +47,7 @@ def node(paths: Paths) -> Node:
 
 
 def _services(paths: Paths) -> tuple[tuple[str, str, str], ...]:
-    rows = control.status(paths)
-    if rows is None:
-        installed = Layout(paths).installed
-        rows = running.rows(Layout(paths, installed), Services()) if installed else None
-    return tuple((r["name"], r["state"], r["reason"]) for r in rows or ())
+    return tuple((r["name"], r["state"], r["reason"]) for r in running.processes(paths) or ())
 
 
 def _certificates(paths: Paths) -> tuple[Certificate, ...]:

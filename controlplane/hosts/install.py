@@ -13,13 +13,11 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from controlplane.cli import control, node, preflight, settings
-from controlplane.cli.components import Component
 from controlplane.cli.settings import Settings
-from controlplane.hosts import census, options, prepare, product, units
+from controlplane.hosts import census, options, prepare, product, running, units
 from controlplane.hosts.layout import TARGET, USERS, Layout, unit
 from controlplane.hosts.services import Services
 from controlplane.machinery import files
@@ -28,7 +26,6 @@ from controlplane.machinery.paths import Paths
 from netsetup.ledger import Ledger
 
 Step = Callable[[str], AbstractContextManager[None]]
-COMPILED = {"PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def look(paths: Paths, wanted: Settings | None) -> Settings | None:
@@ -87,21 +84,15 @@ def put(layout: Layout, wanted: Settings, services: Services, step: Step, source
         node.prepare(layout.paths, wanted, ledger)
         settings.save(layout.settings, wanted)
         _own(layout, wanted, services)
-        options.write(layout, components(layout, wanted))
+        options.write(layout, running.components(layout, wanted))
     with step("writing systemd units"):
         write_units(layout, wanted, ledger)
         services.reload()
 
 
-def components(layout: Layout, wanted: Settings) -> list[Component]:
-    """The node's processes as their units run them."""
-    env = {"PYTHONPATH": str(layout.folder), **COMPILED}
-    return node.components(layout.paths, replace(wanted, node_ip="${NODE_IP}"), str(layout.python), env)
-
-
 def write_units(layout: Layout, wanted: Settings, ledger: Ledger) -> None:
     """Unit files, the links that enable them, and the runtime folder's entry."""
-    files = units.render(layout, wanted, components(layout, wanted))
+    files = units.render(layout, wanted, running.components(layout, wanted))
     ledger.make_directory(layout.units)
     for name, text in files.items():
         _file(layout.units / name, text, ledger)
@@ -117,17 +108,8 @@ def start(layout: Layout, services: Services, step: Step, say: prepare.Say) -> S
     now = prepare.prepare(layout, services, say)
     with step("starting the services"):
         services.start(TARGET, *units.TIMERS[:1 if now.server else 2])
-        wait(layout, now, services)
+        running.wait(layout, services)
     return now
-
-
-def wait(layout: Layout, now: Settings, services: Services) -> None:
-    """Every service must be active. Raises Finding with the last words of one that is not."""
-    for component in components(layout, now):
-        state = services.state(unit(component.name))
-        if state.active != "active":
-            raise Finding(f"{state.unit} does not start", f"it is {state.active} ({state.detail}), {state.result}",
-                          f"journalctl -b -n 30 -u {state.unit}")
 
 
 def note(layout: Layout) -> None:

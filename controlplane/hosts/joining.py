@@ -24,7 +24,6 @@ from controlplane.client.config import ClientConfig
 from controlplane.client.rest import Client, Unreachable
 from controlplane.hosts import membership
 from controlplane.machinery import files, objects
-from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import ApiError, Finding, Forbidden, NotFound, Unauthorized
 from controlplane.machinery.paths import Paths
 from controlplane.machinery.resources import named
@@ -33,8 +32,6 @@ from netsetup.ledger import Ledger
 
 TOKEN = re.compile(r"[a-z0-9]{6}\.[a-z0-9]{16}")
 HASH = re.compile(r"sha256:[0-9a-f]{64}")
-READY_SECONDS = 120.0
-PAUSE = 0.2
 Obj = dict[str, Any]
 
 
@@ -168,18 +165,9 @@ async def _name_is_free(client: Client, name: str) -> None:
                       "hostnamectl set-hostname another-name, or give --node-name")
 
 
-async def ready(paths: Paths, now: Settings) -> None:
-    """Wait until this node is ready, as the cluster sees it. Raises Finding."""
+async def ready(paths: Paths, node: str, since: float = 0.0) -> None:
+    """Wait until this node is ready, as the cluster sees it, by a report made after `since`. Raises Finding."""
+    from controlplane.cli import patience
     from controlplane.client.config import load
-    deadline, last = SYSTEM.monotonic() + READY_SECONDS, "it has not reported yet"
     async with Client(load(paths.kubeconfig("node")), user_agent="pelamis-join") as client:
-        while SYSTEM.monotonic() < deadline:
-            try:
-                condition = objects.condition(await client.get(named("nodes"), now.node_name), "Ready") or {}
-                if condition.get("status") == "True":
-                    return
-                last = condition.get("message", last)
-            except ApiError as error:
-                last = str(error)
-            await SYSTEM.sleep(PAUSE)
-    raise Finding(f"node {now.node_name} is not ready", last, "journalctl -b -n 50 -u pelamis-agent")
+        await patience.node_takes_pods(client, node, since)

@@ -1,20 +1,19 @@
 """A host as it was before the install: everything stopped, every change undone, and the proof printed.
 
-Owns the order: agent, pods, services, then the ledger newest first. Promises that data of persistent volumes is kept
-and named, that it may be interrupted and run again, and that the proof is a comparison with what the host was like
-before the first change. Called by the command `reset`.
+Owns the order: agent, pods, services, then the ledger newest first. Promises that what is the user's is kept, that it
+may be interrupted and run again, and that the proof is a comparison with what the host was like before the first
+change. Called by the command `reset`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 from controlplane.cli import down, settings
-from controlplane.hosts import census
+from controlplane.hosts import belongings, census
 from controlplane.hosts.census import Census
 from controlplane.hosts.layout import TARGET, Layout, unit
 from controlplane.hosts.services import Services
@@ -64,27 +63,23 @@ def first(layout: Layout) -> Census | None:
 
 
 def undo_all(layout: Layout, services: Services, say: Say, keep: tuple[str, ...] = ()) -> list[Finding]:
-    """Undo the ledger; what could not be undone. The data of volumes stays where it is."""
+    """Undo the ledger; what could not be undone. What is the user's stays where it is."""
     ledger = Ledger(layout.paths.ledger)
-    ledger.undo(keep=keep, say=say, spare=[layout.paths.volumes] if volumes(layout) else [])
+    ledger.undo(keep=keep, say=say, spare=[thing.path for thing in belongings.found(layout.paths)])
     services.control("daemon-reload", check=False)
     services.control("reset-failed", check=False)
     return ledger.findings
 
 
-def volumes(layout: Layout) -> list[tuple[Path, int]]:
-    """The folders of persistent volumes that are kept, and the bytes in each."""
-    if not layout.paths.volumes.is_dir():
-        return []
-    return [(folder, sum(f.lstat().st_size for f in folder.rglob("*") if f.is_file()))
-            for folder in sorted(layout.paths.volumes.iterdir())]
-
-
-def proof(before: Census, after: Census, kept: list[tuple[Path, int]]) -> tuple[list[str], bool]:
-    """Lines that show the host before and after, and whether they are the same but for kept volumes. Pure."""
-    found = census.differences(before, after)
-    if kept and found.get("folders") == ["+ var/lib/pelamis"]:
-        del found["folders"]
+def proof(before: Census, after: Census, kept: Sequence[str] = ()) -> tuple[list[str], bool]:
+    """Lines that show the host before and after, and whether they are the same but for what is kept (paths below the
+    root, and the folders on the way to them). Pure."""
+    def expected(line: str) -> bool:
+        sign, path = line[:2], line[2:]
+        return sign == "+ " and any(path == name or path.startswith((name + "/", name + " "))
+                                    or name.startswith(path + "/") for name in kept)
+    found = {section: left for section, lines in census.differences(before, after).items()
+             if (left := [line for line in lines if not expected(line)])}
     lines = []
     for section in before:
         lines.append(f"{section}: {len(before[section])} before, {len(after.get(section, []))} after, "

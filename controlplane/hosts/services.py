@@ -12,9 +12,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from controlplane.cli.patience import Patience, work
 from controlplane.machinery.errors import Finding
 
-COMMAND_SECONDS = 180  # starting a target waits for its services, each of which may take tens of seconds
+COMMAND_SECONDS = 180  # stopping waits for every process, each of which has its own grace
+LOOK_SECONDS = 1.0  # between two looks at what starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +52,36 @@ class Services:
         self.control("daemon-reload")
 
     def start(self, *units: str) -> None:
-        self.control("start", *units)
+        self._bring_up("start", *units)
 
     def restart(self, *units: str) -> None:
-        self.control("restart", *units)
+        self._bring_up("restart", *units)
+
+    def _bring_up(self, *command: str) -> None:
+        """Start units, and wait for as long as they get on. Raises Finding naming those that do not."""
+        patience = Patience()
+        with subprocess.Popen(["systemctl", "--no-ask-password", *command], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, text=True) as asked:
+            while True:
+                try:
+                    said, _ = asked.communicate(timeout=LOOK_SECONDS)
+                    break
+                except subprocess.TimeoutExpired:
+                    starting = self._starting()
+                if patience.ended((starting, work(starting.values()))):
+                    asked.kill()
+                    raise Finding(f"{', '.join(starting) or command[-1]} does not start", "nothing gets on any more",
+                                  f"journalctl -b -n 50 -u {next(iter(starting), command[-1])}")
+        if asked.returncode:
+            raise Finding(f"systemctl {' '.join(command)} failed", said.strip()[-500:],
+                          f"journalctl -b -n 50 -u {command[-1]}")
+
+    def _starting(self) -> dict[str, int]:
+        """Our units that are about to run: unit → main process, those without one left out."""
+        text = self.control("show", "pelamis*", "-p", "Id,ActiveState,MainPID", check=False)
+        shown = [dict(line.split("=", 1) for line in block.splitlines()) for block in text.strip().split("\n\n")]
+        return {unit["Id"]: int(unit["MainPID"]) for unit in shown
+                if unit.get("ActiveState") == "activating" and int(unit.get("MainPID") or 0)}
 
     def stop(self, *units: str) -> None:
         """Stop units; those systemd does not know are stopped already."""

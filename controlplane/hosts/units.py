@@ -18,7 +18,7 @@ from controlplane.cli.settings import Settings
 from controlplane.hosts.layout import TARGET, USERS, Layout, unit
 
 WATCHDOG_SECONDS = 60  # a process whose loop hangs this long is of no use: far beyond any honest pause
-START_SECONDS = 120  # a cold disk and a slow core
+START_SECONDS = 600  # an emulated machine's; who waits for a start gives up earlier where nothing gets on
 RESTART_SECONDS = 1
 PREPARE = unit("prepare")
 SNAPSHOT = unit("snapshot")

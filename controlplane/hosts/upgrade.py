@@ -16,7 +16,7 @@ from pathlib import Path
 
 from controlplane.cli.settings import Settings
 from controlplane.doctor.checks import compatible
-from controlplane.hosts import install, membership, options, product
+from controlplane.hosts import install, joining, membership, options, product, running
 from controlplane.hosts.layout import Layout, unit
 from controlplane.hosts.services import Services
 from controlplane.machinery.clock import SYSTEM
@@ -25,8 +25,6 @@ from controlplane.machinery.resources import named
 from netsetup.ledger import Ledger
 
 Step = Callable[[str], AbstractContextManager[None]]
-HEALTHY_SECONDS = 90.0  # for the node to be ready in the eyes of its server
-PAUSE = 0.5
 
 
 def upgrade(new: Layout, kept: Settings, services: Services, step: Step, source: Path = product.SOURCE) -> None:
@@ -59,8 +57,8 @@ def switch(old: Layout, new: Layout, kept: Settings, services: Services, step: S
         with step(f"starting {new.version}; containers run on"):
             _use(new, kept, services, before)
         with step("looking whether it is healthy"):
-            install.wait(new, kept, services)
-            asyncio.run(healthy(new, kept))
+            running.wait(new, services)
+            asyncio.run(joining.ready(new.paths, kept.node_name, SYSTEM.now()))
     except Finding as finding:
         with step(f"going back to {old.version}"):
             for path, text in before.items():
@@ -68,7 +66,7 @@ def switch(old: Layout, new: Layout, kept: Settings, services: Services, step: S
             product.use(old, Ledger(old.paths.ledger))
             services.reload()
             services.restart(*_processes(old, kept))
-            install.wait(old, kept, services)
+            running.wait(old, services)
         why = finding.fact + (f": {finding.because}" if finding.because else "")
         raise Finding(f"version {new.version} is not healthy, {old.version} runs again", why, finding.fix) from finding
 
@@ -99,37 +97,11 @@ async def server_version(layout: Layout, kept: Settings) -> str:
                       "an agent is upgraded while its server runs") from None
 
 
-async def healthy(layout: Layout, kept: Settings) -> None:
-    """The node must be ready, by a report made after this moment. Raises Finding."""
-    from controlplane.client.config import load
-    from controlplane.client.rest import Client
-    from controlplane.machinery import objects
-    begun, deadline, last = SYSTEM.now(), SYSTEM.monotonic() + HEALTHY_SECONDS, ""
-    async with Client(load(layout.paths.kubeconfig("node")), user_agent="pelamis-upgrade") as client:
-        while SYSTEM.monotonic() < deadline:
-            try:
-                node = await client.get(named("nodes"), kept.node_name)
-                lease = await client.get(named("leases.coordination.k8s.io"), kept.node_name, "kube-node-lease")
-                ready = objects.condition(node, "Ready") or {}
-                if ready.get("status") == "True" and _renewed(lease) >= begun:
-                    return
-                last = ready.get("message", "it has not reported since")
-            except ApiError as error:
-                last = str(error)
-            await SYSTEM.sleep(PAUSE)
-    raise Finding(f"node {kept.node_name} is not ready", last, "journalctl -b -n 50 -u pelamis-agent")
-
-
-def _renewed(lease: dict[str, dict[str, str]]) -> float:
-    from controlplane.machinery.clock import parse_rfc3339
-    return parse_rfc3339(lease["spec"]["renewTime"]) + 1.0  # clocks and their rounding
-
-
 def _use(new: Layout, kept: Settings, services: Services, before: dict[Path, str]) -> None:
     ledger = Ledger(new.paths.ledger)
     product.use(new, ledger)
     install.write_units(new, kept, ledger)
-    options.write(new, install.components(new, kept))
+    options.write(new, running.components(new, kept))
     services.reload()
     names = _processes(new, kept)
     runtime = new.units / unit("containerd")
@@ -139,7 +111,7 @@ def _use(new: Layout, kept: Settings, services: Services, before: dict[Path, str
 
 
 def _processes(layout: Layout, kept: Settings) -> list[str]:
-    return [unit(c.name) for c in install.components(layout, kept) if c.name != "containerd"]
+    return [unit(c.name) for c in running.components(layout, kept) if c.name != "containerd"]
 
 
 def _backup(layout: Layout) -> None:

@@ -78,13 +78,15 @@ def given_up(machine: Machine, before: census.Census, line: int, *install: str) 
 
 
 def kept_data(machine: Machine, stride: int) -> int:
-    """Kill resets of a host with a persistent volume until one gets through; how often."""
-    data = machine.root / "var/lib/pelamis/volumes/pvc-1/precious"
-    data.parent.mkdir(parents=True)
-    data.write_text("data")
+    """Kill resets of a host with a persistent volume and a file of the user's until one gets through; how often."""
+    kept = [machine.root / name for name in ("var/lib/pelamis/volumes/pvc-1/precious", "etc/pelamis/certs.d/lab")]
+    for file in kept:
+        file.parent.mkdir(parents=True)
+        file.write_text("data")
     times = sweep(machine, stride, "reset")
-    assert data.read_text() == "data"
-    machine.run("rm", "-r", "/var/lib/pelamis")
+    for folder in ("etc/pelamis", "var/lib/pelamis"):
+        assert [f.read_text() for f in (machine.root / folder).rglob("*") if f.is_file()] == ["data"]
+    machine.run("rm", "-r", "/etc/pelamis", "/var/lib/pelamis")
     return times
 
 

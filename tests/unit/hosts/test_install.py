@@ -7,7 +7,7 @@ import pytest
 
 from controlplane.cli import node
 from controlplane.cli.settings import Settings
-from controlplane.hosts import census, install, prepare, product, reset, units
+from controlplane.hosts import belongings, census, install, prepare, product, reset, running, units
 from controlplane.hosts.layout import Layout
 from controlplane.hosts.services import State
 from controlplane.machinery.paths import Paths
@@ -62,7 +62,8 @@ def host(tmp_path, monkeypatch):
     services = FakeServices()
 
     def prepare(paths, settings, ledger):
-        for folder in (paths.etc, paths.lib, paths.run, paths.store.parent, paths.kubelet):
+        ledger.share_directory(paths.etc)
+        for folder in (paths.lib, paths.run, paths.store.parent, paths.kubelet):
             ledger.make_directory(folder)
         return False
 
@@ -129,23 +130,32 @@ def test_killed_at_every_change(host, monkeypatch):
     assert kill_at > 15
 
 
-def test_data_of_volumes_is_kept(host):
+def test_what_is_the_users_is_kept(host):
     layout, services, _ = host
     before = census.take(layout.paths.root)
     put(host)
     data = layout.paths.volumes / "pvc-1/data"
     data.parent.mkdir(parents=True)
     data.write_text("precious")
-    kept = reset.volumes(layout)
+    pod, flags = layout.paths.manifests / "mine.yaml", layout.paths.etc / "agent.conf"
+    pod.parent.mkdir()
+    pod.write_text("kind: Pod")
+    assert belongings.ours("agent.conf", flags), "as we wrote it"
+    flags.write_text(flags.read_text().replace('FLAGS=""', 'FLAGS="--v=2"'))
+    kept = belongings.found(layout.paths)
     assert not reset.undo_all(layout, services, lambda line: None)
-    assert data.read_text() == "precious" and kept == [(data.parent, 8)]
+    assert data.read_text() == "precious" and pod.read_text() == "kind: Pod" and "--v=2" in flags.read_text()
+    assert {thing.path for thing in kept} == {data.parent, pod, flags} and "8 bytes" in kept[0].told
+    assert {p for p in layout.paths.etc.rglob("*") if p.is_file()} == {pod, flags}
     left = {p for p in layout.paths.lib.rglob("*") if p.is_file()}
     assert left == {data}
-    lines, same = reset.proof(before, census.take(layout.paths.root), kept)
-    assert not same and any("pvc-1" in line for line in lines)
+    names = [str(thing.path.relative_to(layout.paths.root)) for thing in kept]
+    assert reset.proof(before, census.take(layout.paths.root), names)[1]
+    assert not reset.proof(before, census.take(layout.paths.root), names[1:])[1]
     put(host)
     assert not reset.undo_all(layout, services, lambda line: None)
     assert {p for p in layout.paths.lib.rglob("*") if p.is_file()} == {data}, "also after an install on top of it"
+    assert {p for p in layout.paths.etc.rglob("*") if p.is_file()} == {pod, flags}
 
 
 def test_a_census_tells_what_changed():
@@ -159,13 +169,13 @@ def test_a_census_tells_what_changed():
     loaded = {"settings": ["net/a = 1"]}
     assert census.differences(loaded, {"settings": ["net/a = 1", "net/netfilter/b = 7"]}) == {}
     assert census.differences(loaded, {"settings": ["net/a = 2"]}) == {"settings": ["- net/a = 1", "+ net/a = 2"]}
-    lines, same = reset.proof(before, before, [])
+    lines, same = reset.proof(before, before)
     assert same and lines == ["links: 2 before, 2 after, the same", "users: 1 before, 1 after, the same"]
 
 
 def test_units_without_root_get_credentials_and_no_file_of_ours(host):
     layout, services, _ = host
-    texts = units.render(layout, WANTED, install.components(layout, WANTED))
+    texts = units.render(layout, WANTED, running.components(layout, WANTED))
     for name in ("apiserver", "controllers"):
         text = texts[f"pelamis-{name}.service"]
         command = text.partition("ExecStart=")[2].partition("\nRestart=")[0]
@@ -188,7 +198,7 @@ def test_units_without_root_get_credentials_and_no_file_of_ours(host):
     assert "${NODE_IP}" in agent and WANTED.node_ip not in agent, "the address is found out at each start"
     assert "KillMode=process" in agent and "KillMode=process" in texts["pelamis-containerd.service"]
     joined = Settings("lab-2", "192.168.56.11", server="https://192.168.56.10:6443", runtime="/run/crio/crio.sock")
-    texts = units.render(layout, joined, install.components(layout, joined))
+    texts = units.render(layout, joined, running.components(layout, joined))
     assert "pelamis-apiserver.service" not in texts and "pelamis-containerd.service" not in texts
     assert "--rotate-certificates" in texts["pelamis-agent.service"]
     assert "unix:///run/crio/crio.sock" in texts["pelamis-agent.service"]
