@@ -16,9 +16,11 @@ from typing import Any
 
 from agent.kubelet.backoff import INITIAL, BackOff, duration
 from agent.kubelet.model import ObservedContainer, ObservedPod
+from agent.kubelet.restarts import asking, init_policy, is_sidecar, lasting, policy, restarts
 from controlplane.machinery.clock import parse_rfc3339
 
 SANDBOX = "/sandbox"  # the busy mark of sandbox work; no container can have this name
+RESET = "/reset"  # that of clearing the way for all containers
 DEFAULT_GRACE = 30  # seconds; what the API defaults terminationGracePeriodSeconds to
 KEPT_ATTEMPTS = 2  # the newest attempt and the one before it, which lastState and `logs --previous` show
 FORCED_GRACE = 1  # seconds; a forced deletion still lets the runtime deliver the signal
@@ -64,11 +66,21 @@ class RemoveContainer:
 
 
 @dataclass(frozen=True, slots=True)
+class Reset:
+    """Remove these containers, in this order, so that all begin again; it was the end of `name` that asked for it."""
+
+    ids: tuple[str, ...]
+    name: str
+    failed_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """No container runs any more: end and remove what is left on the host, then the object."""
 
 
-Action = RunSandbox | StopSandbox | RemoveSandbox | StartContainer | KillContainer | RemoveContainer | Finish
+Action = (RunSandbox | StopSandbox | RemoveSandbox | StartContainer | KillContainer | RemoveContainer | Reset
+          | Finish)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,20 +122,6 @@ def deleting(pod: dict[str, Any]) -> bool:
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
-def policy(pod: dict[str, Any]) -> str:
-    return str(pod["spec"].get("restartPolicy") or "Always")
-
-
-def init_policy(pod: dict[str, Any]) -> str:
-    """Init containers run until they succeed, or once."""
-    return "OnFailure" if policy(pod) == "Always" else policy(pod)
-
-
-def is_sidecar(container: dict[str, Any]) -> bool:
-    """A restartable init container; only meaningful for init containers."""
-    return container.get("restartPolicy") == "Always"
-
-
 def container_hash(container: dict[str, Any]) -> str:
     """Identity of a container's definition: as upstream, of what may change on a live pod and needs a new process."""
     text = json.dumps([container.get("name"), container.get("image")])
@@ -140,16 +138,6 @@ def named(pod: dict[str, Any], name: str) -> dict[str, Any] | None:
     return next((c for c in of_pod(pod) if c["name"] == name), None)
 
 
-def restarts(pod_policy: str, exit_code: int, spec: dict[str, Any] | None = None) -> bool:
-    """Whether an exit is followed by a new start: by the container's own rules and policy, else by the pod's."""
-    for rule in (spec or {}).get("restartPolicyRules") or ():
-        codes = rule.get("exitCodes") or {}
-        if (exit_code in (codes.get("values") or ())) == (codes.get("operator") == "In"):
-            return rule.get("action") == "Restart"
-    own = (spec or {}).get("restartPolicy") or pod_policy
-    return own == "Always" or (own == "OnFailure" and exit_code != 0)
-
-
 def next_attempt(pod: dict[str, Any], seen: ObservedPod, name: str) -> int:
     """One more than any attempt known to the runtime or told to the API."""
     known = [c.restart_count for c in seen.containers if c.name == name]
@@ -164,6 +152,8 @@ def finished(pod: dict[str, Any], seen: ObservedPod) -> bool:
     """True when no container of the pod will ever run again by its own rules."""
     if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
         return True
+    if asking(pod, seen):
+        return False
     for container in pod["spec"].get("initContainers") or ():
         last = seen.container(container["name"])
         if last is not None and last.state == "exited" and last.exit_code and not is_sidecar(container) \
@@ -198,6 +188,8 @@ def plan(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts = NOTH
         return _end(pod, seen, now, facts, final=False)
     if SANDBOX in facts.busy:
         return Plan()
+    if ends := asking(pod, seen):
+        return _reset(pod, seen, ends, now, facts)
     sandbox = seen.sandbox
     if sandbox is None or not sandbox.ready:
         return _sandbox(pod, seen, facts, now)
@@ -210,6 +202,25 @@ def plan(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts = NOTH
 
 def _running(seen: ObservedPod) -> list[ObservedContainer]:
     return [c for c in seen.containers if c.state in ("running", "unknown")]
+
+
+def _reset(pod: dict[str, Any], seen: ObservedPod, ends: list[ObservedContainer], now: float, facts: Facts) -> Plan:
+    """End all but ephemeral containers without grace, as upstream does, and when the back-off of the one whose end
+    asked for it is over, forget them all: in the same sandbox the pod begins from the beginning."""
+    names = {spec["name"] for spec in lasting(pod)}
+    live = [c for c in _running(seen) if c.name in names]
+    if live:
+        return Plan(tuple(KillContainer(c.id, c.name, 0.0, "Reset", f"Stopping container {c.name}") for c in live))
+    if facts.busy:
+        return Plan()  # a start or a stop is under way; its end wakes us
+    last = ends[0]
+    until = max(facts.backoffs.get(last.name, BackOff()).until(last.finished_at), facts.not_before.get(RESET, 0.0))
+    if until > now:
+        text = back_off_message(pod, last.name, until - last.finished_at)
+        return Plan((), {last.name: ("CrashLoopBackOff", text)}, min(filter(None, (until, overdue(pod)))))
+    asked = [c.id for c in ends]
+    others = [c.id for c in seen.containers if c.name in names and c.id not in asked]
+    return Plan((Reset((*others, *asked), last.name, last.finished_at),))
 
 
 def _sandbox(pod: dict[str, Any], seen: ObservedPod, facts: Facts, now: float) -> Plan:

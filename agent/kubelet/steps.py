@@ -352,6 +352,11 @@ class Steps:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(found.log_path)
 
+    async def reset(self, ids: tuple[str, ...]) -> None:
+        """Remove these containers in this order: a pod half reset is recognized by the last of them."""
+        for id in ids:
+            await self.remove_container(id)
+
     async def finish(self) -> None:
         """Remove every trace of the pod from this host. Raises CallError or OSError; may be repeated."""
         context, uid = self.context, self.pod["metadata"]["uid"]

@@ -289,6 +289,9 @@ class Worker:
             self._begin(action.id, self.steps.remove_container(action.id))
         elif isinstance(action, plan.RemoveSandbox):
             self._begin(action.id, self.context.runtime.remove_sandbox(action.id))
+        elif isinstance(action, plan.Reset):
+            self._failures.restarted(action.name, action.failed_at)
+            self._begin(plan.RESET, self.steps.reset(action.ids))
         elif not self._ended:
             self._begin(FINISH, self._finish())
 

@@ -231,6 +231,43 @@ def test_each_container_may_have_its_own_restart_rule(host: Host) -> None:
     run(host, body)
 
 
+def test_an_exit_may_begin_the_whole_pod_again(host: Host) -> None:
+    """Each container writes down that it ran into a volume that stays, as sandbox and address do."""
+    def note(name: str, then: str, **more: Any) -> dict[str, Any]:
+        return sh(f"echo {name} >> /v/ran; {then}", name=name, image="busybox:1", imagePullPolicy="IfNotPresent",
+                  volumeMounts=[{"name": "v", "mountPath": "/v"}], **more)
+
+    async def body(rig: Rig) -> None:
+        rules = [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]
+        asks = "[ -e /v/go ] && exec sleep 600; until [ -e /v/go ]; do sleep 0.1; done; exit 42"
+        async with rig.kubelet():
+            await rig.create("again", note("main", asks, restartPolicy="Never", restartPolicyRules=rules),
+                             note("beside", STAY, lifecycle={"preStop": {"exec": {"command": ["touch", "/v/asked"]}}}),
+                             initContainers=[note("first", "true"), note("side", STAY, restartPolicy="Always")],
+                             restartPolicy="Never", volumes=[{"name": "v", "emptyDir": {}}])
+            before = await rig.pod("again", ready)
+            assert condition(before, "AllContainersRestarting") == "False"
+            await rig.inside("again", "touch /v/go", "beside")
+            after = await rig.pod("again", lambda p: ready(p) and state(p, "main").get("restartCount") == 1)
+            ran = (await rig.inside("again", "cat /v/ran; ls /v", "main")).split()
+            for once in (ran[:4], ran[4:8]):
+                assert once[:2] == ["first", "side"] and sorted(once[2:]) == ["beside", "main"]
+            assert ran[8:] == ["go", "ran"]  # no hook was asked
+            every = [*after["status"]["initContainerStatuses"], *after["status"]["containerStatuses"]]
+            assert {s["name"]: (s["restartCount"], s["lastState"]["terminated"]["exitCode"]) for s in every} == {
+                "first": (1, 0), "side": (1, 137), "main": (1, 42), "beside": (1, 137)}
+            assert after["status"]["podIP"] == before["status"]["podIP"]
+            observed = (await rig.runtime.observe(after["metadata"]["uid"]))[after["metadata"]["uid"]]
+            assert [box.attempt for box in observed.sandboxes] == [0] and len(observed.containers) == 4
+            assert condition(after, "AllContainersRestarting") == "False"
+            await rig.remove("again")
+    run(host, body)
+
+
+def condition(pod: dict[str, Any], kind: str) -> str:
+    return next((c["status"] for c in pod["status"]["conditions"] if c["type"] == kind), "")
+
+
 def test_readiness_gates_wait_for_their_condition(host: Host) -> None:
     async def body(rig: Rig) -> None:
         async with rig.kubelet():

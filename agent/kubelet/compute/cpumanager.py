@@ -20,7 +20,7 @@ import orjson
 from agent.kubelet.compute.resources import milli, pod_level, qos_class
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.model import LinuxResources, ObservedPod
-from agent.kubelet.plan import is_sidecar
+from agent.kubelet.restarts import is_sidecar
 from controlplane.machinery import files
 from controlplane.machinery.clock import Clock
 from controlplane.machinery.errors import Finding

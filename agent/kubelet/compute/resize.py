@@ -16,7 +16,7 @@ from typing import Any
 from agent.kubelet import admit
 from agent.kubelet.compute import resources
 from agent.kubelet.model import LinuxResources
-from agent.kubelet.plan import is_sidecar
+from agent.kubelet.restarts import is_sidecar
 
 RESIZABLE = ("cpu", "memory")
 PENDING, IN_PROGRESS = "PodResizePending", "PodResizeInProgress"

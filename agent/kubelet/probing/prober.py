@@ -14,9 +14,10 @@ from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from agent.kubelet.model import ObservedContainer, ObservedPod
-from agent.kubelet.plan import Unhealthy, is_sidecar, of_pod
+from agent.kubelet.plan import Unhealthy, of_pod
 from agent.kubelet.probing.checks import Checks, Failed
 from agent.kubelet.probing.probes import KINDS, Timing, Verdict, judge
+from agent.kubelet.restarts import is_sidecar
 from controlplane.machinery.clock import Clock
 
 PARALLEL = 32  # attempts at once on the whole node: a storm of slow probes must not eat the agent's memory

@@ -54,7 +54,7 @@ def container_status(spec: dict[str, Any], seen: ObservedPod, old: dict[str, Any
     if newest is None:
         _absent(entry, old, report, idle)
     else:
-        _present(entry, spec, newest, attempts[1:], report)
+        _present(entry, spec, newest, attempts[1:], old, report)
     if newest is None and report.waiting.get(spec["name"]):
         entry["state"] = _waiting(*report.waiting[spec["name"]])
     if init and "terminated" in entry["state"]:
@@ -65,7 +65,7 @@ def container_status(spec: dict[str, Any], seen: ObservedPod, old: dict[str, Any
 
 
 def _present(entry: dict[str, Any], spec: dict[str, Any], newest: ObservedContainer,
-             older: list[ObservedContainer], report: Report) -> None:
+             older: list[ObservedContainer], old: dict[str, Any], report: Report) -> None:
     entry.update(image=newest.image or entry["image"], imageID=newest.image_id, restartCount=newest.restart_count,
                  containerID=f"{report.runtime}://{newest.id}")
     if newest.user is not None:
@@ -77,6 +77,10 @@ def _present(entry: dict[str, Any], spec: dict[str, Any], newest: ObservedContai
     ended = next((c for c in older if c.state == "exited"), None)
     if ended:
         entry["lastState"] = {"terminated": terminated(ended, report)}
+    elif old.get("containerID") != entry["containerID"] and "terminated" in (old.get("state") or {}):
+        entry["lastState"] = old["state"]  # the runtime has forgotten what the API has not
+    else:
+        entry["lastState"] = old.get("lastState") or {}
     if newest.state == "running":
         entry["state"] = {"running": {"startedAt": rfc3339(newest.started_at)}}
         entry["started"] = newest.id in report.started

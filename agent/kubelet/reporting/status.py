@@ -11,14 +11,15 @@ from typing import Any
 
 from agent.kubelet.compute.resources import pod_level, qos_class
 from agent.kubelet.model import ObservedPod
-from agent.kubelet.plan import init_policy, is_sidecar, policy, restarts
 from agent.kubelet.reporting.containerstatus import Report, container_status
+from agent.kubelet.restarts import asking, init_policy, is_sidecar, may_reset, policy, restarts
 from controlplane.machinery.clock import rfc3339
 
 PASSING = ("PodResizePending", "PodResizeInProgress")  # told while they hold and then gone
 GROUPS = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"),
           ("ephemeralContainers", "ephemeralContainerStatuses"))
 TERMINAL = ("Succeeded", "Failed")
+RESETTING = "AllContainersRestarting"
 
 
 def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
@@ -27,6 +28,9 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
     old = (pod.get("status") or {}) if old is None else old
     status: dict[str, Any] = {k: v for k, v in old.items() if k in ("nominatedNodeName", "resize", "reason", "message",
                                                                     "resourceClaimStatuses")}
+    resetting = bool(asking(pod, seen))
+    if not resetting and RESETTING in {c["type"] for c in old.get("conditions") or () if c["status"] == "True"}:
+        old = {**old, **{key: [_put_aside(entry) for entry in old[key]] for _, key in GROUPS[:2] if key in old}}
     initialized = _initialized(pod, seen, report)
     idle = ("ContainerCreating", "")
     if pod["spec"].get("initContainers") and not initialized:
@@ -35,7 +39,7 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         entries = _group(pod, group, key, seen, old, report, idle)
         if entries:
             status[key] = entries
-    status["phase"] = phase(pod, status, old, report)
+    status["phase"] = str(old.get("phase")) if resetting and not report.doomed else phase(pod, status, old, report)
     if report.doomed:
         status["reason"], status["message"] = report.doomed
     if pod["metadata"].get("generation"):
@@ -47,8 +51,15 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
     status["qosClass"] = old.get("qosClass") or qos_class(pod)
     status["startTime"] = old.get("startTime") or rfc3339(report.start_time or now)
     _addresses(pod, seen, status, old, report)
-    status["conditions"] = _conditions(pod, seen, status, old, now, report)
+    status["conditions"] = _conditions(pod, seen, status, old, now, report, resetting)
     return status
+
+
+def _put_aside(entry: dict[str, Any]) -> dict[str, Any]:
+    """The entry of a container that begins again after all were reset: its end is told as the last one."""
+    if "terminated" not in entry["state"]:
+        return entry
+    return {**entry, "lastState": entry["state"], "state": {"waiting": {"reason": "PodInitializing"}}}
 
 
 def _group(pod: dict[str, Any], group: str, key: str, seen: ObservedPod, old: dict[str, Any], report: Report,
@@ -95,7 +106,7 @@ def phase(pod: dict[str, Any], status: dict[str, Any], old: dict[str, Any], repo
             pending_init += 1
         elif ended["exitCode"]:
             failed_init += 1
-            lost_init += not restarts(init_policy(pod), ended["exitCode"], spec)
+            lost_init += "terminated" in entry["state"] and not restarts(init_policy(pod), ended["exitCode"], spec)
     running = waiting = stopped = succeeded = again = 0
     for spec, entry in zip(pod["spec"]["containers"], status.get("containerStatuses") or ()):
         state, last = entry["state"], entry["lastState"].get("terminated")
@@ -144,12 +155,14 @@ def _addresses(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], o
 # --- conditions ------------------------------------------------------------------------------------------------------
 
 def _conditions(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], old: dict[str, Any],
-                now: float, report: Report) -> list[dict[str, Any]]:
+                now: float, report: Report, resetting: bool) -> list[dict[str, Any]]:
     before = {c["type"]: c for c in old.get("conditions") or ()}
     containers = _containers_ready(pod, status)
     wanted = [*report.resize, *report.marks, _sandbox_ready(pod, seen), _init_condition(pod, status),
               _ready(pod, containers, before), ("ContainersReady", *containers)]
     wanted.append(("PodScheduled", "True", "", ""))  # or it would not be here
+    if may_reset(pod):
+        wanted.append(_resetting(status, resetting))
     made = []
     for kind, value, reason, message in wanted:
         entry: dict[str, Any] = {"type": kind, "status": value}
@@ -174,6 +187,13 @@ def _sandbox_ready(pod: dict[str, Any], seen: ObservedPod) -> tuple[str, str, st
     fine = sandbox is not None and sandbox.ready and (sandbox.host_network or bool(sandbox.ips)
                                                       or bool(pod["spec"].get("hostNetwork")))
     return ("PodReadyToStartContainers", "True" if fine else "False", "", "")
+
+
+def _resetting(status: dict[str, Any], resetting: bool) -> tuple[str, str, str, str]:
+    if status["phase"] in TERMINAL:
+        return (RESETTING, "False", "PodCompleted" if status["phase"] == "Succeeded" else "PodFailed", "")
+    return (RESETTING, "True", "RestartAllContainersStarted", "container exited with restart policy rule") \
+        if resetting else (RESETTING, "False", "", "")
 
 
 def _init_condition(pod: dict[str, Any], status: dict[str, Any]) -> tuple[str, str, str, str]:

@@ -22,6 +22,7 @@ from controlplane.machinery.validate.endpoints import PROTOCOLS
 
 Object = dict[str, Any]
 RESTART_POLICIES = ("Always", "Never", "OnFailure")
+RULE_ACTIONS = ("Restart", "RestartAllContainers")
 MAX_RULES, MAX_CODES = 20, 255  # of restarts, and exit codes of one
 _PULL = ("Always", "IfNotPresent", "Never")
 _MESSAGE = ("FallbackToLogsOnError", "File")
@@ -96,8 +97,8 @@ def restarts(obj: Object, path: str) -> list[Cause]:
     if len(rules) > MAX_RULES:
         found.append(too_many(at, len(rules), MAX_RULES))
     for index, rule in enumerate(rules):
-        if rule.get("action") != "Restart":
-            found.append(not_supported(f"{at}[{index}].action", rule.get("action") or "", ("Restart",)))
+        if rule.get("action") not in RULE_ACTIONS:
+            found.append(not_supported(f"{at}[{index}].action", rule.get("action") or "", RULE_ACTIONS))
         codes = rule.get("exitCodes")
         if codes is None:
             found.append(required(f"{at}[{index}].exitCodes", "must be specified"))

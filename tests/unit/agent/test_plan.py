@@ -140,3 +140,27 @@ def test_what_failed_is_not_tried_before_its_time():
     assert steps(pod(), seen(box()), not_before={"c": NOW + 5}) == []
     assert p.plan(pod(), seen(box()), NOW, p.Facts(not_before={"c": NOW + 5})).wake_at == NOW + 5
     assert steps(pod(), seen(), not_before={p.SANDBOX: NOW + 5}) == []
+
+
+def test_an_exit_may_begin_the_whole_pod_again():
+    rules = [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]
+    job = pod({"name": "main", "restartPolicy": "Never", "restartPolicyRules": rules}, "beside",
+              init=("one", {"name": "side", "restartPolicy": "Always"}), policy="Never")
+    asked = down("main", 42, at=NOW)
+    running = seen(box(), down("one"), up("side"), asked, up("beside"))
+    assert not p.finished(job, running)
+    assert steps(job, running) == ["kill side0 0s Reset", "kill beside0 0s Reset"]
+    still = seen(box(), down("one"), down("side", 137), asked, down("beside", 137))
+    assert steps(job, still, busy=frozenset({"beside"})) == []
+    [reset] = p.plan(job, still, NOW).actions
+    assert isinstance(reset, p.Reset) and reset.ids[-1] == "main0" and sorted(reset.ids) == sorted(
+        c.id for c in still.containers)  # whoever comes in between finds the one that asked for it
+    held = p.plan(job, still, NOW, p.Facts(backoffs={"main": BackOff(10.0, NOW - 20)}))
+    assert not held.actions and held.wake_at == NOW + 10 and held.waiting["main"][0] == "CrashLoopBackOff"
+    assert steps(job, seen(box())) == ["start one/0"]
+    # Its sandbox is gone too: the way is cleared all the same, and then a new one made.
+    lost = seen(box(ready=False), asked)
+    assert isinstance(p.plan(job, lost, NOW).actions[0], p.Reset)
+    assert steps(job, seen(box(), down("main", 1), up("beside"), down("one"), up("side"))) == []
+    job["metadata"]["deletionTimestamp"] = "2023-11-14T22:13:20Z"
+    assert steps(job, running) == ["kill beside0 30s Ended"]

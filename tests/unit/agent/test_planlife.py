@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from agent.kubelet import plan
 from agent.kubelet.model import ObservedContainer, ObservedPod, ObservedSandbox
+from agent.kubelet.restarts import ALL, asking, is_sidecar, policy, restarts
 from tests.unit.agent.pods import NOW, pod
 
 ROUNDS = 60  # a pod of five containers in any state needs fewer
@@ -25,7 +26,8 @@ class World:
         self.containers = {c.id: c for c in seen.containers}
         self.stopped: set[str] = set()
         self.finished = False
-        self.healthy = {c.id for c in seen.containers if self.well(c)}
+        # Where an end asks for a new start of all, none is spared.
+        self.healthy = {c.id for c in seen.containers if self.well(c)} if not asking(the_pod, seen) else set[str]()
 
     def __repr__(self) -> str:
         return f"World({self.pod['spec']}, {self.seen})"
@@ -66,6 +68,10 @@ class World:
             case plan.RemoveContainer(id):
                 assert self.containers[id].state != "running"
                 del self.containers[id]
+            case plan.Reset(ids):
+                assert not any(c.state in ("running", "unknown") for c in self.containers.values())
+                for id in ids:
+                    del self.containers[id]
             case plan.Finish():
                 self.finished = True
 
@@ -75,7 +81,7 @@ class World:
         box = self.seen.sandbox
         assert box is not None and box.ready
         spec = plan.named(self.pod, name) or {}
-        once = any(c["name"] == name and not plan.is_sidecar(c) for c in self.pod["spec"].get("initContainers") or ())
+        once = any(c["name"] == name and not is_sidecar(c) for c in self.pod["spec"].get("initContainers") or ())
         self.containers[f"{name}-{attempt}-{self.now}"] = ObservedContainer(
             f"{name}-{attempt}-{self.now}", name, attempt, "exited" if once else "running", box.id, self.now, self.now,
             finished_at=self.now if once else 0.0, restart_count=attempt, hash=plan.container_hash(spec))
@@ -98,7 +104,7 @@ class World:
 
     def end_init(self) -> bool:
         """What initializes comes to its end, in time."""
-        plain = {c["name"] for c in self.pod["spec"].get("initContainers") or () if not plan.is_sidecar(c)}
+        plain = {c["name"] for c in self.pod["spec"].get("initContainers") or () if not is_sidecar(c)}
         running = [c for c in self.containers.values() if c.name in plain and c.state == "running"]
         for c in running:
             self.healthy.discard(c.id)
@@ -118,6 +124,8 @@ def worlds(draw: st.DrawFn) -> World:
         init.append({"name": f"i{index}", "image": "busybox",
                      **({"restartPolicy": "Always"} if draw(st.booleans()) else {})})
     the_pod = pod(*(f"m{n}" for n in range(draw(st.integers(1, 2)))), init=tuple(init), policy=policy)
+    draw(st.sampled_from([*plan.of_pod(the_pod)]))["restartPolicyRules"] = draw(st.sampled_from(([], [
+        {"action": ALL, "exitCodes": {"operator": "In", "values": [42]}}])))
     attempts = draw(st.integers(0, 2))
     boxes = [ObservedSandbox(f"old{n}", n, n == attempts - 1 and draw(st.booleans()), NOW + n) for n in range(attempts)]
     containers: list[ObservedContainer] = []
@@ -128,7 +136,7 @@ def worlds(draw: st.DrawFn) -> World:
             box = draw(st.sampled_from(boxes)) if newest else boxes[0]
             containers.append(ObservedContainer(
                 f"{spec['name']}-was{attempt}", spec["name"], 1 - attempt, state, box.id, NOW + 1 - attempt, NOW,
-                finished_at=NOW + 5 if state == "exited" else 0.0, exit_code=draw(st.sampled_from((0, 1))),
+                finished_at=NOW + 5 if state == "exited" else 0.0, exit_code=draw(st.sampled_from((0, 1, 42))),
                 restart_count=1 - attempt,
                 hash=plan.container_hash(spec) if draw(st.booleans()) else "other"))
     return World(the_pod, ObservedPod("u", "default", "p", tuple(reversed(boxes)), tuple(
@@ -145,10 +153,10 @@ def test_every_pod_comes_to_rest_and_nothing_healthy_is_stopped(world: World) ->
     box = world.seen.sandbox
     assert box is not None and box.ready
     for spec in [*world.pod["spec"]["containers"],
-                 *(c for c in world.pod["spec"].get("initContainers") or () if plan.is_sidecar(c))]:
+                 *(c for c in world.pod["spec"].get("initContainers") or () if is_sidecar(c))]:
         found = world.seen.container(spec["name"])
         assert found is not None, f"{spec} of {world}"
-        ended = found.state == "exited" and not plan.restarts(plan.policy(world.pod), found.exit_code, spec)
+        ended = found.state == "exited" and not restarts(policy(world.pod), found.exit_code, spec)
         assert found.state == "running" or ended, found
     assert world.healthy <= {c.id for c in world.containers.values() if c.state == "running"} or world.ending
 

@@ -114,3 +114,25 @@ def test_readiness_gates_and_foreign_conditions():
     gated["status"]["conditions"] = [{"type": "x/lb", "status": "True"}]
     made = view(gated, seen(box(), up("c")), **good)
     assert condition(made, "Ready")[0] == "True" and condition(made, "x/lb")[0] == "True"
+
+
+def test_a_pod_that_begins_again_as_a_whole_tells_so_and_forgets_no_end():
+    rules = [{"action": "RestartAllContainers", "exitCodes": {"operator": "In", "values": [42]}}]
+    job = pod({"name": "main", "restartPolicyRules": rules, "restartPolicy": "Never"}, init=("one",), policy="Never")
+    job["status"]["phase"] = "Running"
+    kind = "AllContainersRestarting"
+    before = view(job, seen(box(), down("one"), up("main")))
+    assert condition(before, kind) == ("False", "", "") and kind not in {
+        c["type"] for c in view(pod(), seen(box(), up("c")))["conditions"]}
+    job["status"] = view(job | {"status": before}, seen(box(), down("one", 137), down("main", 42)))
+    assert job["status"]["phase"] == "Running"  # and not failed, although its policy is Never
+    assert condition(job["status"], kind) == ("True", "RestartAllContainersStarted",
+                                              "container exited with restart policy rule")
+    job["status"] = view(job, seen(box()))
+    assert condition(job["status"], kind)[0] == "False" and job["status"]["phase"] != "Failed"
+    for entry, code in ((job["status"]["initContainerStatuses"][0], 137), (job["status"]["containerStatuses"][0], 42)):
+        assert "waiting" in entry["state"] and entry["lastState"]["terminated"]["exitCode"] == code
+    made = view(job, seen(box(), down("one", attempt=1), up("main", 1)))
+    assert made["phase"] == "Running" and made["containerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 42
+    assert (made["containerStatuses"][0]["restartCount"], made["initContainerStatuses"][0]["restartCount"]) == (1, 1)
+    assert made["initContainerStatuses"][0]["lastState"]["terminated"]["exitCode"] == 137

@@ -88,7 +88,8 @@ def test_metadata(meta, want):
     (pod({"lifecycle": {"stopSignal": "SIGUSR1"}}, os={"name": "windows"}), '"SIGUSR1": supported values: "SIGKILL", '),
     (pod({"lifecycle": {"stopSignal": "SIGNONE"}}, os={"name": "linux"}), 'Unsupported value: "SIGNONE": supported'),
     (pod({"restartPolicy": "Never", "restartPolicyRules": [{"action": "RestartAllContainers", "exitCodes": {
-        "operator": "In", "values": [1]}}]}), 'Rules[0].action: Unsupported value: "RestartAllContainers": supported'),
+        "operator": "In", "values": [1]}}, {"action": "Terminate", "exitCodes": {"operator": "In", "values": [2]}}]}),
+     'Rules[1].action: Unsupported value: "Terminate": supported values: "Restart", "RestartAllContainers"'),
     (pod({"restartPolicyRules": [{"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}}]}),
      "spec.containers[0].restartPolicy: Required value: must specify restartPolicy when restart rules are used"),
     (pod({"restartPolicy": "Never", "restartPolicyRules": [{"action": "Restart"}]}), "exitCodes: Required value"),
