@@ -15,7 +15,8 @@ from collections.abc import Callable
 from typing import Any
 
 from controlplane.client.informer import Informers
-from controlplane.machinery.customdefinitions import holds, terminating, version_rank
+from controlplane.machinery import objects
+from controlplane.machinery.customdefinitions import version_rank
 from controlplane.machinery.resources import ALL_VERBS, Resource, named
 
 DEFINITIONS = named("customresourcedefinitions.apiextensions.k8s.io")
@@ -33,14 +34,14 @@ def essentials(obj: Obj) -> None:
 
 def resource_of(definition: Obj) -> Resource | None:
     """The resource of an established definition in its preferred version; None while it is not served."""
-    if not holds(definition, "Established"):
+    if not objects.holds(definition, "Established"):
         return None
     spec = definition["spec"]
     versions = sorted((v["name"] for v in spec["versions"] if v.get("served")), key=version_rank)
     if not versions:
         return None
     names = (definition.get("status") or {}).get("acceptedNames") or spec["names"]
-    verbs = tuple(v for v in ALL_VERBS if v != "create") if terminating(definition) else ALL_VERBS
+    verbs = tuple(v for v in ALL_VERBS if v != "create") if objects.deleting(definition) else ALL_VERBS
     return Resource(spec["group"], versions[0], names["plural"], names["kind"],
                     namespaced=spec["scope"] == "Namespaced", verbs=verbs, custom=True,
                     list_kind=names.get("listKind") or "")

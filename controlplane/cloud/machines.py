@@ -27,8 +27,7 @@ def is_uninitialized(node: Obj) -> bool:
 
 
 def is_ready(node: Obj) -> bool:
-    condition = objects.condition(node, "Ready")
-    return condition is not None and condition.get("status") == "True"
+    return objects.holds(node, "Ready")
 
 
 def initialized(node: Obj, known: Metadata) -> Obj:

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from controlplane.machinery import objects
+
 Object = dict[str, Any]
 
 CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
@@ -70,20 +72,6 @@ def version_rank(version: str) -> tuple[int, int, int, str]:
     return 0, -_STAGES[stage], -int(major) * 1_000_000 - int(minor or 0), ""
 
 
-def condition(obj: Object, kind: str) -> Object | None:
-    conditions = (obj.get("status") or {}).get("conditions") or ()
-    return next((c for c in conditions if c.get("type") == kind), None)
-
-
-def holds(obj: Object, kind: str) -> bool:
-    found = condition(obj, kind)
-    return found is not None and found.get("status") == "True"
-
-
-def terminating(obj: Object) -> bool:
-    return bool(obj["metadata"].get("deletionTimestamp"))
-
-
 # --- names ---------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +119,7 @@ def accept(requested: Object, accepted: Object, others: Taken) -> tuple[Object, 
 
 def established(obj: Object, names_accepted: bool) -> tuple[str, str, str] | None:
     """(status, reason, message) of Established, None to leave it: once established a definition stays so."""
-    if holds(obj, "Established"):
+    if objects.holds(obj, "Established"):
         return None
     if not names_accepted:
         return "False", "NotAccepted", "not all names are accepted"

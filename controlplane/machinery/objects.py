@@ -79,6 +79,11 @@ def condition(obj: Object, type: str) -> Object | None:
     return None
 
 
+def holds(obj: Object, type: str) -> bool:
+    """Whether the condition of this type is true."""
+    return (condition(obj, type) or {}).get("status") == "True"
+
+
 def set_condition(conditions: list[Object], type: str, status: str, reason: str, message: str, now: str) -> bool:
     """Bring the condition to this state in place; True when anything changed.
 

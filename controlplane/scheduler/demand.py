@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from controlplane.machinery import quantity
+from controlplane.machinery import podfacts, quantity
 
 # The units everything is counted in: milli-cores for cpu, whole units (bytes, counts) for the rest.
 Amounts = dict[str, int]
@@ -113,17 +113,6 @@ def _worst(spec: Mapping[str, Any], granted: Mapping[str, Amounts], least: Mappi
     return total
 
 
-def claim_names(pod: Mapping[str, Any]) -> list[tuple[str, bool]]:
-    """(name of a claim, whether it is made for this pod alone)."""
-    found = []
-    for volume in (pod.get("spec") or {}).get("volumes") or ():
-        if claim := volume.get("persistentVolumeClaim"):
-            found.append((claim["claimName"], False))
-        elif "ephemeral" in volume:
-            found.append((f"{pod['metadata']['name']}-{volume['name']}", True))
-    return found
-
-
 def of(pod: Mapping[str, Any]) -> Demand:
     """What the pod needs at its worst moment."""
     spec = pod.get("spec") or {}
@@ -135,4 +124,4 @@ def of(pod: Mapping[str, Any]) -> Demand:
                   *(c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always")]
     return Demand({name: value for name, value in total.items() if value}, _ports(containers),
                   floors.get("cpu", 0), floors.get("memory", 0),
-                  tuple(f"{pod['metadata'].get('namespace', '')}/{name}" for name, _ in claim_names(pod)))
+                  tuple(f"{pod['metadata'].get('namespace', '')}/{name}" for name, _ in podfacts.claim_names(pod)))

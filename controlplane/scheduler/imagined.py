@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.machinery import objects, selectors, strategy
+from controlplane.machinery import objects, podfacts, selectors, strategy
 from controlplane.machinery.resources import named
 from controlplane.machinery.selectors import LabelSelector
 from controlplane.scheduler import nearest, preemption
 from controlplane.scheduler.configuration import Profile
 from controlplane.scheduler.decider import Decider
-from controlplane.scheduler.snapshot import counts
 
 Obj = dict[str, Any]
 PODS = named("pods")
@@ -191,7 +190,7 @@ def outcomes(objects_of: Mapping[str, Sequence[Obj]], documents: Sequence[Obj],
     waiting: list[Obj] = []
     for pod in objects_of.get("pods", ()):
         at = objects.get(pod, "spec.nodeName", "")
-        if not at or not counts(pod) or replaces(pod, documents, owners):
+        if not at or podfacts.finished(pod) or replaces(pod, documents, owners):
             continue
         if at not in without:
             decider.snapshot.place(pod, at)
@@ -207,7 +206,7 @@ def outcome(pod: Obj, objects_of: Mapping[str, Sequence[Obj]]) -> Outcome:
     cluster = Cluster(objects_of)
     decider = _decider(cluster, objects_of, objects_of.get("nodes", ()))
     for other in objects_of.get("pods", ()):
-        if (at := objects.get(other, "spec.nodeName", "")) and counts(other):
+        if (at := objects.get(other, "spec.nodeName", "")) and not podfacts.finished(other):
             decider.snapshot.place(other, at)
     return _place(decider, pod)
 

@@ -14,14 +14,13 @@ from collections.abc import Collection
 from typing import Any
 
 from controlplane.client.informer import Informer
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.clock import Clock
-from controlplane.scheduler import claims, constraints, demand, fit
+from controlplane.scheduler import claims, constraints, fit
 from controlplane.scheduler.configuration import NAME
 from controlplane.scheduler.decider import Decider
 from controlplane.scheduler.fit import Ask
 from controlplane.scheduler.queue import Queue, Waiting
-from controlplane.scheduler.snapshot import counts
 from controlplane.scheduler.verdict import Verdict
 from controlplane.scheduler.world import World
 
@@ -66,7 +65,7 @@ class Listening:
             self._room(objects.name(new))
 
     def _on_storage(self, kind: str, old: Obj | None, new: Obj) -> None:
-        self._changed(lambda waiting: bool(demand.claim_names(waiting.pod)))
+        self._changed(lambda waiting: bool(podfacts.claim_names(waiting.pod)))
 
     def _on_devices(self, kind: str, old: Obj | None, new: Obj) -> None:
         if kind == "DELETED" or objects.get(new, "status.allocation", None) is not None:
@@ -76,7 +75,7 @@ class Listening:
     def _on_pod(self, kind: str, old: Obj | None, new: Obj) -> None:
         uid, spec = objects.uid(new), new.get("spec") or {}
         snapshot, node = self._decider.snapshot, spec.get("nodeName") or ""
-        if kind == "DELETED" or not counts(new):
+        if kind == "DELETED" or podfacts.finished(new):
             self._queue.drop(uid)
             self.binding.pop(uid, None)
             left = self._decider.renounce(uid)

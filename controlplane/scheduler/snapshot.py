@@ -19,7 +19,6 @@ from controlplane.scheduler.demand import Amounts, Demand, HostPort
 from controlplane.scheduler.tallies import Journal, Tally
 from controlplane.scheduler.terms import Affinities, Term
 
-TERMINAL = ("Succeeded", "Failed")
 TALLY_LIMIT = 512  # questions kept answered; the one not asked for longest is forgotten first
 Obj = dict[str, Any]
 
@@ -332,8 +331,3 @@ def _asked(affinities: Affinities) -> list[tuple[str, Term]]:
     """What pods with these terms ask of newcomers; a required affinity is but a wish about them, as upstream has it."""
     return [(kind, term) for kind, listed in (("apart", affinities.apart), ("near", affinities.near),
                                               ("wish", affinities.wishes)) for term in listed]
-
-
-def counts(pod: Obj) -> bool:
-    """Whether an assigned pod still takes room on its node."""
-    return (pod.get("status") or {}).get("phase") not in TERMINAL

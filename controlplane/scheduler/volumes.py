@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from controlplane.controllers.volumes import volumes as matching
-from controlplane.machinery import objects, quantity, selectors
-from controlplane.scheduler import demand
+from controlplane.machinery import objects, podfacts, quantity, selectors
 from controlplane.scheduler.fit import Refusal, term_matches
 from controlplane.scheduler.snapshot import NodeInfo, Snapshot
 
@@ -64,7 +63,7 @@ class Choice:
 
 def needs(pod: Obj, shelf: Shelf) -> Needs | None:
     """None for a pod without claims."""
-    names = demand.claim_names(pod)
+    names = podfacts.claim_names(pod)
     if not names:
         return None
     found, namespace = Needs(), objects.namespace(pod)

@@ -66,7 +66,7 @@ class Definitions:
         """Serve what is established already. Reads only."""
         self._since = self._context.cache.revision
         for item in self._items():
-            if facts.holds(item.obj, "Established"):
+            if objects.holds(item.obj, "Established"):
                 try:
                     self._kinds[item.obj["metadata"]["name"]] = self._made(item, item.obj)
                 except (KeyError, TypeError) as error:
@@ -105,7 +105,7 @@ class Definitions:
         """Definitions that wait for names which the changed ones may have let go: those of the same groups."""
         groups = {name.partition(".")[2] for name in changed}
         return [item.obj["metadata"]["name"] for item in self._items() if item.obj["spec"]["group"] in groups
-                and not facts.holds(item.obj, "NamesAccepted") and item.obj["metadata"]["name"] not in changed]
+                and not objects.holds(item.obj, "NamesAccepted") and item.obj["metadata"]["name"] not in changed]
 
     # --- one definition ------------------------------------------------------------------------------------------
 
@@ -131,11 +131,11 @@ class Definitions:
             return
         obj = objects.deep_copy(item.obj)
         self._judge(obj)
-        if facts.holds(obj, "Established"):
+        if objects.holds(obj, "Established"):
             self._serve(name, item, obj)
         if obj != item.obj:
             item = await self._context.cache.write(item.key, obj, item.revision)
-        if facts.terminating(obj) and facts.CLEANUP in (obj["metadata"].get("finalizers") or ()) \
+        if objects.deleting(obj) and facts.CLEANUP in (obj["metadata"].get("finalizers") or ()) \
                 and name not in self._ending:
             self._ending[name] = group.create_task(self._end(name), name=f"removal of {name}")
 
@@ -155,7 +155,7 @@ class Definitions:
         established = facts.established(obj, names[0] == "True")
         if established is not None:
             objects.set_condition(conditions, "Established", *established, now)
-        if facts.terminating(obj) and facts.CLEANUP in (obj["metadata"].get("finalizers") or ()):
+        if objects.deleting(obj) and facts.CLEANUP in (obj["metadata"].get("finalizers") or ()):
             objects.set_condition(conditions, "Terminating", "True", "InstanceDeletionInProgress",
                                   "CustomResource deletion is in progress", now)
 
@@ -249,4 +249,4 @@ def _mark(obj: Object) -> tuple[Any, ...]:
     """What decides how a definition is served; the end has come in the last place, for objects are still watched."""
     accepted = (obj.get("status") or {}).get("acceptedNames")
     made = hashlib.sha256(orjson.dumps([obj["spec"], accepted], option=orjson.OPT_SORT_KEYS)).digest()
-    return obj["metadata"]["uid"], made, facts.terminating(obj)
+    return obj["metadata"]["uid"], made, objects.deleting(obj)

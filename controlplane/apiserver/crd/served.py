@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from controlplane.apiserver.crd.columns import Columns
-from controlplane.machinery.customdefinitions import schema_of, storage_version, terminating
+from controlplane.machinery import objects
+from controlplane.machinery.customdefinitions import schema_of, storage_version
 from controlplane.machinery.errors import Cause, invalid
 from controlplane.machinery.resources import ALL_VERBS, STATUS_VERBS, Resource, Subresource
 from controlplane.machinery.schema import Problems
@@ -132,7 +133,7 @@ def entry(definition: Object, item: Item, version: Object, converter: Converter)
     made = Resource(
         group, name, names["plural"], names["kind"], namespaced=spec["scope"] == "Namespaced",
         short_names=tuple(names.get("shortNames") or ()), categories=tuple(names.get("categories") or ()),
-        verbs=ENDING_VERBS if terminating(definition) else ALL_VERBS,
+        verbs=ENDING_VERBS if objects.deleting(definition) else ALL_VERBS,
         subresources=_subresources(version, names["kind"]), storage_version=storage_version(definition), custom=True,
         singular_name=names.get("singular") or "", list_kind=names.get("listKind") or "", extra=extra)
     warning = version.get("deprecationWarning") or f"{group}/{name} {names['kind']} is deprecated"

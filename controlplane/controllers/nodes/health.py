@@ -63,7 +63,7 @@ def taints(node: Obj, stamp: str, execute: bool = True) -> list[Obj] | None:
         key = UNREACHABLE if state == "Unknown" else NOT_READY
         wanted += [(key, "NoSchedule"), (key, "NoExecute")] if execute else [(key, "NoSchedule")]
     for kind, key in _PRESSURE.items():
-        if (objects.condition(node, kind) or {}).get("status") == "True":
+        if objects.holds(node, kind):
             wanted.append((key, "NoSchedule"))
     if objects.get(node, "spec.unschedulable"):
         wanted.append((UNSCHEDULABLE, "NoSchedule"))
@@ -76,7 +76,7 @@ def taints(node: Obj, stamp: str, execute: bool = True) -> list[Obj] | None:
 
 def unready(pod: Obj, stamp: str) -> Obj | None:
     """The status patch that marks a pod of a silent node as not ready; None when it is not ready anyway."""
-    if (objects.condition(pod, "Ready") or {}).get("status") != "True":
+    if not objects.holds(pod, "Ready"):
         return None
     condition = {"type": "Ready", "status": "False", "lastTransitionTime": stamp}
     return {"metadata": {"uid": objects.uid(pod)}, "status": {"conditions": [condition]}}

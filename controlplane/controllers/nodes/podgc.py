@@ -15,6 +15,7 @@ from controlplane.controllers.nodes.lifecycle import by_node
 from controlplane.controllers.runtime import NODES, PODS, Context, Controller, delete_quietly
 from controlplane.machinery import objects
 from controlplane.machinery.errors import NotFound
+from controlplane.machinery.podfacts import finished
 
 QUARANTINE_SECONDS = 40.0  # a node that is registered anew within this time keeps its pods
 TERMINATED_LIMIT = 12500  # finished pods kept for people to look at: upstream's default
@@ -25,12 +26,8 @@ OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 Obj = dict[str, Any]
 
 
-def finished(pod: Obj) -> bool:
-    return objects.get(pod, "status.phase") in ("Succeeded", "Failed")
-
-
 def out_of_service(node: Obj | None) -> bool:
-    return node is not None and (objects.condition(node, "Ready") or {}).get("status") != "True" and any(
+    return node is not None and not objects.holds(node, "Ready") and any(
         taint.get("key") == OUT_OF_SERVICE for taint in objects.get(node, "spec.taints", []))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from controlplane.controllers.nodes import health
 from controlplane.controllers.nodes.lifecycle import by_node
 from controlplane.controllers.runtime import NODES, PODS, Context, Controller
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import NotFound
 
 Obj = dict[str, Any]
@@ -48,7 +48,7 @@ class TaintEviction(Controller):
 
     async def reconcile(self, key: tuple[str, str]) -> float | None:
         pod = self.pods.get(*key)
-        if pod is None or objects.deleting(pod) or objects.get(pod, "status.phase") in ("Succeeded", "Failed"):
+        if pod is None or not podfacts.active(pod):
             return None
         node = self.nodes.get("", objects.get(pod, "spec.nodeName", ""))
         now = self.clock.now()

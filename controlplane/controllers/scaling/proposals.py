@@ -178,7 +178,7 @@ def ready_count(pods: list[Obj]) -> int:
     if not pods:
         raise ApiError("no pods returned by selector while calculating replica count")
     return sum(objects.get(pod, "status.phase") == "Running"
-               and (objects.condition(pod, "Ready") or {}).get("status") == "True" for pod in pods)
+               and objects.holds(pod, "Ready") for pod in pods)
 
 
 def by_value(current: int, target: int, usage: int, pods: list[Obj], tolerance: Tolerance) -> Proposal:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 
 Obj = dict[str, Any]
 Port = tuple[str, str, int | None, str]  # name, protocol, number, appProtocol
@@ -52,9 +52,9 @@ def backends(service: Obj, pods: Iterable[Obj]) -> list[Backend]:
     for pod in pods:
         status = pod.get("status") or {}
         if not wanted <= objects.labels(pod).items() or not status.get("podIP") or \
-                status.get("phase") in ("Succeeded", "Failed"):
+                podfacts.finished(pod):
             continue
-        serving = (objects.condition(pod, "Ready") or {}).get("status") == "True"
+        serving = objects.holds(pod, "Ready")
         terminating = objects.deleting(pod)
         found.append(Backend(pod, tolerate or (serving and not terminating), serving or tolerate, terminating,
                              tuple(ports(service, pod))))
@@ -97,6 +97,6 @@ def matters(old: Obj, new: Obj) -> bool:
     def shown(pod: Obj) -> tuple[Any, ...]:
         status, spec = pod.get("status") or {}, pod.get("spec") or {}
         return (objects.labels(pod), status.get("podIPs"), status.get("podIP"), status.get("phase"),
-                (objects.condition(pod, "Ready") or {}).get("status"), objects.deleting(pod), objects.uid(pod),
+                objects.holds(pod, "Ready"), objects.deleting(pod), objects.uid(pod),
                 spec.get("nodeName"), spec.get("hostname"), spec.get("subdomain"))
     return shown(old) != shown(new)

@@ -42,7 +42,7 @@ def automatic(service: Obj) -> bool:
 def facts(node: Obj) -> tuple[str, int] | None:
     """(zone, milli-CPUs) of a node that counts, "" and 0 for what it does not say; None for one that does not."""
     labels = objects.labels(node)
-    if any(key in labels for key in EXCLUDED) or (objects.condition(node, "Ready") or {}).get("status") != "True":
+    if any(key in labels for key in EXCLUDED) or not objects.holds(node, "Ready"):
         return None
     return labels.get(ZONE, ""), quantity.parse(str(objects.get(node, "status.allocatable.cpu", "0"))).milli()
 

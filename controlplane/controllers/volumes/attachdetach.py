@@ -15,7 +15,7 @@ from controlplane.controllers.nodes.lifecycle import by_node
 from controlplane.controllers.runtime import NODES, PODS, STALE_SECONDS, Context, Controller, delete_quietly
 from controlplane.controllers.volumes import attachments
 from controlplane.controllers.volumes.volumebinder import CLAIMS, VOLUMES
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import AlreadyExists, ApiError
 from controlplane.machinery.resources import named
 
@@ -48,7 +48,7 @@ class AttachDetach(Controller):
         self.claims.subscribe(self._claim_changed)
 
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        if (node := objects.get(new, "spec.nodeName")) and attachments.claim_names(new):
+        if (node := objects.get(new, "spec.nodeName")) and podfacts.claim_names(new):
             self.queue.add(node)
 
     def _node_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
@@ -72,7 +72,7 @@ class AttachDetach(Controller):
             return
         for pod in self.pods.items():
             if objects.namespace(pod) == objects.namespace(new) and objects.get(pod, "spec.nodeName") \
-                    and objects.name(new) in attachments.claim_names(pod):
+                    and objects.name(new) in dict(podfacts.claim_names(pod)):
                 self.queue.add(objects.get(pod, "spec.nodeName"))
 
     def _volume_of(self, namespace: str, name: str) -> Obj | None:

@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.controllers.nodes.podgc import finished
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 
 SINGLE = {"ReadWriteOnce", "ReadWriteOncePod"}  # access modes of a volume that one node may have at a time
 
@@ -53,17 +52,6 @@ class Attachment:
                          "source": {"persistentVolumeName": self.volume}}}
 
 
-def claim_names(pod: Obj) -> list[str]:
-    """The claims of the pod's volumes, those of its ephemeral ones too."""
-    found = []
-    for volume in objects.get(pod, "spec.volumes", None) or ():
-        if volume.get("persistentVolumeClaim"):
-            found.append(volume["persistentVolumeClaim"].get("claimName", ""))
-        elif volume.get("ephemeral") is not None:
-            found.append(f"{objects.name(pod)}-{volume['name']}")
-    return found
-
-
 def attachment(volume: Obj, node: str, driver: Obj | None) -> Attachment | None:
     """The attachment the volume needs on the node; None when its driver (None: not registered) needs none."""
     csi = objects.get(volume, "spec.csi")
@@ -78,9 +66,9 @@ def wanted(node: str, pods: Iterable[Obj], volume_of: Callable[[str, str], Obj |
     """What the node's pods need, by name, each with a pod that needs it."""
     found: dict[str, tuple[Attachment, Obj]] = {}
     for pod in pods:
-        if finished(pod):
+        if podfacts.finished(pod):
             continue
-        for claim in claim_names(pod):
+        for claim, _ in podfacts.claim_names(pod):
             volume = volume_of(objects.namespace(pod), claim)
             if volume is None:
                 continue

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.nodes.podgc import finished
 from controlplane.controllers.runtime import PODS, Context, Controller
 from controlplane.controllers.volumes.volumebinder import CLAIMS
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import AlreadyExists, ApiError
 
 Obj = dict[str, Any]
@@ -56,7 +55,7 @@ class EphemeralVolumes(Controller):
 
     async def reconcile(self, key: tuple[str, str]) -> float | None:
         pod = self.pods.get(*key)
-        if pod is None or objects.deleting(pod) or finished(pod):
+        if pod is None or not podfacts.active(pod):
             return None
         for claim in claims_of(pod):
             existing = self.claims.get(*objects.key(claim))

@@ -102,8 +102,8 @@ class LocalPath(Controller):
             return self.nodes.get("", chosen)
         if made_by is None or volumes.waits_for_pod(made_by):
             return None
-        fit = [node for node in self.nodes.items() if not objects.get(node, "spec.unschedulable")
-               and (objects.condition(node, "Ready") or {}).get("status") == "True"]
+        fit = [node for node in self.nodes.items()
+               if not objects.get(node, "spec.unschedulable") and objects.holds(node, "Ready")]
         return min(fit, key=objects.name, default=None)
 
     async def _choose_again(self, claim: Obj) -> None:

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.nodes.podgc import finished
 from controlplane.controllers.runtime import PODS, Context, Controller
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import Resource, named
 
@@ -29,16 +28,9 @@ Key = tuple[str, str, str]  # resource, namespace, name
 
 def claims_of(pod: Obj) -> list[str]:
     """Index: `namespace/name` of the claims a Pod mounts, those of its ephemeral volumes too."""
-    if finished(pod) or not objects.get(pod, "spec.nodeName", ""):
+    if podfacts.finished(pod) or not objects.get(pod, "spec.nodeName", ""):
         return []
-    space, name = objects.namespace(pod), objects.name(pod)
-    found = []
-    for volume in objects.get(pod, "spec.volumes", None) or []:
-        if volume.get("persistentVolumeClaim"):
-            found.append(f"{space}/{volume['persistentVolumeClaim'].get('claimName', '')}")
-        elif volume.get("ephemeral") is not None:
-            found.append(f"{space}/{name}-{volume['name']}")
-    return found
+    return [f"{objects.namespace(pod)}/{name}" for name, _ in podfacts.claim_names(pod)]
 
 
 def attributes_of(obj: Obj) -> list[str]:

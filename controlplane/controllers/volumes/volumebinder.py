@@ -14,7 +14,7 @@ from typing import Any
 
 from controlplane.controllers.runtime import PODS, Context, Controller, set_status
 from controlplane.controllers.volumes import binding, localvolumes, volumes
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import named
 
@@ -53,8 +53,7 @@ def wishes_of(pod: Obj) -> list[str]:
     """Index of pods without a node: `namespace/name` of the claims they wait with."""
     if objects.get(pod, "spec.nodeName"):
         return []
-    return [f"{objects.namespace(pod)}/{name}" for volume in objects.get(pod, "spec.volumes", None) or ()
-            if (name := objects.get(volume, "persistentVolumeClaim.claimName"))]
+    return [f"{objects.namespace(pod)}/{name}" for name, _ in podfacts.claim_names(pod)]
 
 
 class VolumeBinder(Controller):

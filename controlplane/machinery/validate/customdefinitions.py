@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.machinery import names
+from controlplane.machinery import names, objects
 from controlplane.machinery import schema as schemas
-from controlplane.machinery.customdefinitions import APPROVED, holds, protected
+from controlplane.machinery.customdefinitions import APPROVED, protected
 from controlplane.machinery.errors import (
     IMMUTABLE,
     Cause,
@@ -370,7 +370,7 @@ def changes(new: Object, old: Object) -> list[Cause]:
     after, before = new.get("spec") or {}, old.get("spec") or {}
     found: list[Cause] = []
     fields = ["group", "names.plural"]
-    if holds(old, "Established"):
+    if objects.holds(old, "Established"):
         fields += ["scope", "names.kind"]
     for field in fields:
         left, right = after, before

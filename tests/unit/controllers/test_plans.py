@@ -12,7 +12,7 @@ from controlplane.controllers.nodes.podcidrs import Blocks
 from controlplane.controllers.services import backends, slices, subsets
 from controlplane.controllers.workloads.deployments import progress, rollout
 from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.clock import parse_rfc3339
 from tests.unit.controllers.samples import deployment, pod, replica_set, service
 
@@ -89,7 +89,7 @@ def test_pods_that_are_leaving_are_told():
     leaving, ended = pod("a", ready=NOW), pod("b", phase="Failed")
     for one in (leaving, ended):
         one["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-    assert [replicas.terminating(one) for one in (leaving, ended, pod("c"))] == [True, False, False]
+    assert [podfacts.terminating(one) for one in (leaving, ended, pod("c"))] == [True, False, False]
     told = replica_set("d-1", 1)
     told["status"] = replicas.status(told, [pod("c")], None, NOW, "t", 1)
     silent = replica_set("d-2", 1)
@@ -164,7 +164,7 @@ def test_availability_waits_for_min_ready_seconds():
     assert (status["replicas"], status["readyReplicas"], status["availableReplicas"]) == (3, 2, 1)
     assert status["conditions"] == [{"type": "ReplicaFailure", "status": "True", "lastTransitionTime": "t",
                                      "reason": "FailedCreate", "message": "quota"}]
-    assert replicas.next_available(pods, 30, NOW) == 20
+    assert podfacts.next_available(pods, 30, NOW) == 20
     assert "conditions" not in replicas.status(owner | {"status": status}, pods, None, NOW, "t")
 
 

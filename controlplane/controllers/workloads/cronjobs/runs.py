@@ -52,10 +52,10 @@ def observe(cron: Obj, children: list[Obj]) -> Plan:
             result.events.append(("Warning", "UnexpectedJob",
                                   f"Saw a job that the controller did not create or forgot: {name}"))
         elif over and listed.pop(uid, None):
-            how = "Complete" if completion.holds(job, "Complete") else "Failed"
+            how = "Complete" if objects.holds(job, "Complete") else "Failed"
             result.events.append(("Normal", "SawCompletedJob", f"Saw completed job: {name}, condition: {how}"))
         ended = objects.get(job, "status.completionTime")
-        if completion.holds(job, "Complete") and ended and ended > status.get("lastSuccessfulTime", ""):
+        if objects.holds(job, "Complete") and ended and ended > status.get("lastSuccessfulTime", ""):
             status["lastSuccessfulTime"] = ended
     present = {objects.uid(job) for job in children}
     for uid in [uid for uid in listed if uid not in present]:
@@ -71,7 +71,7 @@ def _surplus(cron: Obj, children: list[Obj]) -> list[Obj]:
     surplus = []
     for kind, limit in (("Complete", objects.get(cron, "spec.successfulJobsHistoryLimit")),
                         ("Failed", objects.get(cron, "spec.failedJobsHistoryLimit"))):
-        ended = sorted((job for job in children if completion.holds(job, kind) and not objects.deleting(job)),
+        ended = sorted((job for job in children if objects.holds(job, kind) and not objects.deleting(job)),
                        key=lambda job: (objects.get(job, "status.startTime", ""), objects.name(job)))
         if limit is not None:
             surplus += ended[:max(0, len(ended) - limit)]

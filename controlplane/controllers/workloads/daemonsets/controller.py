@@ -13,9 +13,8 @@ from controlplane.controllers.runtime import NODES, STALE_SECONDS, Context, pick
 from controlplane.controllers.workloads.daemonsets import daemons, eligibility
 from controlplane.controllers.workloads.history import HASH_LABEL
 from controlplane.controllers.workloads.podowner import Key, PodOwner
-from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.controllers.workloads.revisions import Revisions
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import named
 
@@ -79,7 +78,7 @@ class DaemonSets(PodOwner):
         await set_status(self.client, self.resource, owner, daemons.status(owner, nodes, pods, revision, now))
         if error is not None:
             raise error  # tried again with back-off
-        soon = replicas.next_available(pods, objects.get(owner, "spec.minReadySeconds", 0), now)
+        soon = podfacts.next_available(pods, objects.get(owner, "spec.minReadySeconds", 0), now)
         return min((one for one in (wait, soon) if one is not None), default=None)
 
     async def _count_collision(self, owner: Obj) -> None:

@@ -14,8 +14,7 @@ from typing import Any
 from controlplane.controllers.workloads.daemonsets import eligibility
 from controlplane.controllers.workloads.daemonsets.eligibility import GENERATION, GENERATION_LABEL
 from controlplane.controllers.workloads.history import HASH_LABEL
-from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 
 BURST = 250  # pods made or ended in one go: upstream's limit
 
@@ -102,8 +101,7 @@ def _tidy(owner: Obj, group: list[Obj], revision: str, now: float, result: Plan)
     alive = [pod for pod in group if not objects.deleting(pod)]
     running: list[Obj] = []
     for pod in alive:
-        over = objects.get(pod, "status.phase") in ("Failed", "Succeeded")
-        (result.finished if over else running).append(pod)
+        (result.finished if podfacts.finished(pod) else running).append(pod)
     if len(running) <= 1:
         return
     if not _surging(owner):
@@ -112,12 +110,12 @@ def _tidy(owner: Obj, group: list[Obj], revision: str, now: float, result: Plan)
     new = [pod for pod in running if updated(owner, pod, revision)]
     old = [pod for pod in running if pod not in new]
     result.delete += [*new[1:], *old[1:]]
-    if new and old and (replicas.ready_since(old[0]) is None or _available(owner, new[0], now)):
+    if new and old and (podfacts.ready_since(old[0]) is None or _available(owner, new[0], now)):
         result.delete.append(old[0])
 
 
 def _available(owner: Obj, pod: Obj, now: float) -> bool:
-    return replicas.available(pod, objects.get(owner, "spec.minReadySeconds", 0), now)
+    return podfacts.available(pod, objects.get(owner, "spec.minReadySeconds", 0), now)
 
 
 def _pair(owner: Obj, group: list[Obj], revision: str) -> tuple[Obj | None, Obj | None]:
@@ -178,7 +176,7 @@ def status(owner: Obj, nodes: list[Obj], pods: list[Obj], revision: str, now: fl
         counts["desiredNumberScheduled"] += 1
         if group:
             counts["currentNumberScheduled"] += 1
-            counts["numberReady"] += replicas.ready_since(group[0]) is not None
+            counts["numberReady"] += podfacts.ready_since(group[0]) is not None
             counts["numberAvailable"] += _available(owner, group[0], now)
             counts["updatedNumberScheduled"] += updated(owner, group[0], revision)
     counts["numberUnavailable"] = counts["desiredNumberScheduled"] - counts["numberAvailable"]

@@ -22,8 +22,7 @@ from controlplane.controllers.runtime import (
 )
 from controlplane.controllers.workloads import adoption
 from controlplane.controllers.workloads.deployments import progress, rollout
-from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects, selectors
+from controlplane.machinery import objects, podfacts, selectors
 from controlplane.machinery.errors import AlreadyExists, NotFound
 from controlplane.machinery.resources import named
 
@@ -63,7 +62,7 @@ class Deployments(Controller):
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         """A Recreate rollout waits for the last old pod to be gone."""
         owner = objects.controller_of(new)
-        if not owner or owner.get("kind") != "ReplicaSet" or (kind != "DELETED" and replicas.active(new)):
+        if not owner or owner.get("kind") != "ReplicaSet" or (kind != "DELETED" and podfacts.active(new)):
             return
         one = self.sets.get(objects.namespace(new), owner["name"])
         above = objects.controller_of(one) if one else None
@@ -160,7 +159,7 @@ class Deployments(Controller):
         return None if limit is None else max(1.0, limit - self.clock.now() + 1)
 
     def _any_running(self, old: list[Obj]) -> bool:
-        return any(objects.get(pod, "status.phase") not in ("Succeeded", "Failed")
+        return any(not podfacts.finished(pod)
                    for one in old for pod in self.pods.by("controller", objects.uid(one)))
 
     @staticmethod

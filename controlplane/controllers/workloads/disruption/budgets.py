@@ -11,8 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects, selectors
+from controlplane.machinery import objects, podfacts, selectors
 from controlplane.machinery.clock import parse_rfc3339, rfc3339
 from controlplane.machinery.selectors import LabelSelector
 
@@ -59,7 +58,7 @@ def verdict(budget: Obj, pods: list[Obj], scale: int, now: float) -> Verdict:
     expected, desired = expectation(budget, pods, scale)
     disrupted, overdue, wake = _disrupted(budget, pods, now)
     healthy = sum(not objects.deleting(pod) and objects.name(pod) not in disrupted
-                  and replicas.ready_since(pod) is not None for pod in pods)
+                  and podfacts.ready_since(pod) is not None for pod in pods)
     allowed = max(0, healthy - desired) if expected > 0 else 0
     counts = {"currentHealthy": healthy, "desiredHealthy": desired, "expectedPods": expected,
               "disruptionsAllowed": allowed}
@@ -115,7 +114,7 @@ def _disrupted(budget: Obj, pods: list[Obj], now: float) -> tuple[dict[str, str]
 def matters(old: Obj, new: Obj) -> bool:
     """Whether the change of a pod can change any budget: most status writes cannot."""
     def seen(pod: Obj) -> tuple[Any, ...]:
-        return (objects.labels(pod), replicas.ready_since(pod) is not None, objects.deleting(pod),
+        return (objects.labels(pod), podfacts.ready_since(pod) is not None, objects.deleting(pod),
                 (objects.controller_of(pod) or {}).get("uid"))
     return seen(old) != seen(new)
 
@@ -124,7 +123,7 @@ def stale_in(pod: Obj, now: float) -> float | None:
     """Seconds until the pod's `DisruptionTarget` condition is stale (0: it is), None when it has none to go stale."""
     found = objects.condition(pod, "DisruptionTarget")
     if found is None or found.get("status") != "True" or found.get("reason") == BY_KUBELET or objects.deleting(pod) \
-            or objects.get(pod, "status.phase") in ("Succeeded", "Failed"):
+            or podfacts.finished(pod):
         return None
     since = found.get("lastTransitionTime")
     return max(0.0, parse_rfc3339(since) + STALE_SECONDS - now) if since else 0.0

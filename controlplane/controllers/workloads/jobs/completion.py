@@ -16,7 +16,7 @@ from typing import Any
 from controlplane.controllers.workloads.jobs import attempts, rules, tally
 from controlplane.controllers.workloads.jobs.tally import Tally, completions
 from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.clock import parse_rfc3339
 
 BURST = 500  # pods made or ended in one go: upstream's limit
@@ -48,12 +48,8 @@ def ours(job: Obj) -> bool:
     return objects.get(job, "spec.managedBy", MANAGER) == MANAGER
 
 
-def holds(job: Obj, kind: str) -> bool:
-    return (objects.condition(job, kind) or {}).get("status") == "True"
-
-
 def finished(job: Obj) -> bool:
-    return holds(job, "Complete") or holds(job, "Failed")
+    return objects.holds(job, "Complete") or objects.holds(job, "Failed")
 
 
 def suspended(job: Obj) -> bool:
@@ -89,7 +85,7 @@ def plan(job: Obj, pods: list[Obj], now: float, stamp: str) -> Plan:
     gone = len(result.drop) + len(result.delete)
     _counts(status, "active", len(found.active) - gone + len(result.create))
     gone_uids = {objects.uid(pod) for pod in (*result.drop, *result.delete)}
-    status["ready"] = sum(replicas.ready_since(pod) is not None for pod in found.active
+    status["ready"] = sum(podfacts.ready_since(pod) is not None for pod in found.active
                           if objects.uid(pod) not in gone_uids)
     status["terminating"] = found.terminating + gone
     if verdict is not None and not any(status["uncountedTerminatedPods"].values()) and not found.settle \
@@ -145,7 +141,7 @@ def _suspension(job: Obj, result: Plan, stamp: str) -> None:
 def _standing(job: Obj) -> Verdict | None:
     """The verdict that has been given already."""
     for kind in ("FailureTarget", "SuccessCriteriaMet"):
-        if holds(job, kind):
+        if objects.holds(job, kind):
             one = objects.condition(job, kind) or {}
             return kind, one.get("reason", ""), one.get("message", "")
     return None
@@ -256,8 +252,7 @@ def _free(job: Obj, pods: list[Obj], found: Tally) -> list[int]:
     """The indexes that have no pod and need one, the lowest first."""
     taken = {rules.index_of(pod) for pod in found.active} | found.done | found.broken
     if attempts.replaces_failed_only(job):
-        taken |= {rules.index_of(pod) for pod in pods if objects.deleting(pod)
-                  and objects.get(pod, "status.phase") not in ("Succeeded", "Failed")}
+        taken |= {rules.index_of(pod) for pod in pods if podfacts.terminating(pod)}
     return [index for index in range(completions(job) or 0) if index not in taken]
 
 

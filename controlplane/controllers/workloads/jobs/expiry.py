@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.runtime import Context, Controller, delete_quietly
-from controlplane.controllers.workloads.jobs import completion
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import NotFound
@@ -22,7 +21,7 @@ def due(job: Obj) -> float | None:
     """When (wall seconds) the finished Job shall go; None: not by itself."""
     patience = objects.get(job, "spec.ttlSecondsAfterFinished")
     ends = [one["lastTransitionTime"] for kind in ("Complete", "Failed")
-            if completion.holds(job, kind) and (one := objects.condition(job, kind) or {}).get("lastTransitionTime")]
+            if objects.holds(job, kind) and (one := objects.condition(job, kind) or {}).get("lastTransitionTime")]
     if patience is None or not ends or objects.deleting(job):
         return None
     return parse_rfc3339(ends[0]) + patience

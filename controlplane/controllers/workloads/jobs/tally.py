@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controlplane.controllers.workloads.jobs import attempts, rules
-from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 
 UNCOUNTED_LIMIT = 500  # uids in the status at once: upstream's limit, which bounds the object's size
 
@@ -49,10 +48,8 @@ def tally(job: Obj, pods: list[Obj]) -> Tally:
     found = Tally()
     new_succeeded = new_failed = 0
     for pod in pods:
-        phase = objects.get(pod, "status.phase")
-        if objects.deleting(pod) and phase not in ("Succeeded", "Failed"):
-            found.terminating += 1
-        if replicas.active(pod):
+        found.terminating += podfacts.terminating(pod)
+        if podfacts.active(pod):
             found.active.append(pod)
         elif attempts.tracked(pod) and objects.uid(pod) not in known:
             new_succeeded += attempts.succeeded(pod)

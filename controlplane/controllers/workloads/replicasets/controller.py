@@ -12,7 +12,7 @@ from typing import Any
 from controlplane.controllers.runtime import STALE_SECONDS, Context, by_controller, set_status
 from controlplane.controllers.workloads.podowner import Key, PodOwner
 from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects, selectors
+from controlplane.machinery import objects, podfacts, selectors
 from controlplane.machinery.errors import ApiError
 from controlplane.machinery.resources import Resource, named
 
@@ -38,7 +38,7 @@ class ReplicaSets(PodOwner):
         if not self.pending.settled(key, self.pods):
             return STALE_SECONDS
         pods = await self.claim(key, owner)
-        active = [pod for pod in pods if replicas.active(pod)]
+        active = [pod for pod in pods if podfacts.active(pod)]
         failure = None
         if not objects.deleting(owner):
             now = self.clock.now()
@@ -47,18 +47,18 @@ class ReplicaSets(PodOwner):
             if error is not None:
                 failure = ("FailedCreate" if plan.create else "FailedDelete", error.message)
         now = self.clock.now()
-        leaving = sum(map(replicas.terminating, pods)) if self.resource.group else None
+        leaving = sum(map(podfacts.terminating, pods)) if self.resource.group else None
         status = replicas.status(owner, active, failure, now, self.clock.timestamp(), leaving)
         await set_status(self.client, self.resource, owner, status)
         if failure:
             raise ApiError(failure[1])  # tried again with back-off
-        return replicas.next_available(active, objects.get(owner, "spec.minReadySeconds", 0), now)
+        return podfacts.next_available(active, objects.get(owner, "spec.minReadySeconds", 0), now)
 
     def _related(self, owner: Obj) -> list[Obj]:
         """Active pods of this set and of the sets with the same controller: a rollout's crowd on each node."""
         controller = objects.controller_of(owner)
         sets = self.owners.by("controller", controller["uid"]) if controller else [owner]
-        return [pod for one in sets for pod in self.pods.by("controller", objects.uid(one)) if replicas.active(pod)]
+        return [pod for one in sets for pod in self.pods.by("controller", objects.uid(one)) if podfacts.active(pod)]
 
     async def _apply(self, key: Key, owner: Obj, plan: replicas.Plan) -> ApiError | None:
         if plan.create:

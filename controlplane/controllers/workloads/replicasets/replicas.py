@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.clock import parse_rfc3339
 
 BURST = 500  # pods created or deleted for one key in one go: upstream's limit
@@ -32,20 +32,6 @@ class Plan:
     delete: list[Obj]
 
 
-def active(pod: Obj) -> bool:
-    """Whether the pod counts: neither finished nor being deleted."""
-    return objects.get(pod, "status.phase") not in ("Succeeded", "Failed") and not objects.deleting(pod)
-
-
-def ready_since(pod: Obj) -> float | None:
-    """When the pod became ready (wall seconds), None while it is not."""
-    condition = objects.condition(pod, "Ready")
-    if not condition or condition.get("status") != "True":
-        return None
-    since = condition.get("lastTransitionTime")
-    return parse_rfc3339(since) if since else 0.0
-
-
 def plan(wanted: int, pods: list[Obj], related: Iterable[Obj], now: float) -> Plan:
     """What brings `pods` (active ones of this set) to `wanted`; `related` are the active pods of sibling sets."""
     surplus = len(pods) - wanted
@@ -60,7 +46,7 @@ def plan(wanted: int, pods: list[Obj], related: Iterable[Obj], now: float) -> Pl
 def deletion_rank(pod: Obj, crowd: Counter[str], now: float) -> tuple[Any, ...]:
     """Sort key: the smallest is deleted first."""
     node = objects.get(pod, "spec.nodeName", "")
-    since = ready_since(pod)
+    since = podfacts.ready_since(pod)
     restarts = max((s.get("restartCount", 0) for s in objects.get(pod, "status.containerStatuses", [])), default=0)
     return (bool(node), _PHASES.get(objects.get(pod, "status.phase", ""), 0), since is not None, deletion_cost(pod),
             -crowd[node], _age(since, now), -restarts, _age(_created(pod), now), objects.uid(pod))
@@ -84,22 +70,6 @@ def _age(since: float | None, now: float) -> int:
     return int(math.log2(now - since)) if since is not None and now - since >= 1 else 0
 
 
-def available(pod: Obj, min_ready: int, now: float) -> bool:
-    since = ready_since(pod)
-    return since is not None and (min_ready == 0 or since + min_ready <= now)
-
-
-def next_available(pods: list[Obj], min_ready: int, now: float) -> float | None:
-    """Seconds until the next ready pod counts as available, None when none will by itself."""
-    waits = [since + min_ready - now for pod in pods if (since := ready_since(pod)) is not None]
-    return min((wait for wait in waits if wait > 0), default=None) if min_ready else None
-
-
-def terminating(pod: Obj) -> bool:
-    """Whether the pod is being deleted and has not ended yet."""
-    return objects.deleting(pod) and objects.get(pod, "status.phase") not in ("Succeeded", "Failed")
-
-
 def status(owner: Obj, pods: list[Obj], failure: tuple[str, str] | None, now: float, stamp: str,
            leaving: int | None = None) -> Obj:
     """The owner's new status: `pods` are its active ones, `failure` is (reason, message) of this round's error,
@@ -109,8 +79,8 @@ def status(owner: Obj, pods: list[Obj], failure: tuple[str, str] | None, now: fl
     wanted_labels = (objects.get(owner, "spec.template.metadata.labels") or {}).items()
     counts = {"replicas": len(pods),
               "fullyLabeledReplicas": sum(wanted_labels <= objects.labels(pod).items() for pod in pods),
-              "readyReplicas": sum(ready_since(pod) is not None for pod in pods),
-              "availableReplicas": sum(available(pod, min_ready, now) for pod in pods)}
+              "readyReplicas": sum(podfacts.ready_since(pod) is not None for pod in pods),
+              "availableReplicas": sum(podfacts.available(pod, min_ready, now) for pod in pods)}
     conditions = [c for c in objects.deep_copy(old.get("conditions") or []) if c.get("type") != "ReplicaFailure"]
     if failure:
         before = objects.condition(owner, "ReplicaFailure")

@@ -11,10 +11,9 @@ from typing import Any
 
 from controlplane.controllers.runtime import STALE_SECONDS, Context, set_status
 from controlplane.controllers.workloads.podowner import Key, PodOwner
-from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.controllers.workloads.revisions import Revisions
 from controlplane.controllers.workloads.statefulsets import identity, ordinals
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import AlreadyExists, ApiError, NotFound
 from controlplane.machinery.resources import named
 
@@ -70,7 +69,7 @@ class StatefulSets(PodOwner):
         await self.revisions.forget_surplus(key, owner, known, live)
         if error is not None:
             raise error  # tried again with back-off
-        soon = replicas.next_available(pods, objects.get(owner, "spec.minReadySeconds", 0), now)
+        soon = podfacts.next_available(pods, objects.get(owner, "spec.minReadySeconds", 0), now)
         return min((one for one in (wait, soon) if one is not None), default=None)
 
     async def _apply(self, key: Key, owner: Obj, pods: list[Obj], current: Obj, update: Obj) -> tuple[

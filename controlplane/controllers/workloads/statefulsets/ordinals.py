@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from controlplane.controllers.workloads.history import HASH_LABEL
-from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 
 Obj = dict[str, Any]
 
@@ -69,11 +68,11 @@ def max_unavailable(owner: Obj) -> int:
 
 def ready(pod: Obj) -> bool:
     """Running and ready."""
-    return objects.get(pod, "status.phase") == "Running" and replicas.ready_since(pod) is not None
+    return objects.get(pod, "status.phase") == "Running" and podfacts.ready_since(pod) is not None
 
 
 def available(owner: Obj, pod: Obj, now: float) -> bool:
-    return ready(pod) and replicas.available(pod, objects.get(owner, "spec.minReadySeconds", 0), now)
+    return ready(pod) and podfacts.available(pod, objects.get(owner, "spec.minReadySeconds", 0), now)
 
 
 def revision(pod: Obj) -> str:
@@ -115,7 +114,7 @@ def _living(owner: Obj, number: int, pod: Obj | None, now: float, result: Plan) 
     if pod is None:
         result.create.append((number, not rolling(owner) or number >= start(owner) + partition(owner)))
         return False
-    if objects.get(pod, "status.phase") in ("Failed", "Succeeded"):
+    if podfacts.finished(pod):
         if not objects.deleting(pod):
             result.delete.append(pod)
         return False
