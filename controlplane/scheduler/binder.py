@@ -17,7 +17,7 @@ from typing import Any
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
-from controlplane.controllers.volumes import volumes as matching
+from controlplane.controllers.volumes import matching
 from controlplane.machinery import objects, resources
 from controlplane.machinery.errors import ApiError, Conflict
 from controlplane.scheduler import claims as devices

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from controlplane.controllers.volumes import volumes as matching
+from controlplane.controllers.volumes import matching
 from controlplane.machinery import objects, podfacts, quantity, selectors
 from controlplane.scheduler.fit import Refusal, term_matches
 from controlplane.scheduler.snapshot import NodeInfo, Snapshot

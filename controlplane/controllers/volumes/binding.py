@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.controllers.volumes import volumes
+from controlplane.controllers.volumes import matching
 from controlplane.machinery import objects
 
 LOST_REFERENCE = "Bound claim has lost reference to PersistentVolume. Data on the volume is lost!"
@@ -52,20 +52,20 @@ def of_claim(claim: Obj, candidates: list[Obj], named: Obj | None, storage_class
              consumer: str) -> ClaimStep:
     """`candidates` are all volumes that may be for the claim, `named` is the one it names, `consumer` a pod that uses
     the claim and has no node yet."""
-    if volumes.BIND_COMPLETED in objects.annotations(claim):
+    if matching.BIND_COMPLETED in objects.annotations(claim):
         return _bound(claim, named)
     if objects.get(claim, "spec.volumeName"):
         return _wished(claim, named)
-    chosen = bool(objects.annotations(claim).get(volumes.SELECTED_NODE))
-    waits = volumes.waits_for_pod(storage_class) and not chosen
-    found = volumes.best(claim, candidates, waits)
+    chosen = bool(objects.annotations(claim).get(matching.SELECTED_NODE))
+    waits = matching.waits_for_pod(storage_class) and not chosen
+    found = matching.best(claim, candidates, waits)
     if found is not None:
         return ClaimStep(bind=found)
     if waits:
         if consumer:
             return ClaimStep(event=("Normal", "WaitForPodScheduled", f"waiting for pod {consumer} to be scheduled"))
         return ClaimStep(event=("Normal", "WaitForFirstConsumer", WAITING))
-    if volumes.class_of(claim):
+    if matching.class_of(claim):
         return ClaimStep(provision=True)
     return ClaimStep(event=("Normal", "FailedBinding", NONE_LEFT))
 
@@ -75,11 +75,11 @@ def _wished(claim: Obj, named: Obj | None) -> ClaimStep:
     if named is None:
         return ClaimStep()
     if objects.get(named, "spec.claimRef") is None:
-        if why := volumes.misfit(named, claim):
+        if why := matching.misfit(named, claim):
             return ClaimStep(event=("Warning", "VolumeMismatch",
                                     f'Cannot bind to requested volume "{objects.name(named)}": {why}'))
         return ClaimStep(bind=named)
-    if volumes.is_for(named, claim):
+    if matching.is_for(named, claim):
         return ClaimStep(bind=named)
     return ClaimStep(event=("Warning", "FailedBinding",
                             f'volume "{objects.name(named)}" already bound to a different claim.'))
@@ -99,13 +99,13 @@ def _bound(claim: Obj, named: Obj | None) -> ClaimStep:
 def volume_bound(volume: Obj, claim: Obj) -> Obj | None:
     """The volume naming the claim; None when it does."""
     ref = objects.get(volume, "spec.claimRef")
-    if ref is not None and volumes.is_for(volume, claim) and ref.get("uid") == objects.uid(claim):
+    if ref is not None and matching.is_for(volume, claim) and ref.get("uid") == objects.uid(claim):
         return None
     meta = dict(volume["metadata"])
     if ref is None:  # nobody but us decided this, so we may undo it
-        meta["annotations"] = {**objects.annotations(volume), volumes.BOUND_BY_CONTROLLER: "yes"}
+        meta["annotations"] = {**objects.annotations(volume), matching.BOUND_BY_CONTROLLER: "yes"}
     return {**volume, "metadata": meta, "spec": {**volume["spec"], "claimRef": {**(ref or {}),
-                                                                               **volumes.reference(claim)}}}
+                                                                               **matching.reference(claim)}}}
 
 
 def claim_bound(claim: Obj, volume: Obj) -> Obj | None:
@@ -113,8 +113,8 @@ def claim_bound(claim: Obj, volume: Obj) -> Obj | None:
     notes = dict(objects.annotations(claim))
     ours = objects.get(claim, "spec.volumeName") != objects.name(volume)
     if ours:
-        notes[volumes.BOUND_BY_CONTROLLER] = "yes"
-    notes[volumes.BIND_COMPLETED] = "yes"
+        notes[matching.BOUND_BY_CONTROLLER] = "yes"
+    notes[matching.BIND_COMPLETED] = "yes"
     if not ours and notes == objects.annotations(claim):
         return None
     return {**claim, "metadata": {**claim["metadata"], "annotations": notes},
@@ -154,7 +154,7 @@ def of_volume(volume: Obj, claim: Obj | None) -> VolumeStep:
     if bound_to == objects.name(volume):
         return VolumeStep("Bound")
     notes = objects.annotations(volume)
-    if volumes.PROVISIONED_BY in notes and objects.get(volume, "spec.persistentVolumeReclaimPolicy") == "Delete":
+    if matching.PROVISIONED_BY in notes and objects.get(volume, "spec.persistentVolumeReclaimPolicy") == "Delete":
         return VolumeStep("Released", reclaim=True)  # made for a claim that found another meanwhile
     return VolumeStep("Available", unbind=True)
 
@@ -163,7 +163,7 @@ def unbound(volume: Obj) -> Obj:
     """The volume without its claim; a reservation that somebody made himself stays one."""
     notes = dict(objects.annotations(volume))
     spec = dict(volume["spec"])
-    if notes.pop(volumes.BOUND_BY_CONTROLLER, None) is None:
+    if notes.pop(matching.BOUND_BY_CONTROLLER, None) is None:
         spec["claimRef"] = {field: value for field, value in spec["claimRef"].items()
                             if field not in ("uid", "resourceVersion")}
     else:

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from controlplane.controllers.runtime import NODES, Context, Controller, delete_quietly
-from controlplane.controllers.volumes import localvolumes, volumes
+from controlplane.controllers.volumes import localvolumes, matching
 from controlplane.controllers.volumes.volumebinder import CLAIMS, CLASSES, VOLUMES
 from controlplane.machinery import objects
 from controlplane.machinery.errors import AlreadyExists, ApiError, NotFound
@@ -61,7 +61,7 @@ class LocalPath(Controller):
     async def _keep_class(self) -> None:
         if self.classes.get("", localvolumes.CLASS) is None:
             wanted = localvolumes.storage_class()
-            if volumes.default_class(self.classes.items()) is not None:
+            if matching.default_class(self.classes.items()) is not None:
                 wanted["metadata"]["annotations"] = {}  # there is a default already: it stays the only one
             try:
                 await self.client.create(CLASSES, wanted)
@@ -71,9 +71,9 @@ class LocalPath(Controller):
     # --- making ------------------------------------------------------------------------------------------------
 
     async def _provision(self, claim: Obj) -> None:
-        made_by = self.classes.get("", volumes.class_of(claim))
+        made_by = self.classes.get("", matching.class_of(claim))
         node = self._node_for(claim, made_by)
-        if made_by is None or (node is None and not objects.annotations(claim).get(volumes.SELECTED_NODE)):
+        if made_by is None or (node is None and not objects.annotations(claim).get(matching.SELECTED_NODE)):
             return  # the scheduler has not chosen yet
         if why := localvolumes.refusal(claim):
             self.recorder.event(claim, "Warning", "ProvisioningFailed", why)
@@ -98,9 +98,9 @@ class LocalPath(Controller):
 
     def _node_for(self, claim: Obj, made_by: Obj | None) -> Obj | None:
         """The node the scheduler chose; for a class that binds at once any node that works, the first by name."""
-        if chosen := objects.annotations(claim).get(volumes.SELECTED_NODE):
+        if chosen := objects.annotations(claim).get(matching.SELECTED_NODE):
             return self.nodes.get("", chosen)
-        if made_by is None or volumes.waits_for_pod(made_by):
+        if made_by is None or matching.waits_for_pod(made_by):
             return None
         fit = [node for node in self.nodes.items()
                if not objects.get(node, "spec.unschedulable") and objects.holds(node, "Ready")]
@@ -108,7 +108,7 @@ class LocalPath(Controller):
 
     async def _choose_again(self, claim: Obj) -> None:
         """The chosen node is gone: the scheduler shall choose another."""
-        notes = {key: value for key, value in objects.annotations(claim).items() if key != volumes.SELECTED_NODE}
+        notes = {key: value for key, value in objects.annotations(claim).items() if key != matching.SELECTED_NODE}
         await self.client.update(CLAIMS, {**claim, "metadata": {**claim["metadata"], "annotations": notes}})
 
     # --- taking back -------------------------------------------------------------------------------------------

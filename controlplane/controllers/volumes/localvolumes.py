@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.volumes import volumes
+from controlplane.controllers.volumes import matching
 from controlplane.machinery import objects
 
 PROVISIONER = "pelamis.io/local-path"
@@ -22,13 +22,13 @@ Obj = dict[str, Any]
 
 def storage_class() -> Obj:
     return {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass",
-            "metadata": {"name": CLASS, "annotations": {volumes.DEFAULT_CLASS[0]: "true"}},
+            "metadata": {"name": CLASS, "annotations": {matching.DEFAULT_CLASS[0]: "true"}},
             "provisioner": PROVISIONER, "reclaimPolicy": "Delete", "volumeBindingMode": "WaitForFirstConsumer"}
 
 
 def wanted(claim: Obj) -> bool:
     """Whether the claim waits for a volume of ours."""
-    return objects.annotations(claim).get(volumes.PROVISIONER) == PROVISIONER and not objects.deleting(claim) \
+    return objects.annotations(claim).get(matching.PROVISIONER) == PROVISIONER and not objects.deleting(claim) \
         and not objects.get(claim, "spec.volumeName")
 
 
@@ -56,18 +56,18 @@ def volume(claim: Obj, made_by: Obj, node: Obj, path: str) -> Obj:
     spec: Obj = {"capacity": {"storage": objects.get(claim, "spec.resources.requests.storage")},
                  "accessModes": objects.get(claim, "spec.accessModes"), "volumeMode": "Filesystem",
                  "persistentVolumeReclaimPolicy": made_by.get("reclaimPolicy", "Delete"),
-                 "storageClassName": objects.name(made_by), "claimRef": volumes.reference(claim),
+                 "storageClassName": objects.name(made_by), "claimRef": matching.reference(claim),
                  "hostPath": {"path": path, "type": "Directory"},
                  "nodeAffinity": {"required": {"nodeSelectorTerms": [term]}}}
     if options := made_by.get("mountOptions"):
         spec["mountOptions"] = options
     return {"apiVersion": "v1", "kind": "PersistentVolume", "spec": spec, "metadata": {
         "name": name_of(claim), "finalizers": [FINALIZER],
-        "annotations": {volumes.PROVISIONED_BY: PROVISIONER, volumes.SELECTED_NODE: objects.name(node)}}}
+        "annotations": {matching.PROVISIONED_BY: PROVISIONER, matching.SELECTED_NODE: objects.name(node)}}}
 
 
 def ours(volume: Obj) -> bool:
-    return objects.annotations(volume).get(volumes.PROVISIONED_BY) == PROVISIONER
+    return objects.annotations(volume).get(matching.PROVISIONED_BY) == PROVISIONER
 
 
 def unused(volume: Obj) -> bool:
@@ -77,4 +77,4 @@ def unused(volume: Obj) -> bool:
 
 
 def node_of(volume: Obj) -> str:
-    return objects.annotations(volume).get(volumes.SELECTED_NODE, "")
+    return objects.annotations(volume).get(matching.SELECTED_NODE, "")

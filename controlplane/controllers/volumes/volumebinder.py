@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.runtime import PODS, Context, Controller, set_status
-from controlplane.controllers.volumes import binding, localvolumes, volumes
+from controlplane.controllers.volumes import binding, localvolumes, matching
 from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import named
@@ -35,18 +35,18 @@ def by_volume(claim: Obj) -> list[str]:
 
 def by_open_class(claim: Obj) -> list[str]:
     """Index of claims that have no volume yet: their class."""
-    return [] if objects.get(claim, "spec.volumeName") else [volumes.class_of(claim)]
+    return [] if objects.get(claim, "spec.volumeName") else [matching.class_of(claim)]
 
 
 def by_claim(volume: Obj) -> list[str]:
     """Index of volumes: `namespace/name` of the claim they are for."""
-    key = volumes.key_of_claim(volume)
+    key = matching.key_of_claim(volume)
     return ["/".join(key)] if key is not None else []
 
 
 def by_free_class(volume: Obj) -> list[str]:
     """Index of volumes that are for no claim: their class."""
-    return [] if objects.get(volume, "spec.claimRef") is not None else [volumes.class_of(volume)]
+    return [] if objects.get(volume, "spec.claimRef") is not None else [matching.class_of(volume)]
 
 
 def wishes_of(pod: Obj) -> list[str]:
@@ -83,10 +83,10 @@ class VolumeBinder(Controller):
             self.queue.add(("volume", *objects.key(new)))
         for claim in self.claims.by("volume", objects.name(new)):
             self.queue.add(("claim", *objects.key(claim)))
-        if (key := volumes.key_of_claim(new)) is not None:
+        if (key := matching.key_of_claim(new)) is not None:
             self.queue.add(("claim", *key))
         elif objects.get(new, "status.phase") == "Available":
-            self._wake(volumes.class_of(new))
+            self._wake(matching.class_of(new))
 
     def _class_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         self._wake(objects.name(new))
@@ -110,19 +110,19 @@ class VolumeBinder(Controller):
     # --- claims ------------------------------------------------------------------------------------------------
 
     async def _claim(self, claim: Obj) -> None:
-        bound = volumes.BIND_COMPLETED in objects.annotations(claim)
+        bound = matching.BIND_COMPLETED in objects.annotations(claim)
         if not bound:
             if objects.deleting(claim):
                 return
-            if not volumes.names_class(claim) and (found := volumes.default_class(self.classes.items())) is not None \
+            if not matching.names_class(claim) and (found := matching.default_class(self.classes.items())) is not None \
                     and not objects.get(claim, "spec.volumeName"):
                 claim = await self.client.update(CLAIMS, {**claim, "spec": {
                     **claim["spec"], "storageClassName": objects.name(found)}})
         where = "/".join(objects.key(claim))
-        candidates = [*self.volumes.by("claim", where), *self.volumes.by("free", volumes.class_of(claim))]
+        candidates = [*self.volumes.by("claim", where), *self.volumes.by("free", matching.class_of(claim))]
         named_one = self.volumes.get("", objects.get(claim, "spec.volumeName", ""))
         waiting = self.pods.by("wishes", where)
-        step = binding.of_claim(claim, candidates, named_one, self.classes.get("", volumes.class_of(claim)),
+        step = binding.of_claim(claim, candidates, named_one, self.classes.get("", matching.class_of(claim)),
                                 objects.name(waiting[0]) if waiting else "")
         if step.bind is not None:
             await self._bind(claim, step.bind)
@@ -142,12 +142,12 @@ class VolumeBinder(Controller):
         if (wanted := binding.claim_bound(claim, volume)) is not None:
             claim = await self.client.update(CLAIMS, wanted)
         claim = await set_status(self.client, CLAIMS, claim, binding.claim_status(claim, "Bound", volume))
-        if volumes.asked(claim) > volumes.size(volume):
+        if matching.asked(claim) > matching.size(volume):
             self.recorder.event(claim, "Normal", "ExternalExpanding", EXPANDING)
 
     async def _ask_for_volume(self, claim: Obj) -> Obj:
         """The claim, marked for the provisioner of its class."""
-        name = volumes.class_of(claim)
+        name = matching.class_of(claim)
         storage_class = self.classes.get("", name)
         if storage_class is None:
             self.recorder.event(claim, "Warning", "ProvisioningFailed",
@@ -160,7 +160,7 @@ class VolumeBinder(Controller):
             return claim
         if provisioner != localvolumes.PROVISIONER:
             self.recorder.event(claim, "Normal", "ExternalProvisioning", EXTERNAL.format(provisioner))
-        notes = {volumes.PROVISIONER: provisioner, volumes.OLD_PROVISIONER: provisioner}
+        notes = {matching.PROVISIONER: provisioner, matching.OLD_PROVISIONER: provisioner}
         if notes.items() <= objects.annotations(claim).items():
             return claim
         return await self.client.update(CLAIMS, {**claim, "metadata": {
@@ -176,13 +176,13 @@ class VolumeBinder(Controller):
             volume = await self._phase(volume, step.phase)
         if step.reclaim:
             await self._reclaim(volume)
-        key = volumes.key_of_claim(volume)
+        key = matching.key_of_claim(volume)
         if step.claim_first and key is not None and self.claims.get(*key) is not None:
             self.queue.add(("claim", *key))
 
     async def _claim_of(self, volume: Obj) -> Obj | None:
         """The claim the volume is bound to, by the server's word where memory does not show it."""
-        ref, key = objects.get(volume, "spec.claimRef") or {}, volumes.key_of_claim(volume)
+        ref, key = objects.get(volume, "spec.claimRef") or {}, matching.key_of_claim(volume)
         if key is None or not ref.get("uid"):
             return None
         claim = self.claims.get(*key)
@@ -200,7 +200,7 @@ class VolumeBinder(Controller):
     async def _reclaim(self, volume: Obj) -> None:
         """Say what nobody will do; what a provisioner made, it takes back itself."""
         policy = objects.get(volume, "spec.persistentVolumeReclaimPolicy", "Retain")
-        theirs = volumes.PROVISIONED_BY in objects.annotations(volume) or objects.get(volume, "spec.csi") is not None
+        theirs = matching.PROVISIONED_BY in objects.annotations(volume) or objects.get(volume, "spec.csi") is not None
         if policy == "Retain" or (policy == "Delete" and theirs) or objects.get(volume, "status.phase") == "Failed":
             return
         reason, message = ("VolumeFailedDelete", "no deletable volume plugin matched") if policy == "Delete" else (

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from agent.kubelet.volumes.localvolumes import LocalVolumes
-from controlplane.controllers.volumes import attachments, binding, localvolumes, volumes
+from controlplane.controllers.volumes import attachments, binding, localvolumes, matching
 from controlplane.controllers.volumes.localpath import LocalPath
 from controlplane.machinery import objects
 from controlplane.machinery.errors import BadRequest
@@ -32,12 +32,12 @@ def test_the_smallest_volume_that_fits_is_chosen_and_reservations_hold():
     wide = volume("wide", "2Gi", ("ReadWriteOnce", "ReadWriteMany"))
     others = [volume("big", "9Gi"), volume("small", "1Mi"), volume("fit", "3Gi"), wide, volume("no", phase="Released"),
               volume("class", storageClassName="fast"), volume("raw", volumeMode="Block")]
-    assert objects.name(volumes.best(claim(), others, False)) == "fit"
-    assert volumes.best(claim(), others, True) is None
+    assert objects.name(matching.best(claim(), others, False)) == "fit"
+    assert matching.best(claim(), others, True) is None
     mine = volume("mine", claimRef={"namespace": "default", "name": "c"}, storageClassName="other")
-    assert objects.name(volumes.best(claim(), [*others, mine], True)) == "mine"
-    assert volumes.best(claim("d"), [mine], False) is None
-    assert volumes.best(claim(selector={"matchLabels": {"a": "b"}}), others, False) is None
+    assert objects.name(matching.best(claim(), [*others, mine], True)) == "mine"
+    assert matching.best(claim("d"), [mine], False) is None
+    assert matching.best(claim(selector={"matchLabels": {"a": "b"}}), others, False) is None
 
 
 @pytest.mark.parametrize(("change", "why"), [
@@ -50,7 +50,7 @@ def test_a_named_volume_that_cannot_serve_is_told(change, why):
 
 
 def test_a_lost_volume_and_a_claim_elsewhere():
-    bound = claim(annotations={volumes.BIND_COMPLETED: "yes"}, volumeName="v")
+    bound = claim(annotations={matching.BIND_COMPLETED: "yes"}, volumeName="v")
     assert binding.of_claim(bound, [], None, None, "").phase == "Lost"
     stolen = volume("v", claimRef={"namespace": "default", "name": "d", "uid": "uid-d"})
     assert binding.of_claim(bound, [], stolen, None, "").event[1] == "ClaimMisbound"
@@ -59,7 +59,7 @@ def test_a_lost_volume_and_a_claim_elsewhere():
     assert binding.unbound(stolen)["spec"]["claimRef"] == {"namespace": "default", "name": "d"}
     waits = {"volumeBindingMode": "WaitForFirstConsumer"}
     assert binding.of_claim(claim(storageClassName="x"), [], None, waits, "p").event[1] == "WaitForPodScheduled"
-    chosen = claim(storageClassName="x", annotations={volumes.SELECTED_NODE: "n"})
+    chosen = claim(storageClassName="x", annotations={matching.SELECTED_NODE: "n"})
     assert binding.of_claim(chosen, [], None, waits, "").provision
 
 
@@ -88,7 +88,7 @@ def test_static_binding_through_its_phases():
             await client.create(CLAIMS, claim("named", volumeName="v", storageClassName=""))
             await made.until(phase("persistentvolumes", "v", "Bound"))
             await client.create(CLASSES, {"metadata": {"name": "late"}, "provisioner": "ex.io/p"})
-            mark = volumes.DEFAULT_CLASS[0]
+            mark = matching.DEFAULT_CLASS[0]
             await client.patch(CLASSES, "local-path", {"metadata": {"annotations": {mark: "false"}}}, kind="merge")
             await client.create(CLAIMS, claim("open"))
             await made.until(phase("persistentvolumeclaims", "open", "Pending", "default"))
@@ -96,7 +96,7 @@ def test_static_binding_through_its_phases():
             await client.patch(CLASSES, "late", {"metadata": {"annotations": {mark: "true"}}}, kind="merge")
             await made.until(lambda: of(made, "persistentvolumeclaims", "open")["spec"].get("storageClassName"))
             await made.until(lambda: objects.annotations(of(made, "persistentvolumeclaims", "open")).get(
-                volumes.PROVISIONER) == "ex.io/p")
+                matching.PROVISIONER) == "ex.io/p")
     asyncio.run(play())
 
 
@@ -118,7 +118,7 @@ def test_a_local_volume_is_made_and_taken_back(monkeypatch, tmp_path):
                 "containers": [{"name": "c", "image": "i"}],
                 "volumes": [{"name": "data", "ephemeral": {"volumeClaimTemplate": {"spec": claim()["spec"]}}}]}})
             await made.until(lambda: of(made, "persistentvolumeclaims", "p-data"))
-            await made.client.patch(CLAIMS, "p-data", {"metadata": {"annotations": {volumes.SELECTED_NODE: "n"}}},
+            await made.client.patch(CLAIMS, "p-data", {"metadata": {"annotations": {matching.SELECTED_NODE: "n"}}},
                                     "default", "merge")
             await made.until(lambda: objects.get(of(made, "persistentvolumeclaims", "p-data"),
                                                  "status.phase") == "Bound")
