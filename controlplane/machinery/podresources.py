@@ -44,35 +44,68 @@ def of_container(container: Mapping[str, Any], field: str) -> Amounts:
     return parsed((container.get("resources") or {}).get(field))
 
 
-def _of(pod: Mapping[str, Any], field: str) -> Amounts:
-    spec = pod.get("spec") or {}
+def supported(name: str) -> bool:
+    """Whether a resource may be stated for a Pod as a whole."""
+    return name in ("cpu", "memory") or name.startswith("hugepages-")
+
+
+def whole(spec: Mapping[str, Any]) -> bool:
+    """Whether a Pod's spec states resources for the Pod as a whole."""
+    stated = spec.get("resources") or {}
+    return any(supported(name) for field in ("requests", "limits") for name in stated.get(field) or {})
+
+
+def aggregate(spec: Mapping[str, Any], field: str, status: Mapping[str, Any] | None = None) -> Amounts:
+    """The sum over a Pod's containers. With its status, what a resize has not given back yet counts too."""
+    told = {s.get("name"): s for key in ("containerStatuses", "initContainerStatuses")
+            for s in (status or {}).get(key) or ()}
     total: Amounts = {}
     for container in spec.get("containers") or []:
-        total = added(total, of_container(container, field))
+        total = added(total, _held(container, told.get(container.get("name")), status, field))
     sidecars: Amounts = {}
     worst: Amounts = {}
     for container in spec.get("initContainers") or []:
-        asked = of_container(container, field)
         if container.get("restartPolicy") == "Always":
+            asked = _held(container, told.get(container.get("name")), status, field)
             sidecars = added(sidecars, asked)
             total = added(total, asked)
             worst = highest(worst, sidecars)
         else:
-            worst = highest(worst, added(sidecars, asked))
-    total = highest(total, worst)
-    total.update(parsed((spec.get("resources") or {}).get(field)))
+            worst = highest(worst, added(sidecars, of_container(container, field)))
+    return highest(total, worst)
+
+
+def _held(holder: Mapping[str, Any], told: Mapping[str, Any] | None, status: Mapping[str, Any] | None,
+          field: str) -> Amounts:
+    """What a container, or a Pod as a whole, holds: the most of what it asks for, has and was granted."""
+    if not told or told.get("resources") is None:
+        return of_container(holder, field)
+    found = of_container(told, field)
+    if field == "requests":
+        found = highest(found, parsed(told.get("allocatedResources")))
+    refused = any(c.get("type") == "PodResizePending" and c.get("reason") == "Infeasible"
+                  for c in (status or {}).get("conditions") or ())
+    return found if refused else highest(found, of_container(holder, field))
+
+
+def _of(pod: Mapping[str, Any], field: str, resizing: bool) -> Amounts:
+    spec, status = pod.get("spec") or {}, (pod.get("status") or {}) if resizing else None
+    total = aggregate(spec, field, status)
+    stated = (spec.get("resources") or {}).get(field) or {}
+    held = _held(spec, status, status, field)
+    total.update({name: held[name] for name in stated if supported(name) and name in held})
     return total
 
 
-def requests(pod: Mapping[str, Any]) -> Amounts:
-    """What the Pod takes from a node at its worst moment."""
-    return added(_of(pod, "requests"), parsed((pod.get("spec") or {}).get("overhead")))
+def requests(pod: Mapping[str, Any], resizing: bool = False) -> Amounts:
+    """What the Pod takes from a node at its worst moment; `resizing`: with what it has not given back yet."""
+    return added(_of(pod, "requests", resizing), parsed((pod.get("spec") or {}).get("overhead")))
 
 
-def limits(pod: Mapping[str, Any]) -> Amounts:
+def limits(pod: Mapping[str, Any], resizing: bool = False) -> Amounts:
     """What the Pod may use at most; only of resources that are limited at all, which overhead alone is not."""
-    total = _of(pod, "limits")
+    total = _of(pod, "limits", resizing)
     for name, value in parsed((pod.get("spec") or {}).get("overhead")).items():
-        if name in total:
+        if total.get(name):
             total[name] = total[name] + value
     return total

@@ -43,7 +43,7 @@ def of(resource: str, obj: Object, now: float) -> Amounts:
         used[resource] = ONE
     if resource == "pods":
         if not ended(obj, now):
-            used.update(compute(podresources.requests(obj), podresources.limits(obj)))
+            used.update(compute(podresources.requests(obj, resizing=True), podresources.limits(obj, resizing=True)))
             used["pods"] = ONE
     elif resource == "services":
         used.update(_service(obj))
@@ -167,7 +167,8 @@ def _scope(requirement: Mapping[str, Any], spec: Object) -> bool:
 
 def best_effort(spec: Object) -> bool:
     """Whether a Pod asks for no cpu and memory at all."""
-    asking = [*(spec.get("containers") or []), *(spec.get("initContainers") or []), spec]
+    asking = [spec] if podresources.whole(spec) else [*(spec.get("containers") or []),
+                                                      *(spec.get("initContainers") or [])]
     return not any(amounts.get(name) for holder in asking for field in ("requests", "limits")
                    for amounts in [podresources.of_container(holder, field)] for name in ("cpu", "memory"))
 
@@ -190,14 +191,15 @@ def unstated(pod: Object, limited: Iterable[str]) -> str:
     """The complaint about containers that leave out what a quota limits, "" when they state it all."""
     wanted = [name for name in _EVERY_CONTAINER if name in set(limited)]
     spec = pod.get("spec") or {}
-    whole = compute(podresources.of_container(spec, "requests"), podresources.of_container(spec, "limits"))
+    if podresources.whole(spec):
+        return ""
     texts = []
     for name in wanted:
         lacking = sorted({c.get("name", "") for c in (*(spec.get("containers") or []),
                                                       *(spec.get("initContainers") or []))
                           if name not in compute(podresources.of_container(c, "requests"),
                                                  podresources.of_container(c, "limits"))})
-        if lacking and name not in whole:
+        if lacking:
             texts.append(f"{name} for: {','.join(lacking)}")
     return "must specify " + "; ".join(texts) if texts else ""
 

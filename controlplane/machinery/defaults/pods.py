@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery import quantity
+from controlplane.machinery import podresources, quantity
 
 Object = dict[str, Any]
 FILE_MODE = 0o644
@@ -50,6 +50,7 @@ def pod(obj: Object) -> None:
     spec = obj["spec"] = obj.get("spec") or {}
     for container in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
         _requests_from_limits(container)
+    _whole(spec)
     absent(spec, "enableServiceLinks", True)
     pod_spec(spec)
     if spec.get("hostNetwork"):
@@ -87,6 +88,8 @@ def pod_spec(spec: Object) -> None:
     for each in spec.get("volumes") or ():
         volume(each)
     quantities(spec, "overhead")
+    for field in ("limits", "requests"):
+        quantities(spec.get("resources") or {}, field)
 
 
 def image_pull_policy(image: str) -> str:
@@ -126,6 +129,25 @@ def _requests_from_limits(obj: Object) -> None:
         requests = resources["requests"] = resources.get("requests") or {}
         for name, value in limits.items():
             requests.setdefault(name, value)
+
+
+def _whole(spec: Object) -> None:
+    """What a pod states as a whole: of huge pages what its containers may use, and requests where it has limits."""
+    stated = spec.get("resources") or {}
+    try:
+        if stated.get("limits") or stated.get("requests"):
+            limits = dict(stated.get("limits") or {})
+            limits |= {name: str(most) for name, most in podresources.aggregate(spec, "limits").items()
+                       if name.startswith("hugepages-") and name not in limits}
+            if limits:
+                stated["limits"] = limits
+        if stated.get("limits"):
+            asked = {name: str(least) for name, least in podresources.aggregate(spec, "requests").items()
+                     if name in _COMPUTE}
+            stated["requests"] = {**{n: v for n, v in stated["limits"].items() if podresources.supported(n)}, **asked,
+                                  **(stated.get("requests") or {})}
+    except ValueError:  # a quantity that is none: the type check names it
+        return
 
 
 def _source(source: Object | None) -> None:
@@ -195,9 +217,11 @@ def persistent_source(spec: Object) -> None:
 
 
 def qos_class(spec: Object) -> str:
-    """Guaranteed when every container's cpu and memory requests equal its limits, BestEffort when none asks."""
+    """Guaranteed when every container's cpu and memory requests equal its limits, BestEffort when none asks; or the
+    pod's as a whole, where it states them."""
     guaranteed, asked = True, False
-    for each in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ())):
+    holders = (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
+    for each in (spec,) if podresources.whole(spec) else holders:
         resources = each.get("resources") or {}
         limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
         for name in _COMPUTE:

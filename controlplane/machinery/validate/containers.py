@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery import names, quantity, stopsignals
+from controlplane.machinery import names, stopsignals
 from controlplane.machinery.errors import (
     Cause,
     duplicate,
@@ -19,6 +19,7 @@ from controlplane.machinery.errors import (
     too_many,
 )
 from controlplane.machinery.validate.endpoints import PROTOCOLS
+from controlplane.machinery.validate.requirements import NEGATIVE, requirements
 
 Object = dict[str, Any]
 RESTART_POLICIES = ("Always", "Never", "OnFailure")
@@ -27,17 +28,15 @@ MAX_RULES, MAX_CODES = 20, 255  # of restarts, and exit codes of one
 _PULL = ("Always", "IfNotPresent", "Never")
 _MESSAGE = ("FallbackToLogsOnError", "File")
 _PROPAGATION = ("Bidirectional", "HostToContainer", "None")
-_STANDARD = frozenset(("cpu", "memory", "ephemeral-storage", "storage"))
 _FIELD_PATHS = frozenset(("metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName",
                           "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP",
                           "status.podIPs"))
 _RESOURCES = frozenset(f"{kind}.{name}" for kind in ("limits", "requests")
                        for name in ("cpu", "memory", "ephemeral-storage"))
-NEGATIVE = "must be greater than or equal to 0"
 
 
-def container(obj: Object, path: str, volumes: set[str], seen: set[str]) -> list[Cause]:
-    """One container; `seen` gathers the names of the whole pod."""
+def container(obj: Object, path: str, volumes: set[str], seen: set[str], claims: set[str]) -> list[Cause]:
+    """One container; `seen` gathers the names of the whole pod, `claims` are its ResourceClaims."""
     found: list[Cause] = []
     name = obj.get("name") or ""
     if not name:
@@ -67,7 +66,7 @@ def container(obj: Object, path: str, volumes: set[str], seen: set[str]) -> list
         found += mounts(obj["volumeMounts"], f"{path}.volumeMounts", volumes)
     resources = obj.get("resources")
     if resources:
-        found += requirements(resources, f"{path}.resources")
+        found += requirements(resources, f"{path}.resources", claims)
     if obj.get("securityContext"):
         found += security(obj["securityContext"], f"{path}.securityContext")
     return found
@@ -297,55 +296,6 @@ def handler(obj: Object, path: str, offered: tuple[str, ...]) -> list[Cause]:
             name = header.get("name") or ""
             found += [invalid(f"{at}.httpHeaders[{index}]", name, m) for m in names.header_name(name)]
     return found
-
-
-def _resource_name(name: str, path: str) -> list[Cause]:
-    faults = names.qualified_name(name)
-    if faults:
-        return [invalid(path, name, m) for m in faults]
-    if "/" in name or name in _STANDARD or name.startswith(("hugepages-", "requests.", "limits.", "attachable-")):
-        return [] if "/" in name or name != "storage" else [
-            invalid(path, name, "must be a standard resource for containers")]
-    return [invalid(path, name, "must be a standard resource type or fully qualified"),
-            invalid(path, name, "must be a standard resource for containers")]
-
-
-def requirements(resources: Object, path: str) -> list[Cause]:
-    """Limits and requests: known names, no negative amounts, requests within limits."""
-    limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
-    found: list[Cause] = []
-    for kind, listed in (("limits", limits), ("requests", requests)):
-        for name, text in listed.items():
-            at = f"{path}.{kind}[{name}]"
-            found += _resource_name(name, f"{path}.{kind}")
-            amount = quantity.parse(text)
-            if amount.nano < 0:
-                found.append(invalid(at, str(text), NEGATIVE))
-            if not _native(name) and amount.nano % 10**9:
-                found.append(invalid(at, str(text), "must be an integer"))
-    for name, text in requests.items():
-        at = f"{path}.requests"
-        if name not in limits:
-            if not _overcommits(name):
-                found.append(required(f"{path}.limits", "Limit must be set for non overcommitable resources"))
-            continue
-        asked, allowed = quantity.parse(text), quantity.parse(limits[name])
-        if not _overcommits(name):
-            if asked != allowed:
-                found.append(invalid(at, str(text), f"must be equal to {name} limit of {limits[name]}"))
-        elif asked > allowed:
-            found.append(invalid(at, str(text), f"must be less than or equal to {name} limit of {limits[name]}"))
-    if any(n.startswith("hugepages-") for n in (*limits, *requests)) and not {"cpu", "memory"} & {*limits, *requests}:
-        found.append(forbidden(path, "HugePages require cpu or memory"))
-    return found
-
-
-def _native(name: str) -> bool:
-    return "/" not in name or "kubernetes.io/" in name
-
-
-def _overcommits(name: str) -> bool:
-    return _native(name) and not name.startswith("hugepages-")
 
 
 def security(context: Object, path: str) -> list[Cause]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from controlplane.machinery import names
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_found, not_supported, required
-from controlplane.machinery.validate import affinity, containers, metadata
+from controlplane.machinery.validate import affinity, containers, metadata, requirements
 from controlplane.machinery.validate.claims import claim_spec
 from controlplane.machinery.validate.volumes import volumes
 
@@ -60,6 +60,7 @@ def pod_spec(spec: Object, path: str) -> list[Cause]:
             found += claim_spec(claimed.get("spec") or {},
                                 f"{path}.volumes[{index}].ephemeral.volumeClaimTemplate.spec")
     found += _containers(spec, path, mountable)
+    found += requirements.whole(spec, f"{path}.resources")
     found += _scheduling(spec, path)
     for field, supported in (("restartPolicy", containers.RESTART_POLICIES), ("dnsPolicy", _DNS)):
         value = spec.get(field) or ""
@@ -96,17 +97,18 @@ def _containers(spec: Object, path: str, mountable: set[str]) -> list[Cause]:
     main = spec.get("containers") or []
     if not main:
         found.append(required(f"{path}.containers"))
+    claims = {c.get("name") or "" for c in spec.get("resourceClaims") or ()}
     hosts: set[tuple[Any, Any, Any]] = set()
     for index, each in enumerate(main):
         at = f"{path}.containers[{index}]"
-        found += containers.container(each, at, mountable, seen)
+        found += containers.container(each, at, mountable, seen, claims)
         found += containers.probes(each, at)
         found += containers.restarts(each, at)
         found += containers.stop_signal(each, at, spec)
         found += _host_ports(each, at, hosts, spec)
     for index, each in enumerate(spec.get("initContainers") or ()):
         at = f"{path}.initContainers[{index}]"
-        found += containers.container(each, at, mountable, seen)
+        found += containers.container(each, at, mountable, seen, claims)
         found += _init(each, at)
         found += containers.stop_signal(each, at, spec)
     return found + ephemeral_containers(spec, path)
@@ -117,11 +119,12 @@ def ephemeral_containers(spec: Object, path: str) -> list[Cause]:
     listed = spec.get("ephemeralContainers") or ()
     others = {c.get("name") or "" for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))}
     mountable = {v.get("name") or "" for v in spec.get("volumes") or ()} if listed else set()
+    claims = {c.get("name") or "" for c in spec.get("resourceClaims") or ()}
     found: list[Cause] = []
     seen = set(others)
     for index, each in enumerate(listed):
         at = f"{path}.ephemeralContainers[{index}]"
-        found += containers.container(each, at, mountable, seen)
+        found += containers.container(each, at, mountable, seen, claims)
         target = each.get("targetContainerName")
         if target and target not in others:
             found.append(not_found(f"{at}.targetContainerName", target))
