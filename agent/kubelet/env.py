@@ -167,7 +167,8 @@ def _quoted(text: str) -> str:
 
 def resource_value(pod: dict[str, Any], ref: dict[str, Any], sources: Sources,
                    container: dict[str, Any] | None = None) -> str:
-    """A `resourceFieldRef`: the value in units of its divisor, rounded up; an absent limit is the node's own."""
+    """A `resourceFieldRef`: the value in units of its divisor, rounded up; an absent limit is that of the pod as a
+    whole, or else the node's own."""
     wanted = ref.get("containerName")
     if wanted:
         everyone = [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
@@ -176,6 +177,8 @@ def resource_value(pod: dict[str, Any], ref: dict[str, Any], sources: Sources,
         raise ConfigError(f"container {wanted} not found")
     kind, _, name = ref["resource"].partition(".")
     value = resources.milli(container.get("resources"), kind, name)
+    if not value and kind == "limits":
+        value = resources.milli(pod["spec"].get("resources"), kind, name)
     if not value and kind == "limits":
         value = {"cpu": sources.node_cpu, "memory": sources.node_memory * 1000,
                  "ephemeral-storage": sources.node_ephemeral * 1000}.get(name, 0)

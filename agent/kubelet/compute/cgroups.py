@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.kubelet.compute.resources import PERIOD, pod_resources, qos_class, shares
+from agent.kubelet.compute.resources import PERIOD, page, pod_resources, qos_class, shares
 from agent.kubelet.compute.slices import Slices, v2_weight
 from agent.kubelet.model import LinuxResources
 
@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 MOUNT = Path("/sys/fs/cgroup")
 V1_CONTROLLERS = ("cpu", "memory", "pids", "cpuset", "cpuacct", "blkio", "devices", "freezer", "hugetlb", "net_cls",
                   "net_prio", "perf_event", "rdma", "misc", "unified", "systemd")
-V2_WANTED = ("cpu", "memory", "pids", "cpuset", "io")
-
+V2_WANTED = ("cpu", "memory", "pids", "cpuset", "io", "hugetlb")
+PAGES = Path("/sys/kernel/mm/hugepages")  # a folder `hugepages-2048kB` for each size
 
 _POD = re.compile(r"(?:^|-)pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}|[0-9a-f]{32})(?:\.slice)?$")
 
@@ -56,7 +56,15 @@ class Cgroups:
         self.prefix, self.systemd, self.mount, self.pids = prefix, systemd, mount, pids
         self.v2 = (mount / "cgroup.controllers").exists()
         self._slices = Slices(v2=self.v2)
+        self.pages = self._pages()
         self.unbounded: Callable[[str], bool] = lambda uid: False  # pods that no quota of CPU time holds up
+
+    def _pages(self) -> tuple[str, ...]:
+        """The sizes of huge pages whose use can be limited, as the kernel names them."""
+        counted = "hugetlb" in (self.mount / "cgroup.controllers").read_text().split() if self.v2 \
+            else (self.mount / "hugetlb").is_dir()
+        sizes = [int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in PAGES.glob("hugepages-*")]
+        return tuple(page(size << 10) for size in sorted(sizes)) if counted else ()
 
     def parent(self, pod: dict[str, Any]) -> str:
         return cgroup_parent(pod, self.prefix, systemd=self.systemd)
@@ -64,19 +72,24 @@ class Cgroups:
     async def make(self, pod: dict[str, Any], limits: LinuxResources | None = None) -> str:
         """Make the pod's group with its limits and return its name for the runtime. OSError when the kernel or systemd
         refuses."""
-        parent, limits = self.parent(pod), replace(limits or pod_resources(pod), pids=self.pids)
+        parent, limits = self.parent(pod), limits or pod_resources(pod)
+        huge = {**dict.fromkeys(self.pages, 0), **dict(limits.hugepages)}
+        limits = replace(limits, pids=self.pids, hugepages=tuple(huge.items()))
         await self._make({parent: replace(limits, cpu_quota=0) if self.unbounded(pod["metadata"]["uid"]) else limits})
         return parent
 
     async def _make(self, wanted: dict[str, LinuxResources]) -> None:
         if self.systemd:
             await self._slices.set(wanted)
-            return
         for name, limits in wanted.items():
-            if self.v2:
-                self._make_v2(name, limits)
-            else:
-                self._make_v1(name, limits)
+            if not self.systemd:
+                (self._make_v2 if self.v2 else self._make_v1)(name, limits)
+            path = _slice_path(name) if self.systemd else name.strip("/")
+            for size, limit in limits.hugepages:  # of which systemd knows nothing
+                if self.v2:
+                    _write(self.mount / path / f"hugetlb.{size}.max", str(limit))
+                else:
+                    _write(self.mount / "hugetlb" / path / f"hugetlb.{size}.limit_in_bytes", str(limit))
 
     def _make_v2(self, parent: str, limits: LinuxResources) -> None:
         folder = self.mount
@@ -100,7 +113,7 @@ class Cgroups:
 
     def _make_v1(self, parent: str, limits: LinuxResources) -> None:
         relative = parent.strip("/")
-        for controller in ("cpu", "memory", "pids"):
+        for controller in ("cpu", "memory", "pids", "hugetlb"):
             if (self.mount / controller).is_dir():
                 (self.mount / controller / relative).mkdir(parents=True, exist_ok=True)
         cpu = self.mount / "cpu" / relative

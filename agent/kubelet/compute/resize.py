@@ -1,8 +1,9 @@
 """Resources changed while the pod runs: which wish is granted, and what it takes to carry it out.
 
-Pure. Resources of a container come in three: wished (the spec), allocated (what this node has granted) and actual
-(what its process runs with). A wish the node can never meet is Infeasible, one it cannot meet now Deferred; both leave
-everything as it is. Called by `resizer`.
+Pure. Resources come in three: wished (the spec), allocated (what this node has granted) and actual (what its process
+runs with); those of a container by its name, those of the pod as a whole by "". A container without a limit of its own
+has the pod's, which stands in its entry as `inherited`. A wish the node can never meet is Infeasible, one it cannot
+meet now Deferred; both leave everything as it is. Called by `resizer`.
 
 Upstream: pkg/kubelet/allocation, pkg/kubelet/kuberuntime (computePodResizeAction).
 """
@@ -10,7 +11,7 @@ Upstream: pkg/kubelet/allocation, pkg/kubelet/kuberuntime (computePodResizeActio
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.kubelet import admit
@@ -19,28 +20,39 @@ from agent.kubelet.model import LinuxResources
 from agent.kubelet.restarts import is_sidecar
 
 RESIZABLE = ("cpu", "memory")
+KINDS = ("requests", "limits", "inherited")
+WHOLE = ""  # the pod's own entry
 PENDING, IN_PROGRESS = "PodResizePending", "PodResizeInProgress"
-Table = Mapping[str, dict[str, Any]]  # container name -> its `resources`
+Entry = dict[str, Any]  # `resources`
+Table = Mapping[str, Entry]
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A running container whose resources are to become others; `restart` when its policy wants a new process."""
+    """A running container, or the pod as a whole, whose resources are to become others; `restart` when its policy wants
+    a new process."""
 
     name: str
     restart: bool
 
 
-def wished(pod: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The resources the spec asks for, of every container that may run for as long as the pod does."""
-    spec = pod["spec"]
+def entry(own: Entry | None, whole: Entry | None) -> Entry:
+    """What a container has, by its own words and the pod's."""
+    limits, most = (own or {}).get("limits") or {}, (whole or {}).get("limits") or {}
+    inherited = {name: most[name] for name in RESIZABLE if name in most and name not in limits}
+    return {**(own or {}), "inherited": inherited} if inherited else own or {}
+
+
+def wished(pod: dict[str, Any]) -> dict[str, Entry]:
+    """What the spec asks for, for the pod as a whole and every container that may run for as long as it does."""
+    spec, whole = pod["spec"], pod["spec"].get("resources")
     running = [*spec["containers"], *(c for c in spec.get("initContainers") or () if is_sidecar(c))]
-    return {c["name"]: c.get("resources") or {} for c in running}
+    return {**({WHOLE: whole} if resources.pod_level(pod) else {}),
+            **{c["name"]: entry(c.get("resources"), whole) for c in running}}
 
 
-def same(a: dict[str, Any], b: dict[str, Any], names: Iterable[str] = RESIZABLE) -> bool:
-    return all(resources.milli(a, kind, name) == resources.milli(b, kind, name)
-               for kind in ("requests", "limits") for name in names)
+def same(a: Entry, b: Entry, names: Iterable[str] = RESIZABLE) -> bool:
+    return all(resources.milli(a, kind, name) == resources.milli(b, kind, name) for kind in KINDS for name in names)
 
 
 def with_resources(pod: dict[str, Any], table: Table) -> dict[str, Any]:
@@ -48,10 +60,17 @@ def with_resources(pod: dict[str, Any], table: Table) -> dict[str, Any]:
     if all(table.get(name, has) == has for name, has in wished(pod).items()):
         return pod
     spec = dict(pod["spec"])
+    if WHOLE in table and resources.pod_level(pod):
+        spec["resources"] = table[WHOLE]
     for group in ("containers", "initContainers"):
         if spec.get(group):
-            spec[group] = [c | {"resources": table[c["name"]]} if c["name"] in table else c for c in spec[group]]
+            spec[group] = [c | {"resources": told(table[c["name"]])} if c["name"] in table else c for c in spec[group]]
     return pod | {"spec": spec}
+
+
+def told(has: Entry) -> Entry:
+    """An entry as specs and statuses have it."""
+    return {kind: value for kind, value in has.items() if kind != "inherited"}
 
 
 def verdict(pod: dict[str, Any], others: Iterable[dict[str, Any]], place: admit.Place) -> tuple[str, str]:
@@ -76,12 +95,12 @@ def verdict(pod: dict[str, Any], others: Iterable[dict[str, Any]], place: admit.
 
 
 def changes(pod: dict[str, Any], allocated: Table, actual: Table, running: Iterable[str]) -> list[Change]:
-    """What is to be done to the containers called `running`."""
+    """What is to be done to the containers called `running`, and to the pod's own group."""
     spec = pod["spec"]
     policies = {c["name"]: {p["resourceName"]: p.get("restartPolicy") for p in c.get("resizePolicy") or ()}
                 for c in [*spec["containers"], *(spec.get("initContainers") or ())]}
     made = []
-    for name in running:
+    for name in (WHOLE, *running):
         if name not in actual or name not in allocated or same(allocated[name], actual[name]):
             continue
         restart = any(policies.get(name, {}).get(r) == "RestartContainer"
@@ -94,5 +113,5 @@ def wider(a: LinuxResources, b: LinuxResources) -> LinuxResources:
     """The pod's limits while its containers change from `a` to `b`: never too small for either; 0 is no limit."""
     def larger(x: int, y: int) -> int:
         return max(x, y) if x and y else 0
-    return LinuxResources(max(a.cpu_shares, b.cpu_shares), larger(a.cpu_quota, b.cpu_quota), b.cpu_period,
-                          larger(a.memory_limit, b.memory_limit))
+    return replace(b, cpu_shares=max(a.cpu_shares, b.cpu_shares), cpu_quota=larger(a.cpu_quota, b.cpu_quota),
+                   memory_limit=larger(a.memory_limit, b.memory_limit))

@@ -36,9 +36,13 @@ class Resizer:
     def _recall(self, pod: dict[str, Any]) -> None:
         """What the API was told of running containers: their spec may have changed while nobody looked."""
         status = pod.get("status") or {}
+        whole = status.get("resources")
+        if whole and resize.WHOLE in self.allocated:
+            self.allocated[resize.WHOLE] = self.actual[resize.WHOLE] = whole
         for entry in [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]:
             if entry["name"] in self.allocated and "running" in (entry.get("state") or {}):
-                self.allocated[entry["name"]] = self.actual[entry["name"]] = entry.get("resources") or {}
+                has = resize.entry(entry.get("resources"), whole)
+                self.allocated[entry["name"]] = self.actual[entry["name"]] = has
 
     def _load(self) -> None:
         try:
@@ -75,10 +79,10 @@ class Resizer:
 
     def _summary(self, pod: dict[str, Any]) -> str:
         """What is granted, as upstream's events tell it."""
-        told: dict[str, Any] = {}
+        told: dict[str, Any] = {"resources": self.allocated[resize.WHOLE]} if resize.WHOLE in self.allocated else {}
         for key in ("initContainers", "containers"):
-            entries = [{"name": c["name"], "resources": self.allocated[c["name"]]} for c in pod["spec"].get(key) or ()
-                       if c["name"] in self.allocated]
+            entries = [{"name": c["name"], "resources": resize.told(self.allocated[c["name"]])}
+                       for c in pod["spec"].get(key) or () if c["name"] in self.allocated]
             if entries:
                 told[key] = entries
         return orjson.dumps(told | {"generation": pod["metadata"].get("generation", 0)}).decode()
@@ -111,18 +115,21 @@ class Resizer:
         try:
             self._room(old, new, seen, changes)
             await context.cgroups.make(new, resize.wider(resources.pod_resources(old), resources.pod_resources(new)))
-            for change in changes:
+            for change in (c for c in changes if c.name):
                 spec = next(c for c in [*new["spec"]["containers"], *(new["spec"].get("initContainers") or ())]
                             if c["name"] == change.name)
                 found = seen.container(change.name)
                 if change.restart or found is None:
                     continue
                 await context.runtime.update_container(
-                    found.id, resources.linux_resources(new, spec, context.node.memory))
+                    found.id, resources.linux_resources(new, spec, context.node.memory, context.node.pages))
                 self.actual[change.name] = self.allocated[change.name]
                 self._save()
             if all(not c.restart for c in changes):
                 await context.cgroups.make(new)
+                if resize.WHOLE in self.allocated:
+                    self.actual[resize.WHOLE] = self.allocated[resize.WHOLE]
+                    self._save()
             self._error = ""
         except (CallError, OSError) as error:
             text = getattr(error, "details", "") or str(error)
@@ -135,13 +142,14 @@ class Resizer:
         """Memory is never lowered under what is in use: the kernel would kill for it. Raises OSError."""
         for change in changes:
             found = seen.container(change.name)
-            limit = resources.whole(self.allocated[change.name], "limits", "memory") or 0
-            if found is None or change.restart or not limit:
+            has = self.allocated[change.name]
+            limit = resources.whole(has, "limits", "memory") or resources.whole(has, "inherited", "memory") or 0
+            if (found is None and change.name) or change.restart or not limit:
                 continue
-            used = self._context.cgroups.memory_of(old, found.id)
+            used = self._context.cgroups.memory_of(old, found.id if found else "")
             if used > limit:
-                raise OSError(f"attempting to set memory limit of container {change.name} ({limit}) below current "
-                              f"usage ({used})")
+                whose = f"container {change.name}" if change.name else "the pod"
+                raise OSError(f"attempting to set memory limit of {whose} ({limit}) below current usage ({used})")
 
     def conditions(self) -> list[tuple[str, str, str, str]]:
         """(type, status, reason, message) of what is to be told."""

@@ -6,9 +6,11 @@ Pure arithmetic with upstream's constants. Values are quantities as text; `machi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from agent.kubelet.model import LinuxResources
+from agent.kubelet.restarts import is_sidecar
 from controlplane.machinery import quantity
 
 PERIOD = 100_000  # microseconds; the kernel's default CFS period
@@ -72,21 +74,29 @@ def oom_score(pod: dict[str, Any], container: dict[str, Any], node_memory: int) 
         return GUARANTEED_SCORE
     if kind == "BestEffort":
         return BEST_EFFORT_SCORE
-    request = (whole(container.get("resources"), "requests", "memory") or 0) + _unassigned(pod)
+    request = _memory(container)
+    if container in (pod["spec"].get("initContainers") or ()) and is_sidecar(container):
+        request = max(request, min(map(_memory, pod["spec"]["containers"])))  # it must not go before those it serves
+    request += _unassigned(pod)
     score = 1000 - 1000 * request // max(node_memory, 1)
     return min(max(score, 1000 + GUARANTEED_SCORE), BEST_EFFORT_SCORE - 1)
+
+
+def _memory(container: dict[str, Any]) -> int:
+    return whole(container.get("resources"), "requests", "memory") or 0
 
 
 def _unassigned(pod: dict[str, Any]) -> int:
     """Bytes the pod as a whole asks for beyond its containers, shared out among them all."""
     asked = whole(pod["spec"].get("resources"), "requests", "memory") or 0
     everyone = [*pod["spec"].get("containers", ()), *(pod["spec"].get("initContainers") or ())]
-    rest = asked - sum(whole(c.get("resources"), "requests", "memory") or 0 for c in everyone)
+    rest = asked - sum(map(_memory, everyone))
     return max(0, rest) // len(everyone) if everyone else 0
 
 
-def linux_resources(pod: dict[str, Any], container: dict[str, Any], node_memory: int) -> LinuxResources:
-    """The container's own cgroup."""
+def linux_resources(pod: dict[str, Any], container: dict[str, Any], node_memory: int,
+                    pages: Iterable[str] = ()) -> LinuxResources:
+    """The container's own cgroup; `pages` are the sizes of huge pages there are, as the kernel names them."""
     resources = container.get("resources")
     # Under a limit of the whole pod a container without its own may use all of it, and its cgroup says so.
     own = pod["spec"].get("resources")
@@ -97,18 +107,22 @@ def linux_resources(pod: dict[str, Any], container: dict[str, Any], node_memory:
         cpu_shares=shares(limit if request is None else request),
         cpu_quota=quota(limit), cpu_period=PERIOD,
         memory_limit=memory or 0,
-        oom_score_adj=oom_score(pod, container, node_memory), hugepages=hugepages(resources))
+        oom_score_adj=oom_score(pod, container, node_memory), hugepages=hugepages((own, resources), pages))
 
 
-def hugepages(resources: dict[str, Any] | None) -> tuple[tuple[str, int], ...]:
-    """The limits of huge pages: `hugepages-2Mi` is the kernel's `2MB`."""
-    found = []
-    for name in sorted((resources or {}).get("limits") or ()):
-        if name.startswith(HUGE):
-            size = quantity.parse(name.removeprefix(HUGE)).value()
-            unit, by = next((u, b) for u, b in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)) if size >= b)
-            found.append((f"{size // by}{unit}", whole(resources, "limits", name) or 0))
-    return tuple(found)
+def page(size: int) -> str:
+    """How the kernel calls huge pages of so many bytes: `2MB`."""
+    unit, by = next((u, b) for u, b in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)) if size >= b)
+    return f"{size // by}{unit}"
+
+
+def hugepages(told: Iterable[dict[str, Any] | None], pages: Iterable[str] = ()) -> tuple[tuple[str, int], ...]:
+    """The limits of huge pages, the last word counts; of the other sizes in `pages` none may be used."""
+    found = dict.fromkeys(pages, 0)
+    for resources in told:
+        found |= {page(quantity.parse(name.removeprefix(HUGE)).value()): whole(resources, "limits", name) or 0
+                  for name in (resources or {}).get("limits") or () if name.startswith(HUGE)}
+    return tuple(sorted(found.items()))
 
 
 def overhead(pod: dict[str, Any]) -> LinuxResources:
@@ -145,9 +159,12 @@ def pod_resources(pod: dict[str, Any]) -> LinuxResources:
     overhead = pod["spec"].get("overhead") or {}
     cpu = quantity.parse(str(overhead.get("cpu", "0"))).milli()
     memory = quantity.parse(str(overhead.get("memory", "0"))).value()
+    holders = [(holder.get("resources") or {}).get("limits") or {} for holder in (pod["spec"], *main, *init)]
+    huge = {name for limits in holders for name in limits if name.startswith(HUGE)}
+    pages = {"limits": {name: str(total("limits", name, all_must=False) // 1000) for name in huge}}
     cpu_limit = total("limits", "cpu", all_must=True)
     memory_limit = -(-total("limits", "memory", all_must=True) // 1000)
     return LinuxResources(
         cpu_shares=shares(total("requests", "cpu", all_must=False) + cpu),
         cpu_quota=quota(cpu_limit + cpu if cpu_limit else 0), cpu_period=PERIOD,
-        memory_limit=memory_limit + memory if memory_limit else 0)
+        memory_limit=memory_limit + memory if memory_limit else 0, hugepages=hugepages((pages,)))

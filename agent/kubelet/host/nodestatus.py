@@ -15,6 +15,8 @@ from agent.kubelet.pressure.victims import binary
 
 IMAGES_TOLD = 50  # upstream's bound of status.images
 KUBELET_VERSION = "v1.36.0+pelamis"
+# What pods may rely on here that not every kubelet can; upstream's names.
+DECLARED = ("InPlacePodLevelResourcesVerticalScaling", "RestartAllContainersOnContainerExits")
 PRESSURES = {  # (condition, whether it holds) -> reason, message
     ("MemoryPressure", True): ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
     ("MemoryPressure", False): ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
@@ -97,7 +99,7 @@ def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[st
     return {
         **told, "capacity": {**foreign, **has}, "allocatable": {**foreign, **free},
         "conditions": conditions(health, now, old),
-        "addresses": addresses,
+        "addresses": addresses, "declaredFeatures": list(DECLARED),
         "daemonEndpoints": {"kubeletEndpoint": {"Port": host.port}},
         "nodeInfo": {"machineID": host.machine_id, "systemUUID": host.system_uuid, "bootID": host.boot_id,
                      "kernelVersion": host.kernel, "osImage": host.os_image,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from agent.kubelet.compute.resize import WHOLE
 from agent.kubelet.compute.resources import pod_level, qos_class
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.reporting.containerstatus import Report, container_status
@@ -45,9 +46,10 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
     if pod["metadata"].get("generation"):
         status["observedGeneration"] = pod["metadata"]["generation"]
     if pod_level(pod):
-        whole = pod["spec"]["resources"]
+        wish = pod["spec"]["resources"]
+        granted, whole = report.allocated.get(WHOLE, wish), report.actual.get(WHOLE, wish)
         status["resources"] = {k: dict(whole[k]) for k in ("limits", "requests") if whole.get(k)}
-        status["allocatedResources"] = dict(whole.get("requests") or whole["limits"])
+        status["allocatedResources"] = dict(granted.get("requests") or granted["limits"])
     status["qosClass"] = old.get("qosClass") or qos_class(pod)
     status["startTime"] = old.get("startTime") or rfc3339(report.start_time or now)
     _addresses(pod, seen, status, old, report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,57 @@ def test_a_wish_is_granted_deferred_or_impossible():
     assert resize.changes(pod(), new, old, ["c"]) == [resize.Change("c", False)]
     assert resize.changes(pod(), {"c": {"limits": {"cpu": "1000m"}}}, old, ["c"]) == []  # the same, written otherwise
     assert resize.wider(LinuxResources(2, 100, 9, 50), LinuxResources(4, 0, 9, 20)) == LinuxResources(4, 0, 9, 50)
+
+
+def test_what_a_pod_has_as_a_whole_is_resized_with_the_containers_that_live_by_it():
+    def whole(memory: str) -> dict:
+        made = pod({"name": "own", "resources": {"limits": {"memory": "1Mi"}}}, "free", {
+            "name": "again", "resizePolicy": [{"resourceName": "memory", "restartPolicy": "RestartContainer"}]})
+        made["spec"]["resources"] = {"requests": {"memory": "2Mi"}, "limits": {"memory": memory}}
+        return made
+    before, after = resize.wished(whole("8Mi")), resize.wished(whole("9Mi"))
+    assert resize.changes(whole("9Mi"), after, before, ["own", "free", "again"]) == [
+        resize.Change("", False), resize.Change("free", False), resize.Change("again", True)]
+    made = resize.with_resources(whole("9Mi"), before)
+    assert made["spec"] == whole("8Mi")["spec"] | {"containers": [
+        c | {"resources": c.get("resources", {})} for c in whole("8Mi")["spec"]["containers"]]}
+    assert resize.changes(whole("9Mi"), before, before, ["own", "free", "again"]) == []
+
+
+def test_huge_pages_are_held_to_what_is_asked_and_others_to_none(tmp_path, monkeypatch):
+    from agent.kubelet.compute import cgroups, resources
+    monkeypatch.setattr(cgroups, "PAGES", tmp_path / "pages")
+    for size in (2048, 1048576):
+        (tmp_path / f"pages/hugepages-{size}kB").mkdir(parents=True)
+    mount = tmp_path / "mount"
+    for name in ("", "kubepods", "kubepods/burstable", "kubepods/burstable/podu"):
+        (mount / name).mkdir(parents=True, exist_ok=True)
+        (mount / name / "cgroup.controllers").write_text("cpu memory hugetlb")
+        (mount / name / "cgroup.subtree_control").write_text("cpu memory hugetlb")
+        for size in ("2MB", "1GB"):
+            (mount / name / f"hugetlb.{size}.max").write_text("max")
+    groups = cgroups.Cgroups(mount=mount)
+    made = pod("free", {"name": "own", "resources": {"limits": {"hugepages-2Mi": "2Mi", "memory": "1Mi"}}})
+    made["spec"]["resources"] = {"limits": {"hugepages-2Mi": "6Mi", "cpu": "1"}, "requests": {"cpu": "1m"}}
+    assert groups.pages == ("2MB", "1GB")
+    limits = [dict(resources.linux_resources(made, c, 1 << 30, groups.pages).hugepages)
+              for c in made["spec"]["containers"]]
+    assert limits == [{"1GB": 0, "2MB": 6 << 20}, {"1GB": 0, "2MB": 2 << 20}]
+    asyncio.run(groups.make(made))
+    held = {size: (mount / f"kubepods/burstable/podu/hugetlb.{size}.max").read_text() for size in groups.pages}
+    assert held == {"2MB": str(6 << 20), "1GB": "0"}
+    asyncio.run(groups.weigh(100))  # the groups of the classes are not held
+    assert (mount / "kubepods/burstable/hugetlb.2MB.max").read_text() == "max"
+
+
+def test_a_sidecar_does_not_go_before_those_it_serves():
+    from agent.kubelet.compute.resources import oom_score
+    def asks(name, memory, **more):
+        return {"name": name, "resources": {"requests": {"memory": memory}}, **more}
+    made = pod(asks("a", "512Mi"), asks("b", "256Mi"),
+               init=(asks("s", "1Mi", restartPolicy="Always"), asks("i", "1Mi")))
+    scores = [oom_score(made, c, 1 << 30) for c in (*made["spec"]["initContainers"], *made["spec"]["containers"])]
+    assert scores == [750, 999, 500, 750]
 
 
 def test_a_container_that_died_with_its_old_sandbox_waits_for_nothing():
