@@ -188,6 +188,12 @@ async def set_status(client: Client, resource: Resource, obj: Obj, status: Obj) 
     return await client.update(resource, {**obj, "status": status}, subresource="status")
 
 
+async def count_collision(client: Client, resource: Resource, obj: Obj) -> None:
+    """Note that the name made for a template is another's: the next try makes another one."""
+    count = objects.get(obj, "status.collisionCount", 0) + 1
+    await set_status(client, resource, obj, {**(obj.get("status") or {}), "collisionCount": count})
+
+
 async def delete_quietly(client: Client, resource: Resource, obj: Obj, **options: Any) -> bool:
     """Delete exactly this object; False when it is already gone or another has its name."""
     try:

@@ -61,15 +61,28 @@ def _zone(node: Obj) -> str:
     return objects.labels(node).get(topology.ZONE, "")
 
 
-def _by_service(one: Obj) -> list[str]:
+def by_service(one: Obj) -> list[str]:
+    """Index of slices: `namespace/name` of their Service."""
     return [f"{objects.namespace(one)}/{objects.labels(one).get(slices.SERVICE_NAME, '')}"]
+
+
+async def write_slices(controller: Controller, key: Key, plan: slices.Plan) -> None:
+    """Carry out the plan for the Service `key`."""
+    client, pending = controller.client, controller.pending
+    for one in plan.create:
+        pending.wrote(key, await create_named(client, SLICES, one, f"{key[1]}-"))
+    for one in plan.update:
+        pending.wrote(key, await client.update(SLICES, one))
+    for one in plan.delete:
+        if await delete_quietly(client, SLICES, one):
+            pending.deleted(key, one)
 
 
 class EndpointSlices(ServiceController):
     name = "endpoint-slice-controller"
 
     def __init__(self, context: Context) -> None:
-        self.slices = context.informer(SLICES, service=_by_service)
+        self.slices = context.informer(SLICES, service=by_service)
         self.nodes = context.informer(NODES)
         super().__init__(context, self.slices, self.nodes)
         self._shares: topology.Shares | None = None  # None: to be counted when somebody asks
@@ -116,13 +129,7 @@ class EndpointSlices(ServiceController):
             kind, reason = ("Normal", "TopologyAwareHintsEnabled") if why == topology.ENABLED else (
                 "Warning", "TopologyAwareHintsDisabled")
             self.recorder.event(service, kind, reason, f"{why}, addressType: {family}")
-        for one in plan.create:
-            self.pending.wrote(key, await create_named(self.client, SLICES, one, objects.name(service) + "-"))
-        for one in plan.update:
-            self.pending.wrote(key, await self.client.update(SLICES, one))
-        for one in plan.delete:
-            if await delete_quietly(self.client, SLICES, one):
-                self.pending.deleted(key, one)
+        await write_slices(self, key, plan)
         return None
 
 

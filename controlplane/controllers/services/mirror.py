@@ -9,16 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.runtime import (
-    SERVICES,
-    STALE_SECONDS,
-    Context,
-    Controller,
-    create_named,
-    delete_quietly,
-)
+from controlplane.controllers.runtime import SERVICES, STALE_SECONDS, Context, Controller
 from controlplane.controllers.services import backends, slices
-from controlplane.controllers.services.endpoints import ENDPOINTS, SLICES
+from controlplane.controllers.services.endpoints import ENDPOINTS, SLICES, by_service, write_slices
 from controlplane.machinery import objects
 
 MANAGER = "endpointslicemirroring-controller.k8s.io"
@@ -52,8 +45,8 @@ def _slice(endpoints: Obj, family: str, subset: Obj, entries: list[Obj]) -> Obj:
     labels = {k: v for k, v in objects.labels(endpoints).items() if k != slices.MANAGED_BY}
     labels |= {slices.SERVICE_NAME: objects.name(endpoints), slices.MANAGED_BY: MANAGER}
     annotations = {k: v for k, v in objects.annotations(endpoints).items() if k not in _NOT_COPIED}
-    ports = [{"name": p.get("name") or "", "protocol": p.get("protocol") or "TCP", "port": p["port"]}
-             | ({"appProtocol": p["appProtocol"]} if p.get("appProtocol") else {}) for p in subset.get("ports") or ()]
+    ports = [slices.port_entry((p.get("name") or "", p.get("protocol") or "TCP", p["port"], p.get("appProtocol") or ""))
+             for p in subset.get("ports") or ()]
     return {"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": family,
             "metadata": {"namespace": objects.namespace(endpoints), "labels": labels, "annotations": annotations,
                          "ownerReferences": [objects.owner_reference(endpoints)]},
@@ -83,10 +76,6 @@ def plan(wanted: list[Obj], current: list[Obj]) -> slices.Plan:
     return result
 
 
-def _by_service(one: Obj) -> list[str]:
-    return [f"{objects.namespace(one)}/{objects.labels(one).get(slices.SERVICE_NAME, '')}"]
-
-
 class Mirror(Controller):
     """Keys are (namespace, name) of a Service and its Endpoints."""
 
@@ -95,7 +84,7 @@ class Mirror(Controller):
     def __init__(self, context: Context) -> None:
         self.services = context.informer(SERVICES)
         self.endpoints = context.informer(ENDPOINTS)
-        self.slices = context.informer(SLICES, service=_by_service)
+        self.slices = context.informer(SLICES, service=by_service)
         super().__init__(context, self.services, self.endpoints, self.slices)
         for informer in (self.services, self.endpoints):
             informer.subscribe(lambda kind, old, new: self.queue.add(objects.key(new)))
@@ -113,12 +102,6 @@ class Mirror(Controller):
                     and not backends.selects(service) and objects.labels(endpoints).get(SKIP) != "true")
         mine = [one for one in self.slices.by("service", f"{key[0]}/{key[1]}")
                 if objects.labels(one).get(slices.MANAGED_BY) == MANAGER and not objects.deleting(one)]
-        steps = plan(desired(endpoints) if mirrored and endpoints is not None else [], mine)
-        for one in steps.create:
-            self.pending.wrote(key, await create_named(self.client, SLICES, one, f"{key[1]}-"))
-        for one in steps.update:
-            self.pending.wrote(key, await self.client.update(SLICES, one))
-        for one in steps.delete:
-            if await delete_quietly(self.client, SLICES, one):
-                self.pending.deleted(key, one)
+        wanted = desired(endpoints) if mirrored and endpoints is not None else []
+        await write_slices(self, key, plan(wanted, mine))
         return None

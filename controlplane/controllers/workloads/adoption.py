@@ -1,8 +1,7 @@
 """Whose is it: which dependents a controller owns, should adopt, or should let go.
 
 Pure. Owns the rule that a selector decides and the controller reference records. Promises that an object controlled by
-another is never touched, and that a controller being deleted adopts nothing. Called by the ReplicaSet and Deployment
-controllers. Upstream: PodControllerRefManager.
+another is never touched, and that a controller being deleted adopts nothing. Called by `family`.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def claim(owner: Obj, selector: Any, candidates: Iterable[Obj]) -> Claim:
     return result
 
 
-def adoption(owner: Obj, dependent: Obj) -> Obj:
+def adopt(owner: Obj, dependent: Obj) -> Obj:
     """The strategic patch that makes `owner` the controller of `dependent`; its uid is a precondition."""
     return {"metadata": {"ownerReferences": [objects.owner_reference(owner)], "uid": objects.uid(dependent)}}
 

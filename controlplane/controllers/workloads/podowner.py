@@ -1,11 +1,10 @@
 """What every controller of pods does alike: hear of its pods, claim them, create and delete them, and say so.
 
-Owns the way from a pod's event to its owner's key, adoption and release, and the events users read. Promises that a
-pod whose creation was not answered is found again and never made twice, and that nothing is adopted for an owner that
-is no more. Never decides how many pods there shall be. Base of the ReplicaSet, DaemonSet, Job and StatefulSet
-controllers.
+Owns the creating and deleting, and the events users read; whose a pod is `family` finds out. Promises that a pod whose
+creation was not answered is found again and never made twice. Never decides how many pods there shall be. Base of the
+ReplicaSet, DaemonSet, Job and StatefulSet controllers.
 
-Upstream: pkg/controller (PodControl, PodControllerRefManager).
+Upstream: pkg/controller (PodControl).
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from controlplane.controllers.runtime import (
     by_namespace,
     create_named,
     in_batches,
-    picked,
 )
 from controlplane.controllers.workloads import adoption
+from controlplane.controllers.workloads.family import Family
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.errors import AlreadyExists, ApiError, NotFound
 from controlplane.machinery.resources import Resource
@@ -41,6 +40,7 @@ class PodOwner(Controller):
         self.owners = context.informer(resource, namespace=by_namespace)
         self.pods = context.informer(PODS, controller=by_controller)
         super().__init__(context, self.owners, self.pods, *more)
+        self.family = Family(self.client, self.pending, self.owners, self.pods, self.selector)
         self.owners.subscribe(self.owner_changed)
         self.pods.subscribe(self.pod_changed)
 
@@ -51,61 +51,27 @@ class PodOwner(Controller):
             self.queue.add(objects.key(new))
 
     def pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        for pod in (old, new) if old is not None else (new,):
-            owner = objects.controller_of(pod)
-            if owner is not None:
-                if (owner.get("apiVersion"), owner.get("kind")) == (self.resource.api_version, self.resource.kind):
-                    self.queue.add((objects.namespace(pod), owner["name"]))
-            elif kind != "DELETED" and objects.labels(pod):
-                self._offer(pod)
-
-    def _offer(self, pod: Obj) -> None:
-        """Tell whoever may adopt a pod of nobody."""
-        labels = objects.labels(pod)
-        for owner in picked(self.owners.by("namespace", objects.namespace(pod)),
-                            lambda one: bool(self.selector(one).matches(labels))):
-            self.queue.add(objects.key(owner))
+        for key in self.family.concerned(kind, old, new):
+            self.queue.add(key)
 
     def selector(self, owner: Obj) -> Any:
         return selectors.from_label_selector(objects.get(owner, "spec.selector") or {})
 
     # --- whose pods --------------------------------------------------------------------------------------------
 
-    def adoption(self, owner: Obj, pod: Obj) -> Obj:
-        return adoption.adoption(owner, pod)
-
-    def release(self, owner: Obj, pod: Obj) -> Obj:
-        return adoption.release(owner, pod)
-
     def may_own(self, owner: Obj, pod: Obj) -> bool:
         """Whether a pod that matches the selector is one of the owner's kind at all."""
         return True
 
+    def adopt(self, owner: Obj, pod: Obj) -> Obj:
+        return adoption.adopt(owner, pod)
+
+    def release(self, owner: Obj, pod: Obj) -> Obj:
+        return adoption.release(owner, pod)
+
     async def claim(self, key: Key, owner: Obj) -> list[Obj]:
         """The owner's pods, after adopting and releasing."""
-        candidates = [*self.pods.by("controller", objects.uid(owner)),
-                      *self.pods.by("controller", f"orphan/{key[0]}")]
-        claim = adoption.claim(owner, self.selector(owner), candidates)
-        mine = list(claim.mine)
-        adopt = [pod for pod in claim.adopt if self.may_own(owner, pod)]
-        if adopt:  # only if the owner still is what we think it is: its successor may have the name by now
-            live = await self.client.get(self.resource, key[1], key[0])
-            if objects.uid(live) != objects.uid(owner) or objects.deleting(live):
-                return mine
-        for pod in adopt:
-            mine.append(await self.patch_pod(key, pod, self.adoption(owner, pod)) or pod)
-        for pod in claim.release:
-            await self.patch_pod(key, pod, self.release(owner, pod))
-        return mine
-
-    async def patch_pod(self, key: Key, pod: Obj, patch: Obj) -> Obj | None:
-        """The pod after the strategic patch; None when it is gone."""
-        try:
-            changed = await self.client.patch(PODS, objects.name(pod), patch, key[0])
-        except NotFound:
-            return None
-        self.pending.wrote(key, changed)
-        return changed
+        return await self.family.claim(key, owner, self.may_own, self.adopt, self.release)
 
     # --- creating and deleting ---------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.runtime import NODES, STALE_SECONDS, Context, picked, set_status
+from controlplane.controllers.runtime import NODES, STALE_SECONDS, Context, count_collision, picked, set_status
 from controlplane.controllers.workloads.daemonsets import daemons, eligibility
 from controlplane.controllers.workloads.history import HASH_LABEL
 from controlplane.controllers.workloads.podowner import Key, PodOwner
@@ -64,7 +64,7 @@ class DaemonSets(PodOwner):
             return None
         found = await self.revisions.current(key, owner)
         if found is None:
-            await self._count_collision(owner)
+            await count_collision(self.client, self.resource, owner)
             return None
         current, known = found
         revision = objects.labels(current)[HASH_LABEL]
@@ -80,11 +80,6 @@ class DaemonSets(PodOwner):
             raise error  # tried again with back-off
         soon = podfacts.next_available(pods, objects.get(owner, "spec.minReadySeconds", 0), now)
         return min((one for one in (wait, soon) if one is not None), default=None)
-
-    async def _count_collision(self, owner: Obj) -> None:
-        status = objects.deep_copy(owner.get("status") or {})
-        status["collisionCount"] = status.get("collisionCount", 0) + 1
-        await set_status(self.client, self.resource, owner, status)
 
     async def _apply(self, key: Key, owner: Obj, plan: daemons.Plan, revision: str) -> tuple[float | None,
                                                                                             ApiError | None]:

@@ -16,14 +16,14 @@ from controlplane.controllers.runtime import (
     Controller,
     by_controller,
     by_namespace,
+    count_collision,
     delete_quietly,
-    picked,
     set_status,
 )
-from controlplane.controllers.workloads import adoption
 from controlplane.controllers.workloads.deployments import progress, rollout
+from controlplane.controllers.workloads.family import Family
 from controlplane.machinery import objects, podfacts, selectors
-from controlplane.machinery.errors import AlreadyExists, NotFound
+from controlplane.machinery.errors import AlreadyExists
 from controlplane.machinery.resources import named
 
 DEPLOYMENTS, REPLICASETS = named("deployments.apps"), named("replicasets.apps")
@@ -39,25 +39,14 @@ class Deployments(Controller):
         self.sets = context.informer(REPLICASETS, controller=by_controller)
         self.pods = context.informer(PODS, controller=by_controller)
         super().__init__(context, self.deployments, self.sets, self.pods)
+        self.family = Family(self.client, self.pending, self.deployments, self.sets, self._selector)
         self.deployments.subscribe(lambda kind, old, new: self.queue.add(objects.key(new)))
         self.sets.subscribe(self._set_changed)
         self.pods.subscribe(self._pod_changed)
 
     def _set_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        for one in (old, new) if old is not None else (new,):
-            owner = objects.controller_of(one)
-            if owner is not None:
-                if owner.get("kind") == "Deployment":
-                    self.queue.add((objects.namespace(one), owner["name"]))
-            elif kind != "DELETED":
-                self._offer(one)
-
-    def _offer(self, one: Obj) -> None:
-        """Tell whoever may adopt a ReplicaSet of nobody."""
-        labels = objects.labels(one)
-        for deployment in picked(self.deployments.by("namespace", objects.namespace(one)),
-                                 lambda candidate: bool(self._selector(candidate).matches(labels))):
-            self.queue.add(objects.key(deployment))
+        for key in self.family.concerned(kind, old, new):
+            self.queue.add(key)
 
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         """A Recreate rollout waits for the last old pod to be gone."""
@@ -82,12 +71,11 @@ class Deployments(Controller):
             return None
         if not self.pending.settled(key, self.sets):
             return STALE_SECONDS
-        selector = self._selector(deployment)
-        if selector.empty:
+        if self._selector(deployment).empty:
             self.recorder.event(deployment, "Warning", "SelectingAll",
                                 "This deployment is selecting all pods. A non-empty selector is required.")
             return None
-        sets = await self._claim(key, deployment, selector)
+        sets = await self.family.claim(key, deployment)
         new = rollout.newest(deployment, sets)
         old = [one for one in sets if one is not new]
         if objects.deleting(deployment):
@@ -96,26 +84,6 @@ class Deployments(Controller):
         if objects.get(deployment, "spec.paused") or rollout.resized(deployment, sets):
             return await self._resize(key, deployment, new, old)
         return await self._roll(key, deployment, new, old)
-
-    async def _claim(self, key: Key, deployment: Obj, selector: Any) -> list[Obj]:
-        candidates = [*self.sets.by("controller", objects.uid(deployment)),
-                      *self.sets.by("controller", f"orphan/{key[0]}")]
-        claim = adoption.claim(deployment, selector, candidates)
-        mine = list(claim.mine)
-        changes = [(one, adoption.adoption(deployment, one)) for one in claim.adopt]
-        if changes:
-            live = await self.client.get(DEPLOYMENTS, key[1], key[0])
-            if objects.uid(live) != objects.uid(deployment) or objects.deleting(live):
-                changes = []
-        for one, patch in [*changes, *((one, adoption.release(deployment, one)) for one in claim.release)]:
-            try:
-                changed = await self.client.patch(REPLICASETS, objects.name(one), patch, key[0])
-            except NotFound:
-                continue
-            self.pending.wrote(key, changed)
-            if one in claim.adopt:
-                mine.append(changed)
-        return mine
 
     async def _resize(self, key: Key, deployment: Obj, new: Obj | None, old: list[Obj]) -> float | None:
         if new is not None:
@@ -182,9 +150,7 @@ class Deployments(Controller):
             made = await self.client.get(REPLICASETS, objects.name(wanted), key[0])
             owner = objects.controller_of(made) or {}
             if owner.get("uid") != objects.uid(deployment) or rollout.newest(deployment, [made]) is None:
-                status = objects.deep_copy(deployment.get("status") or {})
-                status["collisionCount"] = status.get("collisionCount", 0) + 1
-                await self._write_status(deployment, status)
+                await count_collision(self.client, DEPLOYMENTS, deployment)
                 return None
         self.pending.wrote(key, made)
         return made

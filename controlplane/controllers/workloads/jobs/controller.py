@@ -53,8 +53,8 @@ class Jobs(PodOwner):
         job = self.owners.get(objects.namespace(pod), owner["name"])
         return job is None or objects.uid(job) != owner.get("uid") or completion.finished(job)
 
-    def adoption(self, owner: Obj, pod: Obj) -> Obj:
-        patch = adoption.adoption(owner, pod)
+    def adopt(self, owner: Obj, pod: Obj) -> Obj:
+        patch = adoption.adopt(owner, pod)
         patch["metadata"]["finalizers"] = [attempts.FINALIZER]
         return patch
 
@@ -101,7 +101,7 @@ class Jobs(PodOwner):
         return await in_batches(len(plan.settle), lambda number: self._let_go(key, plan.settle[number])) or error
 
     async def _let_go(self, key: Key, pod: Obj) -> None:
-        await self.patch_pod(key, pod, {"metadata": {"uid": objects.uid(pod), **_LET_GO}})
+        await self.family.patch(key, pod, {"metadata": {"uid": objects.uid(pod), **_LET_GO}})
 
     async def _free_orphan(self, key: Key) -> None:
         pod = self.pods.get(*key)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.runtime import STALE_SECONDS, Context, set_status
+from controlplane.controllers.runtime import STALE_SECONDS, Context, count_collision, set_status
 from controlplane.controllers.workloads.podowner import Key, PodOwner
 from controlplane.controllers.workloads.revisions import Revisions
 from controlplane.controllers.workloads.statefulsets import identity, ordinals
@@ -46,9 +46,7 @@ class StatefulSets(PodOwner):
             return STALE_SECONDS
         found = await self.revisions.current(key, owner)
         if found is None:
-            status = objects.deep_copy(owner.get("status") or {})
-            status["collisionCount"] = status.get("collisionCount", 0) + 1
-            await set_status(self.client, self.resource, owner, status)
+            await count_collision(self.client, self.resource, owner)
             return None
         update, known = found
         current = next((one for one in known if objects.name(one) == objects.get(owner, "status.currentRevision")),
@@ -102,7 +100,7 @@ class StatefulSets(PodOwner):
     async def _repair(self, key: Key, owner: Obj, pod: Obj) -> None:
         """Give a living pod back its labels and the claims it lacks."""
         if (patch := identity.label_patch(pod)) is not None:
-            await self.patch_pod(key, pod, patch)
+            await self.family.patch(key, pod, patch)
         if objects.get(pod, "status.phase") == "Pending":
             await self._claims_ready(key, owner, ordinals.ordinal(owner, pod), pod)
 
