@@ -76,6 +76,10 @@ def test_a_deployment_is_watched_until_it_is_available_and_its_pod_runs_commands
         socket.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
         socket.settimeout(10)
         assert socket.recv(65536).startswith(b"HTTP/1.")
+        forward = stream.portforward(core.connect_get_namespaced_pod_portforward, pod.metadata.name, "default",
+                                     ports="81")
+        forward.socket(81).settimeout(30)
+        assert forward.socket(81).recv(1) == b"" and "refused" in forward.error(81)  # nobody listens there
         assert core.read_namespaced_pod_log(pod.metadata.name, "default")
         scale = apps.patch_namespaced_deployment_scale("python", "default", {"spec": {"replicas": 0}})
         assert not scale.spec.replicas  # Go leaves a zero out

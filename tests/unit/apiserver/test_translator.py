@@ -14,6 +14,7 @@ from controlplane.apiserver.request import Query
 from controlplane.apiserver.streaming import spdy, websocket
 from controlplane.apiserver.streaming.translation import COMMAND, FORWARD, Command, Tunnel, of
 from controlplane.apiserver.streaming.tunnel import status_of
+from controlplane.machinery.errors import BadRequest
 from tests.unit.apiserver.test_streams import BULK, Node, forgotten, playing
 
 PODS = "GET /api/v1/namespaces/ns/pods/p"
@@ -152,6 +153,34 @@ def test_nodes_are_pinged_and_their_answers_not_answered():
     assert command.from_node(command.ping()) == (b"", b"")
 
 
+def test_ports_are_pairs_of_channels():
+    forward = of({"Upgrade": "websocket", "Sec-WebSocket-Key": "k", "Sec-WebSocket-Protocol": "v4.channel.k8s.io"},
+                 "portforward", Query("ports=80,8080"))
+    inflate, opened = zlib.decompressobj(zdict=spdy.DICTIONARY), []
+    for frame in spdy.Reader().feed(forward.start()):
+        block = inflate.decompress(frame.data[10:])
+        opened.append((frame.stream, *(word in block for word in (b"error", b"data", b"8080"))))
+    assert opened == [(1, True, False, False), (3, False, True, False), (5, True, False, True), (7, False, True, True)]
+    heard = [forward.from_node(spdy.control(spdy.SYN_REPLY, stream.to_bytes(4, "big")))[0] for stream in (1, 3, 5, 7)]
+    assert heard == [b"", b"", b"", b"".join(websocket.frame(2, m) for m in (
+        b"\0\x50\0", b"\1\x50\0", b"\2\x90\x1f", b"\3\x90\x1f"))] and forward.ready
+    assert forward.from_client(message(b"\0one") + message(b"\2two") + message(b"\3no") + message(b"\x09no"))[0] \
+        == spdy.data(3, b"one") + spdy.data(7, b"two")
+    assert forward.from_node(spdy.data(7, b"back", last=True) + spdy.data(1, b"refused", last=True))[0] \
+        == websocket.frame(2, b"\2back") + websocket.frame(2, b"\1refused")
+    assert not forward.over
+    forward.from_node(spdy.data(3, b"", last=True) + spdy.data(5, b"", last=True))
+    assert forward.over and forward.end() == b"\x88\2\x03\xe8"
+
+
+@pytest.mark.parametrize(("query", "why"), [
+    ("", "is required"), ("ports=", "cannot be empty"), ("ports=80,x", 'parsing "x": invalid syntax'),
+    ("ports=70000", "value out of range"), ("ports=0", 'port "0" must be > 0')])
+def test_ports_stand_in_the_query(query, why):
+    with pytest.raises(BadRequest, match=why):
+        of({"Upgrade": "websocket", "Sec-WebSocket-Key": "k"}, "portforward", Query(query))
+
+
 class Spdy(Node):
     """A kubelet that speaks SPDY: what comes on stdin goes to stdout, and stdin's end ends the command. A forwarded
     port echoes."""
@@ -163,7 +192,7 @@ class Spdy(Node):
             writer.write(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\n")
             frames = spdy.Reader()
             while data := await reader.read(65536):
-                if "/portForward" in head:
+                if "/portForward" in head and "port=" not in head:
                     writer.write(data)
                 else:
                     for frame in frames.feed(data):
@@ -238,6 +267,38 @@ def test_a_forwarded_port_over_a_websocket(tmp_path):
         await forgotten(server)
 
     playing(tmp_path, play, Spdy)
+
+
+class Port(Spdy):
+    """A kubelet whose pod sends back what it gets on a port, and hangs up after `bye`."""
+
+    def answer(self, frame, writer):
+        error, port = 1, 3
+        if frame.kind == spdy.SYN_STREAM:
+            writer.write(spdy.control(spdy.SYN_REPLY, frame.data[:4]))
+        elif frame.kind == spdy.DATA and frame.stream == port and frame.data:
+            writer.write(spdy.data(port, frame.data, last=frame.data == b"bye"))
+            if frame.data == b"bye":
+                writer.write(spdy.data(error, b"", last=True))
+
+
+def test_ports_over_a_websocket_reach_a_node_that_speaks_spdy(tmp_path):
+    async def play(node, connect, server, listener):
+        reader, writer = await connect(f"{PODS}/portforward?ports=80", f"{ASKED}v4.channel.k8s.io\r\n")
+        assert b"Sec-WebSocket-Protocol: v4.channel.k8s.io" in await reader.readuntil(b"\r\n\r\n")
+        assert node.heads[0].startswith("POST /portForward/ns/p?port=80 ")
+        assert "X-Stream-Protocol-Version: portforward.k8s.io" in node.heads[0] and "WebSocket" not in node.heads[0]
+        assert [await received(reader) for _ in range(2)] == [(2, b"\0\x50\0"), (2, b"\1\x50\0")]
+        for content in (b"there", b"bye"):
+            writer.write(message(b"\0" + content))
+            assert await received(reader) == (2, b"\0" + content)
+        assert await received(reader) == (8, b"\x03\xe8")
+        writer.write(message(b"\x03\xe8", websocket.CLOSE))
+        assert await reader.read() == b""
+        writer.close()
+        await forgotten(server)
+
+    playing(tmp_path, play, Port)
 
 
 def test_a_refused_websocket_is_answered(tmp_path):
