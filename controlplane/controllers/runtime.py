@@ -194,6 +194,16 @@ async def count_collision(client: Client, resource: Resource, obj: Obj) -> None:
     await set_status(client, resource, obj, {**(obj.get("status") or {}), "collisionCount": count})
 
 
+async def drop_finalizer(client: Client, resource: Resource, obj: Obj, finalizer: str) -> Obj:
+    """The object without the finalizer; Conflict when somebody changed it meanwhile."""
+    held = obj["metadata"].get("finalizers") or []
+    if finalizer not in held:
+        return obj
+    patch = {"metadata": {"uid": objects.uid(obj), "resourceVersion": objects.revision(obj),
+                          "finalizers": [one for one in held if one != finalizer] or None}}
+    return await client.patch(resource, objects.name(obj), patch, objects.namespace(obj), "merge")
+
+
 async def delete_quietly(client: Client, resource: Resource, obj: Obj, **options: Any) -> bool:
     """Delete exactly this object; False when it is already gone or another has its name."""
     try:

@@ -21,7 +21,7 @@ from controlplane.client.discovery import Kinds
 from controlplane.client.informer import Informer
 from controlplane.controllers.namespaces import ownership
 from controlplane.controllers.namespaces.ownership import Owner
-from controlplane.controllers.runtime import Context, Controller, delete_quietly
+from controlplane.controllers.runtime import Context, Controller, delete_quietly, drop_finalizer
 from controlplane.machinery import objects
 from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import BUILTIN, Resource
@@ -232,17 +232,23 @@ class Garbage(Controller):
                 continue
             if objects.uid(owner) in by_owner(live):
                 await self._patch(kind, live, ownership.without(live, (objects.uid(owner),)))
-        await self._patch(resource, owner, ownership.finalized(owner, ownership.ORPHAN))
+        await self._let_go(resource, owner, ownership.ORPHAN)
 
     async def _foreground(self, resource: Resource, owner: Obj) -> None:
         """Let the owner go when no dependent blocks it; else see to those that are not being deleted yet."""
         uid = objects.uid(owner)
         dependents = self.dependents(uid)
         if not any(ownership.blocks(one, uid) and objects.uid(one) != uid for _, one in dependents):
-            await self._patch(resource, owner, ownership.finalized(owner, ownership.FOREGROUND))
+            await self._let_go(resource, owner, ownership.FOREGROUND)
         for kind, dependent in dependents:
             if not objects.deleting(dependent):
                 self.queue.add((kind, *objects.key(dependent)))
+
+    async def _let_go(self, resource: Resource, owner: Obj, finalizer: str) -> None:
+        try:
+            await drop_finalizer(self.client, resource, owner, finalizer)
+        except NotFound:
+            pass
 
     async def _patch(self, resource: Resource, obj: Obj, patch: Obj) -> None:
         try:

@@ -80,10 +80,3 @@ def unblocked(obj: Obj) -> Obj:
     meta = obj["metadata"]
     return {"metadata": {"ownerReferences": [{**ref, "blockOwnerDeletion": False} for ref in owners(obj)],
                          "uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}}
-
-
-def finalized(obj: Obj, finalizer: str) -> Obj:
-    """The merge patch that removes one finalizer; fails with Conflict when the object changed."""
-    meta = obj["metadata"]
-    left = [one for one in finalizers(obj) if one != finalizer]
-    return {"metadata": {"finalizers": left or None, "uid": meta["uid"], "resourceVersion": meta["resourceVersion"]}}

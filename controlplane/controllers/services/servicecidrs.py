@@ -10,7 +10,7 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Any
 
-from controlplane.controllers.runtime import Context, Controller, set_status
+from controlplane.controllers.runtime import Context, Controller, drop_finalizer, set_status
 from controlplane.machinery import objects
 from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import named
@@ -66,27 +66,29 @@ class ServiceCidrs(Controller):
         one = self.ranges.get("", name)
         if one is None:
             return None
-        held = list(one["metadata"].get("finalizers") or ())
+        held = one["metadata"].get("finalizers") or []
         try:
-            if not objects.deleting(one):
-                if FINALIZER not in held:
-                    await self._finalizers(one, [*held, FINALIZER])
-            elif FINALIZER in held:
-                await self._release(one, held)
+            if FINALIZER in held:
+                await self._release(one)
+            elif not objects.deleting(one):
+                await self._hold(one, held)
         except NotFound:
             pass
         return None
 
-    async def _release(self, one: Obj, held: list[str]) -> None:
+    async def _hold(self, one: Obj, held: list[str]) -> None:
+        await self.client.patch(self.ranges.resource, objects.name(one), {"metadata": {
+            "uid": objects.uid(one), "resourceVersion": objects.revision(one), "finalizers": [*held, FINALIZER]}},
+            kind="merge")
+
+    async def _release(self, one: Obj) -> None:
+        """Let go of a leaving one that is not needed; else say what it waits for."""
+        if not objects.deleting(one):
+            return
         if not needed(one, self.ranges.items(), map(objects.name, self.addresses.items())):
-            await self._finalizers(one, [entry for entry in held if entry != FINALIZER])
+            await drop_finalizer(self.client, self.ranges.resource, one, FINALIZER)
             return
         status = objects.deep_copy(one.get("status") or {})
         if objects.set_condition(status.setdefault("conditions", []), "Ready", "False", "Terminating", STILL_USED,
                                  self.clock.timestamp()):
             await set_status(self.client, self.ranges.resource, one, status)
-
-    async def _finalizers(self, one: Obj, wanted: list[str]) -> None:
-        await self.client.patch(self.ranges.resource, objects.name(one), {"metadata": {
-            "uid": objects.uid(one), "resourceVersion": objects.revision(one), "finalizers": wanted or None}},
-            kind="merge")

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from controlplane.controllers.runtime import NODES, Context, Controller, delete_quietly
+from controlplane.controllers.runtime import NODES, Context, Controller, delete_quietly, drop_finalizer
 from controlplane.controllers.volumes import localvolumes, matching
 from controlplane.controllers.volumes.volumebinder import CLAIMS, CLASSES, VOLUMES
 from controlplane.machinery import objects
@@ -119,7 +119,7 @@ class LocalPath(Controller):
             return
         if objects.get(live, "spec.persistentVolumeReclaimPolicy") != "Delete":
             if objects.deleting(live):  # the data stays, as its policy says; the record may go
-                await self._let_go(live)
+                await drop_finalizer(self.client, VOLUMES, live, localvolumes.FINALIZER)
             return
         if self.nodes.get("", localvolumes.node_of(live)) is not None:
             try:
@@ -127,7 +127,7 @@ class LocalPath(Controller):
             except ApiError as error:
                 self.recorder.event(live, "Warning", "VolumeFailedDelete", error.message)
                 raise
-        await self._let_go(live)
+        await drop_finalizer(self.client, VOLUMES, live, localvolumes.FINALIZER)
         await delete_quietly(self.client, VOLUMES, live)
 
     async def _live(self, volume: Obj) -> Obj | None:
@@ -137,11 +137,6 @@ class LocalPath(Controller):
         except NotFound:
             return None
         return live if objects.uid(live) == objects.uid(volume) else None
-
-    async def _let_go(self, volume: Obj) -> None:
-        left = [one for one in volume["metadata"].get("finalizers") or () if one != localvolumes.FINALIZER]
-        if left != volume["metadata"].get("finalizers"):
-            await self.client.update(VOLUMES, {**volume, "metadata": {**volume["metadata"], "finalizers": left}})
 
     async def _folder(self, method: str, node: str, name: str) -> str:
         """Have the node make (PUT) or remove (DELETE) the folder of a volume; its path there."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.runtime import PODS, Context, Controller
+from controlplane.controllers.runtime import PODS, Context, Controller, drop_finalizer
 from controlplane.machinery import objects, podfacts
 from controlplane.machinery.errors import NotFound
 from controlplane.machinery.resources import Resource, named
@@ -84,8 +84,7 @@ class StorageProtection(Controller):
             if not held(resource, live) or self._used(resource, live) or (
                     resource is CLAIMS and await self._mounted(live)):
                 return None
-            left = [f for f in live["metadata"]["finalizers"] if f != FINALIZERS[name]]
-            await self.client.update(resource, {**live, "metadata": {**live["metadata"], "finalizers": left}})
+            await drop_finalizer(self.client, resource, live, FINALIZERS[name])
         except NotFound:
             pass
         return None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.nodes.podgc import finished
 from controlplane.controllers.runtime import (
     PODS,
     STALE_SECONDS,
@@ -18,10 +17,12 @@ from controlplane.controllers.runtime import (
     by_controller,
     create_named,
     delete_quietly,
+    drop_finalizer,
     set_status,
 )
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, NotFound
+from controlplane.machinery.podfacts import active, finished
 from controlplane.machinery.resources import named
 from controlplane.scheduler.claims import FINALIZER
 
@@ -103,7 +104,7 @@ class ResourceClaims(Controller):
 
     async def _serve(self, key: Key, pod: Obj) -> None:
         """Make the claims the pod lacks and record their names in its status."""
-        if objects.deleting(pod) or finished(pod):
+        if not active(pod):
             return
         recorded = {one["name"]: one.get("resourceClaimName") for one in objects.get(
             pod, "status.resourceClaimStatuses", None) or ()}
@@ -148,11 +149,8 @@ class ResourceClaims(Controller):
                 for field in ("reservedFor", "allocation", "devices"):
                     status.pop(field, None)
             claim = await set_status(self.client, self.claims.resource, claim, status)
-        held = claim["metadata"].get("finalizers") or []
-        if over and FINALIZER in held:
-            claim = await self.client.patch(self.claims.resource, objects.name(claim), {"metadata": {
-                "uid": objects.uid(claim), "resourceVersion": objects.revision(claim),
-                "finalizers": [one for one in held if one != FINALIZER] or None}}, objects.namespace(claim), "merge")
+        if over:
+            claim = await drop_finalizer(self.client, self.claims.resource, claim, FINALIZER)
         owner = objects.controller_of(claim)
         if not left and owner is not None and owner.get("kind") == "Pod" and ENTRY in objects.annotations(claim):
             pod = self.pods.get(objects.namespace(claim), owner.get("name", ""))
