@@ -28,5 +28,15 @@ def answer(request: dict[str, Any], now: float, hours: int = 24, refresh: int = 
             "notAfter": told[2], "certificateChain": made.public_bytes(serialization.Encoding.PEM).decode()}
 
 
+def authority(name: str, now: float) -> str:
+    """The certificate of an authority of this name, PEM."""
+    begin = datetime.datetime.fromtimestamp(int(now), datetime.UTC)
+    own = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+    made = x509.CertificateBuilder().subject_name(own).issuer_name(own).public_key(KEY.public_key()).serial_number(
+        x509.random_serial_number()).not_valid_before(begin).not_valid_after(begin + datetime.timedelta(hours=24)
+        ).add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True).sign(KEY, hashes.SHA256())
+    return made.public_bytes(serialization.Encoding.PEM).decode()
+
+
 def condition(kind: str, at: str) -> dict[str, Any]:
     return {"type": kind, "status": "True", "reason": "ByTest", "message": "", "lastTransitionTime": at}

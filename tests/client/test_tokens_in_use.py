@@ -127,3 +127,37 @@ def test_a_pod_gets_a_certificate_from_a_signer_of_its_users(cluster, space):
         "640", "1000"]
     cluster.kubectl("-n", space, "delete", "pod", "certified")
     eventually(lambda: not cluster.get("-n", space, "podcertificaterequests")["items"])
+
+
+def test_pods_follow_bundles_of_authorities(cluster, space):
+    first, second, own = (signer.authority(name, time.time()) for name in ("first", "second", "own"))
+
+    def bundle(name, text, of=""):
+        cluster.kubectl("apply", "-f", "-", input=json.dumps({
+            "apiVersion": "certificates.k8s.io/v1beta1", "kind": "ClusterTrustBundle",
+            "metadata": {"name": name, "labels": {"stage": "live"}},
+            "spec": {"trustBundle": text, **({"signerName": of} if of else {})}}))
+
+    def subjects(path):
+        read = cluster.kubectl("-n", space, "exec", "trusts", "--", "cat", f"/t/{path}").encode()
+        return sorted(c.subject.rfc4514_string() for c in x509.load_pem_x509_certificates(read)) if read else []
+    bundle("lab-own", own)
+    bundle("example.com:lab:1", first, "example.com/lab")
+    by_signer = {"signerName": "example.com/lab", "labelSelector": {"matchLabels": {"stage": "live"}}}
+    cluster.kubectl("-n", space, "create", "-f", "-", input=json.dumps({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "trusts"}, "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "volumes": [{"name": "t", "projected": {"sources": [
+                {"clusterTrustBundle": {"name": "lab-own", "path": "own.pem"}},
+                {"clusterTrustBundle": {"name": "none", "path": "none.pem", "optional": True}},
+                {"clusterTrustBundle": {**by_signer, "path": "lab.pem"}}]}}],
+            "containers": [{"name": "c", "image": "busybox:1", "command": ["sleep", "3600"],
+                            "volumeMounts": [{"name": "t", "mountPath": "/t"}]}]}}))
+    cluster.kubectl("-n", space, "wait", "--for=condition=Ready", "pod/trusts", "--timeout=60s")
+    assert (subjects("own.pem"), subjects("none.pem"), subjects("lab.pem")) == (["CN=own"], [], ["CN=first"])
+    bundle("example.com:lab:2", second + first, "example.com/lab")
+    eventually(lambda: subjects("lab.pem") == ["CN=first", "CN=second"])
+    bundle("none", own)
+    eventually(lambda: subjects("none.pem") == ["CN=own"])
+    cluster.kubectl("delete", "clustertrustbundle", "lab-own", "none", "example.com:lab:1", "example.com:lab:2")
+    cluster.kubectl("-n", space, "delete", "pod", "trusts")

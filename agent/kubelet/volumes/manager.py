@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.volumes import payload, persistent, plugins, subpaths
+from agent.kubelet.volumes import payload, persistent, plugins, subpaths, trustbundles
 from agent.kubelet.volumes.claims import Claims
 from agent.kubelet.volumes.csi import CsiVolumes
 from agent.kubelet.volumes.imagevolumes import ImageVolumes
@@ -130,6 +130,8 @@ class Volumes:
             content, when = await self._certified(pod, volume, source)
             own |= content
             renewals.append(when)
+        for source in payload.bundles(volume):
+            own[source["path"]] = await trustbundles.anchors(self.objects, source, meta["uid"])
         sources = Sources(dict(zip(wanted, found)), sources.services, sources.pod_ips, sources.host_ips,
                           sources.node_cpu, sources.node_memory, sources.node_ephemeral)
         files = payload.files(pod, volume, sources, own)

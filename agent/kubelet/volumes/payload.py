@@ -50,11 +50,16 @@ def certificates(volume: dict[str, Any]) -> list[dict[str, Any]]:
     return [s["podCertificate"] for s in _sources(volume) if s.get("podCertificate") is not None]
 
 
+def bundles(volume: dict[str, Any]) -> list[dict[str, Any]]:
+    """The clusterTrustBundle projections of the volume."""
+    return [s["clusterTrustBundle"] for s in _sources(volume) if s.get("clusterTrustBundle") is not None]
+
+
 def _issued(source: dict[str, Any]) -> list[str]:
-    """The paths of what is issued to the pod itself."""
-    token, certificate = source.get("serviceAccountToken") or {}, source.get("podCertificate") or {}
-    return [p for p in (token.get("path"), certificate.get("credentialBundlePath"), certificate.get("keyPath"),
-                        certificate.get("certificateChainPath")) if p]
+    """The paths of what is issued to the pod itself, or put together for it."""
+    parts = [source.get(kind) or {} for kind in ("serviceAccountToken", "podCertificate", "clusterTrustBundle")]
+    return [part[key] for part in parts for key in ("path", "credentialBundlePath", "keyPath", "certificateChainPath")
+            if part.get(key)]
 
 
 def _sources(volume: dict[str, Any]) -> list[dict[str, Any]]:
@@ -72,7 +77,7 @@ def token_user(pod: dict[str, Any]) -> int | None:
 
 
 def files(pod: dict[str, Any], volume: dict[str, Any], sources: Sources, issued: Mapping[str, str]) -> Files:
-    """The content. `issued` maps the paths of tokens and certificates to them. Raises ConfigError."""
+    """The content. `issued` maps the paths of tokens, certificates and bundles to them. Raises ConfigError."""
     body: dict[str, Any] = next((volume[k] for k in (*KINDS, "downwardAPI", "projected")
                                  if volume.get(k) is not None), {})
     mode = body.get("defaultMode")
@@ -84,8 +89,6 @@ def files(pod: dict[str, Any], volume: dict[str, Any], sources: Sources, issued:
                 made |= _object(pod, kind, source[key], sources, mode)
         if source.get("downwardAPI") is not None:
             made |= _downward(pod, source["downwardAPI"], sources, mode)
-        if source.get("clusterTrustBundle") is not None:
-            raise ConfigError("ClusterTrustBundles are not served by this cluster")
         for path in _issued(source):
             private = token_user(pod) is not None or fs_group(pod) is not None
             made[path] = (issued[path].encode(), TOKEN_MODE if private else mode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import threading
 from pathlib import Path
@@ -101,6 +102,43 @@ def test_a_volume_nobody_can_mount_is_named(tmp_path):
     the_pod["spec"]["volumes"] = [{"name": "data", "nfs": {"server": "x", "path": "/"}}]
     with pytest.raises(ConfigError, match='volume "data" of type nfs is not supported'):
         asyncio.run(volumes(tmp_path)[0].set_up(the_pod, Sources()))
+
+
+def test_bundles_of_authorities_are_put_together_once_and_in_order(tmp_path):
+    def block(word):
+        return f"-----BEGIN CERTIFICATE-----\n{base64.b64encode(word.encode()).decode()}\n-----END CERTIFICATE-----\n"
+
+    def bundle(text, **labels):
+        return {"metadata": {"labels": labels}, "spec": {"trustBundle": text}}
+    one = bundle(f"about\n{block('b')}{block('a')}", stage="live")
+    two = bundle(block("a") + block("c" * 60), stage="live")
+    other = bundle(block("z"), stage="canary")
+
+    class Objects(Fixed):
+        async def matching(self, kind, fields, uid):
+            assert (kind, fields, uid) == ("clustertrustbundles.certificates.k8s.io", "spec.signerName=e.org/ca", "u")
+            return [one, other, two]
+
+    def file(**source):
+        the_pod = pod()
+        the_pod["spec"] |= {"volumes": [{"name": "v", "projected": {"sources": [
+            {"clusterTrustBundle": {"path": "p.pem", **source}}]}}], "securityContext": {"fsGroup": os.getgid()}}
+        fixed = Objects(one=one)
+        made = Volumes(tmp_path, fixed, fixed, Recorder())  # type: ignore[arg-type]
+        paths, _ = asyncio.run(made.set_up(the_pod, Sources()))
+        return (Path(paths["v"]) / "p.pem").read_text()
+    assert file(name="one") == block("a") + block("b")
+    assert file(signerName="e.org/ca", labelSelector={}).count("BEGIN") == 4
+    chosen = {"signerName": "e.org/ca", "labelSelector": {"matchLabels": {"stage": "live"}}}
+    long = base64.b64encode(b"c" * 60).decode()
+    assert file(**chosen) == block("a") + block("b") + block("c" * 60).replace(long, f"{long[:64]}\n{long[64:]}")
+    with pytest.raises(ConfigError, match="signerName and labelSelector matched zero ClusterTrustBundles"):
+        file(signerName="e.org/ca")  # without a selector nothing is chosen
+    with pytest.raises(ConfigError, match='ClusterTrustBundle "two" not found'):
+        file(name="two")
+    assert file(signerName="e.org/ca", optional=True) == file(name="two", optional=True) == ""
+    mode = (tmp_path / "pods/u/volumes/kubernetes.io~projected/v/p.pem").stat().st_mode & 0o777
+    assert mode == 0o640  # as of what is issued to the pod, for its group
 
 
 def test_host_paths_are_what_they_claim(tmp_path):
