@@ -70,7 +70,7 @@ class Search:
     """One try for the claims of one pod on one node; `taken` are the devices others have."""
 
     def __init__(self, wanted: Sequence[Wanted], node: NodeInfo, inventory: Inventory, taken: Set[Id]) -> None:
-        self._wanted, self._inventory, self._node = wanted, inventory, node
+        self._wanted, self._node = wanted, node
         self._devices, self._whole = inventory.at(node), inventory.whole(node)
         self._taken = set(taken)
         self._slots = [(number, alternatives) for number, one in enumerate(wanted) for alternatives in one.requests]

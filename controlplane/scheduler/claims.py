@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from controlplane.machinery import objects
-from controlplane.scheduler import devices
+from controlplane.machinery import objects, placement
 from controlplane.scheduler.allocation import Request, Search, Wanted
 from controlplane.scheduler.devices import Id, Inventory
 from controlplane.scheduler.fit import Refusal
@@ -134,7 +133,7 @@ def taken(stored: Iterable[Obj], granted: Granted) -> set[Id]:
 
 def refusal(wanted: Needs, node: NodeInfo) -> Refusal | None:
     """Why the node does not do for the pod's claims; None when it does."""
-    if any(allocation.get("nodeSelector") and not devices.selects(allocation["nodeSelector"], node)
+    if any(allocation.get("nodeSelector") and not placement.takes(allocation["nodeSelector"], node)
            for _, allocation in wanted.held):
         return ELSEWHERE
     if not wanted.open:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.scheduler import fit
+from controlplane.machinery import placement
 from controlplane.scheduler.fit import Ask, Refusal
 from controlplane.scheduler.snapshot import Group, NodeInfo, Snapshot
 from controlplane.scheduler.tallies import Tally
@@ -111,8 +111,8 @@ class Constraints:
             return not group.deleting and group.namespace == namespace and selector.matches(group.labels)
 
         def eligible(node: NodeInfo) -> bool:
-            return all(key in node.labels for key in keys) and fit.selects(*affinity, node) and (
-                tolerations is None or fit.untolerated(tolerations, node.taints, fit.HARD) is None)
+            return all(key in node.labels for key in keys) and placement.selects(*affinity, node) and (
+                tolerations is None or placement.untolerated(tolerations, node.taints) is None)
         question = ("spread", spread.key, namespace, selector, keys, repr(affinity), repr(tolerations))
         return self._add(self._snapshot.tally(question, spread.key, covers, eligible))
 

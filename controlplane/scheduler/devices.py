@@ -17,9 +17,8 @@ from typing import Any
 
 import orjson
 
-from controlplane.machinery import objects, quantity
+from controlplane.machinery import objects, placement, quantity
 from controlplane.machinery.cel import expression as cel
-from controlplane.scheduler.fit import HARD, term_matches, untolerated
 from controlplane.scheduler.snapshot import NodeInfo
 
 ANSWERS = 16_384  # answers of selectors remembered: 128 devices of each of a hundred nodes
@@ -118,16 +117,11 @@ def reaches(place: Mapping[str, Any], node: NodeInfo) -> bool:
         return True
     if place.get("nodeName"):
         return bool(place["nodeName"] == node.name)
-    return selects(place.get("nodeSelector"), node)
-
-
-def selects(selector: Mapping[str, Any] | None, node: NodeInfo) -> bool:
-    """Whether a core/v1 NodeSelector takes the node; without one none does."""
-    return any(term_matches(term, node) for term in (selector or {}).get("nodeSelectorTerms") or ())
+    return placement.takes(place.get("nodeSelector"), node)
 
 
 def tolerated(device: Device, tolerations: list[Obj]) -> bool:
-    return untolerated(tolerations, device.given.get("taints") or [], HARD) is None
+    return placement.untolerated(tolerations, device.given.get("taints") or []) is None
 
 
 def roomy(device: Device, wanted: Mapping[str, Any]) -> bool:

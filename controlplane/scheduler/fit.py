@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from controlplane.machinery import objects
+from controlplane.machinery import objects, placement
 from controlplane.machinery.selectors import LabelSelector
 from controlplane.scheduler import demand, terms
 from controlplane.scheduler.demand import Demand
@@ -24,7 +24,6 @@ from controlplane.scheduler.snapshot import NodeInfo
 from controlplane.scheduler.terms import Affinities, DefaultSpread, Spread
 
 UNSCHEDULABLE_TAINT = {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}
-HARD = ("NoSchedule", "NoExecute")
 UNSCHEDULABLE = "node(s) were unschedulable"
 OTHER_NAME = "node(s) didn't match the requested node name"
 SELECTOR = "node(s) didn't match Pod's node affinity/selector"
@@ -104,71 +103,8 @@ def ignoring(wants: Ask, resources: frozenset[str]) -> Ask:
     return replace(wants, demand=replace(wants.demand, requests=kept), kind=wants.kind + orjson.dumps(sorted(kept)))
 
 
-# --- taints ------------------------------------------------------------------------------------------------------
-
-def tolerates(toleration: Mapping[str, Any], taint: Mapping[str, Any]) -> bool:
-    """Whether one toleration covers one taint. An empty key with Exists covers all, an empty effect every effect."""
-    if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
-        return False
-    key, operator = toleration.get("key") or "", toleration.get("operator") or "Equal"
-    if key and key != taint.get("key"):
-        return False
-    if operator == "Exists":
-        return True
-    if operator == "Equal":
-        return bool(key) and (toleration.get("value") or "") == (taint.get("value") or "")
-    try:
-        limit, have = int(toleration.get("value") or ""), int(taint.get("value") or "")
-    except ValueError:
-        return False
-    return have > limit if operator == "Gt" else operator == "Lt" and have < limit
-
-
-def untolerated(tolerations: list[dict[str, Any]], taints: list[dict[str, Any]],
-                effects: tuple[str, ...]) -> dict[str, Any] | None:
-    """The first taint of the given effects that no toleration covers."""
-    for taint in taints:
-        if taint.get("effect") in effects and not any(tolerates(t, taint) for t in tolerations):
-            return taint
-    return None
-
-
 def shown(taint: Mapping[str, Any]) -> str:
     return f"{{{taint.get('key', '')}: {taint.get('value') or ''}}}"
-
-
-# --- node affinity -----------------------------------------------------------------------------------------------
-
-def _requirement(requirement: Mapping[str, Any], values: Mapping[str, str]) -> bool:
-    key, operator, wanted = requirement.get("key", ""), requirement.get("operator"), requirement.get("values") or []
-    if operator == "Exists":
-        return key in values
-    if operator == "DoesNotExist":
-        return key not in values
-    if operator == "In":
-        return values.get(key) in wanted
-    if operator == "NotIn":
-        return values.get(key) not in wanted
-    try:
-        have, limit = int(values[key]), int(wanted[0])
-    except (KeyError, ValueError, IndexError):
-        return False
-    return have > limit if operator == "Gt" else operator == "Lt" and have < limit
-
-
-def term_matches(term: Mapping[str, Any], node: NodeInfo) -> bool:
-    """One node selector term: all its expressions must hold; an empty term matches nothing."""
-    expressions, fields = term.get("matchExpressions") or [], term.get("matchFields") or []
-    if not expressions and not fields:
-        return False
-    named = {"metadata.name": node.name}
-    return all(_requirement(r, node.labels) for r in expressions) and all(_requirement(r, named) for r in fields)
-
-
-def selects(selector: Mapping[str, str], alternatives: list[dict[str, Any]] | None, node: NodeInfo) -> bool:
-    """Whether a pod's node selector and required node affinity take the node."""
-    return all(node.labels.get(k) == v for k, v in selector.items()) and (
-        alternatives is None or any(term_matches(t, node) for t in alternatives))
 
 
 def named_nodes(wants: Ask) -> set[str] | None:
@@ -191,14 +127,14 @@ def refusal(wants: Ask, node: NodeInfo) -> Refusal | None:
     """Why the node by itself does not take the pod; None when it does."""
     off = wants.off
     if node.unschedulable and "NodeUnschedulable" not in off and not any(
-            tolerates(t, UNSCHEDULABLE_TAINT) for t in wants.tolerations):
+            placement.tolerates(t, UNSCHEDULABLE_TAINT) for t in wants.tolerations):
         return Refusal((UNSCHEDULABLE,), True)
     if wants.node_name and wants.node_name != node.name:
         return Refusal((OTHER_NAME,), True)
     if node.taints and "TaintToleration" not in off and (
-            taint := untolerated(wants.tolerations, node.taints, HARD)) is not None:
+            taint := placement.untolerated(wants.tolerations, node.taints)) is not None:
         return Refusal((TAINT + shown(taint),), True)
-    if (wants.selector or wants.terms is not None) and "NodeAffinity" not in off and not selects(
+    if (wants.selector or wants.terms is not None) and "NodeAffinity" not in off and not placement.selects(
             wants.selector, wants.terms, node):
         return Refusal((SELECTOR,), True)
     if wants.demand.ports and "NodePorts" not in off and any(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from controlplane.machinery import placement
 from controlplane.machinery.quantity import BINARY, Quantity
 from controlplane.scheduler import constraints, fit
 from controlplane.scheduler.fit import INSUFFICIENT, TOO_MANY, Ask, Refusal
@@ -59,7 +60,7 @@ def _advice(wants: Ask, node: NodeInfo, refused: Refusal) -> str:
     if first == fit.UNSCHEDULABLE:
         return f"is cordoned; kubectl uncordon {node.name}"
     if first.startswith(fit.TAINT):
-        taint = fit.untolerated(wants.tolerations, node.taints, fit.HARD) or {}
+        taint = placement.untolerated(wants.tolerations, node.taints) or {}
         value = f"={taint['value']}" if taint.get("value") else ""
         return f"has a taint; tolerate {taint.get('key')}{value}:{taint.get('effect')} in the pod"
     if first == fit.SELECTOR:

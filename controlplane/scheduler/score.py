@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from controlplane.scheduler.fit import Ask, term_matches, tolerates
+from controlplane.machinery.placement import term_matches, tolerates
+from controlplane.scheduler.fit import Ask
 from controlplane.scheduler.snapshot import NodeInfo, Snapshot
 
 BEST = 100.0

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from controlplane.controllers.volumes import matching
-from controlplane.machinery import objects, podfacts, quantity, selectors
-from controlplane.scheduler.fit import Refusal, term_matches
+from controlplane.machinery import objects, placement, podfacts, quantity, selectors
+from controlplane.scheduler.fit import Refusal
 from controlplane.scheduler.snapshot import NodeInfo, Snapshot
 
 UNREACHABLE = Refusal(("node(s) didn't match PersistentVolume's node affinity",), True)
@@ -108,7 +108,7 @@ def _sort(found: Needs, claim: Obj, shelf: Shelf) -> None:
 def reaches(volume: Obj, node: NodeInfo) -> bool:
     """Whether the volume can be used on the node."""
     required = objects.get(volume, "spec.nodeAffinity.required", None)
-    return required is None or any(term_matches(term, node) for term in required.get("nodeSelectorTerms") or ())
+    return required is None or placement.takes(required, node)
 
 
 def _zoned(volume: Obj, node: NodeInfo) -> bool:

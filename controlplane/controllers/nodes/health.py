@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery import objects
+from controlplane.machinery import objects, placement
 from controlplane.machinery.clock import parse_rfc3339
 
 GRACE_SECONDS = 50.0  # without a lease renewal until a node counts as unreachable: upstream's default
@@ -82,16 +82,6 @@ def unready(pod: Obj, stamp: str) -> Obj | None:
     return {"metadata": {"uid": objects.uid(pod)}, "status": {"conditions": [condition]}}
 
 
-def tolerates(toleration: Obj, taint: Obj) -> bool:
-    if toleration.get("effect") and toleration["effect"] != taint.get("effect"):
-        return False
-    if toleration.get("key") and toleration["key"] != taint.get("key"):
-        return False
-    if (toleration.get("operator") or "Equal") == "Exists":
-        return True
-    return bool(toleration.get("key")) and (toleration.get("value") or "") == (taint.get("value") or "")
-
-
 def evict_at(pod: Obj, node: Obj, seen: float) -> float | None:
     """When (wall seconds) the node's NoExecute taints drive the pod away, None never.
 
@@ -101,7 +91,7 @@ def evict_at(pod: Obj, node: Obj, seen: float) -> float | None:
     tolerations = objects.get(pod, "spec.tolerations", [])
     leave: float | None = None
     for taint in executing:
-        matching = [t for t in tolerations if tolerates(t, taint)]
+        matching = [t for t in tolerations if placement.tolerates(t, taint)]
         if not matching:
             return seen
         limits = [max(0, t["tolerationSeconds"]) for t in matching if t.get("tolerationSeconds") is not None]

@@ -8,13 +8,13 @@ Upstream: pkg/controller/daemon (NodeShouldRunDaemonPod, CreatePodTemplate) and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from controlplane.controllers.nodes import health
 from controlplane.controllers.workloads.history import HASH_LABEL
 from controlplane.controllers.workloads.replicasets import replicas
-from controlplane.machinery import objects
+from controlplane.machinery import objects, placement
+from controlplane.machinery.placement import Named
 
 GENERATION = "deprecated.daemonset.template.generation"
 GENERATION_LABEL = "pod-template-generation"
@@ -47,7 +47,7 @@ def judge(owner: Obj, node: Obj) -> tuple[bool, bool]:
         return False, False
     tolerated = tolerations(spec)
     taints = [taint for taint in (*objects.get(node, "spec.taints", []), *_implied(node))
-              if not any(health.tolerates(one, taint) for one in tolerated)]
+              if not any(placement.tolerates(one, taint) for one in tolerated)]
     if any(taint.get("effect") in ("NoSchedule", "NoExecute") for taint in taints):
         return False, not any(taint["effect"] == "NoExecute" for taint in taints)
     return True, True
@@ -59,38 +59,9 @@ def _implied(node: Obj) -> list[Obj]:
 
 def affine(spec: Obj, node: Obj) -> bool:
     """Whether the node satisfies the pod's node selector and required node affinity."""
-    labels = objects.labels(node)
-    if any(labels.get(key) != value for key, value in (spec.get("nodeSelector") or {}).items()):
-        return False
     required = objects.get(spec, "affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution")
-    if required is None:
-        return True
-    return any(_term(term, node) for term in required.get("nodeSelectorTerms") or ())
-
-
-def _term(term: Obj, node: Obj) -> bool:
-    expressions, fields = term.get("matchExpressions") or [], term.get("matchFields") or []
-    named = {"metadata.name": objects.name(node)}
-    return bool(expressions or fields) and all(_holds(one, objects.labels(node)) for one in expressions) \
-        and all(_holds(one, named) for one in fields)
-
-
-def _holds(requirement: Obj, values: Mapping[str, str]) -> bool:
-    key, operator, wanted = requirement.get("key", ""), requirement.get("operator"), requirement.get("values") or []
-    match operator:
-        case "In":
-            return values.get(key) in wanted
-        case "NotIn":
-            return values.get(key) not in wanted
-        case "Exists":
-            return key in values
-        case "DoesNotExist":
-            return key not in values
-    try:
-        have, limit = int(values[key]), int(wanted[0])
-    except (KeyError, ValueError, IndexError):
-        return False
-    return have > limit if operator == "Gt" else have < limit
+    terms = None if required is None else required.get("nodeSelectorTerms") or ()
+    return placement.selects(spec.get("nodeSelector") or {}, terms, Named(objects.name(node), objects.labels(node)))
 
 
 def node_of(pod: Obj) -> str:
