@@ -2,7 +2,7 @@
 
 Owns the snapshot, its tables, which nodes are promised to which pods (nominations) and which volumes are about to be
 bound. `decide` judges one pod, `assume` counts it as placed so that the next decision sees it, `preempt` finds who must
-go. Called by `loop` for the cluster and by `whatif` for an imagined one.
+go. Called by `loop` for the cluster and by `imagined` for one of plain objects.
 
 Upstream: pkg/scheduler/schedule_one.go.
 """

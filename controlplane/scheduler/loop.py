@@ -16,6 +16,7 @@ from typing import Any
 
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
+from controlplane.client.queue import first_of
 from controlplane.client.rest import Client
 from controlplane.machinery import objects
 from controlplane.machinery.clock import SYSTEM, Clock
@@ -74,13 +75,7 @@ class Scheduler:
         if deadline is None:
             await wake.wait()
             return
-        timer = asyncio.ensure_future(self._clock.sleep(max(0.0, deadline - self._clock.monotonic())))
-        woken = asyncio.ensure_future(wake.wait())
-        try:
-            await asyncio.wait({timer, woken}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            timer.cancel()
-            woken.cancel()
+        await first_of(self._clock.sleep(max(0.0, deadline - self._clock.monotonic())), wake.wait())
 
     async def _start(self, work: Coroutine[Any, Any, None], slots: asyncio.Semaphore) -> None:
         """Run `work` in the background as soon as there is a slot for it."""

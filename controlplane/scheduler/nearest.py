@@ -1,6 +1,6 @@
 """The nearest miss: the node that lacks least for a pod, and the smallest change that would make it do. Pure.
 
-Called for pods that found no node: for their event and condition, by `whatif` and by `pelamis why`.
+Called by `loop` and `imagined` for pods that found no node: for their event and condition, and by `pelamis whatif`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the trial of a node without some pods, the choice of victims there and the choice among nodes. Promises the fewest
 broken disruption budgets first, then the least important victims, as upstream does; and never a victim of the same or
-a higher priority. Called by `verdict`'s caller when no node fits; `evictor` carries it out.
+a higher priority. Called by `decider` when no node fits; `herald` carries it out.
 
 Upstream: pkg/scheduler/framework/preemption and plugins/defaultpreemption.
 """

@@ -2,7 +2,7 @@
 
 Owns the judgement of claims: bound ones hold the pod where their volume is, unbound ones that wait for a first consumer
 take a free volume that the node can reach or ask their class to make one there. Promises to hand out no volume twice
-while a binding is under way (`reserved`). The looking-up is a `Shelf`'s; `volumebinding` carries decisions out.
+while a binding is under way (`reserved`). The looking-up is a `Shelf`'s; `binder` carries decisions out.
 
 Upstream: pkg/scheduler/framework/plugins/{volumebinding,volumerestrictions,volumezone,nodevolumelimits}.
 """

@@ -1,7 +1,7 @@
 """What the scheduler looks up beside pods and nodes: workloads, budgets, namespaces, volumes.
 
 Owns the informers for that, shared with the rest of the process. Promises look-ups without waiting; never writes and
-never decides. `changed` tells which part of the world moved. Made by the process, used by `loop`.
+never decides. The `on_…` tell which part of the world moved. Made by the process, used by `loop`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Pure. Owns upstream's formula: replicas times actual through target, rounded up, left alone within the tolerance; pods
 that are not ready or have no figure are taken as idle when growing and as fully used when shrinking, and may dampen a
-change but never turn it round. Values are in thousandths (milli-units). Called by `autoscaler`.
+change but never turn it round. Values are in thousandths (milli-units). Called by `metrics`.
 
 Upstream: pkg/controller/podautoscaler/replica_calculator.go.
 """
