@@ -62,6 +62,8 @@ class Agent:
         from agent.kubelet.images import Images
         from agent.kubelet.kubelet import Kubelet
         from agent.kubelet.pressure.housekeeping import Housekeeping
+        from agent.kubelet.pulls import FILE as PULLS
+        from agent.kubelet.pulls import Pulls
         from agent.kubelet.registry import home
         from agent.kubelet.serving.logrotate import Rotator
         from agent.kubelet.volumes.build import build
@@ -72,7 +74,7 @@ class Agent:
         from netsetup.cni.daemon import Daemon
         from netsetup.ledger import Ledger
         options, clock = self.options, SYSTEM
-        runtime, images = Runtime(connection), Images(connection)
+        runtime, images = Runtime(connection), Images(connection, pulls=Pulls(options.root / PULLS, clock))
         version, self._features = await self._told_by(runtime)
         await install(connection, self.paths, (PAUSE,))
         host = describe_host(options.name, options.node_ips, options.root, version, options.port, options.keeping,
@@ -228,7 +230,8 @@ class Agent:
         stats = Stats(options.name, kubelet.seen, cgroups, accounting=house.accounting, root=options.root,
                       images=lambda: (house.collector.place, house.collector.size), volumes=context.volumes.stats)
         metrics = Metrics(options.name, kubelet.seen, cgroups, evictions=lambda: house.evictions.count,
-                          probes=lambda: [(w.pod, w.probed) for w in kubelet.workers()], calls=runtime.tally)
+                          probes=lambda: [(w.pod, w.probed) for w in kubelet.workers()], calls=runtime.tally,
+                          ends=context.ends)
         return Server(runtime, kubelet.pods, settings, Access(client, options.name), stats,
                       volumes=LocalVolumes(self.paths.volumes), metrics=metrics)
 

@@ -6,6 +6,7 @@ A plain record without behaviour beyond events; built once by `agent.__main__` (
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,7 @@ class Context:
     credentials: Credentials | None = None  # this node's own, for every pod
     cpus: CpuManager | None = None  # where containers may have CPUs of their own
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
+    ends: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # of containers: type, exit code, reason
     turns: Turns = field(init=False)
     users: UserNamespaces = field(init=False)
     devices: Devices = field(init=False)

@@ -2,7 +2,8 @@
 
 Owns the normal form of image names, the pull policies with upstream's error reasons and messages, which pull secret
 fits a registry, and the import of archives (air-gapped nodes have no registry). Promises that the same image is pulled
-once however many pods ask at the same time, and that few pulls run at once. Never logs or keeps a credential, and
+once however many pods ask at the same time, that few pulls run at once, and that a pod gets no image that another one's
+credentials brought here (`pulls`). Never logs or keeps a credential, and
 never backs off: the pod worker does. Called by the pod workers and by `pelamis image`.
 
 Upstream: pkg/kubelet/images/image_manager.go; reference grammar: distribution/reference.
@@ -23,6 +24,7 @@ import grpc.aio
 
 from agent.image.reference import DEFAULT_REGISTRY, ImageError, normalise
 from agent.kubelet.credentials import fits
+from agent.kubelet.pulls import Pulls
 from controlplane.machinery.clock import SYSTEM, Clock
 from cri_proto.client import Connection, describe
 from cri_proto.messages import cri
@@ -80,28 +82,35 @@ def auth_message(entry: Mapping[str, str]) -> Any:
 class Images:
     """The node's images over one `Connection`, which the caller opens and closes."""
 
-    def __init__(self, connection: Connection, clock: Clock = SYSTEM, parallel: int = PARALLEL_PULLS) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection, clock: Clock = SYSTEM, parallel: int = PARALLEL_PULLS,
+                 pulls: Pulls | None = None) -> None:
+        self.connection, self._pulls = connection, pulls
         self._calls = connection.image
         self._clock = clock
         self._slots = asyncio.Semaphore(parallel)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
-    async def ensure(self, reference: str, policy: str, auths: Sequence[Auths] = ()) -> str:
+    def may_use(self, id: str, name: str, auths: Sequence[Auths] = ()) -> bool:
+        """Whether a pod with these pull secrets may use the image that is here by its normalised name."""
+        return self._pulls is None or self._pulls.allows(id, name, map(_packed, credentials(name, auths)))
+
+    async def ensure(self, reference: str, policy: str, auths: Sequence[Auths] = (), own: Sequence[Auths] = ()) -> str:
         """Have the image that a pod calls `reference` and return the id the runtime knows it by.
 
-        `policy` is Always, IfNotPresent or Never; `auths` are the pod's pull secrets. Raises ImageError."""
+        `policy` is Always, IfNotPresent or Never; `auths` are the pod's pull secrets, `own` what every pod of this node
+        may use. Raises ImageError."""
         name = normalise(reference)
         if policy != "Always":
             found = await self.find(name)
-            if found is not None:
+            if found is not None and self.may_use(found.id, name, auths):
                 return found.id
             if policy == "Never":
-                raise ImageError("ErrImageNeverPull",
-                                 f'Container image "{reference}" is not present with pull policy of Never')
-        return await self._pull_once(name, policy, auths)
+                raise ImageError("ErrImageNeverPull", f'Container image "{reference}" is ' + (
+                    "not present with pull policy of Never" if found is None else
+                    "present with pull policy of Never but does not have the proper credentials set"))
+        return await self._pull_once(name, policy, auths, own)
 
-    async def _pull_once(self, name: str, policy: str, auths: Sequence[Auths]) -> str:
+    async def _pull_once(self, name: str, policy: str, auths: Sequence[Auths], own: Sequence[Auths]) -> str:
         """Pull under the image's lock; who waited finds the image there, unless the policy asks for a fresh look."""
         lock, users = self._locks.get(name, (asyncio.Lock(), 0))
         self._locks[name] = (lock, users + 1)
@@ -109,21 +118,27 @@ class Images:
             async with lock, self._slots:
                 if users and policy != "Always":
                     found = await self.find(name)
-                    if found is not None:
+                    if found is not None and self.may_use(found.id, name, auths):
                         return found.id
-                return await self._pull(name, auths)
+                return await self._pull(name, auths, own)
         finally:
             lock, users = self._locks.pop(name)
             if users > 1:
                 self._locks[name] = (lock, users - 1)
 
-    async def _pull(self, name: str, auths: Sequence[Auths]) -> str:
-        problem = ""
-        for entry in [*credentials(name, auths), None]:
+    async def _pull(self, name: str, auths: Sequence[Auths], own: Sequence[Auths]) -> str:
+        problem, shared = "", credentials(name, own)
+        for entry in [*credentials(name, [*auths, *own]), None]:
             auth = auth_message(entry) if entry is not None else None
+            private = _packed(entry) if entry is not None and entry not in shared else None
             try:
+                if self._pulls is not None and private:
+                    self._pulls.begin(name)
                 answer = await self._calls.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=name), auth=auth),
                                                      timeout=PULL_SECONDS)
+                if self._pulls is not None:
+                    made = await self.find(answer.image_ref)
+                    self._pulls.pulled(made.id if made is not None else answer.image_ref, name, private)
                 return answer.image_ref
             except grpc.aio.AioRpcError as error:
                 problem = problem or describe(error)  # what the best fitting credentials met, not the last resort
@@ -156,6 +171,8 @@ class Images:
 
     async def remove(self, reference: str) -> None:
         """Forget the image with all its names; running containers keep their files. What is absent is no error."""
+        if self._pulls is not None:
+            self._pulls.removed(reference)
         try:
             await self._calls.RemoveImage(cri.RemoveImageRequest(image=cri.ImageSpec(image=reference)),
                                           timeout=CALL_SECONDS)
@@ -168,6 +185,11 @@ class Images:
         answer = await self._calls.ImageFsInfo(cri.ImageFsInfoRequest(), timeout=CALL_SECONDS)
         first = next(iter(answer.image_filesystems), None)
         return (first.fs_id.mountpoint, first.used_bytes.value) if first is not None else ("", 0)
+
+
+def _packed(entry: Mapping[str, str]) -> bytes:
+    """One entry, however it was written."""
+    return bytes(auth_message(entry).SerializeToString(deterministic=True))
 
 
 def _image(message: Any) -> Image:

@@ -58,7 +58,9 @@ class Kubelet:
         return list(self._workers.values())
 
     def _others(self, uid: str) -> list[dict[str, Any]]:
-        return [worker.granted for key, worker in self._workers.items() if key != uid and worker.active]
+        """The active pods but one, with the resources this node has granted them."""
+        active = (worker for key, worker in self._workers.items() if key != uid and worker.active)
+        return [worker.resizer.view(worker.pod) for worker in active]
 
     def alive(self, uid: str) -> bool:
         """Whether a pod runs here, or is about to."""

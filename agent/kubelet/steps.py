@@ -17,12 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 from agent.image.reference import ImageError, normalise
-from agent.kubelet import env, hosts, plan, specs
+from agent.kubelet import env, hosts, plan, pullsecrets, specs
 from agent.kubelet.context import Context
 from agent.kubelet.cri import turns
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.images import Auths
 from agent.kubelet.model import ContainerSpec, ObservedPod, ObservedSandbox, SandboxSpec
 from agent.kubelet.probing.checks import Failed
 from agent.kubelet.staticpods import SOURCE
@@ -32,7 +31,6 @@ from controlplane.machinery.errors import ApiError
 
 log = logging.getLogger(__name__)
 MIN_GRACE = 2.0  # seconds a container gets after its preStop hook used up the grace period; upstream's
-PULL_SECRETS = ".dockerconfigjson"
 # The event that tells why an image is not to be had, by the waiting reason.
 TOLD = {"ErrImagePull": "Failed", "ErrImageNeverPull": "ErrImageNeverPull", "InvalidImageName": "InspectFailed",
         "ImageInspectError": "InspectFailed"}
@@ -124,13 +122,16 @@ class Steps:
         try:
             full = normalise(image)
             found = await context.images.find(image) if policy != "Always" else None
-            if found is not None:
-                self._tell("Normal", "Pulled", f'Container image "{image}" already present on machine', name)
+            auths = await pullsecrets.of(self.pod, context.volumes.objects, lambda *why: self._tell("Warning", *why)) \
+                if found is None or not context.images.may_use(found.id, full) else []
+            if found is not None and context.images.may_use(found.id, full, auths):
+                self._tell("Normal", "Pulled", f'Container image "{image}" already present on machine and can be '
+                                               "accessed by the pod", name)
                 return found.id
+            own = await context.credentials.of(full) if context.credentials is not None and policy != "Never" else []
             if policy != "Never":
                 self._tell("Normal", "Pulling", f'Pulling image "{image}"', name)
-            auths = [] if policy == "Never" else await self._auths(full)
-            reference = await context.images.ensure(image, policy, auths)
+            reference = await context.images.ensure(image, policy, auths, own)
             made = await context.images.find(reference)
         except ImageError as error:
             reason, message = TOLD.get(error.reason, ""), error.message
@@ -144,32 +145,6 @@ class Steps:
         self._tell("Normal", "Pulled", f'Successfully pulled image "{image}" in {took:.3f}s ({took:.3f}s including '
                                        f"waiting). Image size: {made.size if made else 0} bytes.", name)
         return reference
-
-    async def _auths(self, image: str) -> list[Auths]:
-        """What the pod's pull secrets and this node know for the normalised `image`; a secret that is missing or broken
-        is told, and passed over."""
-        import base64
-        import json
-        found: list[Auths] = []
-        for entry in self.pod["spec"].get("imagePullSecrets") or ():
-            meta = self.pod["metadata"]
-            try:
-                secret = await self.context.volumes.objects.get("secrets", meta.get("namespace", ""), entry["name"],
-                                                                meta["uid"])
-                data = (secret or {}).get("data") or {}
-                if PULL_SECRETS in data:
-                    found.append(json.loads(base64.b64decode(data[PULL_SECRETS])).get("auths") or {})
-                elif ".dockercfg" in data:
-                    found.append(json.loads(base64.b64decode(data[".dockercfg"])))
-                else:
-                    self._tell("Warning", "FailedToRetrieveImagePullSecret",
-                               f"Unable to retrieve some image pull secrets ({entry['name']}); attempting to pull the "
-                               "image may not succeed.")
-            except (ApiError, ValueError) as error:
-                log.warning("pull secret %s: %s", entry["name"], type(error).__name__)
-        if self.context.credentials is not None:
-            found += await self.context.credentials.of(image)
-        return found
 
     # --- sandboxes
 

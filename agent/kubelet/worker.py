@@ -99,11 +99,6 @@ class Worker:
         return not self.gone and not self._doomed and not plan.finished(self.pod, self.seen)
 
     @property
-    def granted(self) -> dict[str, Any]:
-        """The pod with the resources this node has granted it."""
-        return self.resizer.view(self.pod)
-
-    @property
     def probed(self) -> Mapping[tuple[str, str, str], int]:
         """How often each probe ended how: by container name, kind and outcome."""
         return self._prober.results if hasattr(self, "_prober") else {}
@@ -268,7 +263,9 @@ class Worker:
         hooked = self._hooked()
         told = replace(self.seen, containers=tuple(c for c in self.seen.containers if c.state != "running"
                                                    or c.name not in hooked)) if hooked else self.seen
-        self._writer.offer(status.compute(self.pod, told, now, report, self._writer.current))
+        made = status.compute(self.pod, told, now, report, self._writer.current)
+        self.context.ends.update(status.ends(self._writer.current, made))
+        self._writer.offer(made)
 
     # --- acting
 

@@ -26,6 +26,8 @@ from agent.kubelet.cri import containerd
 from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.images import Images
 from agent.kubelet.model import ContainerSpec, SandboxSpec
+from agent.kubelet.pulls import FILE, Pulls
+from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.paths import Paths
 from cri_proto.client import Connection
 from tests.node import releases
@@ -171,7 +173,8 @@ class Host:
         """Run `body` with a runtime and images connected to this host, in its network namespace."""
         async def connected() -> None:
             async with Connection(self.paths.containerd_socket) as connection:
-                await body(Runtime(connection), Images(connection))
+                pulls = Pulls(self.paths.kubelet / FILE, SYSTEM)
+                await body(Runtime(connection), Images(connection, pulls=pulls))
         self.inside(connected)
 
     def inside(self, body: Callable[[], Coroutine[Any, Any, None]]) -> None:

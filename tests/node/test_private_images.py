@@ -48,6 +48,23 @@ def provider(folder: Path) -> Credentials:
     return Credentials(SYSTEM, read(folder / "config.yaml"), folder)
 
 
+async def strangers(rig: Rig, private: dict[str, Any]) -> None:
+    """What one pod's secret brought here is for others that have the same, wherever they have it from."""
+    written = {"auths": {REGISTRY: {"username": "user", "password": PASSWORD}}}
+    await rig.api.create(named("secrets"), {
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "same", "namespace": "default"},
+        "type": "kubernetes.io/dockerconfigjson",
+        "data": {".dockerconfigjson": base64.b64encode(json.dumps(written).encode()).decode()}}, "default")
+    await rig.create("stranger", {**private, "imagePullPolicy": "IfNotPresent"})
+    await rig.create("waits", {**private, "imagePullPolicy": "Never"})
+    await rig.create("friend", {**private, "imagePullPolicy": "Never"}, imagePullSecrets=[{"name": "same"}])
+    await rig.pod("friend", ready)
+    await rig.pod("stranger", lambda p: waiting(p).get("reason") == "ErrImagePull")
+    pod = await rig.pod("waits", lambda p: waiting(p).get("reason") == "ErrImageNeverPull")
+    assert waiting(pod)["message"].endswith("but does not have the proper credentials set")
+    await rig.remove("stranger", "waits", "friend")
+
+
 def test_a_private_registry_opens_to_secrets_files_and_providers_only(host: Host, tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         names = {}
@@ -70,6 +87,7 @@ def test_a_private_registry_opens_to_secrets_files_and_providers_only(host: Host
             assert waiting(pod)["message"].startswith(f'Back-off pulling image "{names["nobody"]}": ErrImagePull: ')
             await rig.create("secret", using("secret"), imagePullSecrets=[{"name": "pull"}])
             await rig.pod("secret", ready)
+            await strangers(rig, using("secret"))
             await rig.create("bad", {**sh(STAY), "image": "Not:A:Name"})
             assert waiting(await rig.pod("bad", lambda p: waiting(p).get("reason") == "InvalidImageName"))["message"]
             await rig.create("never", {**sh(STAY), "image": f"{REGISTRY}/team/file:1", "imagePullPolicy": "Never"})

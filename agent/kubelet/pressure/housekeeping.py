@@ -91,7 +91,7 @@ class Housekeeping:
         """Weigh Burstable pods by what they ask for, as often as that changes."""
         before = -1
         while True:
-            asked = sum(amounts(worker.granted).get("cpu", 0) for worker in self._kubelet.workers()
+            asked = sum(amounts(worker.resizer.view(worker.pod)).get("cpu", 0) for worker in self._kubelet.workers()
                         if worker.active and resources.qos_class(worker.pod) == "Burstable")
             if asked != before:
                 try:

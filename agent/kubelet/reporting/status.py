@@ -7,6 +7,7 @@ Called by `worker`; never performs I/O.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from agent.kubelet.compute.resize import WHOLE
@@ -19,6 +20,7 @@ from controlplane.machinery.clock import rfc3339
 PASSING = ("PodResizePending", "PodResizeInProgress")  # told while they hold and then gone
 GROUPS = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"),
           ("ephemeralContainers", "ephemeralContainerStatuses"))
+KINDS = {"initContainers": "init_container", "containers": "container", "ephemeralContainers": "ephemeral_container"}
 TERMINAL = ("Succeeded", "Failed")
 RESETTING = "AllContainersRestarting"
 
@@ -152,6 +154,19 @@ def _addresses(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], o
     if ips:
         status["podIP"] = ips[0]
         status["podIPs"] = [{"ip": ip} for ip in ips]
+
+
+def ends(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """(type, exit code, reason) of each container whose end is told for the first time."""
+    def told(status: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+        found = [entry[state]["terminated"] for entry in status.get(key) or () for state in ("state", "lastState")
+                 if "terminated" in (entry.get(state) or {})]
+        return {end["containerID"]: end for end in found if end.get("containerID")}
+    for group, key in GROUPS:
+        before = told(old, key)
+        for id, end in told(new, key).items():
+            if id not in before:
+                yield KINDS[group], str(end["exitCode"]), str(end.get("reason", ""))
 
 
 # --- conditions ------------------------------------------------------------------------------------------------------

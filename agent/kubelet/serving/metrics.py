@@ -40,13 +40,13 @@ def place(pod: dict[str, Any]) -> str:
 
 class Metrics:
     """`pods` gives each pod with what the runtime has of it, `evictions()` counts by signal, `probes()` results by
-    container, kind and outcome of each pod; `calls` are those of the runtime."""
+    container, kind and outcome of each pod, `ends` containers that have ended; `calls` are those of the runtime."""
 
     def __init__(self, node: str, pods: Callable[[], Iterable[Seen]], cgroups: Cgroups, clock: Clock = SYSTEM,
                  evictions: Callable[[], Mapping[str, int]] = dict, probes: Probes = tuple,
-                 calls: Tally | None = None) -> None:
+                 calls: Tally | None = None, ends: Mapping[tuple[str, str, str], int] | None = None) -> None:
         self._node, self._pods, self._cgroups, self._clock = node, pods, cgroups, clock
-        self._evictions, self._probes, self._calls = evictions, probes, calls or Tally()
+        self._evictions, self._probes, self._calls, self._ends = evictions, probes, calls or Tally(), ends or {}
         self._usages = Usages(cgroups)
 
     def resource(self) -> str:
@@ -128,6 +128,9 @@ class Metrics:
             "kubelet_active_pods": [f'{{static=""}} {running}'], "kubelet_running_pods": [f" {running}"],
             "kubelet_running_containers": [f'{{container_state="{s}"}} {n}' for s, n in sorted(states.items())],
             "kubelet_evictions": [f'{{eviction_signal="{s}"}} {n}' for s, n in sorted(self._evictions().items())],
+            "kubelet_terminated_containers_total": [
+                f'{{container_type="{kind}",exit_code="{code}",reason="{reason}"}} {n}'
+                for (kind, code, reason), n in sorted(self._ends.items())],
             **_runtime(self._calls), **_volumes(claims), **_process()}
         return exposition(_KUBELET, samples)
 
@@ -213,6 +216,7 @@ _KUBELET = (
     ("kubelet_active_pods", "gauge", "The number of pods the kubelet considers active."),
     ("kubelet_running_pods", "gauge", "Number of pods that have a running container"),
     ("kubelet_running_containers", "gauge", "Number of containers by state"),
+    ("kubelet_terminated_containers_total", "counter", "Cumulative number of terminated containers by exit code."),
     (f"{_OPERATIONS}_total", "counter", "Cumulative number of runtime operations by operation type."),
     (f"{_OPERATIONS}_errors_total", "counter", "Cumulative number of runtime operation errors by operation type."),
     (f"{_OPERATIONS}_duration_seconds", "histogram", "Duration in seconds of runtime operations."),

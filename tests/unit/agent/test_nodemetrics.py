@@ -76,7 +76,8 @@ def test_metrics_carry_upstreams_names_and_labels(tmp_path):
     tally.of("RunPodSandbox").add(0.011, failed=False)
     tally.of("UpdateContainerResources").add(400.0, failed=True)
     metrics = Metrics("n", lambda: [(pod(), seen(up("c")))], cgroups, FakeClock(), lambda: {"memory.available": 2},
-                      lambda: [(pod(), {("c", "liveness", "successful"): 4})], tally)
+                      lambda: [(pod(), {("c", "liveness", "successful"): 4})], tally,
+                      {("container", "139", "Error"): 3})
     where = 'namespace="default",pod="p"'
     assert f'container_cpu_usage_seconds_total{{container="c",{where}}} 2 ' in metrics.resource()
     text = metrics.cadvisor()
@@ -85,6 +86,7 @@ def test_metrics_carry_upstreams_names_and_labels(tmp_path):
     told = metrics.kubelet([{"name": "v", "pvcRef": {"namespace": "a", "name": "b"}, "usedBytes": 7}] * 2).splitlines()
     assert [line for line in told if line.startswith("kubelet_volume_stats")] == [
         'kubelet_volume_stats_used_bytes{namespace="a",persistentvolumeclaim="b"} 7']
+    assert 'kubelet_terminated_containers_total{container_type="container",exit_code="139",reason="Error"} 3' in told
     operations = "kubelet_runtime_operations"
     assert f'{operations}_errors_total{{operation_type="update_container"}} 1' in told
     assert f'{operations}_total{{operation_type="run_podsandbox"}} 1' in told

@@ -50,6 +50,16 @@ def test_image_volumes_tell_of_which_image_they_are():
     assert view(made, seen(box(), up("c")))["containerStatuses"][0]["volumeMounts"] == told
 
 
+def test_each_end_is_told_once():
+    with_init = pod("c", init=("i",))
+    first = view(with_init, seen(box(), down("i"), up("c")))
+    assert list(status.ends({}, first)) == [("init_container", "0", "Completed")]
+    second = view(with_init | {"status": first}, seen(box(), down("i"), down("c", 139)), waiting={"c": ("Why", "")})
+    assert list(status.ends(first, second)) == [("container", "139", "Error")] and "waiting" in str(
+        second["containerStatuses"][0]["state"])
+    assert not list(status.ends(second, view(with_init | {"status": second}, seen(box(), down("i"), down("c", 139)))))
+
+
 def test_init_containers_hold_the_others_back():
     with_init = pod("c", init=("i",))
     made = view(with_init, seen(box(), up("i")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,7 +72,7 @@ async def until(holds: Callable[[], bool]) -> None:
 
 def context(folder: Path, runtime: SlowRuntime, client: Client) -> Any:
     node = Node("n1", ("10.0.0.1",), folder, folder)
-    return SimpleNamespace(node=node, runtime=runtime, client=client, clock=SYSTEM, checks=None,
+    return SimpleNamespace(node=node, runtime=runtime, client=client, clock=SYSTEM, checks=None, ends=Counter(),
                            devices=Devices(node, client, SYSTEM), probing=asyncio.Semaphore(1),  # type: ignore[arg-type]
                            others=lambda uid: [], place=lambda: None, tell=lambda *arguments: None)
 

@@ -1,0 +1,37 @@
+"""An image that one pod's credentials brought is not another's, whatever happens in between."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from agent.kubelet.pulls import Pulls, repository
+from controlplane.machinery.clock import SYSTEM
+
+NAME = "r.example:5000/team/app:1"
+
+
+def test_repositories_are_names_without_tag_and_digest() -> None:
+    names = (NAME, "r:5000/a@sha256:1", "r:5000/a:2@sha256:1", "docker.io/library/b:1")
+    assert [repository(name) for name in names] == [
+        "r.example:5000/team/app", "r:5000/a", "r:5000/a", "docker.io/library/b"]
+
+
+def test_who_may_use_an_image(tmp_path: Path) -> None:
+    file = tmp_path / "pulls.json"
+    pulls = Pulls(file, SYSTEM)
+    assert pulls.open("id", NAME)  # it was here before
+    pulls.begin(NAME)
+    assert not Pulls(file, SYSTEM).open("id", NAME)  # the agent died while it was pulled
+    pulls.pulled("id", NAME, b"secret")
+    for each in (pulls, Pulls(file, SYSTEM)):
+        assert not each.open("id", NAME) and each.allows("id", NAME, [b"other", b"secret"])
+        assert not each.allows("id", NAME, [b"other"]) and not each.allows("id", "r.example:5000/fork:1", [b"secret"])
+    assert b"secret" not in file.read_bytes() and file.stat().st_mode & 0o777 == 0o600
+    pulls.pulled("id", NAME, b"other")
+    assert pulls.allows("id", NAME, [b"other"]) and pulls.allows("id", NAME, [b"secret"])
+    pulls.pulled("id", NAME, None)  # it turns out that the registry gives it to everybody
+    assert Pulls(file, SYSTEM).open("id", NAME)
+    pulls.removed("id")
+    assert Pulls(file, SYSTEM).open("id", "r.example:5000/fork:1")
+    file.write_text("{")
+    assert Pulls(file, SYSTEM).open("id", NAME)
