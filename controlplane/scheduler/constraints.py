@@ -75,7 +75,7 @@ class Constraints:
         for kind, term in foreign(wants, snapshot):
             if kind == "apart":
                 self.barred.append(self._add(snapshot.own[kind, term]))
-            elif not ignored and (weight := pull if kind == "near" else term.weight):
+            elif not ignored and (weight := term.weight * (pull if kind == "near" else 1)):
                 self.wishes.append((self._add(snapshot.own[kind, term]), weight))
         if "InterPodAffinity" in wants.off:
             self.near, self.apart, self.barred = [], [], []

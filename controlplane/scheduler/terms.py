@@ -9,8 +9,9 @@ Upstream: pkg/scheduler/framework (AffinityTerm) and plugins/podtopologyspread/c
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -47,7 +48,8 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Affinities:
-    """The terms of one pod; `wishes` carry weights, those of anti-affinity negative ones."""
+    """The terms of one pod; `wishes` carry weights, those of anti-affinity negative ones; of `near` the weight is how
+    often the pod says so."""
 
     near: tuple[Term, ...] = ()
     apart: tuple[Term, ...] = ()
@@ -88,8 +90,16 @@ def _affinities(raw: bytes, namespace: str, labels: tuple[tuple[str, str], ...])
     own = dict(labels)
     wishes = [_term(w["podAffinityTerm"], namespace, own, w["weight"]) for w in near.get(PREFERRED) or ()]
     wishes += [_term(w["podAffinityTerm"], namespace, own, -w["weight"]) for w in apart.get(PREFERRED) or ()]
-    return Affinities(tuple(_term(t, namespace, own) for t in near.get(REQUIRED) or ()),
-                      tuple(_term(t, namespace, own) for t in apart.get(REQUIRED) or ()), tuple(wishes))
+    return Affinities(_folded(_term(t, namespace, own, 1) for t in near.get(REQUIRED) or ()),
+                      tuple(_term(t, namespace, own) for t in apart.get(REQUIRED) or ()), _folded(wishes))
+
+
+def _folded(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """Each term once, with the weights of those like it: who counts pods by term would else miss the second."""
+    weights: Counter[Term] = Counter()
+    for term in terms:
+        weights[replace(term, weight=0)] += term.weight
+    return tuple(replace(term, weight=weight) for term, weight in weights.items())
 
 
 def _term(term: Mapping[str, Any], namespace: str, labels: Labels, weight: int = 0) -> Term:
