@@ -155,8 +155,7 @@ class Autoscalers(Controller):
             return
         made.conditions.append((ACTIVE, "True", "ValidMetricFound", "the HPA was able to successfully calculate a "
                                 f"replica count from {words}"))
-        made.desired, said = behavior.normalize(autoscaler, made.current, wanted, memory,
-                                                       self.clock.monotonic())
+        made.desired, said = behavior.normalize(autoscaler, made.current, wanted, memory, self.clock.monotonic())
         made.conditions += said
         made.reason = f"{words} above target" if made.desired > made.current else "All metrics below target"
 

@@ -52,14 +52,7 @@ class StatefulSets(PodOwner):
         current = next((one for one in known if objects.name(one) == objects.get(owner, "status.currentRevision")),
                        update)
         pods = await self.claim(key, owner)
-        wait, error = None, None
-        if not objects.deleting(owner):
-            wait, error = await self._apply(key, owner, pods, current, update)
-        return await self._conclude(key, owner, pods, current, update, known, wait, error)
-
-    async def _conclude(self, key: Key, owner: Obj, pods: list[Obj], current: Obj, update: Obj, known: list[Obj],
-                        wait: float | None, error: ApiError | None) -> float | None:
-        """Write the status, forget old revisions, tell when to look again."""
+        wait, error = (None, None) if objects.deleting(owner) else await self._apply(key, owner, pods, current, update)
         now = self.clock.now()
         status = ordinals.status(owner, pods, objects.name(current), objects.name(update), now)
         await set_status(self.client, self.resource, owner, status)
