@@ -157,7 +157,7 @@ def _listed(link: socket.socket, match: Match) -> Iterator[dict[int, bytes]]:
     """The attributes of each connection that matches."""
     link.send(_message(IPCTNL_MSG_CT_GET, NLM_F_DUMP, match.family, _filter(match, match.family == 4)))
     while True:
-        for kind, _, body in framed(link.recv(1 << 18)):
+        for kind, _, _, body in framed(link.recv(1 << 18)):
             if kind == NLMSG_DONE:
                 return
             if kind == NLMSG_ERROR:

@@ -40,7 +40,7 @@ def apply(backend: xtables.Backend, ledger: Ledger, pod_cidr: str, cluster_cidr:
 def _hook_forward(backend: xtables.Backend) -> bool:
     """The accepting jump goes last in FORWARD: REJECT rules of services without endpoints come before it."""
     rule = f"-j {PREFIX}FORWARD"
-    if f"\n-A FORWARD {rule}\n" in backend.save("filter"):
+    if rule in (backend.rules("filter", "FORWARD") or ()):
         return False
     backend.restore(f"*filter\n-A FORWARD {rule}\nCOMMIT\n")
     return True

@@ -27,7 +27,7 @@ NETLINK_NETFILTER, SUBSYSTEM = 12, 10
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)
 NEWSET, GETSET, DELSET, NEWSETELEM, GETSETELEM, DELSETELEM = range(9, 15)
 BATCH_BEGIN, BATCH_END = 0x10, 0x11
-REQUEST, ACK, CREATE, APPEND, DUMP = 1, 4, 0x400, 0x800, 0x300
+REQUEST, ACK, CREATE, APPEND, DUMP, DUMP_INTERRUPTED = 1, 4, 0x400, 0x800, 0x300, 0x10
 OWNER, PERSIST = 2, 4
 SET_MAP, SET_TIMEOUT, SET_EVAL = 8, 0x10, 0x20
 DATA_VERDICT = 0xFFFFFF00
@@ -35,6 +35,7 @@ IPV4, IPV6, PROTOCOL, PORT, INDEX = 7, 8, 12, 13, 19  # data types, which only m
 ELEMENTS_BYTES = 60000  # of one message: an attribute's length has 16 bits
 MARGIN = 500  # bytes: one element that leads to a chain is smaller
 SNDBUF, RCVBUF = 128 << 20, 8 << 20  # bytes: a batch is one send, of 60 bytes per element
+ATTEMPTS = 10  # to read what is changed meanwhile: a read takes a tenth of a second at most
 TIMEOUT = 60.0  # seconds for one batch: a hundred thousand elements take a fraction of a second
 SO_SNDBUFFORCE, SO_RCVBUFFORCE, NETLINK_CAP_ACK, SOL_NETLINK = 32, 33, 10, 270
 
@@ -181,7 +182,7 @@ class Table:
         failed = 0
         while True:
             done = False
-            for kind, sequence, body in framed(self.socket.recv(1 << 18)):
+            for kind, _, sequence, body in framed(self.socket.recv(1 << 18)):
                 if kind != 2:
                     done = done or sequence == last
                     continue
@@ -205,10 +206,10 @@ class Table:
 
     # -- reading --------------------------------------------------------------------------------------------------
 
-    def uses(self) -> int:
+    def holds(self) -> int:
         """How many chains and sets the table holds; -1 when there is no table."""
         self.socket.send(self._message(SUBSYSTEM << 8 | GETTABLE, 0, self._domain, self._named))
-        for kind, _, body in framed(self.socket.recv(1 << 16)):
+        for kind, _, _, body in framed(self.socket.recv(1 << 16)):
             if kind == 2:
                 number_ = -struct.unpack_from("=i", body)[0]
                 if number_ != errno.ENOENT:
@@ -230,20 +231,37 @@ class Table:
         """Every chain that has rules, with the expressions of each. Raises OSError."""
         found: dict[str, tuple[bytes, ...]] = {}
         for parts in self._dump(GETRULE, self._named):
-            name = parts[2].rstrip(b"\0").decode()
+            name = _text(parts[2])
             found[name] = (*found.get(name, ()), parts.get(4, b""))
         return found
 
-    def _dump(self, kind: int, body: bytes) -> Iterable[dict[int, bytes]]:
-        self.socket.send(self._message(SUBSYSTEM << 8 | kind, DUMP, self._domain, body))
+    def uses(self) -> dict[tuple[str, str], int]:
+        """Of every chain (table, chain) of the family, also others': how many rules it has and how many lead to it.
+
+        Raises OSError."""
+        return {(_text(parts[1]), _text(parts[3])): struct.unpack(">I", parts[6])[0]
+                for parts in self._dump(GETCHAIN, b"")}
+
+    def _dump(self, kind: int, body: bytes) -> list[dict[int, bytes]]:
+        """What the kernel has, all at one time: it tells when somebody changed something while it answered."""
+        for _ in range(ATTEMPTS):
+            self.socket.send(self._message(SUBSYSTEM << 8 | kind, DUMP, self._domain, body))
+            found, steady = self._answers()
+            if steady:
+                return found
+        raise OSError(errno.EINTR, "rules change faster than they can be read", f"nf_tables table {self.name}")
+
+    def _answers(self) -> tuple[list[dict[int, bytes]], bool]:
         found: list[dict[int, bytes]] = []
+        steady = True
         while True:
-            for answer, _, content in framed(self.socket.recv(1 << 18)):
-                if answer in (2, 3):
-                    failed = -struct.unpack_from("=i", content)[0] if answer == 2 else 0
-                    if failed:
-                        raise OSError(failed, os.strerror(failed), f"nf_tables table {self.name}")
-                    return found
+            for answer, flags, _, content in framed(self.socket.recv(1 << 18)):
+                steady = steady and not flags & DUMP_INTERRUPTED
+                if answer == 3:
+                    return found, steady
+                if answer == 2:
+                    failed = -struct.unpack_from("=i", content)[0]
+                    raise OSError(failed, os.strerror(failed), f"nf_tables table {self.name}")
                 found.append(attributes(content, 4))
 
 
@@ -257,12 +275,16 @@ def _nested(data: bytes) -> Iterable[tuple[int, bytes]]:
         offset += (length + 3) & ~3
 
 
+def _text(data: bytes) -> str:
+    return data.rstrip(b"\0").decode()
+
+
 def _value(data: bytes | None) -> Value:
     """An element's data as `add` takes it."""
     if data is None:
         return None
     parts = attributes(data, 0)
-    return parts[1] if 1 in parts else attributes(parts[2], 0).get(2, b"").rstrip(b"\0").decode()
+    return parts[1] if 1 in parts else _text(attributes(parts[2], 0).get(2, b""))
 
 
 _KEY = struct.Struct("=HHHHHH")
@@ -315,7 +337,7 @@ def delete(name: str, families: Sequence[int] = (4, 6)) -> int:
     for family in families:
         table = Table(name, family)
         try:
-            if table.uses() < 0:
+            if table.holds() < 0:
                 continue
             for flags in (OWNER | PERSIST, 0):
                 table.flags = flags

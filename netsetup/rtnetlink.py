@@ -210,7 +210,7 @@ class RtNetlink:
         self.socket.send(data)
         missing, failed = len(messages), None
         while missing:
-            for kind, sequence, body in framed(self.socket.recv(1 << 16)):
+            for kind, _, sequence, body in framed(self.socket.recv(1 << 16)):
                 if kind != NLMSG_ERROR or sequence < first:
                     continue
                 missing -= 1
@@ -228,7 +228,7 @@ class RtNetlink:
         self.socket.send(struct.pack("=IHHII", 16 + len(body), kind, flags, self._sequence, 0) + body)
         found: list[bytes] = []
         while True:
-            for answer, sequence, content in framed(self.socket.recv(1 << 18)):
+            for answer, _, sequence, content in framed(self.socket.recv(1 << 18)):
                 if sequence != self._sequence:
                     continue
                 if answer == NLMSG_DONE:
@@ -250,12 +250,12 @@ class RtNetlink:
         return [attributes(b, 16)[IFLA_IFNAME].rstrip(b"\0").decode() for b in bodies]
 
 
-def framed(data: bytes) -> Iterable[tuple[int, int, bytes]]:
-    """Kind, sequence number and body of each netlink message in what one receive gave."""
+def framed(data: bytes) -> Iterable[tuple[int, int, int, bytes]]:
+    """Kind, flags, sequence number and body of each netlink message in what one receive gave."""
     offset = 0
     while offset + 16 <= len(data):
-        length, kind, _, sequence = struct.unpack_from("=IHHI", data, offset)
+        length, kind, flags, sequence = struct.unpack_from("=IHHI", data, offset)
         if length < 16:
             return
-        yield kind, sequence, data[offset + 16:offset + length]
+        yield kind, flags, sequence, data[offset + 16:offset + length]
         offset += (length + 3) & ~3

@@ -71,6 +71,13 @@ class Backend:
         done = _run([command, *(["-t", table] if table else [])])
         return done.stdout.decode(errors="replace") if done.returncode == 0 else ""
 
+    def rules(self, table: str, chain: str) -> list[str] | None:
+        """The rules of one chain, each without the chain's name; None without such a chain."""
+        done = _run([self.command("") or "iptables", "-w", str(LOCK_WAIT), "-t", table, "-S", chain])
+        own = f"-A {chain} "
+        lines = done.stdout.decode(errors="replace").splitlines()
+        return [line.removeprefix(own) for line in lines if line.startswith(own)] if done.returncode == 0 else None
+
     def restore(self, text: str) -> None:
         """Apply a batch, leaving alone what it does not name. Raises RestoreError; each table is all or nothing."""
         command = self.command("restore")
@@ -197,14 +204,8 @@ def ensure(backend: Backend, table: str, chains: dict[str, list[str]], hooks: li
     """Make `chains` hold exactly their rules and put missing jumps (`(chain, rule)`) first in their chain.
 
     One batch, and none when the kernel already has it as written. True when something was changed."""
-    saved = backend.save(table)
-    have: dict[str, list[str]] = {}
-    for line in saved.splitlines():
-        if line.startswith("-A "):
-            chain, _, rule = line[3:].partition(" ")
-            have.setdefault(chain, []).append(rule)
-    missing = [(chain, rule) for chain, rule in hooks if rule not in have.get(chain, [])]
-    wrong = {c: rules for c, rules in chains.items() if have.get(c, []) != rules or f":{c} " not in saved}
+    missing = [(chain, rule) for chain, rule in hooks if rule not in (backend.rules(table, chain) or ())]
+    wrong = {chain: rules for chain, rules in chains.items() if backend.rules(table, chain) != rules}
     if not missing and not wrong:
         return False
     out = [f"*{table}", *(f":{chain} - [0:0]" for chain in wrong)]

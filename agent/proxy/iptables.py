@@ -11,7 +11,9 @@ Called by `proxy`, on its worker thread.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 
 from agent.proxy import rules
 from agent.proxy.cleanup import PREFIX
@@ -20,11 +22,12 @@ from agent.proxy.rules import Chain, Change, Hook, Rules
 from netsetup import nftables, xtables
 from netsetup.ledger import Ledger
 
-CHUNK = 500  # chains of one nf_tables batch: about 250 services; larger ones cost more than they save
+CHUNK = 1500  # chains and rules of one nf_tables batch: larger ones cost iptables-restore more than they save
 POLICY_TABLE = "mangle"  # where network policies have their rules: a loss there is noticed here as well
 # What may be named by whom: a chain only leads to chains of a lower rank (branches: to a longer prefix).
 _RANKS = ("KUBE-MARK-MASQ", "KUBE-SEP-", "KUBE-SV", "KUBE-EXT-", "KUBE-FW-", "KUBE-NODEPORTS")
 _BRANCH = len(_RANKS)
+MASQUERADE = ("nat", "KUBE-MARK-MASQ")  # rules of others lead there as well: the number of uses proves nothing
 CHAIN_ENTRIES = 2  # of a legacy table for a chain without rules: its head and its end
 
 
@@ -42,20 +45,23 @@ def rank(chain: Chain) -> tuple[int, int]:
 
 
 def batches(change: Change, chunk: int = 0, hooks: Sequence[Hook] = ()) -> list[str]:
-    """iptables-restore texts, to be applied in order. `chunk`: chains per batch, 0 for one batch.
+    """iptables-restore texts, to be applied in order. `chunk`: chains and rules per batch, 0 for one batch.
 
     `hooks` are put in when what they lead to is there."""
     order = sorted(change.write, key=lambda c: (rank(c), c[1]))
     dead = sorted(change.delete, key=lambda c: (rank(c), c[1]), reverse=True)  # first those that lead to others
-    if not chunk or len(order) + len(dead) <= chunk:
+    if not chunk or len(dead) + sum(1 + len(lines) for lines in change.write.values()) <= chunk:
         return [_text({c: change.write[c] for c in order}, dead, hooks)] if change else []
-    found = []
-    for start in range(0, len(order), chunk):
-        part = order[start:start + chunk]
-        found.append(_text({c: change.write[c] for c in part}, hooks=hooks if part[-1] is order[-1] else ()))
-    for start in range(0, len(dead), chunk):
-        found.append(_text({}, dead[start:start + chunk]))
-    return found
+    parts: list[dict[Chain, Rules]] = []
+    room = 0
+    for chain in order:
+        if room <= 0:
+            parts.append({})
+            room = chunk
+        parts[-1][chain] = change.write[chain]
+        room -= 1 + len(change.write[chain])
+    gone = [dead[start:start + chunk] for start in range(0, len(dead), chunk)]
+    return [*(_text(part, hooks=hooks if part is parts[-1] else ()) for part in parts), *(_text({}, d) for d in gone)]
 
 
 def _text(write: dict[Chain, Rules], dead: Iterable[Chain] = (), hooks: Sequence[Hook] = ()) -> str:
@@ -83,13 +89,11 @@ def _missing(saved: Mapping[str, str]) -> list[Hook]:
 class Writer:
     """The kernel's side. Not thread safe: one worker at a time."""
 
-    alone = False  # others write into these tables too
-
     def __init__(self, backend: xtables.Backend, ledger: Ledger | None = None) -> None:
         self.backend, self._ledger = backend, ledger
         self.tells = backend.is_nft  # a loss is heard of by `guard`
         self._chunk = CHUNK if self.tells else 0
-        self._counts: dict[Chain, int] = {}
+        self._written: dict[Chain, Rules] = {}
         self._entries: list[int] | None = None
 
     def hasten(self, part: Callable[[], dict[Chain, Rules]]) -> None:
@@ -100,8 +104,7 @@ class Writer:
             return
         saved = self._saved()
         if "\n-A KUBE-SERVICES " not in saved["nat"]:
-            for text in batches(Change(part()), self._chunk, _missing(saved)):
-                self.backend.restore(text)
+            self._restore(Change(part()), _missing(saved))
 
     def load(self, everything: dict[Chain, Rules]) -> None:
         """Make the kernel hold exactly these chains, whatever it held before. Raises xtables.RestoreError."""
@@ -110,27 +113,35 @@ class Writer:
         saved = self._saved()
         stale = {(table, name) for table, text in saved.items() for name in re.findall(r"^:(\S+) ", text, re.M)
                  if name.startswith(rules.OWN_PREFIXES)} - everything.keys()
-        self._counts = {}
+        self._written = {}
         if self._chunk:  # a shared chain may be named by a service's before its own turn to be written comes
             base = {c: r for c, r in everything.items() if c in rules.FIXED}
             self.backend.restore(_text(base))
-        for text in batches(Change(everything, stale), self._chunk, _missing(saved)):
-            self.backend.restore(text)
-        self._counts = {chain: len(lines) for chain, lines in everything.items()}
+        self._restore(Change(everything, stale), _missing(saved))
+        self._written = everything
         self._entries = self._legacy_entries()
 
     def apply(self, change: Change) -> None:
         """Only what changed. Raises xtables.RestoreError; then only `load` makes things right again."""
-        for text in batches(change, self._chunk):
+        self._restore(change)
+        for chain, lines in change.write.items():
+            self._grow(chain[0], len(lines) - self._entries_of(chain))
+        for chain in change.delete:
+            self._grow(chain[0], -self._entries_of(chain) - CHAIN_ENTRIES)
+            self._written.pop(chain, None)
+        self._written |= change.write
+
+    def _restore(self, change: Change, hooks: Sequence[Hook] = ()) -> None:
+        """Each batch by a process of its own: one that outlived us would not write for long."""
+        for text in batches(change, self._chunk, hooks):
             self.backend.restore(text)
-        for (table, name), lines in change.write.items():
-            self._grow(table, len(lines) - self._counts.get((table, name), -CHAIN_ENTRIES))
-        for table, name in change.delete:
-            self._grow(table, -self._counts.pop((table, name), -CHAIN_ENTRIES) - CHAIN_ENTRIES)
-        self._counts.update({chain: len(lines) for chain, lines in change.write.items()})
 
     def _saved(self) -> dict[str, str]:
         return {table: self.backend.save(table) for table in rules.TABLES}
+
+    def _entries_of(self, chain: Chain) -> int:
+        """How many entries of a legacy table the rules of a chain are now, less two if the chain is to be made."""
+        return len(self._written[chain]) if chain in self._written else -CHAIN_ENTRIES
 
     def _grow(self, table: str, entries: int) -> None:
         """What a legacy table should hold now; that it holds something else means that somebody else wrote too."""
@@ -160,6 +171,21 @@ class Writer:
 
     def intact(self) -> bool:
         """Whether every chain still has its rules and every hook is in place: what a foreign flush destroys."""
+        return self._used() if self.tells else self._saved_whole()
+
+    def _used(self) -> bool:
+        """The kernel counts for each chain the rules in it and those that lead to it, hooks among them: to ask for the
+        numbers takes a twentieth of the time of reading the rules."""
+        known = Counter({chain: len(lines) for chain, lines in self._written.items()})
+        known.update((table, line.rpartition("-j ")[2])
+                     for (table, _), lines in self._written.items() for line in lines)
+        known.update((table, rule.rpartition("-j ")[2]) for table, _, rule in rules.HOOKS)
+        with closing(nftables.Table("nat", self.backend.family)) as table:
+            uses = table.uses()
+        whole = all(uses.get(chain, -1) >= known[chain] for chain in self._written)
+        return whole and bool(self.backend.rules(*MASQUERADE))
+
+    def _saved_whole(self) -> bool:
         for table in rules.TABLES:
             saved = self.backend.save(table)
             if any(f"-A {c} {rule}\n" not in saved for t, c, rule in rules.HOOKS if t == table):
@@ -167,7 +193,7 @@ class Writer:
             found: dict[str, int] = dict.fromkeys(re.findall(r"^:(\S+) ", saved, re.M), 0)
             for name in re.findall(r"^-A (\S+) ", saved, re.M):
                 found[name] = found.get(name, 0) + 1
-            if any(found.get(name, -1) != count for (t, name), count in self._counts.items() if t == table):
+            if any(found.get(name, -1) != len(lines) for (t, name), lines in self._written.items() if t == table):
                 return False
         return True
 

@@ -27,14 +27,13 @@ class Writer:
     """The kernel's side of one family."""
 
     tells = True  # a loss is heard of by `guard`
-    alone = True  # a load is one transaction into a table of its own; whether it holds is one small question
 
     def __init__(self, chains: Chains, ledger: Ledger | None = None) -> None:
         self._chains, self._ledger, self._family = chains, ledger, chains.family
         self._table: Table | None = None
         self._counts: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
-        self._uses = -1
+        self._holds = -1
 
     def hasten(self, part: Callable[[], MapChange]) -> None:
         """A load is one transaction: nothing comes before it."""
@@ -54,11 +53,11 @@ class Writer:
                 raise
             table.flags = 0  # a kernel before 5.12 (owners) or 6.9 (tables that stay)
             self._fill(table, everything, clients)
-        self._uses = table.uses()
+        self._holds = table.holds()
 
     def _clients(self, table: Table, everything: MapChange) -> dict[str, list[bytes]]:
         """Who is bound to which endpoint by affinity: a load forgets nobody, only their time begins anew."""
-        if not everything.remembered or table.uses() < 0:
+        if not everything.remembered or table.holds() < 0:
             return {}
         found = {}
         for name in everything.remembered:
@@ -110,7 +109,7 @@ class Writer:
             self._counts[name] += len(elements)
         table.commit()
         if change.chains or change.dead:
-            self._uses = table.uses()
+            self._holds = table.holds()
 
     def _chains_of(self, table: Table, change: MapChange) -> None:
         address = nftables.IPV6 if self._family == 6 else nftables.IPV4
@@ -128,7 +127,7 @@ class Writer:
     def intact(self) -> bool:
         """Whether the table still holds what was written."""
         table = self._open()
-        if table.uses() != self._uses:
+        if table.holds() != self._holds:
             return False
         return bool(table.flags) or all(len(table.elements(name)) == count for name, count in self._counts.items())
 
@@ -161,7 +160,7 @@ def read(family: int = 4) -> tuple[dict[str, tuple[bytes, ...]], dict[str, dict[
     """(chains, sets) of the table as the kernel has it; None when there is none. Raises OSError."""
     table = Table(TABLE, family)
     try:
-        if table.uses() < 0:
+        if table.holds() < 0:
             return None
         chains = table.chains()
         names = [*sets(family), *(f"had-{c.removeprefix('end-')}" for c in chains if c.startswith("end-"))]

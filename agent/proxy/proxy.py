@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from agent.proxy import model
@@ -41,7 +41,7 @@ RETRY_FIRST, RETRY_LIMIT = 1.0, 30.0  # seconds between full loads that fail: ip
 ZONE = "topology.kubernetes.io/zone"
 LOOK = 600.0  # seconds between looks at rules that tell of their loss themselves (nf_tables events)
 LOOK_LEGACY = 10.0  # and where nothing tells at all: a look is one system call while nothing has changed
-HEAL_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush is many events
+LOOK_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush is many events
 
 
 class Proxy:
@@ -62,8 +62,8 @@ class Proxy:
         self.sides: list[Side] = []
         self._dirty: set[ServiceKey] = set()
         self._zone = ""
-        self._look = self._writing = False
-        self._wake = asyncio.Event()
+        self._writing = False
+        self._wake, self._look = asyncio.Event(), asyncio.Event()
         self._guard: Guard | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
         self._health = HealthServers()
@@ -86,6 +86,7 @@ class Proxy:
                 group.create_task(self.services.run())
                 group.create_task(self.slices.run())
                 group.create_task(self._follow())
+                group.create_task(self._heal())
                 group.create_task(self._look_now_and_then())
                 group.create_task(self.report.run())
                 group.create_task(self._orphans.run())
@@ -119,14 +120,10 @@ class Proxy:
                 namespace, _, name = owner.partition("/")
                 self._mark(namespace, name, False)
 
-    def _lost(self) -> None:
-        self._look = True
-        self._wake.set()
-
     async def _follow(self) -> None:
         await self.services.synced()
         await self.slices.synced()
-        self._guard = _guard(self._lost)
+        self._guard = _guard(self._look.set)
         retry = 0.0
         try:
             while True:
@@ -139,32 +136,46 @@ class Proxy:
                     retry = min(max(RETRY_FIRST, retry * 2), RETRY_LIMIT)
                     log.error("service rules could not be written, next attempt in %.0f s: %s", retry, error)
                     self.report.failures += 1
-                    self._look = True  # whatever was lost may still be
                     for side in self.sides:
                         side.fail()
                     await self._clock.sleep(self._clock.jitter(retry))
                     continue
                 await self._wake.wait()
-                await self._clock.sleep(HEAL_GATHER if self._look else GATHER)
+                await self._clock.sleep(GATHER)
         finally:
             if self._guard:
                 self._guard.close()
+
+    async def _heal(self) -> None:
+        """Look at what may be lost. Changes need not wait for that: to look at many rules takes a while."""
+        retry = 0.0
+        while True:
+            await self._look.wait()
+            await self._clock.sleep(LOOK_GATHER)
+            self._look.clear()
+            try:
+                if True in [await self._do(side.lost) for side in self.sides]:
+                    log.warning("rules of the service proxy were removed by somebody else; loading them again")
+                    self._wake.set()
+                if self._repair:
+                    await self._repair()
+                retry = 0.0
+            except (xtables.RestoreError, Finding, OSError) as error:
+                retry = min(max(RETRY_FIRST, retry * 2), RETRY_LIMIT)
+                log.error("what somebody removed cannot be put back, next attempt in %.0f s: %s", retry, error)
+                self._look.set()
+                await self._clock.sleep(self._clock.jitter(retry))
 
     def _make_sides(self) -> list[Side]:
         return [Side(self._mode, pods, 6 if ":" in pods else 4, self._ledger, self._backend) for pods in self._pods]
 
     async def _sync(self) -> None:
-        """One round: plan what changed, look at what may be lost, write what differs."""
+        """One round: plan what changed, write what differs."""
         self._wake.clear()
         keys, self._dirty = self._dirty, set()
-        look, self._look = self._look, False
         with uncollected(len(keys)):
             changed = [ports for side in self.sides
                        for ports in side.plan({k: self._plan(k, side.family) for k in keys})]
-        if look and True in [await self._do(side.lost) for side in self.sides]:
-            log.warning("rules of the service proxy were removed by somebody else; loading them again")
-        if look and self._repair:
-            await self._repair()
         due = [side for side in self.sides if side.due]
         begun, whole = self._clock.monotonic(), 0
         if due:
@@ -188,15 +199,18 @@ class Proxy:
         finally:
             self._writing = False
         if any(side.writer.suspicious() for side in sides if not side.writer.tells):
-            self._lost()  # somebody else wrote at the same time
+            self._look.set()  # somebody else wrote at the same time
         return whole
 
-    def _deaf(self, sides: list[Side]) -> AbstractContextManager[None]:
-        """While everything is loaded in one transaction: what is not heard meanwhile is looked for afterwards."""
-        if self._guard is None or not any(side.writer.alone and side.loads for side in sides):
-            return nullcontext()
-        self._lost()
-        return self._guard.deaf()
+    @contextmanager
+    def _deaf(self, sides: list[Side]) -> Iterator[None]:
+        """While everything is loaded: what is not heard meanwhile is looked for afterwards."""
+        if self._guard is None or not any(side.writer.tells and side.loads for side in sides):
+            yield
+            return
+        with self._guard.deaf():
+            yield
+        self._look.set()
 
     def _plan(self, key: ServiceKey, family: int) -> tuple[ServicePort, ...]:
         slices = self.slices.by("service", f"{key[0]}/{key[1]}")
@@ -221,7 +235,7 @@ class Proxy:
     def _look_if_suspicious(self) -> None:
         """What happens while we write ourselves is our own doing, most likely: the tables' sizes are in motion."""
         if not self._writing and any(side.writer.suspicious() for side in self.sides):
-            self._lost()
+            self._look.set()
 
     async def _do(self, work: Callable[[], Any]) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)

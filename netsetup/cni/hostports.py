@@ -62,7 +62,6 @@ def apply(backend: xtables.Backend, ledger: Ledger, holdings: list[Holding], gon
     ledger.record("iptables", prefix=DISPATCH, family=backend.family)
     ledger.record("iptables", prefix=CHAIN, family=backend.family)
     backend.restore(rules(holdings, gone))
-    saved = backend.save("nat")
-    missing = [(hook, rule) for hook, rule in HOOKS if f"-A {hook} {rule}\n" not in saved]
+    missing = [(hook, rule) for hook, rule in HOOKS if rule not in (backend.rules("nat", hook) or ())]
     if missing:
         backend.restore("\n".join(["*nat", *(f"-I {hook} 1 {rule}" for hook, rule in missing), "COMMIT", ""]))

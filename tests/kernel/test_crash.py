@@ -6,12 +6,19 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from agent.proxy.iptables import Writer
+from agent.proxy.model import service_ports
+from agent.proxy.rules import RuleSet
+from netsetup import xtables
+
 from . import proxynode
-from .proxynode import A, B, Cluster, endpoints, service
+from .conftest import Namespace
+from .proxynode import PODS, A, B, Cluster, endpoints, service
 
 pytestmark = pytest.mark.kernel
 cluster = proxynode.cluster
@@ -57,3 +64,26 @@ def test_a_kill_at_any_moment_leaves_working_rules(cluster: Cluster) -> None:
     assert cluster.b.tcp("10.96.6.7", 80, 0.3) != f"b|{B}"  # what only the killed ones knew is gone
     cluster.put(service("kept", "10.96.5.250"), endpoints("kept", B))
     assert cluster.b.tcp("10.96.5.250", 80).startswith("b|")
+
+
+@pytest.mark.parametrize("variant", xtables.BACKENDS)
+def test_every_rule_that_goes_is_missed(make_namespace: Callable[[str], Namespace], variant: str) -> None:
+    backend, host = xtables.Backend(variant), make_namespace("host")
+    if not backend.present:
+        pytest.skip(f"iptables-{variant} is not installed")
+    writer, planner = Writer(backend), RuleSet(PODS)
+    planner.update({("t", name): service_ports(service(name, ip), [endpoints(name, A, B)], "n1")
+                    for name, ip in (("one", "10.96.0.1"), ("two", "10.96.0.2"))})
+    host.run(writer.load, planner.everything())
+    planner.update({("t", "two"): service_ports(service("two", "10.96.0.2"), [endpoints("two", B)], "n1")})
+    host.run(writer.apply, planner.change())
+    host.sh(f"iptables-{variant} -t nat -N OTHER; iptables-{variant} -t nat -A OTHER -j KUBE-MARK-MASQ")
+    assert host.run(writer.intact)  # others' rules take nothing
+    leaf = "KUBE-IPS-0A600000-27"
+    balancing = next(name for _, name in planner.everything() if name.startswith("KUBE-SVC-"))
+    for taken in ("-t nat -D OUTPUT 1", "-D FORWARD 1", f"-t nat -D {leaf} 1", f"-t nat -F {balancing}",
+                  "-t nat -F KUBE-MARK-MASQ", "-t nat -F", "-F"):
+        host.sh(f"iptables-{variant} {taken}")
+        assert not host.run(writer.intact), taken
+        host.run(writer.load, planner.everything())
+        assert host.run(writer.intact), taken
