@@ -53,6 +53,7 @@ class Steps:
         self.made: Callable[[str], None] = lambda name: None  # told of every container that was made
         self.renew_at = 0.0  # when a mounted token wants renewal
         self.images: dict[str, str] = {}  # volume name -> the image it was made of
+        self.making: set[str] = set()  # containers the runtime is at: to break that off would leave a half one
         self._prepared: dict[str, asyncio.Task[Any]] = {}
         self._sandbox_spec: SandboxSpec | None = None
         self._hosts_text = ""
@@ -193,7 +194,11 @@ class Steps:
         paths = await self._taken("/volumes", self.set_up_volumes())
         made = await self._resolved(spec, image, action.attempt, paths)
         async with self.context.turns.turn(turns.CONTAINER):
-            id = await self._launched(spec, sandbox, made, action.attempt)
+            self.making.add(name)
+            try:
+                id = await self._launched(spec, sandbox, made, action.attempt)
+            finally:
+                self.making.discard(name)
         self._tell("Normal", "Started", f"Started container {name}", name)
         await self._post_start(spec, id)
 

@@ -340,8 +340,7 @@ class Worker:
         """The pod is ending: give up pulls and starts that have made nothing yet."""
         self.steps.drop()
         for name, task in self._tasks.items():
-            found = self.seen.container(name)
-            if not name.startswith("/") and found is None and plan.named(self.pod, name):
+            if plan.named(self.pod, name) and self.seen.container(name) is None and name not in self.steps.making:
                 task.cancel()
 
     def _kill(self, action: plan.KillContainer) -> None:

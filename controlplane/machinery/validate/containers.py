@@ -5,6 +5,7 @@ Upstream: validateContainers and its kin in k8s.io/kubernetes/pkg/apis/core/vali
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from controlplane.machinery import names, stopsignals
@@ -182,6 +183,27 @@ def _env_source(source: Object, value: str, path: str) -> list[Cause]:
         found += [required(f"{at}.{field}") for field in ("name", "key") if not reference.get(field)]
         if reference.get("key"):
             found += [invalid(f"{at}.key", reference["key"], m) for m in names.config_key(reference["key"])]
+    else:
+        found += [required(f"{at}.{field}") for field in ("volumeName", "path", "key") if not reference.get(field)]
+        if reference.get("key"):
+            found += [invalid(f"{at}.key", reference["key"], m) for m in names.env_name(reference["key"])]
+        if (place := reference.get("path") or "").startswith("/"):
+            found.append(invalid(f"{at}.path", place, "must be a relative path"))
+        if ".." in place.split("/"):
+            found.append(invalid(f"{at}.path", place, "must not contain '..'"))
+    return found
+
+
+def env_files(each: Object, path: str, folders: Mapping[str, bool]) -> list[Cause]:
+    """Files with variables lie in volumes of the pod; `folders` says of each volume whether it is an emptyDir."""
+    found: list[Cause] = []
+    for index, variable in enumerate(each.get("env") or ()):
+        reference = (variable.get("valueFrom") or {}).get("fileKeyRef") or {}
+        name, at = reference.get("volumeName"), f"{path}.env[{index}].valueFrom.fileKeyRef.volumeName"
+        if name and name not in folders:
+            found.append(not_found(at, name))
+        elif name and not folders[name]:
+            found.append(invalid(at, name, "referenced volume must be of type emptyDir"))
     return found
 
 

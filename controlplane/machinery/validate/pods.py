@@ -9,7 +9,16 @@ import re
 from typing import Any
 
 from controlplane.machinery import names
-from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_found, not_supported, required
+from controlplane.machinery.errors import (
+    Cause,
+    duplicate,
+    forbidden,
+    invalid,
+    not_found,
+    not_supported,
+    required,
+    too_long,
+)
 from controlplane.machinery.validate import affinity, containers, metadata, requirements
 from controlplane.machinery.validate.claims import claim_spec
 from controlplane.machinery.validate.volumes import volumes
@@ -21,6 +30,7 @@ MAX_NAMESERVERS = 3
 _NOT_EPHEMERAL = ("ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources",
                   "restartPolicy", "resizePolicy")
 MAX_SECONDS = 2**31 - 1
+LONGEST_HOSTNAME = 64  # characters; Linux takes no more
 SYSCTL_LIMIT = 253  # characters
 _SYSCTL = r"([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?"
 _IPC = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")  # what belongs to the namespace of IPC
@@ -70,9 +80,10 @@ def pod_spec(spec: Object, path: str) -> list[Cause]:
             found.append(not_supported(f"{path}.{field}", value, supported))
     if spec.get("dnsConfig") is not None or spec.get("dnsPolicy") == "None":
         found += _dns(spec, path)
-    for field in ("serviceAccountName", "nodeName", "runtimeClassName"):
+    for field in ("serviceAccountName", "nodeName", "runtimeClassName", "hostnameOverride"):
         if spec.get(field):
             found += [invalid(f"{path}.{field}", spec[field], m) for m in names.dns_subdomain(spec[field])]
+    found += _hostname(spec, path)
     for field in ("hostname", "subdomain"):
         if spec.get(field):
             found += [invalid(f"{path}.{field}", spec[field], m) for m in names.dns_label(spec[field])]
@@ -91,6 +102,16 @@ def pod_spec(spec: Object, path: str) -> list[Cause]:
     return found + _security(spec, path)
 
 
+def _hostname(spec: Object, path: str) -> list[Cause]:
+    """What replaces the host's name altogether goes with nothing else that makes one."""
+    name = spec.get("hostnameOverride")
+    if name is None:
+        return []
+    found = [too_long(f"{path}.hostnameOverride", LONGEST_HOSTNAME)] if len(name) > LONGEST_HOSTNAME else []
+    return found + [forbidden(f"{path}.hostnameOverride", f"may not be specified when {field} is true")
+                    for field in ("setHostnameAsFQDN", "hostNetwork") if spec.get(field)]
+
+
 def _containers(spec: Object, path: str, mountable: set[str]) -> list[Cause]:
     found: list[Cause] = []
     seen: set[str] = set()
@@ -99,17 +120,20 @@ def _containers(spec: Object, path: str, mountable: set[str]) -> list[Cause]:
         found.append(required(f"{path}.containers"))
     claims = {c.get("name") or "" for c in spec.get("resourceClaims") or ()}
     hosts: set[tuple[Any, Any, Any]] = set()
+    folders = {v.get("name") or "": v.get("emptyDir") is not None for v in spec.get("volumes") or ()}
     for index, each in enumerate(main):
         at = f"{path}.containers[{index}]"
         found += containers.container(each, at, mountable, seen, claims)
         found += containers.probes(each, at)
         found += containers.restarts(each, at)
+        found += containers.env_files(each, at, folders)
         found += containers.stop_signal(each, at, spec)
         found += _host_ports(each, at, hosts, spec)
     for index, each in enumerate(spec.get("initContainers") or ()):
         at = f"{path}.initContainers[{index}]"
         found += containers.container(each, at, mountable, seen, claims)
         found += _init(each, at)
+        found += containers.env_files(each, at, folders)
         found += containers.stop_signal(each, at, spec)
     return found + ephemeral_containers(spec, path)
 
@@ -140,7 +164,7 @@ def _init(each: Object, path: str) -> list[Cause]:
     """Only a sidecar, an init container that is always restarted, has probes and hooks."""
     policy = each.get("restartPolicy")
     if policy == "Always":
-        return containers.probes(each, path)
+        return containers.probes(each, path) + containers.restarts(each, path)
     found = [forbidden(f"{path}.{field}", "may not be set for init containers without restartPolicy=Always")
              for field in ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
              if each.get(field) is not None]

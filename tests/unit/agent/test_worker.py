@@ -51,7 +51,7 @@ class Steps:
 
     def __init__(self, runtime: SlowRuntime) -> None:
         self.runtime, self.started, self.removed = runtime, list[str](), list[str]()
-        self.done, self.renew_at, self.images = asyncio.Event(), 0.0, dict[str, str]()
+        self.done, self.renew_at, self.images, self.making = asyncio.Event(), 0.0, dict[str, str](), set[str]()
 
     async def start(self, action: plan.StartContainer) -> None:
         self.started.append(action.name)
@@ -124,6 +124,26 @@ def test_a_container_is_not_called_running_before_its_hook_has_run(tmp_path: Pat
             worker.hear(RuntimeEvent(worker.uid, "changed"))
             assert not worker._look and runtime.looks == looks
             del worker._tasks[plan.SANDBOX]
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("making", [True, False])
+def test_a_start_is_given_up_unless_the_runtime_is_at_it(tmp_path: Path, making: bool) -> None:
+    async def body() -> None:
+        runtime = SlowRuntime()
+        worker = Worker(context(tmp_path, runtime, Client()), pod("c"), seen(box()))
+        steps = Steps(runtime)
+        worker.steps = steps  # type: ignore[assignment]
+        running = asyncio.create_task(worker.run())
+        async with asyncio.timeout(10):
+            await until(lambda: bool(steps.started))
+            start = worker._tasks["c"]
+            steps.making = {"c"} if making else set()
+            worker.update(pod("c", deletionTimestamp="2023-11-14T22:13:20Z", deletionGracePeriodSeconds=1))
+            await until(lambda: bool(worker._ending_since))
+            assert bool(start.cancelling()) is not making
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     asyncio.run(body())
