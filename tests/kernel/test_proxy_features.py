@@ -7,6 +7,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -147,6 +148,25 @@ def test_udp_to_a_node_port_follows_its_endpoints(cluster: Cluster) -> None:
     assert ask(link, NODE, 30360).startswith("a|")
     cluster.put(endpoints("unp", B, port=8081, protocol="UDP"))
     assert ask(link, NODE, 30360).startswith("b|")
+
+
+def test_what_the_host_lacks_is_told_and_harms_nobody(cluster: Cluster, monkeypatch, tmp_path, caplog) -> None:
+    if cluster.mode == "nftables":
+        pytest.skip("all expressions it uses are in the kernel's nf_tables")
+    cluster.put(service("kept", "10.96.3.80"), endpoints("kept", A))
+    for library in next(Path("/usr/lib").glob("*/xtables")).iterdir():
+        if library.name != "libxt_recent.so":  # affinity
+            (tmp_path / library.name).symlink_to(library)
+    monkeypatch.setenv("XTABLES_LIBDIR", str(tmp_path))
+    failures = cluster.proxy.report.failures
+    for one in (service("sticky", "10.96.3.81", sessionAffinity="ClientIP"), endpoints("sticky", A)):
+        plural = "services" if "spec" in one else "endpointslices"
+        cluster.loop.call_soon_threadsafe(cluster.api.change, plural, "MODIFIED", one)
+    cluster.until(lambda: cluster.proxy.report.failures > failures)
+    assert "service rules could not be written" in caplog.text and "recent" in caplog.text
+    assert cluster.b.tcp("10.96.3.80", 80) == f"a|{B}"
+    monkeypatch.undo()
+    cluster.until(lambda: cluster.b.tcp("10.96.3.81", 80) == f"a|{B}")
 
 
 def test_the_proxy_tells_of_itself(cluster: Cluster) -> None:
