@@ -62,7 +62,7 @@ class Cgroups:
     def _pages(self) -> tuple[str, ...]:
         """The sizes of huge pages whose use can be limited, as the kernel names them."""
         counted = "hugetlb" in (self.mount / "cgroup.controllers").read_text().split() if self.v2 \
-            else (self.mount / "hugetlb").is_dir()
+            else self._mounted("hugetlb")
         sizes = [int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in PAGES.glob("hugepages-*")]
         return tuple(page(size << 10) for size in sorted(sizes)) if counted else ()
 
@@ -114,7 +114,7 @@ class Cgroups:
     def _make_v1(self, parent: str, limits: LinuxResources) -> None:
         relative = parent.strip("/")
         for controller in ("cpu", "memory", "pids", "hugetlb"):
-            if (self.mount / controller).is_dir():
+            if self._mounted(controller):
                 (self.mount / controller / relative).mkdir(parents=True, exist_ok=True)
         cpu = self.mount / "cpu" / relative
         if limits.cpu_shares:
@@ -124,6 +124,10 @@ class Cgroups:
         _write(cpu / "cpu.cfs_quota_us", str(limits.cpu_quota or -1))
         _write(self.mount / "memory" / relative / "memory.limit_in_bytes", str(limits.memory_limit or -1))
         _write(self.mount / "pids" / relative / "pids.max", str(limits.pids or "max"))
+
+    def _mounted(self, controller: str) -> bool:
+        """Whether version 1 has it: a folder alone, which systemd leaves for what it cannot mount, is no hierarchy."""
+        return (self.mount / controller / "cgroup.procs").exists()
 
     @property
     def top(self) -> str:
