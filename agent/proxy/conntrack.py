@@ -40,15 +40,16 @@ def stale(old: Iterable[ServicePort], new: Iterable[ServicePort]) -> list[Flow]:
     for key in before.keys() | after.keys():
         was, now = before.get(key), after.get(key)
         gone = _endpoints(was) - _endpoints(now)
-        for endpoint in sorted(gone):
+        for endpoint in sorted({address for address, _ in gone}):
             found += [Flow(key[1], address, port, endpoint) for address, port in _targets(was)]
         if _endpoints(now) and not _endpoints(was):
             found += [Flow(key[1], address, port) for address, port in _targets(now)]
     return found
 
 
-def _endpoints(port: ServicePort | None) -> set[str]:
-    return {e.address for e in (*port.cluster, *port.local)} if port else set()
+def _endpoints(port: ServicePort | None) -> set[tuple[str, int]]:
+    """Addresses and ports: an endpoint that listens elsewhere from now on is another one."""
+    return {(e.address, e.port) for e in (*port.cluster, *port.local)} if port else set()
 
 
 def _targets(port: ServicePort | None) -> list[tuple[str, int]]:

@@ -93,6 +93,8 @@ def test_udp_follows_its_endpoints_on_the_same_socket(cluster: Cluster) -> None:
     assert ask(link, "10.96.0.53", 53) == f"a|{B}"  # the entry made without endpoints is forgotten
     cluster.put(endpoints("dns", C, port=8081, protocol="UDP"))
     assert ask(link, "10.96.0.53", 53) == f"c|{B}"  # and the one to the endpoint that went
+    cluster.put(endpoints("dns", C, port=8099, protocol="UDP"))
+    assert ask(link, "10.96.0.53", 53) in ("REFUSED", "TIMEOUT")  # and to the port it had: nobody is at the new one
 
 
 def test_udp_follows_also_with_a_kernel_that_knows_no_filter(cluster: Cluster, monkeypatch) -> None:

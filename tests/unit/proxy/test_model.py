@@ -69,6 +69,8 @@ def test_stale_flows() -> None:
         [Flow("udp", "10.96.0.53", 53), Flow("udp", "", 30053)]
     assert conntrack.stale(udp("1.1.1.1"), ()) == [Flow("udp", "10.96.0.53", 53, "1.1.1.1")]
     assert conntrack.stale(udp("1.1.1.1"), udp("1.1.1.1")) == []
+    elsewhere = udp("1.1.1.1")[0]._replace(cluster=(Endpoint("1.1.1.1", 5353),))  # another target port
+    assert conntrack.stale(udp("1.1.1.1"), (elsewhere,)) == [Flow("udp", "10.96.0.53", 53, "1.1.1.1")]
     tcp = service_ports(service(), slices(("1.1.1.1", "me", READY)), "me")
     assert conntrack.stale(tcp, ()) == []  # TCP finds out by itself
 
