@@ -45,6 +45,8 @@ def default(obj: Object) -> None:
     service = ((conversion.get("webhook") or {}).get("clientConfig") or {}).get("service")
     if isinstance(service, dict) and service.get("port") is None:
         service["port"] = WEBHOOK_PORT
+    if (storage := storage_version(obj)) and not (obj.get("status") or {}).get("storedVersions"):
+        obj["status"] = {**(obj.get("status") or {}), "storedVersions": [storage]}
 
 
 def prepare(new: Object, old: Object | None) -> None:

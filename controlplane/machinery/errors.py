@@ -266,8 +266,9 @@ def not_found(field: str, value: Any) -> Cause:
     return Cause("FieldValueNotFound", f"Not found: {_shown(value)}", field)
 
 
-def not_supported(field: str, value: Any, supported: list[str] | tuple[str, ...]) -> Cause:
-    listed = ", ".join(f'"{s}"' for s in sorted(supported))
+def not_supported(field: str, value: Any, supported: list[str] | tuple[str, ...], as_given: bool = False) -> Cause:
+    """What is supported is listed by the alphabet, or in the order `as_given`."""
+    listed = ", ".join(f'"{s}"' for s in (supported if as_given else sorted(supported)))
     return Cause("FieldValueNotSupported", f"Unsupported value: {_shown(value)}: supported values: {listed}", field)
 
 

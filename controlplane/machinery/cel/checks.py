@@ -10,16 +10,17 @@ Upstream: k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/validation.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
 
-from controlplane.machinery.cel import costs, expression, types
+from controlplane.machinery.cel import costs, expression, rules, types
 from controlplane.machinery.cel.costs import PER_RULE, PER_SCHEMA
 from controlplane.machinery.cel.rules import RULES
 from controlplane.machinery.cel.shapes import Shape, shape, visible
 from controlplane.machinery.errors import Cause, forbidden, invalid, not_supported, required
+from controlplane.machinery.structural.rules import everywhere
 from controlplane.machinery.structural.structural import EMBEDDED, Schema, field_path
 
 REASONS = ("FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate")
@@ -29,18 +30,19 @@ _BREAK = re.compile(r"[\n\r]")
 _COSTLY = "contributed to estimated rule cost total exceeding cost limit for entire OpenAPIv3 schema"
 
 
-def examine(schema: Schema, path: str, sound: bool = True) -> tuple[list[Cause], list[Cause]]:
+def examine(schema: Schema, path: str, sound: bool = True, faults: Iterable[Cause] = ()) -> tuple[
+        list[Cause], list[Cause]]:
     """(what is wrong, what costs too much) of all rules of a schema at `path`; expressions have types only in a
-    `sound` one."""
+    `sound` one, and where none of the `faults` is at the rule's node or below."""
     places = [place for place in costs.placed(schema, path) if place.node.get(RULES)]
-    written = [cause for place in places for cause in _written(place.node, place.path)]
+    written = [cause for at, node in everywhere(schema, path) if node.get(RULES) for cause in _written(node, at)]
     wrong, costly, spent = list(written), [], []
     for place in places if sound else ():
-        if any(cause.field.startswith(place.path) for cause in written):
+        if any(cause.field.startswith(place.path) for cause in (*written, *faults)):
             continue
-        rules = _Rules(place, place.path == path)
-        wrong += rules.causes()
-        spent += rules.spent
+        judged = _Rules(place, place.path == path)
+        wrong += judged.causes()
+        spent += judged.spent
     for at, what, cost in spent:
         if cost > PER_RULE:
             costly.append(forbidden(f"{at}.{what}", costs.exceeded(f"estimated {what} cost", cost, PER_RULE)))
@@ -106,10 +108,8 @@ class _Rules:
     def _rule(self, rule: dict[str, Any], at: str, sizes: Shape) -> Iterator[Cause]:
         checker = checker_of(self.place.node, bool(rule.get("optionalOldSelf")), self.whole)
         text, message = rule["rule"], rule.get("messageExpression") or ""
-        fault = checker.fault(text)
-        if fault or checker.returns(text) not in ("BOOL", "DYN"):
-            yield _refused(f"{at}.rule", rule, f"compilation failed: {fault}" if fault else
-                           "cel expression must evaluate to a bool")
+        if fault := _fault(checker, text):
+            yield _refused(f"{at}.rule", rule, fault)
             return
         cost = costs.everywhere(costs.estimate(checker.serialized(text), sizes), self.place.count, sizes)
         self.spent.append((at, "rule", cost))
@@ -121,6 +121,19 @@ class _Rules:
                            if fault else "messageExpression must evaluate to a string")
             return
         self.spent.append((at, "messageExpression", costs.estimate(checker.serialized(message), sizes)))
+
+
+def of_default(value: Any, schema: Schema, path: str, whole: bool) -> list[Cause]:
+    """What the rules of a node, and below, say of its default."""
+    return rules.of_default(value, schema, path, whole, lambda rule, node, resource: _fault(
+        checker_of(node, bool(rule.get("optionalOldSelf")), resource), rule["rule"]))
+
+
+def _fault(checker: types.Checker, text: str) -> str:
+    """What is wrong with a rule, "" when nothing is."""
+    if fault := checker.fault(text):
+        return f"compilation failed: {fault}"
+    return "" if checker.returns(text) in ("BOOL", "DYN") else "cel expression must evaluate to a bool"
 
 
 def checker_of(schema: Schema, optional: bool, whole: bool) -> types.Checker:

@@ -26,6 +26,7 @@ MAX_MESSAGE = 2048  # characters of a message; upstream's bound
 _TYPES = {"string": "STRING", "boolean": "BOOL", "integer": "INT", "number": "DOUBLE", "array": "LIST"}
 _NO_BUDGET = "validation failed due to running out of cost budget, no further validation rules will be run"
 Variables = tuple[tuple[str, str], ...]
+Judge = Callable[[dict[str, Any], Schema, bool], str]  # of a rule, its node, whether that is a whole resource
 
 
 # The formats of strings that CEL has types for; a validated value can be read.
@@ -93,10 +94,22 @@ def evaluate(obj: Any, old: Any, schema: Schema) -> list[Cause]:
     return run.found
 
 
-class _Run:
-    """One walk over an object, on one budget."""
+def of_default(value: Any, schema: Schema, path: str, resource: bool, judge: Judge) -> list[Cause]:
+    """What the rules say of the default of a node: all of them, as if it had stood there before, and those that ask
+    for no former value, as if it had not. `judge` says what is wrong with a rule itself."""
+    for old in (value, ABSENT):
+        run = _Run(judge)
+        run.value(value, old, schema, path, resource)
+        if run.found:
+            return run.found
+    return []
 
-    def __init__(self) -> None:
+
+class _Run:
+    """One walk over an object, on one budget. With a `judge`, what did not change is judged, too."""
+
+    def __init__(self, judge: Judge | None = None) -> None:
+        self._judge = judge
         self.found: list[Cause] = []
         self._budget = expression.Budget()
         self._over = False
@@ -123,13 +136,16 @@ class _Run:
         mine = converted(value, schema, resource)
         before = ABSENT if old is ABSENT or old is None else converted(old, schema, resource)
         for rule in schema[RULES]:
-            if self._over:
-                return
+            if self._over or not (rule.get("rule") or "").strip():
+                continue
+            if self._judge is not None and (fault := self._judge(rule, schema, resource)):
+                self.found.append(invalid(path, _kind(schema), f"rule compile error: {fault}"))
+                continue
             optional = bool(rule.get("optionalOldSelf"))
             transition = expression.mentions(rule["rule"], "oldSelf")
             if transition and before is ABSENT and not optional:
                 continue
-            if not transition and old is not ABSENT and value == old:
+            if self._judge is None and not transition and old is not ABSENT and value == old:
                 continue
             given = {"self": mine}
             if transition:
@@ -137,7 +153,7 @@ class _Run:
             self._rule(rule, schema, given, value, path)
 
     def _rule(self, rule: dict[str, Any], schema: Schema, given: dict[str, Any], value: Any, path: str) -> None:
-        kind = "string" if schema.get(INT_OR_STRING) else schema.get("type") or "object"
+        kind = _kind(schema)
         said = rule.get("message") or rule["rule"].strip()
         shown = rule.get("message") or f"failed rule: {said}"
         path = path or "<nil>"
@@ -173,6 +189,10 @@ class _Run:
             return ""
         text = said.strip() if isinstance(said, str) else ""
         return "" if "\n" in text or len(text) > MAX_MESSAGE else text
+
+
+def _kind(schema: Schema) -> str:
+    return "string" if schema.get(INT_OR_STRING) else str(schema.get("type") or "object")
 
 
 def _full(given: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,35 @@ _RESERVED = frozenset(("true", "false", "null", "in", "as", "break", "const", "c
 _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _IN_STRUCT = re.compile(r" not found in struct '[^']*'")
 _MESSAGE = re.compile(rf"\b{PACKAGE}\.M\d+\b")
+# What the library says otherwise than cel-go does.
+_WORDS = ((re.compile(r"expression of type '([^']*)' cannot be the operand of a select operation"),
+           r"type '\1' does not support field selection"),
+          (re.compile("cannot be the range of a comprehension"), "cannot be range of a comprehension"))
+_OVERLOAD = re.compile(r"found no matching overload for '(\w+)' applied to '\((.*)\)'(\n \| (.*)\n \| (\.*)\^)")
 NAMES = {"type": "object", "properties": {"name": {"type": "string"}, "generateName": {"type": "string"}}}
 _RESOURCE = {"apiVersion": {"type": "string"}, "kind": {"type": "string"}}
+
+
+def _worded(text: str) -> str:
+    """What is wrong with an expression, in cel-go's words."""
+    for said, words in _WORDS:
+        text = said.sub(words, text)
+    return _OVERLOAD.sub(_on_receiver, text)
+
+
+def _on_receiver(found: re.Match[str]) -> str:
+    """A function that was called on something has that before a dot."""
+    name, arguments, shown, line, dots = found.groups()
+    if not line[:len(dots)].rstrip().removesuffix(name).endswith("."):
+        return found[0]
+    depth, end = 0, len(arguments)
+    for at, sign in enumerate(arguments):
+        depth += (sign == "(") - (sign == ")")
+        if sign == "," and not depth:
+            end = at
+            break
+    return (f"found no matching overload for '{name}' applied to '{arguments[:end]}.({arguments[end + 1:].strip()})'"
+            f"{shown}")
 
 
 def escaped(name: str) -> str:
@@ -151,7 +178,7 @@ class Checker:
         try:
             self._environment.compile(cel.spelled(expression))
         except RuntimeError as error:
-            return _MESSAGE.sub("object", _IN_STRUCT.sub("", cel.plain(str(error))))
+            return _worded(_MESSAGE.sub("object", _IN_STRUCT.sub("", cel.plain(str(error)))))
         return ""
 
     def serialized(self, expression: str) -> bytes:

@@ -11,7 +11,6 @@ Upstream: k8s.io/apiextensions-apiserver/pkg/apiserver/schema, pkg/apis/apiexten
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from controlplane.machinery.errors import Cause, forbidden, invalid, not_supported, required
 from controlplane.machinery.structural import structural
 from controlplane.machinery.structural import values as structuralvalues
+from controlplane.machinery.structural.patterns import PatternError, compiled
 from controlplane.machinery.structural.structural import EMBEDDED, INT_OR_STRING, PRESERVE, Schema
 
 TYPES = ("array", "boolean", "integer", "number", "object", "string")
@@ -35,14 +35,22 @@ _NOTHING_ELSE = "must not specify anything other than name and generateName, but
 ROOT, ITEM, FIELD = "at the root", "for specified array items", "for specified object fields"
 
 
-def check(schema: Schema, path: str) -> list[Cause]:
-    """What is wrong with the schema at `path` of a CustomResourceDefinition."""
+def check(schema: Schema, path: str) -> tuple[list[Cause], list[Cause]]:
+    """What is wrong with the schema at `path` of a CustomResourceDefinition: with its structure and its defaults, and
+    with what of OpenAPI it uses."""
     found = [forbidden(f"{path}.nullable", "nullable cannot be true at the root")] if schema.get("nullable") else []
-    openapi = list(_openapi(schema, path, _Place(root=True)))
     if _readable(schema):
         wrong = [*_invariants(schema, path, ROOT), *_complete(schema, schema, path, path)]
         found += sorted(wrong or _defaults(schema, path, schema, False), key=str)
-    return found + openapi
+    return found, list(_openapi(schema, path, _Place(root=True)))
+
+
+def everywhere(node: Schema, path: str) -> Iterator[tuple[str, Schema]]:
+    """(path, node) of all of a schema, parts of junctors too."""
+    yield path, node
+    for at, sub in (*_inside(node), *_parts(node)):
+        if isinstance(sub, dict):
+            yield from everywhere(sub, f"{path}.{at}")
 
 
 def _parts(node: Schema) -> Iterator[tuple[str, Any]]:
@@ -124,10 +132,9 @@ def _values(node: Schema, path: str, skip_any: bool = False, skip_first: bool = 
             yield from _part(part, f"{path}.{at}", skip_first and at == "allOf[0]")
     if node.get("pattern"):
         try:
-            structuralvalues.compiled(node["pattern"])
-        except re.error as error:
-            yield invalid(f"{path}.pattern", node["pattern"], "must be a valid regular expression, but isn't: error "
-                          f"parsing regexp: {error}")
+            compiled(node["pattern"])
+        except PatternError as error:
+            yield invalid(f"{path}.pattern", node["pattern"], f"must be a valid regular expression, but isn't: {error}")
 
 
 def _part(part: Schema, path: str, skip_any: bool = False) -> Iterator[Cause]:
@@ -238,7 +245,7 @@ def _topology(node: Schema, path: str) -> Iterator[Cause]:
         elif given == "set":
             yield from _set(inside, path)
         if given not in values:
-            yield not_supported(f"{path}.x-kubernetes-{what}-type", given, values)
+            yield not_supported(f"{path}.x-kubernetes-{what}-type", given, values, as_given=True)
     listed, keys = node.get("x-kubernetes-list-type"), node.get("x-kubernetes-list-map-keys") or []
     if keys and listed != "map":
         at, why = f"{path}.x-kubernetes-list-type", "must be map if x-kubernetes-list-map-keys is non-empty"
@@ -306,16 +313,20 @@ def _defaults(node: Schema, path: str, whole: Schema, meta: bool) -> Iterator[Ca
     if resource:
         meta, whole = False, node
     if node.get("default") is not None and not meta:
-        yield from _default(node, f"{path}.default")
+        yield from _default(node, f"{path}.default", resource)
     for at, sub in _inside(node):
         if at != "additionalProperties":
             name = at.removeprefix("properties[").removesuffix("]")
             yield from _defaults(sub, f"{path}.{at}", whole, meta or (resource and at != "items" and name in _META))
 
 
-def _default(node: Schema, path: str) -> Iterator[Cause]:
+def _default(node: Schema, path: str, resource: bool) -> Iterator[Cause]:
     value = node["default"]
     if structural.prune({"default": copy.deepcopy(value)}, {"type": "object", "properties": {"default": node}}):
         yield invalid(path, value, "must not have unknown fields")
-    for cause in structuralvalues.check(value, node, ""):  # whose texts speak of paths within the value
+    wrong = structuralvalues.check(value, node, "")  # whose texts speak of paths within the value
+    for cause in wrong:
         yield replace(cause, field=path if cause.field in ("", "<nil>") else structural.join(path, cause.field))
+    if not wrong and any(sub.get("x-kubernetes-validations") for _, sub in structural.nodes(node)):
+        from controlplane.machinery.cel import checks  # heavy: 16 MB of library
+        yield from checks.of_default(value, node, path, resource)

@@ -10,9 +10,7 @@ Upstream: k8s.io/kube-openapi/pkg/validation, apiextensions-apiserver/pkg/apiser
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import Any
 
 from controlplane.machinery.errors import (
@@ -26,6 +24,7 @@ from controlplane.machinery.errors import (
     type_invalid,
 )
 from controlplane.machinery.structural import formats
+from controlplane.machinery.structural.patterns import PatternError, compiled
 from controlplane.machinery.structural.structural import (
     EMBEDDED,
     INT_OR_STRING,
@@ -36,7 +35,6 @@ from controlplane.machinery.structural.structural import (
     join,
 )
 
-PATTERNS = 1024  # compiled patterns kept: those of all schemas in use
 ABSENT: Any = object()  # no former value to compare with
 _NAMES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number",
           type(None): "null"}
@@ -50,20 +48,6 @@ def validate(value: Any, schema: Schema, old: Any = ABSENT) -> list[Cause]:
 def check(value: Any, schema: Schema, path: str) -> list[Cause]:
     """What is wrong with a part of an object, such as a default."""
     return list(_value(value, schema, path, ABSENT, False))
-
-
-@lru_cache(PATTERNS)
-def compiled(pattern: str) -> re.Pattern[str]:
-    """A pattern of Go's syntax. Raises re.error."""
-    text = re.sub(r"\[\[:(\w+):\]", lambda m: "[" + _POSIX.get(m.group(1), ""), pattern)
-    text = text.replace("\\z", "\\Z").replace("\\pL", "[^\\W\\d_]").replace("\\pN", "\\d")
-    if text.startswith("(?") and text[2:3] != "P":
-        return re.compile(text)
-    return re.compile(re.sub(r"\$$", r"\\Z", text) if not text.endswith("\\$") else text)
-
-
-_POSIX = {"alpha": "a-zA-Z", "digit": "0-9", "alnum": "a-zA-Z0-9", "upper": "A-Z", "lower": "a-z", "space": r"\s",
-          "xdigit": "0-9A-Fa-f", "word": r"\w", "punct": r"!-/:-@\[-`{-~"}
 
 
 def _value(value: Any, schema: Schema, path: str, old: Any, resource: bool) -> Iterator[Cause]:
@@ -97,7 +81,7 @@ def _shown(value: Any) -> str:
 
 
 def _typed(value: Any, schema: Schema) -> bool:
-    if schema.get(INT_OR_STRING):
+    if schema.get(INT_OR_STRING) and not schema.get("type"):
         return value.__class__ in (int, str) or (isinstance(value, float) and value.is_integer())
     kind = schema.get("type")
     if not kind:
@@ -110,7 +94,7 @@ def _typed(value: Any, schema: Schema) -> bool:
 
 
 def _type_cause(value: Any, schema: Schema, path: str) -> Cause:
-    wanted = "integer,string" if schema.get(INT_OR_STRING) else schema.get("type") or "object"
+    wanted = schema.get("type") or ("integer,string" if schema.get(INT_OR_STRING) else "object")
     given = _NAMES.get(value.__class__, "object")
     return type_invalid(path, given, f'{path} in body must be of type {wanted}: "{given}"')
 
@@ -126,8 +110,10 @@ def _object(value: dict[str, Any], schema: Schema, path: str, old: Any, resource
             yield required(join(path, name))
     if schema.get(EMBEDDED):
         for name in ("apiVersion", "kind"):
-            if not value.get(name):
-                yield required(join(path, name), "must not be empty")
+            if name not in value:
+                yield required(join(path, name))
+            elif not value[name]:
+                yield invalid(join(path, name), value[name], "must not be empty")
     before = old if isinstance(old, dict) else {}
     for key, inner in value.items():
         if key == "metadata" and (resource or schema.get(EMBEDDED)):
@@ -213,7 +199,7 @@ def _text(value: str, schema: Schema, path: str) -> Iterator[Cause]:
     if pattern:
         try:
             fits = compiled(pattern).search(value) is not None
-        except re.error:
+        except PatternError:
             fits = False
         if not fits:
             yield invalid(path, value, f"{path} in body should match '{pattern}'")

@@ -67,7 +67,7 @@ def definition(obj: Object) -> list[Cause]:
         wrong += _subresources(version, at)
     for at, version in _alike(spec, "additionalPrinterColumns", "spec"):
         wrong += _columns(version, at)
-    if not any(cause.reason == "FieldValueTypeInvalid" for cause in wrong):
+    if not any(_misshapen(schema, at) for _, schema, at, _ in _schemas(spec)):
         wrong += _selectable(spec)
     return [*found, *wrong, *_conversion(spec.get("conversion") or {}),
             *_names((obj.get("status") or {}).get("acceptedNames") or {}, "status.acceptedNames", False),
@@ -147,38 +147,43 @@ def _dense(value: Any) -> Any:
             if key == "default" or (one not in (None, "", []) and not (key == "properties" and one == {}))}
 
 
-def _misshapen(node: Object, path: str) -> Iterator[Cause]:
+def _misshapen(node: Object, path: str) -> list[Cause]:
     """What no schema can look like, below the fields whose own type is open: the rest of a body was checked before."""
+    return list(_misshapen_parts(node, path))
+
+
+def _misshapen_parts(node: Object, path: str) -> Iterator[Cause]:
     for key, inner in node.items():
         at = f"{path}.{key}"
         if key in ("items", "additionalProperties") and isinstance(inner, dict):
             faults = schemas.load().check(_PROPS, inner).errors
             yield from (type_invalid(at, "object", fault) for fault in faults)
-            yield from () if faults else _misshapen(inner, at)
+            yield from () if faults else _misshapen_parts(inner, at)
         elif key in ("allOf", "anyOf", "oneOf", "x-kubernetes-validations"):
             for index, one in enumerate(inner or ()):
                 if not isinstance(one, dict):
                     yield type_invalid(f"{at}[{index}]", one, "must be an object")
                 elif key != "x-kubernetes-validations":
-                    yield from _misshapen(one, f"{at}[{index}]")
+                    yield from _misshapen_parts(one, f"{at}[{index}]")
         elif key == "properties":
             for name, one in (inner or {}).items():
                 if isinstance(one, dict):
-                    yield from _misshapen(one, f"{at}[{name}]")
+                    yield from _misshapen_parts(one, f"{at}[{name}]")
         elif key == "not" and isinstance(inner, dict):
-            yield from _misshapen(inner, at)
+            yield from _misshapen_parts(inner, at)
 
 
 def _schema(schema: Object, path: str, status: bool) -> tuple[list[Cause], list[Cause]]:
     """(what is wrong, what costs too much) of one schema."""
-    if misshapen := list(_misshapen(schema, path)):
+    if misshapen := _misshapen(schema, path):
         return misshapen, []
     found = [*_at_root(schema, path)] if status else []
-    found += rules.check(schema, path)
-    if not any(node.get("x-kubernetes-validations") for _, node in structural.nodes(schema)):
+    structure, openapi = rules.check(schema, path)
+    found += structure + openapi
+    if not any(node.get("x-kubernetes-validations") for _, node in rules.everywhere(schema, path)):
         return found, []
     from controlplane.machinery.cel import checks  # heavy: 16 MB of library
-    wrong, costly = checks.examine(schema, path, not found)
+    wrong, costly = checks.examine(schema, path, not structure, openapi)
     return found + wrong, costly
 
 
@@ -224,6 +229,9 @@ def _preserving(spec: Object) -> Iterator[Cause]:
     if spec.get("preserveUnknownFields"):
         yield invalid("spec.preserveUnknownFields", True, "cannot set to true, set "
                       "x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead")
+        if any(node.get("default") is not None for _, schema, at, _ in _schemas(spec)
+               for _, node in rules.everywhere(schema, at)):
+            yield invalid("spec.preserveUnknownFields", True, "must be false in order to use defaults in the schema")
 
 
 def _names(given: Object, at: str, needed: bool) -> Iterator[Cause]:
@@ -284,13 +292,13 @@ def _subresources(given: Object | None, at: str) -> Iterator[Cause]:
 def _selectable(spec: Object) -> Iterator[Cause]:
     versions = spec.get("versions") or []
     schemas = [(_dense(version.get("schema")) or {}).get("openAPIV3Schema") or {} for version in versions]
-    top = all(schema == schemas[0] for schema in schemas)
+    alike = all(schema == schemas[0] for schema in schemas) and versions[0].get("schema") is not None
     for index, (at, fields) in enumerate(_alike(spec, "selectableFields", "spec")):
         if not fields:
             continue
-        if at.startswith("spec.versions[") and top:  # the schema is no version's own, as upstream has it
+        if at.startswith("spec.versions[") and alike:  # the schema is no version's own, as upstream has it
             yield invalid(at, "", "may only be set when `version.schema.openAPIV3Schema` is not included")
-        elif not at.startswith("spec.versions[") and not top:
+        elif not at.startswith("spec.versions[") and not alike:
             yield invalid(at, "", "may only be set when validations.schema is included")
         else:
             yield from _selectable_of(fields, schemas[index], at)

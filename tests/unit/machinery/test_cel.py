@@ -4,6 +4,7 @@ import pytest
 
 from controlplane.machinery.cel import checks, expression
 from controlplane.machinery.cel import rules as celrules
+from controlplane.machinery.structural import rules as rules_of_schemas
 
 SELF = (("self", "DYN"),)
 
@@ -135,6 +136,41 @@ def test_wrong_rules_are_refused_with_the_definition():
         '"OptionalOldSelf":null}: cel expression must evaluate to a bool')
     assert found[f"{at}[2].messageExpression"].endswith("messageExpression must evaluate to a string")
     assert found[f"{at}[3].optionalOldSelf"].endswith("may not be set if oldSelf is not used in rule")
+
+
+def test_rules_are_looked_at_wherever_they_stand_and_have_types_where_nothing_else_is_wrong():
+    broken = {"type": "object", "x-kubernetes-list-type": "set", "x-kubernetes-validations": [{"rule": "self.zz"}]}
+    of = {**schema(a=broken, b={"type": "string", "x-kubernetes-validations": [{"rule": "self.size() > self"}]}),
+          "anyOf": [{"x-kubernetes-validations": [{"rule": " "}]}]}
+    structure, openapi = rules_of_schemas.check({**of, "anyOf": []}, "s")
+    found = {c.field: c.message for c in checks.examine(of, "s", not structure, openapi)[0]}
+    assert list(found) == ["s.anyOf[0].x-kubernetes-validations[0].rule",
+                           "s.properties[b].x-kubernetes-validations[0].rule"]
+
+
+@pytest.mark.parametrize(("kind", "rule", "said"), [
+    ("integer", "self.size() > 1", "1:10: found no matching overload for 'size' applied to 'int.()'"),
+    ("integer", "size(self) > 1", "1:5: found no matching overload for 'size' applied to '(int)'"),
+    ("string", "self.startsWith(1)", "1:16: found no matching overload for 'startsWith' applied to 'string.(int)'"),
+    ("string", "self.a == 1", "1:5: type 'string' does not support field selection"),
+    ("boolean", "self.all(x, x)", "1:1: expression of type 'bool' cannot be range of a comprehension (must be list, ")])
+def test_types_that_do_not_fit_are_told_in_upstreams_words(kind, rule, said):
+    node = {"type": kind, "x-kubernetes-validations": [{"rule": rule}]}
+    [cause] = refused({"type": "object", "properties": {"x": node}})
+    assert f"compilation failed: ERROR: <input>:{said}" in cause.message
+
+
+@pytest.mark.parametrize(("value", "rule", "said"), [
+    (3, {"rule": "self > 2"}, None), (1, {"rule": "self > 2"}, 'Invalid value: "integer": failed rule: self > 2'),
+    (1, {"rule": "self == oldSelf"}, None), (1, {"rule": "self > oldSelf"}, "failed rule: self > oldSelf"),
+    (1, {"rule": "oldSelf.hasValue()", "optionalOldSelf": True}, "failed rule: oldSelf.hasValue()"),
+    (1, {"rule": "1"}, "rule compile error: cel expression must evaluate to a bool"),
+    (1, {"rule": "self.size() > 1"}, "rule compile error: compilation failed: ERROR: <input>:1:10")])
+def test_defaults_keep_the_rules(value, rule, said):
+    node = {"type": "integer", "default": value, "x-kubernetes-validations": [rule]}
+    structure, _ = rules_of_schemas.check({"type": "object", "properties": {"a": node}}, "s")
+    assert [c.field for c in structure] == (["s.properties[a].default"] if said else [])
+    assert said is None or said in structure[0].message
 
 
 def test_rules_see_what_their_schema_says():

@@ -15,6 +15,11 @@ def objects(**properties):
     return {"type": "object", "properties": properties}
 
 
+def wrong_with(schema):
+    structure, openapi = rules.check(schema, "s")
+    return structure + openapi
+
+
 def texts(value, schema, old=values.ABSENT):
     return [str(cause) for cause in values.validate({"x": value}, objects(x=schema),
                                                               old if old is values.ABSENT else {"x": old})]
@@ -122,14 +127,14 @@ def test_pruning_and_defaulting_settle_at_once(obj):
      "Forbidden: additionalProperties and properties are mutual exclusive"),
 ])
 def test_what_is_not_structural_is_refused(node, at, said):
-    found = rules.check(objects(x=node), "s")
+    found = wrong_with(objects(x=node))
     assert any(c.field == f"s.properties[x]{at}" and c.message.startswith(said) for c in found), \
         [str(c) for c in found]
 
 
 def test_junctors_of_the_root_speak_of_what_is_declared():
     wrong = {**objects(a=STRING), "anyOf": [{"properties": {"b": {"minLength": 1}, "metadata": {"maxProperties": 1}}}]}
-    assert {(c.field, c.message) for c in rules.check(wrong, "s")} == {
+    assert {(c.field, c.message) for c in wrong_with(wrong)} == {
         ("s.properties[b]", "Required value: because it is defined in s.anyOf[0].properties[b]"),
         ("s.properties[metadata]", "Required value: because it is defined in s.anyOf[0].properties[metadata]"),
         ("s.anyOf[0].properties[metadata]", "Forbidden: must not be specified in a nested context")}
@@ -140,8 +145,8 @@ def test_structural_schemas_pass():
                    pod={"type": "object", structural.EMBEDDED: True, structural.PRESERVE: True},
                    one={**objects(a=STRING, b=STRING), "oneOf": [{"required": ["a"]}, {"required": ["b"]}]},
                    metadata={"type": "object", "properties": {"name": {**STRING, "maxLength": 3}}})
-    assert rules.check(fine, "s") == []
-    assert [str(c) for c in rules.check({"type": "array", "items": STRING}, "s")] == [
+    assert wrong_with(fine) == []
+    assert [str(c) for c in wrong_with({"type": "array", "items": STRING})] == [
         's.type: Invalid value: "array": must be object at the root']
 
 
