@@ -4,9 +4,15 @@ import asyncio
 import random
 
 from controlplane.client.config import ClientConfig
+from controlplane.client.informer import Informers
 from controlplane.client.rest import Client, Unreachable
 from controlplane.controllers.manager import Manager, Settings
+from controlplane.controllers.runtime import Context
+from controlplane.controllers.volumes.volumebinder import VolumeBinder
 from controlplane.controllers.workloads.deployments import rollout
+from controlplane.controllers.workloads.deployments.controller import Deployments
+from controlplane.controllers.workloads.replicasets.controller import replicasets
+from controlplane.controllers.workloads.statefulsets.controller import StatefulSets
 from controlplane.machinery import objects
 from controlplane.machinery.resources import named
 from tests.unit.apiserver.harness import serving
@@ -41,11 +47,22 @@ class Dying(Client):
         return answer
 
 
-async def life(url, fatal, step):
+class Some(Manager):
+    """Only these controllers: a life that begins with a list of every kind takes ten times as long."""
+
+    def __init__(self, client, kinds):
+        self.informers = Informers(client)
+        self.controllers = [kind(Context(client, self.informers, client.clock)) for kind in kinds]
+
+
+ACCOUNT = {"metadata": {"name": "default", "namespace": "default"}}  # which pods ask for
+
+
+async def life(url, fatal, kinds, step):
     """One process: run `step(cluster)` until it returns or the process dies; whether it returned."""
     async with Dying(ClientConfig(server=url)) as client:
         client.fatal, client.died = fatal, asyncio.Event()
-        manager = Manager(client, Settings())
+        manager = Some(client, kinds)
         ready = asyncio.Event()
         tasks = [asyncio.create_task(manager.follow(ready.set))]
         await ready.wait()
@@ -68,6 +85,7 @@ async def life(url, fatal, step):
 def test_a_rollout_survives_a_death_at_every_write():
     async def main():
         async with serving() as api, Client(ClientConfig(server=api.url)) as client:
+            await client.create(named("serviceaccounts"), ACCOUNT)
             await client.create(DEPLOYMENTS, deployment("web", WANTED, strategy={
                 "type": "RollingUpdate", "rollingUpdate": {"maxSurge": SURGE, "maxUnavailable": 1}}))
             for image, fatal in (("web:1", 1), ("web:2", 2), ("web:3", 3), ("web:4", 7)):
@@ -81,7 +99,7 @@ def test_a_rollout_survives_a_death_at_every_write():
                     cluster.pods.subscribe(count)
                     await cluster.until(settled(cluster, "web", WANTED, changed))
                 lives = 1
-                while not await life(api.url, fatal, step):
+                while not await life(api.url, fatal, (Deployments, replicasets), step):
                     lives += 1
                     assert lives < 200
                 assert max(worst) <= WANTED + SURGE and lives > 1
@@ -120,6 +138,7 @@ def test_bindings_and_claims_survive_a_death_at_every_write():
     """Three claims for two volumes and a StatefulSet with claims of its own; each life ends at its second write."""
     async def main():
         async with serving() as api, Client(ClientConfig(server=api.url)) as client:
+            await client.create(named("serviceaccounts"), ACCOUNT)
             request = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}},
                        "storageClassName": "static"}
             for name in "ab":
@@ -147,7 +166,7 @@ def test_bindings_and_claims_survive_a_death_at_every_write():
                     return len(bound) == 2 and phases == {"Bound"} and ready == 2 and len(claims) == 5
                 await cluster.until(done)
             lives = 1
-            while not await life(api.url, 2, step):
+            while not await life(api.url, 2, (StatefulSets, VolumeBinder), step):
                 lives += 1
                 assert lives < 200
             claims, _ = await client.list(named("persistentvolumeclaims"), "default")
