@@ -41,16 +41,9 @@ def global_address6(beside: str) -> str:
 
 def links_of_addresses() -> dict[str, int]:
     """The index of the link of each address that others may use and that is here to stay."""
-    links: dict[str, int] = {}
     with rtnetlink.RtNetlink() as netlink:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for answer in netlink.query(rtnetlink.RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0), dump=True):
-                _, _, flags, scope, index = struct.unpack_from("=BBBBi", answer)
-                parts = rtnetlink.attributes(answer, 8)
-                raw = parts.get(rtnetlink.IFA_LOCAL) or parts.get(rtnetlink.IFA_ADDRESS) or b""
-                if len(raw) in (4, 16) and scope == rtnetlink.RT_SCOPE_UNIVERSE and not flags & PASSING:
-                    links[socket.inet_ntop(family, raw)] = index
-    return links
+        return {held.address: held.link for held in netlink.addresses()
+                if held.scope == rtnetlink.RT_SCOPE_UNIVERSE and not held.flags & PASSING}
 
 
 def uplink_mtu() -> int:
@@ -70,12 +63,5 @@ def uplink_mtu() -> int:
 
 def local_addresses() -> list[str]:
     """Every address of this namespace."""
-    found = []
     with rtnetlink.RtNetlink() as netlink:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            query = struct.pack("=BBBBi", family, 0, 0, 0, 0)
-            for answer in netlink.query(rtnetlink.RTM_GETADDR, query, dump=True):
-                parts = rtnetlink.attributes(answer, 8)
-                if raw := parts.get(rtnetlink.IFA_LOCAL) or parts.get(rtnetlink.IFA_ADDRESS):
-                    found.append(socket.inet_ntop(family, raw))
-    return found
+        return [held.address for held in netlink.addresses()]

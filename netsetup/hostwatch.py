@@ -12,14 +12,12 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-import struct
 from collections.abc import Callable
 
-from netsetup import links, rtnetlink
+from netsetup import links, ownroutes, rtnetlink
 
 RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE = 1, 0x10, 0x40
 RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE = 0x100, 0x400
-ROUTE_PROTOCOL = 77  # of our routes, as in `routes`
 HOST_LENGTHS: dict[int, int] = {socket.AF_INET: 32, socket.AF_INET6: 128}
 PASSED_OVER = (b"\xfe\x80", b"\xff")  # link-local and multicast networks of IPv6: every new link has them
 
@@ -62,12 +60,7 @@ class HostWatch:
 
 def concerns(data: bytes) -> bool:
     """Whether a datagram of events says that ways to other hosts may have changed."""
-    offset = 0
-    while offset + 28 <= len(data):
-        length, kind = struct.unpack_from("=IH", data, offset)
-        if length < 16:
-            return False
-        body = data[offset + 16:offset + length]
+    for kind, _, _, body in rtnetlink.framed(data):
         if kind in (rtnetlink.RTM_NEWADDR, rtnetlink.RTM_DELADDR):
             if body[1] != HOST_LENGTHS.get(body[0]) and body[3] != rtnetlink.RT_SCOPE_LINK:
                 return True  # single ones are ours: the cluster's DNS, the end of the tunnel
@@ -76,10 +69,9 @@ def concerns(data: bytes) -> bool:
             if not links.is_ours(name):
                 return True
         elif kind in (rtnetlink.RTM_NEWROUTE, rtnetlink.RTM_DELROUTE) and body[4] == rtnetlink.RT_TABLE_MAIN:
-            ours = body[5] == ROUTE_PROTOCOL
+            ours = body[5] == ownroutes.PROTOCOL
             passed = rtnetlink.attributes(body, 12).get(rtnetlink.RTA_DST, b"").startswith(PASSED_OVER)
             network = body[1] != HOST_LENGTHS.get(body[0]) and not passed
             if (ours and kind == rtnetlink.RTM_DELROUTE) or (not ours and network):
                 return True
-        offset += (length + 3) & ~3
     return False

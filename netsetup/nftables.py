@@ -21,7 +21,7 @@ from functools import lru_cache
 
 from netsetup import ownports
 from netsetup.nftexpr import DROP, GOTO, number, verdict
-from netsetup.rtnetlink import attribute, attributes, framed, nested
+from netsetup.rtnetlink import NLMSG_DONE, NLMSG_ERROR, attribute, attributes, framed, nested
 
 NETLINK_NETFILTER, SUBSYSTEM = 12, 10
 NEWTABLE, GETTABLE, DELTABLE, NEWCHAIN, GETCHAIN, DELCHAIN, NEWRULE, GETRULE, DELRULE = range(9)
@@ -183,7 +183,7 @@ class Table:
         while True:
             done = False
             for kind, _, sequence, body in framed(self.socket.recv(1 << 18)):
-                if kind != 2:
+                if kind != NLMSG_ERROR:
                     done = done or sequence == last
                     continue
                 failed = failed or (-struct.unpack_from("=i", body)[0] if sequence != last else 0)
@@ -210,7 +210,7 @@ class Table:
         """How many chains and sets the table holds; -1 when there is no table."""
         self.socket.send(self._message(SUBSYSTEM << 8 | GETTABLE, 0, self._domain, self._named))
         for kind, _, _, body in framed(self.socket.recv(1 << 16)):
-            if kind == 2:
+            if kind == NLMSG_ERROR:
                 number_ = -struct.unpack_from("=i", body)[0]
                 if number_ != errno.ENOENT:
                     raise OSError(number_, os.strerror(number_), f"nf_tables table {self.name}")
@@ -257,9 +257,9 @@ class Table:
         while True:
             for answer, flags, _, content in framed(self.socket.recv(1 << 18)):
                 steady = steady and not flags & DUMP_INTERRUPTED
-                if answer == 3:
+                if answer == NLMSG_DONE:
                     return found, steady
-                if answer == 2:
+                if answer == NLMSG_ERROR:
                     failed = -struct.unpack_from("=i", content)[0]
                     raise OSError(failed, os.strerror(failed), f"nf_tables table {self.name}")
                 found.append(attributes(content, 4))

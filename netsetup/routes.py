@@ -9,9 +9,7 @@ Called by the agent when nodes appear, change or go.
 
 from __future__ import annotations
 
-import errno
 import socket
-import struct
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -49,17 +47,7 @@ def ensure_way(ledger: Ledger, destination: str, source: str) -> bool:
     Raises OSError."""
     links = addresses.links_of_addresses()
     with rtnetlink.RtNetlink() as netlink:
-        address, _ = rtnetlink.split(destination)
-        family, length = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
-        body = struct.pack("=BBBBBBBBI", family, length, 0, 0, 0, 0, 0, 0, 0)
-        try:
-            netlink.query(rtnetlink.RTM_GETROUTE, body + rtnetlink.attribute(rtnetlink.RTA_DST,
-                                                                             rtnetlink.packed(address)))
-            return False
-        except OSError as error:
-            if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-                raise
-        if source not in links:
+        if source not in links or netlink.way(rtnetlink.split(destination)[0]) is not None:
             return False
         ledger.record("route", destination=destination, device=socket.if_indextoname(links[source]), protocol=PROTOCOL)
         netlink.send([rtnetlink.set_route(destination, links[source], protocol=PROTOCOL, source=source)])
@@ -68,16 +56,8 @@ def ensure_way(ledger: Ledger, destination: str, source: str) -> bool:
 
 def is_direct(netlink: rtnetlink.RtNetlink, address: str) -> bool:
     """Whether packets to `address` leave without another router. False when there is no way at all."""
-    family, length = (socket.AF_INET6, 128) if ":" in address else (socket.AF_INET, 32)
-    body = struct.pack("=BBBBBBBBI", family, length, 0, 0, 0, 0, 0, 0, 0)
-    try:
-        answer = netlink.query(rtnetlink.RTM_GETROUTE, body + rtnetlink.attribute(rtnetlink.RTA_DST,
-                                                                                  rtnetlink.packed(address)))[0]
-    except OSError as error:
-        if error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH):
-            raise
-        return False
-    return rtnetlink.RTA_GATEWAY not in rtnetlink.attributes(answer, 12)
+    way = netlink.way(address)
+    return way is not None and rtnetlink.RTA_GATEWAY not in way
 
 
 class Routes:

@@ -9,11 +9,13 @@ Called by `links`, `routes`, `addresses` and `undo`. Constants are named as in l
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
@@ -30,6 +32,7 @@ NDA_DST, NDA_LLADDR, NUD_PERMANENT, NTF_PROXY = 1, 2, 0x80, 8
 RT_TABLE_MAIN, RTPROT_KERNEL, RTPROT_STATIC = 254, 2, 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK, RT_SCOPE_HOST, RTN_UNICAST, RTNH_F_ONLINK = 0, 253, 254, 1, 4
 SOL_NETLINK, NETLINK_EXT_ACK = 270, 11
+NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)  # the last two: prohibited, black holes
 BATCH = 64  # messages per send: their acknowledgements must fit the default receive buffer
 TIMEOUT = 5.0  # seconds: the kernel answers at once; silence means a broken socket, not a slow one
 
@@ -65,6 +68,16 @@ class Message:
     kind: int
     flags: int
     body: bytes
+
+
+class Held(NamedTuple):
+    """An address of this host: `link` is the number of its link, `flags` and `scope` as in IFA_F_… and RT_SCOPE_…"""
+
+    address: str
+    length: int
+    flags: int
+    scope: int
+    link: int
 
 
 def _link(index: int = 0, up: bool | None = None, attributes: bytes = b"") -> bytes:
@@ -244,6 +257,26 @@ class RtNetlink:
         """(index, attributes) of a link. Raises OSError ENODEV."""
         body = self.query(RTM_GETLINK, _link(attributes=attribute(IFLA_IFNAME, name)))[0]
         return struct.unpack_from("=i", body, 4)[0], attributes(body, 16)
+
+    def way(self, address: str) -> dict[int, bytes] | None:
+        """The attributes of the route that packets to `address` take, None when there is none. Raises OSError."""
+        wanted = packed(address)
+        body = struct.pack("=BBBBBBBBI", _family(address), 8 * len(wanted), 0, 0, 0, 0, 0, 0, 0)
+        try:
+            return attributes(self.query(RTM_GETROUTE, body + attribute(RTA_DST, wanted))[0], 12)
+        except OSError as error:
+            if error.errno not in NO_WAY:
+                raise
+            return None
+
+    def addresses(self) -> Iterator[Held]:
+        """Every address of this namespace, those of IPv4 first."""
+        for family in (socket.AF_INET, socket.AF_INET6):
+            for answer in self.query(RTM_GETADDR, struct.pack("=BBBBi", family, 0, 0, 0, 0), dump=True):
+                _, length, flags, scope, index = struct.unpack_from("=BBBBi", answer)
+                parts = attributes(answer, 8)
+                if raw := parts.get(IFA_LOCAL) or parts.get(IFA_ADDRESS):
+                    yield Held(socket.inet_ntop(family, raw), length, flags, scope, index)
 
     def link_names(self) -> list[str]:
         bodies = self.query(RTM_GETLINK, _link(), dump=True)

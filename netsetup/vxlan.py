@@ -124,18 +124,10 @@ def _new_link(own: End, size: int) -> Message:
 
 def _own_address(netlink: RtNetlink, own: End, index: int) -> None:
     """The end's address and no other of ours: the range of a node may have changed."""
-    wanted, domain = f"{own.address}/{128 if own.family == 6 else 32}", DOMAINS[own.family]
-    present = netlink.query(rtnetlink.RTM_GETADDR, struct.pack("=BBBBi", domain, 0, 0, 0, 0), dump=True)
-    stale = []
-    for answer in present:
-        _, length, _, scope, on = struct.unpack_from("=BBBBi", answer)
-        parts = rtnetlink.attributes(answer, 8)
-        raw = parts.get(rtnetlink.IFA_LOCAL) or parts.get(rtnetlink.IFA_ADDRESS) or b""
-        if on == index and raw and scope == rtnetlink.RT_SCOPE_UNIVERSE:
-            prefix = f"{socket.inet_ntop(domain, raw)}/{length}"
-            if prefix != wanted:
-                stale.append(rtnetlink.delete_address(prefix, index))
-    netlink.send(stale, ignore=GONE)
+    wanted = f"{own.address}/{128 if own.family == 6 else 32}"
+    present = [f"{held.address}/{held.length}" for held in netlink.addresses()
+               if held.link == index and held.scope == rtnetlink.RT_SCOPE_UNIVERSE]
+    netlink.send([rtnetlink.delete_address(prefix, index) for prefix in present if prefix != wanted], ignore=GONE)
     netlink.send([rtnetlink.add_address(wanted, index)])
 
 

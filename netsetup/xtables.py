@@ -11,25 +11,23 @@ Called by `agent.proxy.iptables`, `cni.hostports`, `masquerade` and `undo`.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import re
 import shutil
 import socket
 import struct
 import subprocess
+from contextlib import closing
 from dataclasses import dataclass
 
 from controlplane.machinery.errors import Finding
-from netsetup import ownports
+from netsetup import nftables, ownports
 
 LOCK_WAIT = 5  # seconds for the xtables lock: others hold it for one batch, not longer
 COMMAND_TIMEOUT = 120  # seconds for one batch: a full load of thousands of chains on a busy machine stays below
 BACKENDS = ("nft", "legacy")
 PATH = "/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin"
 TABLES = ("filter", "nat", "mangle", "raw", "security")
-NETLINK_NETFILTER = 12
-BATCH_BEGIN, BATCH_END, DELETE_TABLE = 0x10, 0x11, 0xA02  # of nfnetlink, and of its subsystem nf_tables
 IPT_SO_GET_INFO = 64
 INFO_SIZE = 84  # struct ipt_getinfo: name, valid hooks, entry and underflow of five hooks, number of entries, size
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -230,20 +228,8 @@ def drop_if_empty(table: str, family: int = 4) -> bool:
     chains = [line.split()[1] for line in block.splitlines() if line.startswith(":")]
     if f"*{table}\n" not in block or "\n-A " in block or any(policy != "ACCEPT" for policy in chains):
         return False
-
-    def message(kind: int, flags: int, sequence: int, domain: int, resource: int, body: bytes = b"") -> bytes:
-        return struct.pack("=IHHIIBBH", 20 + len(body), kind, flags, sequence, 0, domain, 0, resource) + body
-
-    name = table.encode() + b"\0"
-    name = struct.pack("=HH", len(name) + 4, 1) + name + b"\0" * (-len(name) & 3)
-    subsystem = socket.htons(10)
-    domain = socket.AF_INET6 if family == 6 else socket.AF_INET
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as link:
-        link.settimeout(LOCK_WAIT)
-        link.bind((0, 0))
-        link.send(message(BATCH_BEGIN, 1, 1, 0, subsystem) + message(DELETE_TABLE, 5, 2, domain, 0, name)
-                  + message(BATCH_END, 1, 3, 0, subsystem))
-        number = -struct.unpack_from("=i", link.recv(4096), 16)[0]
-    if number and number != errno.ENOENT:
-        raise OSError(number, os.strerror(number), f"delete table {table}")
+    with closing(nftables.Table(table, family)) as found:
+        if found.holds() >= 0:  # iptables-save shows a table also where there is none
+            found.destroy()
+            found.commit()
     return True

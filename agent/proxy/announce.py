@@ -36,7 +36,6 @@ NEIGHBOUR_ADVERTISEMENT, OVERRIDE = 136, 1 << 29
 REQUEST, REPLY = 1, 2
 BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
-ROUTE = struct.Struct("=BBBBBBBBI")
 
 
 def arp(operation: int, mac: bytes, address: str, to_mac: bytes, to_address: str, destination: bytes) -> bytes:
@@ -113,18 +112,11 @@ class Card:
 
 def card_of(address: str) -> int:
     """The index of the card on whose network the address is; 0 when it is on none."""
-    six = ":" in address
-    body = ROUTE.pack(socket.AF_INET6 if six else socket.AF_INET, 128 if six else 32, 0, 0, 0, 0, 0, 0, 0)
     with rtnetlink.RtNetlink() as netlink:
-        try:
-            answer = netlink.query(rtnetlink.RTM_GETROUTE, body + rtnetlink.attribute(
-                rtnetlink.RTA_DST, rtnetlink.packed(address)))[0]
-        except OSError:
-            return 0
-    parts = rtnetlink.attributes(answer, 12)
-    if rtnetlink.RTA_GATEWAY in parts or rtnetlink.RTA_OIF not in parts:
+        way = netlink.way(address) or {}
+    if rtnetlink.RTA_GATEWAY in way or rtnetlink.RTA_OIF not in way:
         return 0
-    return int(struct.unpack("=I", parts[rtnetlink.RTA_OIF])[0])
+    return int(struct.unpack("=I", way[rtnetlink.RTA_OIF])[0])
 
 
 class Announcer:

@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from netsetup import ownports
+from netsetup.nftables import NETLINK_NETFILTER
 
-NETLINK_NETFILTER, NFNLGRP_NFTABLES = 12, 7
+NFNLGRP_NFTABLES = 7
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_DROP_MEMBERSHIP = 270, 1, 2
 NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE = 0xA02, 0xA05, 0xA08
 OURS = (b"KUBE-", b"PELAMIS-")  # the chains of the proxy and of the pod network
