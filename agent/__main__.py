@@ -250,8 +250,7 @@ class Agent:
                 await dns.repair()
                 await policies.repair()
 
-            proxy = Proxy(client, options.name, options.node_ip, options.cluster_cidr, ledger,
-                          options.proxy_mode, repair=repair)
+            proxy = Proxy(client, options.name, options.cluster_cidr, ledger, options.proxy_mode, repair=repair)
             dns = Dns(client, proxy.services, proxy.slices, options.cluster_domain,
                       (*options.service_cidr.split(","), *options.cluster_cidr.split(",")), ledger)
             families = tuple(6 if ":" in cidr else 4 for cidr in options.cluster_cidr.split(","))

@@ -50,7 +50,7 @@ class Proxy:
     `mode` is one of `side.MODES`. `repair` runs too when rules were lost. With a `ledger` it also keeps the routes to
     other nodes' pods."""
 
-    def __init__(self, client: Any, node_name: str, node_ip: str, pod_cidr: str, ledger: Ledger | None = None,
+    def __init__(self, client: Any, node_name: str, pod_cidr: str, ledger: Ledger | None = None,
                  mode: str = "iptables", clock: Clock = SYSTEM, backend: xtables.Backend | None = None,
                  repair: Callable[[], Awaitable[None]] | None = None) -> None:
         self._node, self._clock, self._mode, self._backend = node_name, clock, mode, backend

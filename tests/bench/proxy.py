@@ -233,7 +233,7 @@ async def _reactions(writer: str, count: int) -> dict[str, float]:
             "kubernetes.io/service-name": one["metadata"]["name"]}}
     backend = xtables.Backend(writer.partition("-")[2]) if writer != "nftables" else None
     client = Objects(services=services, endpointslices=slices)
-    proxy = Proxy(client, "n", "", PODS, None, "nftables" if backend is None else "iptables", backend=backend)
+    proxy = Proxy(client, "n", PODS, None, "nftables" if backend is None else "iptables", backend=backend)
 
     async def until(done: Callable[[], bool]) -> float:
         begun = perf_counter()

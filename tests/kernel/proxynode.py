@@ -119,7 +119,7 @@ class Cluster:
 
         async def main() -> None:
             self.loop = asyncio.get_running_loop()
-            self.proxy = Proxy(self.api, "n1", NODE, PODS, self.ledger, self.mode, backend=self.backend)
+            self.proxy = Proxy(self.api, "n1", PODS, self.ledger, self.mode, backend=self.backend)
             self.task = asyncio.create_task(self.proxy.run())
             synced = asyncio.create_task(self.proxy.synced.wait())
             await asyncio.wait([self.task, synced], return_when=asyncio.FIRST_COMPLETED)

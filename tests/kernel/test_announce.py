@@ -52,7 +52,7 @@ class Node:
 
         async def main() -> None:
             self.loop, self.task = asyncio.get_running_loop(), asyncio.current_task()
-            self.proxy = Proxy(self.api, self.name, "", "10.244.0.0/16,fd00:10::/56", self.ledger,
+            self.proxy = Proxy(self.api, self.name, "10.244.0.0/16,fd00:10::/56", self.ledger,
                                "nftables")
             running = asyncio.create_task(self.proxy.run())
             await self.proxy.synced.wait()

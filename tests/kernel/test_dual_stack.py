@@ -50,7 +50,7 @@ def two(request, make_namespace: Callable[[str], Namespace], tmp_path_factory) -
 
     async def main() -> None:
         state["loop"] = asyncio.get_running_loop()
-        proxy = state["proxy"] = Proxy(api, "n1", NODE6, f"10.244.0.0/16,{SIX}", None, request.param)
+        proxy = state["proxy"] = Proxy(api, "n1", f"10.244.0.0/16,{SIX}", None, request.param)
         running = state["task"] = asyncio.create_task(proxy.run())
         await proxy.synced.wait()
         ready.set()

@@ -65,7 +65,7 @@ class Host:
         async def main() -> None:
             self.loop = asyncio.get_running_loop()
             # What the agent gives the proxy: whoever flushes the one's rules has flushed the other's too.
-            proxy = Proxy(api, "n1", HOST, CLUSTER, None, repair=self.repair)
+            proxy = Proxy(api, "n1", CLUSTER, None, repair=self.repair)
             self.task = asyncio.create_task(proxy.run())
             await proxy.synced.wait()
             ready.set()

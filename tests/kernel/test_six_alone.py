@@ -46,7 +46,7 @@ class Six:
         async def main() -> None:
             self.loop = asyncio.get_running_loop()
             namespaces = Informer(self.api, named("namespaces"))
-            self.proxy = Proxy(self.api, "n1", HOST, CLUSTER, None, mode)
+            self.proxy = Proxy(self.api, "n1", CLUSTER, None, mode)
             self.policies = Policies(self.api, "n1", namespaces, self.proxy.services, self.node.ledger, families=(6,))
             self.task = asyncio.gather(self.proxy.run(), self.policies.run(), namespaces.run(), return_exceptions=True)
             await self.proxy.synced.wait()
