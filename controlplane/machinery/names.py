@@ -24,6 +24,8 @@ Validator = Callable[[str], list[str]]
 
 _LABEL = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _SUBDOMAIN = rf"{_LABEL}(\.{_LABEL})*"
+_UNDERSCORED = "_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?"
+_SEARCHED = rf"{_UNDERSCORED}(\.{_UNDERSCORED})*"
 _LABEL_1035 = "[a-z]([-a-z0-9]*[a-z0-9])?"
 _QUALIFIED = "([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]"
 _VALUE = f"({_QUALIFIED})?"
@@ -32,6 +34,7 @@ _HEADER = "[-A-Za-z0-9]+"
 
 _label = re.compile(_LABEL).fullmatch
 _subdomain = re.compile(_SUBDOMAIN).fullmatch
+_searched = re.compile(_SEARCHED).fullmatch
 _label_1035 = re.compile(_LABEL_1035).fullmatch
 _qualified = re.compile(_QUALIFIED).fullmatch
 _key = re.compile(_KEY).fullmatch
@@ -49,6 +52,8 @@ _NOT_LABEL = _pattern("a lowercase RFC 1123 label must consist of lower case alp
                       "start and end with an alphanumeric character", _LABEL, "my-name", "123-abc")
 _NOT_SUBDOMAIN = _pattern("a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or "
                           "'.', and must start and end with an alphanumeric character", _SUBDOMAIN, "example.com")
+_NOT_SEARCHED = _pattern("a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' "
+                         "or '.', and must start and end with an alphanumeric character", _SEARCHED, "example.com")
 _NOT_1035 = _pattern("a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an "
                      "alphabetic character, and end with an alphanumeric character", _LABEL_1035, "my-name", "abc-123")
 _NOT_QUALIFIED = _pattern("must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an "
@@ -90,6 +95,12 @@ def _subdomain_faults(text: str, unit: str = "characters") -> tuple[str, ...]:
 def dns_subdomain(text: str) -> list[str]:
     """The default rule for names of objects."""
     return list(_subdomain_faults(text))
+
+
+def search_path(text: str) -> list[str]:
+    """Where resolvers look for short names; a dot alone is the root."""
+    found = [too_long(SUBDOMAIN_MAX)] if len(text) > SUBDOMAIN_MAX else []
+    return found if text == "." or _searched(text) else [*found, _NOT_SEARCHED]
 
 
 def path_segment(text: str) -> list[str]:

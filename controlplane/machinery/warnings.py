@@ -110,6 +110,8 @@ def _pod_spec(spec: Object, path: str) -> list[str]:
     if isinstance(grace, int) and grace < 0:
         found.append(f"{path}.terminationGracePeriodSeconds: must be >= 0; negative values are invalid and will be "
                      "treated as 1")
+    found += [f'{path}.imagePullSecrets[{index}]: invalid empty name ""'
+              for index, reference in enumerate(spec.get("imagePullSecrets") or ()) if not reference.get("name")]
     for kind in ("initContainers", "containers"):
         for index, container in enumerate(spec.get(kind) or ()):
             found += _container(container, f"{path}.{kind}[{index}]")

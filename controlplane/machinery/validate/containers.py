@@ -1,11 +1,13 @@
-"""Validation of containers: names, images, ports, environment, probes, hooks, mounts, resources.
+"""Validation of containers: names, images, ports, environment, mounts and devices, restarts; what asks running ones is
+`handlers`', what they may do on their host `securitycontexts`', what they use of it `requirements`' to judge.
 
 Upstream: validateContainers and its kin in k8s.io/kubernetes/pkg/apis/core/validation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from controlplane.machinery import names, stopsignals
@@ -19,15 +21,16 @@ from controlplane.machinery.errors import (
     required,
     too_many,
 )
+from controlplane.machinery.validate import securitycontexts
 from controlplane.machinery.validate.endpoints import PROTOCOLS
-from controlplane.machinery.validate.requirements import NEGATIVE, requirements
+from controlplane.machinery.validate.requirements import requirements
 
 Object = dict[str, Any]
 RESTART_POLICIES = ("Always", "Never", "OnFailure")
 RULE_ACTIONS = ("Restart", "RestartAllContainers")
 MAX_RULES, MAX_CODES = 20, 255  # of restarts, and exit codes of one
 _PULL = ("Always", "IfNotPresent", "Never")
-_MESSAGE = ("FallbackToLogsOnError", "File")
+_MESSAGE = ("File", "FallbackToLogsOnError")
 _PROPAGATION = ("Bidirectional", "HostToContainer", "None")
 _FIELD_PATHS = frozenset(("metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName",
                           "spec.serviceAccountName", "status.hostIP", "status.hostIPs", "status.podIP",
@@ -36,8 +39,27 @@ _RESOURCES = frozenset(f"{kind}.{name}" for kind in ("limits", "requests")
                        for name in ("cpu", "memory", "ephemeral-storage"))
 
 
-def container(obj: Object, path: str, volumes: set[str], seen: set[str], claims: set[str]) -> list[Cause]:
-    """One container; `seen` gathers the names of the whole pod, `claims` are its ResourceClaims."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What of its pod a container is judged by: volumes and ResourceClaims by name, whether no container is started
+    again (`never`), whether its users are the host's, and the seconds it has to end."""
+
+    volumes: Mapping[str, Object]
+    claims: frozenset[str]
+    never: bool
+    host_users: bool
+    grace: int | None
+
+    @staticmethod
+    def of(spec: Object) -> Surroundings:
+        return Surroundings({v.get("name") or "": v for v in spec.get("volumes") or ()},
+                            frozenset(c.get("name") or "" for c in spec.get("resourceClaims") or ()),
+                            spec.get("restartPolicy") == "Never", spec.get("hostUsers") is not False,
+                            spec.get("terminationGracePeriodSeconds"))
+
+
+def container(obj: Object, path: str, pod: Surroundings, seen: set[str]) -> list[Cause]:
+    """One container; `seen` gathers the names of the whole pod."""
     found: list[Cause] = []
     name = obj.get("name") or ""
     if not name:
@@ -52,37 +74,23 @@ def container(obj: Object, path: str, volumes: set[str], seen: set[str], claims:
         found.append(required(f"{path}.image"))
     elif image != image.strip():
         found.append(invalid(f"{path}.image", image, "must not have leading or trailing whitespace"))
-    if (obj.get("imagePullPolicy") or "") not in _PULL:
-        found.append(not_supported(f"{path}.imagePullPolicy", obj.get("imagePullPolicy") or "", _PULL))
-    if (obj.get("terminationMessagePolicy") or "") not in _MESSAGE:
-        found.append(not_supported(f"{path}.terminationMessagePolicy", obj.get("terminationMessagePolicy") or "",
-                                   _MESSAGE))
+    for field, offered in (("imagePullPolicy", _PULL), ("terminationMessagePolicy", _MESSAGE)):
+        if not obj.get(field):
+            found.append(required(f"{path}.{field}"))
+        elif obj[field] not in offered:
+            found.append(not_supported(f"{path}.{field}", obj[field], offered, as_given=True))
     if obj.get("ports"):
         found += ports(obj["ports"], f"{path}.ports")
     if obj.get("env"):
         found += env(obj["env"], f"{path}.env")
     if obj.get("envFrom"):
         found += env_from(obj["envFrom"], f"{path}.envFrom")
-    if obj.get("volumeMounts"):
-        found += mounts(obj["volumeMounts"], f"{path}.volumeMounts", volumes)
-    resources = obj.get("resources")
-    if resources:
-        found += requirements(resources, f"{path}.resources", claims)
+    found += mounts(obj, f"{path}.volumeMounts", pod.volumes) + devices(obj, f"{path}.volumeDevices", pod.volumes)
+    if obj.get("resources"):
+        found += requirements(obj["resources"], f"{path}.resources", pod.claims)
+    found += resize_policies(obj.get("resizePolicy") or [], f"{path}.resizePolicy", pod.never)
     if obj.get("securityContext"):
-        found += security(obj["securityContext"], f"{path}.securityContext")
-    return found
-
-
-def probes(obj: Object, path: str) -> list[Cause]:
-    """Probes and hooks, which only containers that run on have."""
-    found: list[Cause] = []
-    for kind in ("livenessProbe", "readinessProbe", "startupProbe"):
-        if obj.get(kind) is not None:
-            found += probe(obj[kind], f"{path}.{kind}", single_success=kind != "readinessProbe")
-    for hook in ("postStart", "preStop"):
-        handler_of = (obj.get("lifecycle") or {}).get(hook)
-        if handler_of is not None:
-            found += handler(handler_of, f"{path}.lifecycle.{hook}", ("exec", "httpGet", "tcpSocket", "sleep"))
+        found += securitycontexts.of_container(obj["securityContext"], f"{path}.securityContext", pod.host_users)
     return found
 
 
@@ -246,29 +254,101 @@ def env_from(listed: list[Object], path: str) -> list[Cause]:
     return found
 
 
-def mounts(listed: list[Object], path: str, volumes: set[str]) -> list[Cause]:
+def mounts(obj: Object, path: str, volumes: Collection[str]) -> list[Cause]:
+    """What of the pod's volumes a container sees, and where. Some paths are those of the list, as upstream has them."""
     found: list[Cause] = []
     seen: set[str] = set()
-    for index, mount in enumerate(listed):
-        at = f"{path}[{index}]"
-        name, where = mount.get("name") or "", mount.get("mountPath") or ""
+    devices = obj.get("volumeDevices") or ()
+    for index, mount in enumerate(obj.get("volumeMounts") or ()):
+        at, name, where = f"{path}[{index}]", mount.get("name") or "", mount.get("mountPath") or ""
         if not name:
             found.append(required(f"{at}.name"))
-        elif name not in volumes:
+        if name not in volumes:
             found.append(not_found(f"{at}.name", name))
         if not where:
             found.append(required(f"{at}.mountPath"))
-        elif where in seen:
+        if where in seen:
             found.append(invalid(f"{at}.mountPath", where, "must be unique"))
         seen.add(where)
-        sub, expanded = mount.get("subPath"), mount.get("subPathExpr")
-        for field, value in (("subPath", sub), ("subPathExpr", expanded)):
-            if value:
-                found += relative_path(value, f"{at}.{field}")
-        if sub and expanded:
-            found.append(invalid(f"{at}.subPathExpr", expanded, "subPathExpr and subPath are mutually exclusive"))
-        if mount.get("mountPropagation") and mount["mountPropagation"] not in _PROPAGATION:
-            found.append(not_supported(f"{at}.mountPropagation", mount["mountPropagation"], _PROPAGATION))
+        if any(d.get("name") == name for d in devices):
+            found.append(invalid(f"{at}.name", name, "must not already exist in volumeDevices"))
+        if any(d.get("devicePath") == where for d in devices):
+            found.append(invalid(f"{at}.mountPath", where, "must not already exist as a path in volumeDevices"))
+        for field in ("subPath", "subPathExpr"):
+            if mount.get(field):
+                found += relative_path(mount[field], f"{path}.{field}")
+        if mount.get("subPath") and mount.get("subPathExpr"):
+            found.append(invalid(f"{at}.subPathExpr", mount["subPathExpr"], "subPathExpr and subPath are mutually "
+                                 "exclusive"))
+        found += _propagation(obj, mount, path)
+    return found
+
+
+def _propagation(obj: Object, mount: Object, path: str) -> list[Cause]:
+    """What of a mount's own mounts others see, and whether all of them are read only."""
+    spread, recursive = mount.get("mountPropagation"), mount.get("recursiveReadOnly")
+    found: list[Cause] = []
+    if spread is not None and spread not in _PROPAGATION:
+        found.append(not_supported(f"{path}.mountPropagation", spread, _PROPAGATION))
+    if spread == "Bidirectional" and not (obj.get("securityContext") or {}).get("privileged"):
+        found.append(forbidden(f"{path}.mountPropagation", "Bidirectional mount propagation is available only to "
+                               "privileged containers"))
+    if recursive in ("Enabled", "IfPossible"):
+        at = f"{path}.recursiveReadOnly"
+        if not mount.get("readOnly"):
+            found.append(forbidden(at, "may only be specified when readOnly is true"))
+        if spread not in (None, "None"):
+            found.append(forbidden(at, "may only be specified when mountPropagation is None or not specified"))
+    elif recursive not in (None, "Disabled"):
+        found.append(not_supported(f"{path}.recursiveReadOnly", recursive, ("Disabled", "IfPossible", "Enabled"),
+                                   as_given=True))
+    return found
+
+
+def devices(obj: Object, path: str, volumes: Mapping[str, Object]) -> list[Cause]:
+    """Volumes that a container sees as block devices: of claims."""
+    found: list[Cause] = []
+    seen: set[str] = set()
+    mounted = obj.get("volumeMounts") or ()
+    for index, device in enumerate(obj.get("volumeDevices") or ()):
+        at, name, where = f"{path}[{index}]", device.get("name") or "", device.get("devicePath") or ""
+        if not name:
+            found.append(required(f"{at}.name"))
+        elif name in seen:
+            found.append(invalid(f"{at}.name", name, "must be unique"))
+        if name not in volumes:
+            found.append(not_found(f"{at}.name", name))
+        elif not {"persistentVolumeClaim", "ephemeral"} & volumes[name].keys():
+            found.append(invalid(f"{at}.name", name, "can only use volume source type of PersistentVolumeClaim or "
+                                 "Ephemeral for block mode"))
+        if not where:
+            found.append(required(f"{at}.devicePath"))
+        elif where in seen:
+            found.append(invalid(f"{at}.devicePath", where, "must be unique"))
+        elif ".." in where.split("/"):
+            found.append(invalid(f"{at}.devicePath", where, "can not contain backsteps ('..')"))
+        seen |= {name, where}
+        if any(m.get("name") == name for m in mounted):
+            found.append(invalid(f"{at}.name", name, "must not already exist in volumeMounts"))
+        if any(m.get("mountPath") == where for m in mounted):
+            found.append(invalid(f"{at}.devicePath", where, "must not already exist as a path in volumeMounts"))
+    return found
+
+
+def resize_policies(listed: list[Object], path: str, never: bool) -> list[Cause]:
+    """What a change of resources means for the container. `never`: the pod's containers are not started again."""
+    found: list[Cause] = []
+    for index, policy in enumerate(listed):
+        resource, restart = policy.get("resourceName") or "", policy.get("restartPolicy") or ""
+        if any(p.get("resourceName") == resource for p in listed[:index]):
+            found.append(duplicate(f"{path}[{index}]", resource))
+        for value, offered in ((resource, ("cpu", "memory")), (restart, ("NotRequired", "RestartContainer"))):
+            if not value:
+                found.append(required(path))
+            elif value not in offered:
+                found.append(not_supported(path, value, offered))
+        if never and restart != "NotRequired":
+            found.append(invalid(path, restart, "must be 'NotRequired' when `restartPolicy` is 'Never'"))
     return found
 
 
@@ -277,71 +357,3 @@ def relative_path(text: str, path: str) -> list[Cause]:
     if text.startswith("/"):
         return [invalid(path, text, "must be a relative path")]
     return [invalid(path, text, "must not contain '..'")] if ".." in text.split("/") else []
-
-
-def probe(obj: Object, path: str, single_success: bool) -> list[Cause]:
-    found = handler(obj, path, ("exec", "httpGet", "tcpSocket", "grpc"))
-    for field in ("initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"):
-        value = obj.get(field) or 0
-        if value < 0:
-            found.append(invalid(f"{path}.{field}", value, NEGATIVE))
-    grace = obj.get("terminationGracePeriodSeconds")
-    if grace is not None and grace <= 0:
-        found.append(invalid(f"{path}.terminationGracePeriodSeconds", grace, "must be greater than 0"))
-    if single_success and obj.get("successThreshold", 1) != 1:
-        found.append(invalid(f"{path}.successThreshold", obj["successThreshold"], "must be 1"))
-    return found
-
-
-def handler(obj: Object, path: str, offered: tuple[str, ...]) -> list[Cause]:
-    """Exactly one way to ask."""
-    kinds = [k for k in offered if obj.get(k) is not None]
-    if not kinds:
-        return [required(path, "must specify a handler type")]
-    found = [forbidden(f"{path}.{kind}", "may not specify more than 1 handler type") for kind in kinds[1:]]
-    kind, action = kinds[0], obj[kinds[0]]
-    at = f"{path}.{kind}"
-    if kind == "exec" and not action.get("command"):
-        found.append(required(f"{at}.command"))
-    elif kind in ("httpGet", "tcpSocket", "grpc"):
-        port = action.get("port")
-        if isinstance(port, str):
-            found += [invalid(f"{at}.port", port, m) for m in names.port_name(port)]
-        else:
-            found += [invalid(f"{at}.port", port or 0, m) for m in names.port_number(port or 0)]
-    if kind == "httpGet":
-        if not action.get("path"):
-            found.append(required(f"{at}.path"))
-        if action.get("scheme") not in ("HTTP", "HTTPS"):
-            found.append(not_supported(f"{at}.scheme", action.get("scheme") or "", ("HTTP", "HTTPS")))
-        for index, header in enumerate(action.get("httpHeaders") or ()):
-            name = header.get("name") or ""
-            found += [invalid(f"{at}.httpHeaders[{index}]", name, m) for m in names.header_name(name)]
-    return found
-
-
-def security(context: Object, path: str) -> list[Cause]:
-    found: list[Cause] = []
-    for field in ("runAsUser", "runAsGroup"):
-        value = context.get(field)
-        if value is not None and not 0 <= value <= 2**31 - 1:
-            found.append(invalid(f"{path}.{field}", value, names.in_range(0, 2147483647)))
-    if context.get("allowPrivilegeEscalation") is False:
-        if context.get("privileged"):
-            found.append(invalid(path, "", "cannot set `allowPrivilegeEscalation` to false and `privileged` to true"))
-        if "CAP_SYS_ADMIN" in ((context.get("capabilities") or {}).get("add") or ()):
-            found.append(invalid(path, "", "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` "
-                                 "CAP_SYS_ADMIN"))
-    return found + seccomp(context, path)
-
-
-def seccomp(context: Object, path: str) -> list[Cause]:
-    profile = context.get("seccompProfile")
-    if not profile:
-        return []
-    kind, at = profile.get("type") or "", f"{path}.seccompProfile"
-    if kind not in ("Localhost", "RuntimeDefault", "Unconfined"):
-        return [not_supported(f"{at}.type", kind, ("Localhost", "RuntimeDefault", "Unconfined"))]
-    if kind == "Localhost" and not profile.get("localhostProfile"):
-        return [required(f"{at}.localhostProfile", "must be set when seccomp type is Localhost")]
-    return []

@@ -5,7 +5,6 @@ Upstream: ValidatePodSpec in k8s.io/kubernetes/pkg/apis/core/validation.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from controlplane.machinery import names
@@ -19,21 +18,21 @@ from controlplane.machinery.errors import (
     required,
     too_long,
 )
-from controlplane.machinery.validate import affinity, containers, metadata, requirements
+from controlplane.machinery.validate import affinity, containers, handlers, metadata, requirements, securitycontexts
 from controlplane.machinery.validate.claims import claim_spec
+from controlplane.machinery.validate.containers import Surroundings
 from controlplane.machinery.validate.volumes import volumes
 
 Object = dict[str, Any]
-_DNS = ("ClusterFirst", "ClusterFirstWithHostNet", "Default", "None")
+_RESTART = ("Always", "OnFailure", "Never")
+_DNS = ("ClusterFirstWithHostNet", "ClusterFirst", "Default", "None")
+_PREEMPTION = ("PreemptLowerPriority", "Never")
 _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
-MAX_NAMESERVERS = 3
+MAX_NAMESERVERS, MAX_SEARCHES, MAX_SEARCH_LIST = 3, 32, 2048  # servers, paths, characters of all paths
 _NOT_EPHEMERAL = ("ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources",
                   "restartPolicy", "resizePolicy")
 MAX_SECONDS = 2**31 - 1
 LONGEST_HOSTNAME = 64  # characters; Linux takes no more
-SYSCTL_LIMIT = 253  # characters
-_SYSCTL = r"([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?"
-_IPC = ("kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.")  # what belongs to the namespace of IPC
 
 
 def pod(obj: Object) -> list[Cause]:
@@ -63,24 +62,25 @@ def unscheduled(template: Object) -> Object:
 
 
 def pod_spec(spec: Object, path: str) -> list[Cause]:
-    found, mountable = volumes(spec.get("volumes") or [], f"{path}.volumes")
+    found, _ = volumes(spec.get("volumes") or [], f"{path}.volumes")
     for index, volume in enumerate(spec.get("volumes") or ()):
         claimed = (volume.get("ephemeral") or {}).get("volumeClaimTemplate")
         if claimed is not None:
             found += claim_spec(claimed.get("spec") or {},
                                 f"{path}.volumes[{index}].ephemeral.volumeClaimTemplate.spec")
-    found += _containers(spec, path, mountable)
+    found += _claims(spec.get("resourceClaims") or [], f"{path}.resourceClaims")
+    found += _containers(spec, path)
     found += requirements.whole(spec, f"{path}.resources")
     found += _scheduling(spec, path)
-    for field, supported in (("restartPolicy", containers.RESTART_POLICIES), ("dnsPolicy", _DNS)):
+    for field, supported in (("restartPolicy", _RESTART), ("dnsPolicy", _DNS)):
         value = spec.get(field) or ""
         if not value:
             found.append(required(f"{path}.{field}"))
         elif value not in supported:
-            found.append(not_supported(f"{path}.{field}", value, supported))
+            found.append(not_supported(f"{path}.{field}", value, supported, as_given=True))
     if spec.get("dnsConfig") is not None or spec.get("dnsPolicy") == "None":
         found += _dns(spec, path)
-    for field in ("serviceAccountName", "nodeName", "runtimeClassName", "hostnameOverride"):
+    for field in ("serviceAccountName", "nodeName", "priorityClassName", "runtimeClassName", "hostnameOverride"):
         if spec.get(field):
             found += [invalid(f"{path}.{field}", spec[field], m) for m in names.dns_subdomain(spec[field])]
     found += _hostname(spec, path)
@@ -90,16 +90,43 @@ def pod_spec(spec: Object, path: str) -> list[Cause]:
     seconds = spec.get("activeDeadlineSeconds")
     if seconds is not None and not 1 <= seconds <= MAX_SECONDS:
         found.append(invalid(f"{path}.activeDeadlineSeconds", seconds, names.in_range(1, MAX_SECONDS)))
-    for index, reference in enumerate(spec.get("imagePullSecrets") or ()):
-        if not reference.get("name"):
-            found.append(required(f"{path}.imagePullSecrets[{index}].name"))
     for index, alias in enumerate(spec.get("hostAliases") or ()):
         found += [invalid(f"{path}.hostAliases[{index}].ip", alias.get("ip") or "", m)
                   for m in names.ip_address(alias.get("ip") or "")]
         for position, text in enumerate(alias.get("hostnames") or ()):
             found += [invalid(f"{path}.hostAliases[{index}].hostnames[{position}]", text, m)
                       for m in names.dns_subdomain(text)]
-    return found + _security(spec, path)
+    if (policy := spec.get("preemptionPolicy")) is not None and policy not in _PREEMPTION:
+        found.append(not_supported(f"{path}.preemptionPolicy", policy, _PREEMPTION) if policy
+                     else required(f"{path}.preemptionPolicy"))
+    for index, gate in enumerate(spec.get("readinessGates") or ()):
+        kind = gate.get("conditionType") or ""
+        found += [invalid(f"{path}.readinessGates[{index}].conditionType", kind, m) for m in names.qualified_name(kind)]
+    if spec.get("overhead"):
+        found += requirements.requirements({"limits": spec["overhead"]}, f"{path}.overhead")
+    return found + securitycontexts.of_pod(spec, path)
+
+
+def _claims(listed: list[Object], path: str) -> list[Cause]:
+    """ResourceClaims by the names that containers use."""
+    found: list[Cause] = []
+    for index, claim in enumerate(listed):
+        at, name = f"{path}[{index}]", claim.get("name") or ""
+        if not name:
+            found.append(required(f"{at}.name"))
+        elif any(c.get("name") == name for c in listed[:index]):
+            found.append(duplicate(f"{at}.name", name))
+        else:
+            found += [invalid(f"{at}.name", name, m) for m in names.dns_label(name)]
+        given = [f for f in ("resourceClaimName", "resourceClaimTemplateName") if claim.get(f) is not None]
+        if len(given) == 2:
+            found.append(invalid(at, claim, "at most one of `resourceClaimName` or `resourceClaimTemplateName` may be "
+                                 "specified"))
+        elif not given:
+            found.append(invalid(at, claim, "must specify one of: `resourceClaimName`, `resourceClaimTemplateName`"))
+        found += [invalid(f"{at}.{field}", claim[field], m) for field in given
+                  for m in names.dns_subdomain(claim[field])]
+    return found
 
 
 def _hostname(spec: Object, path: str) -> list[Cause]:
@@ -112,27 +139,27 @@ def _hostname(spec: Object, path: str) -> list[Cause]:
                     for field in ("setHostnameAsFQDN", "hostNetwork") if spec.get(field)]
 
 
-def _containers(spec: Object, path: str, mountable: set[str]) -> list[Cause]:
+def _containers(spec: Object, path: str) -> list[Cause]:
     found: list[Cause] = []
     seen: set[str] = set()
     main = spec.get("containers") or []
     if not main:
         found.append(required(f"{path}.containers"))
-    claims = {c.get("name") or "" for c in spec.get("resourceClaims") or ()}
+    around = Surroundings.of(spec)
     hosts: set[tuple[Any, Any, Any]] = set()
     folders = {v.get("name") or "": v.get("emptyDir") is not None for v in spec.get("volumes") or ()}
     for index, each in enumerate(main):
         at = f"{path}.containers[{index}]"
-        found += containers.container(each, at, mountable, seen, claims)
-        found += containers.probes(each, at)
+        found += containers.container(each, at, around, seen)
+        found += handlers.of_container(each, at, around.grace)
         found += containers.restarts(each, at)
         found += containers.env_files(each, at, folders)
         found += containers.stop_signal(each, at, spec)
         found += _host_ports(each, at, hosts, spec)
     for index, each in enumerate(spec.get("initContainers") or ()):
         at = f"{path}.initContainers[{index}]"
-        found += containers.container(each, at, mountable, seen, claims)
-        found += _init(each, at)
+        found += containers.container(each, at, around, seen)
+        found += _init(each, at, around.grace)
         found += containers.env_files(each, at, folders)
         found += containers.stop_signal(each, at, spec)
     return found + ephemeral_containers(spec, path)
@@ -142,13 +169,12 @@ def ephemeral_containers(spec: Object, path: str) -> list[Cause]:
     """What was added to a running pod to look into it: no ports, probes, hooks or resources of its own."""
     listed = spec.get("ephemeralContainers") or ()
     others = {c.get("name") or "" for c in (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))}
-    mountable = {v.get("name") or "" for v in spec.get("volumes") or ()} if listed else set()
-    claims = {c.get("name") or "" for c in spec.get("resourceClaims") or ()}
+    around = Surroundings.of(spec)
     found: list[Cause] = []
     seen = set(others)
     for index, each in enumerate(listed):
         at = f"{path}.ephemeralContainers[{index}]"
-        found += containers.container(each, at, mountable, seen, claims)
+        found += containers.container(each, at, around, seen)
         target = each.get("targetContainerName")
         if target and target not in others:
             found.append(not_found(f"{at}.targetContainerName", target))
@@ -160,11 +186,11 @@ def ephemeral_containers(spec: Object, path: str) -> list[Cause]:
     return found
 
 
-def _init(each: Object, path: str) -> list[Cause]:
+def _init(each: Object, path: str, grace: int | None) -> list[Cause]:
     """Only a sidecar, an init container that is always restarted, has probes and hooks."""
     policy = each.get("restartPolicy")
     if policy == "Always":
-        return containers.probes(each, path) + containers.restarts(each, path)
+        return handlers.of_container(each, path, grace) + containers.restarts(each, path)
     found = [forbidden(f"{path}.{field}", "may not be set for init containers without restartPolicy=Always")
              for field in ("lifecycle", "livenessProbe", "readinessProbe", "startupProbe")
              if each.get(field) is not None]
@@ -179,8 +205,7 @@ def _host_ports(each: Object, path: str, seen: set[tuple[Any, Any, Any]], spec: 
             continue
         at = f"{path}.ports[{index}]"
         if spec.get("hostNetwork") and host != port.get("containerPort"):
-            found.append(invalid(f"{at}.containerPort", port.get("containerPort"),
-                                 "must match `hostPort` when `hostNetwork` is true"))
+            found.append(invalid(f"{at}.hostPort", host, "must match `containerPort` when `hostNetwork` is true"))
         key = (port.get("protocol"), port.get("hostIP") or "", host)
         if key in seen:
             found.append(duplicate(f"{at}.hostPort", f"{key[0]}/{key[1]}/{key[2]}"))
@@ -243,40 +268,15 @@ def _dns(spec: Object, path: str) -> list[Cause]:
                              "nameservers"))
     for index, text in enumerate(servers):
         found += [invalid(f"{path}.dnsConfig.nameservers[{index}]", text, m) for m in names.ip_address(text)]
-    return found
-
-
-def _security(spec: Object, path: str) -> list[Cause]:
-    context = spec.get("securityContext") or {}
-    if not context:
-        return []
-    found: list[Cause] = []
-    at = f"{path}.securityContext"
-    for field in ("runAsUser", "runAsGroup", "fsGroup"):
-        value = context.get(field)
-        if value is not None and not 0 <= value <= MAX_SECONDS:
-            found.append(invalid(f"{at}.{field}", value, names.in_range(0, MAX_SECONDS)))
-    if spec.get("shareProcessNamespace") and spec.get("hostPID"):
-        found.append(invalid(f"{path}.shareProcessNamespace", True, "ShareProcessNamespace and HostPID cannot both be "
-                             "enabled"))
-    return found + _sysctls(spec, context, f"{at}.sysctls") + containers.seccomp(context, at)
-
-
-def _sysctls(spec: Object, context: Object, path: str) -> list[Cause]:
-    found: list[Cause] = []
-    known: set[str] = set()
-    for index, sysctl in enumerate(context.get("sysctls") or ()):
-        name, at = sysctl.get("name") or "", f"{path}[{index}].name"
-        dotted = name.replace("/", ".")
-        if not name:
-            found.append(required(at))
-        elif len(name) > SYSCTL_LIMIT or not re.fullmatch(_SYSCTL, name):
-            found.append(invalid(at, name, f"must have at most {SYSCTL_LIMIT} characters and match regex ^{_SYSCTL}$"))
-        elif name in known:
-            found.append(duplicate(at, name))
-        elif spec.get("hostNetwork") and dotted.startswith("net."):
-            found.append(invalid(at, name, "may not be specified when 'hostNetwork' is true"))
-        elif spec.get("hostIPC") and dotted.startswith(_IPC):
-            found.append(invalid(at, name, "may not be specified when 'hostIPC' is true"))
-        known.add(name)
+    searches, at = (config or {}).get("searches") or [], f"{path}.dnsConfig.searches"
+    if len(searches) > MAX_SEARCHES:
+        found.append(invalid(at, searches, f"must not have more than {MAX_SEARCHES} search paths"))
+    if len(" ".join(searches)) > MAX_SEARCH_LIST:
+        found.append(invalid(at, searches, f"must not have more than {MAX_SEARCH_LIST} characters (including spaces) "
+                             "in the search list"))
+    for index, text in enumerate(searches):
+        bare = text if text == "." else text.removesuffix(".")
+        found += [invalid(f"{at}[{index}]", bare, m) for m in names.search_path(bare)]
+    found += [required(f"{path}.dnsConfig.options[{index}]", "must not be empty")
+              for index, option in enumerate((config or {}).get("options") or ()) if not option.get("name")]
     return found

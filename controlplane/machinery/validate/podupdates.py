@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from controlplane.machinery import names
 from controlplane.machinery.errors import Cause, forbidden, invalid
 
 Object = dict[str, Any]
 ONLY = ("pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
         "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
         "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)")
+MAX_SECONDS = 2**31 - 1
 _MAX_DIFFERENCE = 50  # lines; what is longer helps nobody and fills the answer
 
 
@@ -40,8 +42,10 @@ def _deadline(after: Object, before: Object) -> list[Cause]:
     """It may be set and shortened."""
     new, old = after.get("activeDeadlineSeconds"), before.get("activeDeadlineSeconds")
     if new is not None:
+        if not 0 <= new <= MAX_SECONDS:
+            return [invalid("spec.activeDeadlineSeconds", new, names.in_range(0, MAX_SECONDS))]
         if old is not None and new > old:
-            return [invalid("spec.activeDeadlineSeconds", new, f"must be less than or equal to previous value ({old})")]
+            return [invalid("spec.activeDeadlineSeconds", new, "must be less than or equal to previous value")]
     elif old is not None:
         return [invalid("spec.activeDeadlineSeconds", None, "must not update from a positive integer to nil value")]
     return []
@@ -62,9 +66,9 @@ def _tolerations(after: Object, before: Object) -> list[Cause]:
 def _gates(after: Object, before: Object) -> list[Cause]:
     """They may only go."""
     held = {g.get("name") for g in before.get("schedulingGates") or ()}
-    added = [g.get("name") for g in after.get("schedulingGates") or () if g.get("name") not in held]
-    return [forbidden("spec.schedulingGates", f"only deletion is allowed, but found new scheduling gate '{name}'")
-            for name in added]
+    return [forbidden(f"spec.schedulingGates[{index}].name", "only deletion is allowed, but found new scheduling gate "
+                      f"'{gate.get('name')}'")
+            for index, gate in enumerate(after.get("schedulingGates") or ()) if gate.get("name") not in held]
 
 
 def _with_allowed(after: Object, before: Object) -> Object:
