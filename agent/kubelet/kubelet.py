@@ -14,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import orjson
+
+from agent.image.pause import PROFILE
 from agent.kubelet import admit
 from agent.kubelet.context import Context
 from agent.kubelet.cri.runtime import CallError
@@ -23,6 +26,7 @@ from agent.kubelet.pressure.sweep import sweep
 from agent.kubelet.staticpods import MIRROR, Manifests, is_mirror
 from agent.kubelet.worker import Worker
 from controlplane.client.informer import Informer
+from controlplane.machinery import files
 from controlplane.machinery.errors import Finding
 
 log = logging.getLogger(__name__)
@@ -105,6 +109,7 @@ class Kubelet:
 
     async def run(self) -> None:
         """Until cancelled. Containers run on."""
+        files.write(self.context.node.pause_profile, orjson.dumps(PROFILE))
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self._events(), name="runtime events")

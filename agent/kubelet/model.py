@@ -113,6 +113,7 @@ class SandboxSpec:
     labels: tuple[tuple[str, str], ...] = ()  # the pod's own labels; the runtime adds the identifying ones
     annotations: tuple[tuple[str, str], ...] = ()
     runtime_handler: str = ""
+    seccomp: str = "RuntimeDefault"  # of the pause process
     resources: LinuxResources = field(default_factory=LinuxResources)  # of the whole pod, for virtual machines
     overhead: LinuxResources = field(default_factory=LinuxResources)  # what they take beside the containers
     users: int = 0  # the host's id of its root, where it has users of its own; 0 = the host's

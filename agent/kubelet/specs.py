@@ -30,6 +30,7 @@ from agent.kubelet.volumes.plugins import read_only
 SUBORDINATE = (LENGTH, 1024)  # more pods than any node runs, from the first block that is not the host's own
 TERMINATION_PATH = "/dev/termination-log"
 CLAIMS_FILE = "claims.json"
+PAUSE_PROFILE = "pause-seccomp.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,11 @@ class Node:
     def claims_file(self, uid: str) -> Path:
         """What drivers of ResourceClaims have prepared for a pod; there is none of most."""
         return self.pod_folder(uid) / CLAIMS_FILE
+
+    @property
+    def pause_profile(self) -> Path:
+        """What the pause processes may not do."""
+        return self.root / PAUSE_PROFILE
 
     def hosts_file(self, uid: str) -> Path:
         return self.pod_folder(uid) / "etc-hosts"
@@ -106,9 +112,9 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, h
         security=Security(run_as_user=context.get("runAsUser"),
                           run_as_group=context.get("runAsGroup") if context.get("runAsUser") is not None else None,
                           supplemental_groups=_groups(context), selinux=_selinux(context.get("seLinuxOptions")),
-                          strict_groups=context.get("supplementalGroupsPolicy") == "Strict",
-                          seccomp=_seccomp(context.get("seccompProfile"), node) or "RuntimeDefault"),
-        runtime_handler=handler, users=users, resources=resources.pod_resources(pod), overhead=resources.overhead(pod),
+                          strict_groups=context.get("supplementalGroupsPolicy") == "Strict"),
+        runtime_handler=handler, users=users, seccomp=f"Localhost:{node.pause_profile}",
+        resources=resources.pod_resources(pod), overhead=resources.overhead(pod),
         labels=tuple(sorted((meta.get("labels") or {}).items())),
         annotations=tuple(sorted((meta.get("annotations") or {}).items())))
 

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import statistics
-import uuid
 from argparse import Namespace
 from collections.abc import Callable
 from time import monotonic
@@ -19,7 +18,7 @@ import psutil
 
 from agent.image import demo
 from agent.kubelet.cri.runtime import Runtime
-from agent.kubelet.model import ContainerSpec, SandboxSpec
+from agent.kubelet.model import ContainerSpec
 from controlplane.cli.output import say
 from controlplane.client import config, rest
 from controlplane.machinery import objects
@@ -29,7 +28,19 @@ from cri_proto.client import Connection
 from cri_proto.messages import cri
 from tests.bench import upstream
 from tests.bench.idle import cpu, processes, resident
-from tests.bench.pods import PODS, SPACE, bare, clear, have_image, manifest, on_cluster, ready, space, start
+from tests.bench.pods import (
+    PODS,
+    SPACE,
+    bare,
+    bare_sandbox,
+    clear,
+    have_image,
+    manifest,
+    on_cluster,
+    ready,
+    space,
+    start,
+)
 
 SINGLE, CROWDS, STORM, EXITS = 20, (30, 60), 20, 10
 IDLE, SETTLE_SECONDS = 100, 10.0  # pods that do nothing; what their start still causes must not count
@@ -116,9 +127,7 @@ async def bare_crowd(paths: Paths, count: int) -> tuple[float, float]:
         runtime = Runtime(connection)
 
         async def one() -> str:
-            uid = str(uuid.uuid4())
-            spec = SandboxSpec(uid, SPACE, f"bare-{uid[:8]}", log_directory=f"{paths.run}/bench/{uid}",
-                               cgroup_parent=f"/bench/{uid}")
+            spec = bare_sandbox(paths)
             sandbox = await runtime.run_sandbox(spec)
             wanted = ContainerSpec("main", demo.DEMO, log_path="0.log")
             container = await runtime.create_container(sandbox, spec, wanted)

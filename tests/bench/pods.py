@@ -13,6 +13,7 @@ from typing import Any
 
 from agent.image import demo
 from agent.kubelet.model import ContainerSpec, SandboxSpec
+from agent.kubelet.specs import PAUSE_PROFILE
 from controlplane.client import config, rest
 from controlplane.machinery import objects, resources
 from controlplane.machinery.errors import Finding, NotFound
@@ -77,6 +78,13 @@ async def clear(client: rest.Client, names: list[str]) -> None:
         await asyncio.sleep(0.05)
 
 
+def bare_sandbox(paths: Paths) -> SandboxSpec:
+    """One more sandbox, as the node makes them."""
+    uid = str(uuid.uuid4())
+    return SandboxSpec(uid, SPACE, f"bare-{uid[:8]}", log_directory=f"{paths.run}/bench/{uid}",
+                       cgroup_parent=f"/bench/{uid}", seccomp=f"Localhost:{paths.kubelet / PAUSE_PROFILE}")
+
+
 async def bare(paths: Paths, count: int) -> list[float]:
     """Seconds of RunPodSandbox + CreateContainer + StartContainer, one pod at a time."""
     from agent.kubelet.cri.runtime import Runtime
@@ -84,9 +92,7 @@ async def bare(paths: Paths, count: int) -> list[float]:
     async with Connection(paths.containerd_socket) as connection:
         runtime = Runtime(connection)
         for _ in range(count):
-            uid = str(uuid.uuid4())
-            spec = SandboxSpec(uid, SPACE, f"bare-{uid[:8]}", log_directory=f"{paths.run}/bench/{uid}",
-                               cgroup_parent=f"/bench/{uid}")
+            spec = bare_sandbox(paths)
             begun = monotonic()
             sandbox = await runtime.run_sandbox(spec)
             wanted = ContainerSpec("main", demo.DEMO, log_path="0.log")

@@ -112,6 +112,8 @@ def test_namespaces_are_shared_only_when_asked_for(host: Host) -> None:
             assert "sleep 4242" in await rig.inside("together", "ps -o args")
             assert "sleep 4242" not in await rig.inside("apart", "ps -o args")
             assert "pause" in await rig.inside("together", "cat /proc/1/comm /proc/1/cmdline")
+            held = dict(line.split(":\t") for line in (await rig.inside("together", "cat /proc/1/status")).splitlines())
+            assert (held["Seccomp"], held["NoNewPrivs"], held["CapEff"].strip("0")) == ("2", "1", "")
 
             def outer(kind: str) -> str:
                 import os

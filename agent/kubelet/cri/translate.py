@@ -99,7 +99,7 @@ def sandbox_config(spec: model.SandboxSpec) -> Any:
     context = linux.security_context
     context.namespace_options.CopyFrom(namespaces(spec))
     context.privileged = spec.privileged
-    context.seccomp.CopyFrom(seccomp("RuntimeDefault"))  # for pause, which needs three system calls
+    context.seccomp.CopyFrom(seccomp(spec.seccomp))
     _identity(context, spec.security)
     return config
 
