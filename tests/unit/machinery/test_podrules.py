@@ -47,7 +47,7 @@ def test_good_ones_pass(good):
     (context(procMount="Unmasked"), "procMount: Invalid value: \"Unmasked\": `hostUsers` must be false"),
     (context(seccompProfile={"type": ""}), "seccompProfile.type: Required value: type is required when seccompProfile"),
     (context(seccompProfile={"type": "Unconfined", "localhostProfile": "x"}), "can only be set when seccomp type is "),
-    (context(seccompProfile={"type": "Localhost", "localhostProfile": "../x"}), 'Invalid value: "../x": must not contain'),
+    (context(seccompProfile={"type": "Localhost", "localhostProfile": "../x"}), "must not contain '..'"),
     (context(appArmorProfile={"type": "Localhost"}), "localhostProfile: Required value: must be set when AppArmor"),
     (context(appArmorProfile={"type": "Localhost", "localhostProfile": " a"}), "must not be padded with whitespace"),
     (spec(securityContext={"supplementalGroups": [1, -1]}), "supplementalGroups[1]: Invalid value: -1: must be"),
