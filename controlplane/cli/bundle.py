@@ -7,6 +7,8 @@ from pathlib import Path
 
 from controlplane.cli.output import good, say, step
 
+EXAMPLES = ("bundle create --image app.tar",)
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("bundle", help="pack everything an install without a network needs")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from controlplane.cli.settings import Settings
 
 DAY = 86400.0
+EXAMPLES = ("certs", "certs renew")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -79,6 +80,10 @@ def _renew(paths: Paths, due: bool) -> None:
     if kept.server and due:
         return  # the agent does that by itself
     if kept.server:
+        from controlplane.hosts import joining
+        if not joining.believed(paths):
+            raise Finding("this node's own certificate has ended", "the cluster does not believe it any more",
+                          "on the server: pelamis token create; then run here what it prints")
         with step(f"asking {kept.server} for new certificates"):
             asyncio.run(_ask(paths, kept.server, kept.node_name, kept.node_ip))
     else:

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from controlplane.doctor.checks import Diagnosis
 
 FIX_SECONDS = 120  # a service that starts anew
+EXAMPLES = ("doctor --fix", "doctor -o json")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("doctor", help="find what is wrong with this host, and what mends it")
     parser.add_argument("--fix", action="store_true", help="run the fixes that cannot do harm")
     parser.add_argument("--output", "-o", choices=["text", "json"], default="text")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def findings(paths: Paths) -> list[Diagnosis]:
@@ -41,9 +42,7 @@ def findings(paths: Paths) -> list[Diagnosis]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from controlplane.cli.preflight import check_root
     from controlplane.doctor.checks import PROBLEM
-    check_root()
     paths = Paths.from_environment()
     found = findings(paths)
     if args.fix and any(d.safe for d in found):
@@ -63,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if not found:
         say(good("Nothing is wrong with this host."))
     elif not problems:
-        say(good("No problems") + f", {len(found)} warnings.")
+        say(good("No problems") + f", {len(found)} warning{'s' if len(found) > 1 else ''}.")
     return 1 if problems else 0
 
 

@@ -12,7 +12,7 @@ import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from controlplane.cli import control, preflight
+from controlplane.cli import control
 from controlplane.cli.output import bad, say, step
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
@@ -32,11 +32,10 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--purge", action="store_true", help="undo every change to the machine, the store "
                         "included; what is yours is kept")
     parser.add_argument("--keep-packages", action="store_true", help="with --purge: leave Debian packages installed")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    preflight.check_root()
     paths = Paths.from_environment()
     _not_installed(paths)
     if control.status(paths) is None and control.survivors(paths):

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controlplane.cli import preflight
+from controlplane.cli.output import columns, say
+
 if TYPE_CHECKING:
     from controlplane.machinery.paths import Paths
+    from cri_proto.client import Connection
+
+EXAMPLES = ("image list",
+            "image import app.tar",
+            "image build -t lab/web:1 --busybox --from-files site --cmd httpd -f -h /www")
 
 
 def register(subparsers: Any) -> None:
@@ -36,7 +46,9 @@ def register(subparsers: Any) -> None:
     build.add_argument("--cmd", nargs=argparse.REMAINDER, default=[], metavar="WORD", help="must come last")
     take = parts.add_parser("import", help="take over the images of an archive")
     take.add_argument("file", nargs="+", type=Path)
-    parts.add_parser("list", help="the images of this node")
+    listed = parts.add_parser("list", help="the images of this node")
+    for part in (take, listed):
+        part.set_defaults(root=True)
     command.set_defaults(run=run)
 
 
@@ -57,7 +69,6 @@ def _build(args: argparse.Namespace) -> int:
     from agent.image import archive, debian, demo, oci
     from agent.image.layer import Layer
     from agent.image.reference import ImageError, normalise
-    from controlplane.cli.output import say
     from controlplane.machinery.errors import Finding
     from controlplane.machinery.paths import Paths
 
@@ -89,16 +100,29 @@ def _build(args: argparse.Namespace) -> int:
         archive.write(args.output, [image])
         say(f"{name} {image.manifest.digest} in {args.output}")
         return 0
+    preflight.check_root()
     return asyncio.run(_hand_over(image))
+
+
+@asynccontextmanager
+async def _runtime() -> AsyncIterator[Connection]:
+    """This node's runtime. Raises Finding when there is none."""
+    from controlplane.machinery.errors import Finding
+    from controlplane.machinery.paths import Paths
+    from cri_proto.client import Connection
+
+    socket = _socket(Paths.from_environment())
+    if not socket.is_socket():
+        raise Finding(f"no container runtime answers at {socket}", "images are kept by that of a node",
+                      "./pelamis up; or write an archive, with --output")
+    async with Connection(socket) as connection:
+        yield connection
 
 
 async def _hand_over(image: Any) -> int:
     from agent.image.importer import import_image
-    from controlplane.cli.output import say
-    from controlplane.machinery.paths import Paths
-    from cri_proto.client import Connection
 
-    async with Connection(_socket(Paths.from_environment())) as connection:
+    async with _runtime() as connection:
         for name in await import_image(connection, image):
             say(f"{name} {image.manifest.digest}")
     return 0
@@ -106,11 +130,8 @@ async def _hand_over(image: Any) -> int:
 
 async def _import(files: list[Path]) -> int:
     from agent.image.importer import import_archive
-    from controlplane.cli.output import say
-    from controlplane.machinery.paths import Paths
-    from cri_proto.client import Connection
 
-    async with Connection(_socket(Paths.from_environment())) as connection:
+    async with _runtime() as connection:
         for file in files:
             for name in await import_archive(connection, file):
                 say(name)
@@ -120,16 +141,13 @@ async def _import(files: list[Path]) -> int:
 async def _list() -> int:
     from agent.image.reference import ImageError
     from agent.kubelet.images import Images
-    from controlplane.cli.output import columns, say
     from controlplane.machinery.errors import Finding
-    from controlplane.machinery.paths import Paths
-    from cri_proto.client import Connection
 
-    async with Connection(_socket(Paths.from_environment())) as connection:
+    async with _runtime() as connection:
         try:
             found = await Images(connection).list()
         except ImageError as error:
-            raise Finding("the node's images cannot be listed", error.message, "./pelamis up") from error
+            raise Finding("the node's images cannot be listed", error.message, "./pelamis status") from error
     rows = [[tag, image.id.removeprefix("sha256:")[:12], f"{image.size / 1e6:.1f} MB"]
             for image in found for tag in image.tags or image.digests or ("<none>",)]
     say(columns([["IMAGE", "ID", "SIZE"], *sorted(rows)]))

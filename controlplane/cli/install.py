@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from controlplane.cli.settings import Settings
     from controlplane.hosts.layout import Layout
 
+EXAMPLES = ("install server --node-ip 192.168.56.10",
+            "install agent --server https://192.168.56.10:6443 --token … --ca-cert-hash sha256:…",
+            "install server --bundle bundle")
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     from controlplane.hosts import commands as flags
@@ -23,12 +27,12 @@ def register(commands: argparse._SubParsersAction) -> None:
     flags.node_flags(server)
     flags.server_flags(server)
     flags.bundle_flag(server)
-    server.set_defaults(run=run_server)
+    server.set_defaults(run=run_server, root=True)
     agent = roles.add_parser("agent", help="a node of a cluster that is there")
     flags.node_flags(agent)
     flags.join_flags(agent)
     flags.bundle_flag(agent)
-    agent.set_defaults(run=run_agent)
+    agent.set_defaults(run=run_agent, root=True)
 
 
 def run_server(args: argparse.Namespace) -> int:
@@ -104,6 +108,7 @@ async def _finish(layout: Layout, now: Settings) -> None:
 
 def run_agent(args: argparse.Namespace) -> int:
     from controlplane.hosts import commands, install, joining
+    from controlplane.hosts.layout import unit
     from controlplane.hosts.services import Services, required
     required()
     layout, services = commands.fresh_layout(), Services()
@@ -112,9 +117,9 @@ def run_agent(args: argparse.Namespace) -> int:
     _check_bundle(args)
     _check_runtime(kept.runtime if kept else args.container_runtime_endpoint.removeprefix("unix://"), layout)
     joined = None
-    if kept is None:
+    if kept is None or not joining.believed(layout.paths):
         with step(f"asking {args.server} to be a node"):
-            joined = asyncio.run(joining.join(args))
+            joined = asyncio.run(joining.join(args, kept))
         kept = joined.settings
     with install.whole(layout, services, say):
         if joined is not None:
@@ -122,6 +127,8 @@ def run_agent(args: argparse.Namespace) -> int:
             joining.keep(layout.paths, joined)
         install.put(layout, kept, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
+    if joined is not None:
+        services.restart(unit("agent"))  # one that runs still shows what nobody believes any more
     _bundled_images(args, layout, now)
     with step(f"waiting for node {now.node_name} to be ready"):
         asyncio.run(joining.ready(layout.paths, now.node_name))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
@@ -13,9 +15,17 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def found() -> Path:
+    """Where it is. Raises Finding when there is none, or only root may read it."""
     path = Paths.from_environment().admin_kubeconfig
     if not path.exists():
         raise Finding(f"there is no cluster on this machine: {path} does not exist", fix="./pelamis up")
-    print(path)
+    if not os.access(path, os.R_OK):
+        raise Finding(f"only root may read {path}", "whoever holds it is master of the cluster",
+                      f"mkdir -p ~/.kube; sudo install -m 600 -o $USER {path} ~/.kube/config; kubectl looks there")
+    return path
+
+
+def run(args: argparse.Namespace) -> int:
+    print(found())
     return 0

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from controlplane.machinery.errors import Finding
@@ -66,7 +67,18 @@ def only_from(folder: Path) -> Iterator[tuple[str, ...]]:
         yield tuple(word for setting in settings for word in ("-o", setting))
 
 
-def apt(*arguments: str, options: Sequence[str] = ()) -> None:
+def refresh(options: Sequence[str] = ()) -> None:
+    """Have apt look what there is. Raises Finding when it reaches nobody, since an install would then try every mirror
+    for every package; one source of several that does not answer is no obstacle."""
+    said = apt("update", options=options).splitlines()
+    errors = [reason.strip() for line, reason in pairwise(said) if line.startswith("Err:")]
+    if errors and not any(line.startswith(("Hit:", "Get:")) for line in said):
+        raise Finding("no mirror of Debian is reached", errors[0], "check this machine's network (apt-get update), or "
+                      "bring packages in a bundle: pelamis bundle create --help")
+
+
+def apt(*arguments: str, options: Sequence[str] = ()) -> str:
+    """What apt-get says. Raises Finding when it fails."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
     try:
         done = subprocess.run(["apt-get", "-q", *OPTIONS, *options, *arguments], env=env,
@@ -78,6 +90,7 @@ def apt(*arguments: str, options: Sequence[str] = ()) -> None:
         said = (done.stderr or done.stdout).strip().splitlines()
         raise Finding(f"apt-get {' '.join(arguments)} failed", said[-1] if said else "",
                       "run it by hand, then run the command again")
+    return done.stdout
 
 
 def install(packages: list[str], ledger: Ledger, options: Sequence[str] = ()) -> list[str]:
@@ -93,7 +106,7 @@ def install(packages: list[str], ledger: Ledger, options: Sequence[str] = ()) ->
 def _install(packages: list[str], ledger: Ledger, options: Sequence[str]) -> list[str]:
     _finish_interrupted()
     before = states()
-    apt("update", options=options)
+    refresh(options)
     plan = subprocess.run(["apt-get", *options, "-s", "install", "--no-install-recommends", *packages],
                           capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, timeout=APT_SECONDS)
     fresh = sorted({line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import socket
+import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -13,21 +15,42 @@ from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from netsetup.addresses import node_address
 
+CHECKOUT, LIBRARY = Path(__file__).resolve().parents[2], Path("/usr/local/lib/pelamis")
+
 LEAST_DISK = 1 << 30  # bytes: images, the store's growth and logs of a small cluster
 PORTS = {6443: "the API server", 10250: "the kubelet"}
 VIRTUALBOX_NAT = "10.0.2."  # the network behind which VirtualBox hides each machine, all with one address
 # Another Kubernetes: what its node leaves on the disk while it is set up, and what its agent is called.
 OTHERS = {"kubelet": "etc/kubernetes/kubelet.conf", "k3s": "var/lib/rancher/k3s", "rke2": "var/lib/rancher/rke2",
-          "microk8s": "var/snap/microk8s", "k0s": "var/lib/k0s"}
+          "microk8s": "var/snap/microk8s", "k8s": "var/snap/k8s", "k0s": "var/lib/k0s"}
 AGENTS = ("kubelet", "kubelite", "k3s-agent", "k3s-server", "k3s", "k0s", "rke2")
 REMOVAL = {"kubelet": "kubeadm reset -f; systemctl disable --now kubelet", "k3s": "k3s-uninstall.sh",
-           "rke2": "rke2-uninstall.sh", "microk8s": "snap remove --purge microk8s", "k0s": "k0s stop; k0s reset"}
+           "rke2": "rke2-uninstall.sh", "microk8s": "snap remove --purge microk8s",
+           "k8s": "snap remove --purge k8s", "k0s": "k0s stop; k0s reset"}
 LEAST_KERNEL = (4, 19)  # overlayfs in a shape containerd uses, and what Debian 10 had
 
 
+def is_root() -> bool:
+    return os.geteuid() == 0
+
+
 def check_root() -> None:
-    if os.geteuid() != 0:
-        raise Finding("this needs root", "it makes network links, mounts and cgroups", "sudo ./pelamis …")
+    if not is_root():
+        raise only_root()
+
+
+def only_root(file: str = "") -> Finding:
+    """What to tell somebody else: the very command line that was given, for root."""
+    program = "pelamis" if LIBRARY in CHECKOUT.parents else "./pelamis"
+    return Finding(f"only root may read {file}" if file else "this needs root",
+                   "" if file else "it looks at, or changes, what belongs to the whole machine",
+                   f"sudo {program} {shlex.join(sys.argv[1:])}")
+
+
+def check_checkout() -> None:
+    if not (CHECKOUT / "tests").is_dir():
+        raise Finding("this works in a checkout alone", f"{CHECKOUT} was installed without the tests' code",
+                      "run ./pelamis in the folder that this version was installed from")
 
 
 def check_kernel() -> None:
@@ -151,7 +174,6 @@ def beyond_nat(chosen: str, own: Sequence[str]) -> str:
 
 
 def check_all(paths: Paths) -> None:
-    check_root()
     check_kernel()
     check_cgroups()
     check_disk(paths)

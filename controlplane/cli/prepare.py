@@ -6,19 +6,19 @@ import argparse
 
 from controlplane.cli.output import say
 
+EXAMPLES = ("prepare", "prepare --server https://192.168.56.20:6443")
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("prepare", help="bring address, certificates and configuration up to date")
     parser.add_argument("--server", default="", metavar="URL",
                         help="on an agent: the server has this address from now on")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    from controlplane.cli.preflight import check_root
     from controlplane.hosts import commands, prepare
     from controlplane.hosts.services import Services
-    check_root()
     layout = commands.layout()
     commands.needs_install(layout)
     services = Services()

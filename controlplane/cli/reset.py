@@ -10,14 +10,12 @@ from controlplane.cli.output import bad, good, say, step
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("reset", help="undo `install`: leave this host as it was, but for what is yours")
     parser.add_argument("--keep-packages", action="store_true", help="leave Debian packages installed")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    from controlplane.cli.preflight import check_root
     from controlplane.hosts import belongings, census, commands, reset
     from controlplane.hosts.services import Services
-    check_root()
     layout, services = commands.layout(), Services()
     before = reset.first(layout)
     if before is None and not layout.paths.ledger.exists():

@@ -19,6 +19,7 @@ from controlplane.cli.output import bad, columns, good, say
 from controlplane.machinery.errors import Finding
 
 BROKEN = 3
+EXAMPLES = ("simulate -f app.yaml --nodes 5 --hours 48 --seed 7",)
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -30,7 +31,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--hours", type=float, default=24.0, help="cluster hours to live through (default 24)")
     parser.add_argument("--output", "-o", choices=["text", "json"], default="text")
     parser.add_argument("--verbose", action="store_true", help="tell each act")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, checkout=True)
 
 
 def command(args: argparse.Namespace) -> list[str]:

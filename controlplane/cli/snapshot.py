@@ -14,6 +14,8 @@ from controlplane.machinery.paths import Paths
 if TYPE_CHECKING:
     from controlplane.store.backup import Snapshot
 
+EXAMPLES = ("snapshot save --output /mnt/backup", "snapshot list", "snapshot restore")
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("snapshot", help="back up the store, and put a backup back")
@@ -25,7 +27,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     for verb, text in (("verify", "look at every page of a snapshot"), ("restore", "put a snapshot back")):
         chosen = verbs.add_parser(verb, help=text)
         chosen.add_argument("file", nargs="?", type=Path, help="a file, or a name from the list (default: the newest)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def folder(paths: Paths) -> Path:
@@ -53,9 +55,11 @@ def _save(paths: Paths, args: argparse.Namespace) -> int:
 
 def _list(paths: Paths, args: argparse.Namespace) -> int:
     from controlplane.store import backup
-    rows = [["SNAPSHOT", "TAKEN", "REVISION", "KIB"]]
-    rows += [[s.path.name, rfc3339(s.time), str(s.revision), str(s.size >> 10)] for s in backup.listed(folder(paths))]
-    say(columns(rows))
+    rows = [[s.path.name, rfc3339(s.time), str(s.revision), str(s.size >> 10)] for s in backup.listed(folder(paths))]
+    if rows:
+        say(columns([["SNAPSHOT", "TAKEN", "REVISION", "KIB"], *rows]))
+    else:
+        say(f"there is no snapshot in {folder(paths)}; pelamis snapshot save takes one")
     return 0
 
 

@@ -12,7 +12,7 @@ from controlplane.machinery.paths import Paths
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("store", help="check the store, or give its free pages back")
     parser.add_argument("verb", choices=["check", "compact"])
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def run(args: argparse.Namespace) -> int:

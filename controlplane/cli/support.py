@@ -11,14 +11,12 @@ from controlplane.cli.output import say, step
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("support", help="collect what others need to help, without secrets, in one file")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE.tar.gz")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def run(args: argparse.Namespace) -> int:
-    from controlplane.cli.preflight import check_root
     from controlplane.hosts import support
     from controlplane.machinery.paths import Paths
-    check_root()
     output = args.output or Path(support.default_name())
     with step("collecting"):
         files = support.collect(Paths.from_environment())

@@ -29,13 +29,15 @@ NIGHTLY_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-util
                  "vagrant": "vagrant-libvirt", "libvirtd": "libvirt-daemon", "virsh": "libvirt-clients",
                  "virt-qemu-run": "libvirt-daemon-driver-qemu", "dnsmasq": "dnsmasq-base", "ssh": "openssh-client"}
 
+EXAMPLES = ("test tidy unit golden", "test unit --pytest='-k ledger -x'")
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("test", help="install what the tests need and run them")
     parser.add_argument("tiers", nargs="*", metavar="TIER", help=f"of {', '.join(TIERS)}; default: all")
     parser.add_argument("--nightly", action="store_true", help="also what takes long: a bundle, a Vagrant lab")
     parser.add_argument("--pytest", default="", metavar="ARGS", help="arguments for pytest, e.g. --pytest='-k log'")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, checkout=True)
 
 
 def _install(tiers: list[str]) -> None:
@@ -50,7 +52,7 @@ def _install(tiers: list[str]) -> None:
     if lacking:
         say(f"Installing {', '.join(lacking)} from Debian …")
         with packages.no_services():
-            packages.apt("update")
+            packages.refresh()
             packages.apt("install", "-y", "--no-install-recommends", *lacking)
     if shutil.which("kubectl") is None:
         say("Installing kubernetes-client (kubectl) from Debian for the client tier …")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 TTL = "1h"  # long enough to go to the other host, short enough that a copy in a shell's history is worth nothing
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+EXAMPLES = ("token create --ttl 30m", "token list", "token delete abcdef")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -27,7 +28,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     verbs.add_parser("list", help="say which tokens hold, and until when")
     delete = verbs.add_parser("delete", help="end a token")
     delete.add_argument("token", help="the token, or its part before the dot")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def seconds(text: str) -> float:
@@ -79,4 +80,4 @@ async def _list(client: Client) -> None:
         data = found["stringData"]
         rows.append([data.get("token-id", "?") + ".<secret>", data.get("expiration", "for ever"),
                      data.get("description", "")])
-    say(columns(rows))
+    say(columns(rows) if len(rows) > 1 else "no token holds; pelamis token create makes one")

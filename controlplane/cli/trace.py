@@ -24,6 +24,7 @@ from controlplane.machinery.paths import Paths
 ANSWER_SECONDS = 3.0
 SHOWN_FLOWS = 5
 Obj = dict[str, Any]
+EXAMPLES = ("trace web-1 demo:80", "trace web-1 dns.kube-system:dns --protocol udp")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -33,7 +34,7 @@ def register(commands: argparse._SubParsersAction) -> None:
                                                                "port's name")
     parser.add_argument("-n", "--namespace", default="default", help="the pod's namespace")
     parser.add_argument("--protocol", choices=("tcp", "udp", "sctp"), default="tcp")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 @dataclass(frozen=True, slots=True)

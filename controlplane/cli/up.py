@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,11 @@ from netsetup.ledger import Ledger
 
 if TYPE_CHECKING:
     from controlplane.client.rest import Client
+
+EXAMPLES = ("up --demo",
+            "up --node-ip 192.168.56.10",
+            "up --service-cidr 10.96.0.0/16,fd00:96::/112 --cluster-cidr 10.244.0.0/16,fd00:10::/56")
+
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("up", help="install what is missing and start a one-node cluster")
@@ -37,7 +43,7 @@ def register(commands: argparse._SubParsersAction) -> None:
                         help="range of pod addresses (default: 10.244.0.0/16); two for IPv4 and IPv6")
     parser.add_argument("--scheduler-config", type=Path, metavar="FILE", help="a KubeSchedulerConfiguration, kept as "
                         "/etc/pelamis/scheduler.yaml")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def decide(paths: Paths, args: argparse.Namespace) -> Settings:
@@ -122,15 +128,16 @@ async def _finish(paths: Paths, settings: Settings, demo: bool) -> None:
                 async with Connection(paths.containerd_socket) as connection:
                     await images.install(connection, paths, (images.DEMO, images.BUSYBOX, images.NGINX))
             address = await proof.prove(client, images.DEMO)
-        say()
         await _show(client)
     say()
     say(good("The cluster is ready.") + " Go on with:")
     say(f"  export KUBECONFIG={paths.admin_kubeconfig}")
-    say("  kubectl get pods -A        (kubectl is yours to install: Debian's kubernetes-client or upstream's)")
+    if shutil.which("kubectl") is None:
+        say("  apt-get install kubernetes-client      Debian's kubectl; upstream's does as well")
+    say("  kubectl get pods -A")
     if address:
         say(f"  curl http://{address}/")
-    say("  ./pelamis status; ./pelamis down")
+    say("  ./pelamis status; ./pelamis why; ./pelamis down")
 
 
 async def _show(client: Client) -> None:
@@ -148,5 +155,5 @@ async def _show(client: Client) -> None:
         if name != "nodes":
             spaces = ["NAMESPACE"] + [row["object"]["metadata"]["namespace"] for row in answer["rows"] or []]
             rows = [[space, *row] for space, row in zip(spaces, rows)]
-        say(columns(rows))
         say()
+        say(columns(rows))

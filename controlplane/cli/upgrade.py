@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 
 TIMEOUT = "10m"  # grace periods and budgets of a full node
+EXAMPLES = ("upgrade", "upgrade --drain --drain-timeout 30m", "upgrade --back")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -24,7 +25,7 @@ def register(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--drain", action="store_true", help="move pods to other nodes first; they may come back after")
     parser.add_argument("--drain-timeout", default=TIMEOUT, metavar="TIME",
                         help=f"how long pods may take to leave: 90s, 30m (default {TIMEOUT})")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, root=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,7 +33,6 @@ def run(args: argparse.Namespace) -> int:
     from controlplane.cli.token import seconds
     from controlplane.hosts import commands, upgrade
     from controlplane.hosts.services import Services, required
-    preflight.check_root()
     required()
     limit = seconds(args.drain_timeout)
     installed, services = commands.layout(), Services()

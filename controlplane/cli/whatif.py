@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from controlplane.cli import kubeconfig
 from controlplane.cli.output import bad, columns, good, say
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, Finding
-from controlplane.machinery.paths import Paths
 
 if TYPE_CHECKING:
     from controlplane.scheduler.imagined import Outcome
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 UNFIT = 3
 FILE_LIMIT = 16 << 20  # bytes of one file: far more than any set of manifests
 Obj = dict[str, Any]
+EXAMPLES = ("whatif -f app.yaml", "whatif --without node-2 -o json")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -62,10 +63,7 @@ async def fetch(args: argparse.Namespace) -> tuple[dict[str, list[Obj]], str]:
     from controlplane.client.rest import Client
     from controlplane.machinery.resources import named
     from controlplane.scheduler.imagined import RESOURCES
-    path = args.kubeconfig or Paths.from_environment().admin_kubeconfig
-    if not path.exists():
-        raise Finding(f"there is no cluster on this machine: {path} does not exist", fix="./pelamis up")
-    loaded = config.load(path)
+    loaded = config.load(args.kubeconfig or kubeconfig.found())
     async with Client(loaded, user_agent="pelamis") as client:
         lists = await asyncio.gather(*(client.list(named(name), limit=500) for name in RESOURCES))
     return dict(zip(RESOURCES, (items for items, _ in lists))), loaded.namespace or "default"

@@ -12,12 +12,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+from controlplane.cli import kubeconfig
 from controlplane.cli.output import bad, good, say
 from controlplane.machinery.errors import ApiError, Finding
-from controlplane.machinery.paths import Paths
 from controlplane.machinery.resources import BUILTIN, Resource
 
 FOUND = 3
+EXAMPLES = ("why deployment/web", "why pvc/data -n shop", "why")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
@@ -51,10 +52,7 @@ async def ask(args: argparse.Namespace) -> dict[str, Any]:
     """The server's answer."""
     from controlplane.client import config
     from controlplane.client.rest import Client
-    path = args.kubeconfig or Paths.from_environment().admin_kubeconfig
-    if not path.exists():
-        raise Finding(f"there is no cluster on this machine: {path} does not exist", fix="./pelamis up")
-    loaded = config.load(path)
+    loaded = config.load(args.kubeconfig or kubeconfig.found())
     kind, slash, name = args.object.partition("/")
     if args.object and (not slash or not name):
         raise Finding(f'"{args.object}" names no object', fix=f"pelamis why {kind or 'KIND'}/NAME")

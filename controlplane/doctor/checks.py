@@ -67,9 +67,16 @@ def cgroups(host: Host, node: Node) -> Iterator[Diagnosis]:
 
 
 def kernel(host: Host, node: Node) -> Iterator[Diagnosis]:
+    package = "linux-modules-extra-$(uname -r)" if host.distribution == "ubuntu" else "linux-image-$(dpkg " \
+        "--print-architecture), then reboot"
     for module in host.modules_missing:
         yield Diagnosis("kernel", PROBLEM, f"the kernel module {module} is not there", "pods or Services need it",
-                        f"modprobe {module} || apt-get install linux-modules-extra-$(uname -r)", safe=False)
+                        f"modprobe {module} || apt-get install {package}")
+    if host.userns_restricted:
+        yield Diagnosis("kernel", WARNING, "AppArmor keeps programs without root from making user namespaces",
+                        "builders without root and sandboxes of browsers may fail in pods; hostUsers: false is not "
+                        "concerned, for root makes those namespaces",
+                        "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, where such programs are to run")
 
 
 def swap(host: Host, node: Node) -> Iterator[Diagnosis]:
@@ -191,8 +198,9 @@ def services(host: Host, node: Node) -> Iterator[Diagnosis]:
         yield Diagnosis("runtime", PROBLEM, "the container runtime does not answer", node.runtime_error,
                         "systemctl restart pelamis-containerd; containers run on")
     if node.api_error:
+        moved = "; if its address changed: pelamis prepare --server https://ADDRESS:6443" if node.server else ""
         yield Diagnosis("server", PROBLEM, "the API server does not answer this node", node.api_error,
-                        f"curl -k {node.server or 'https://127.0.0.1:6443'}/readyz")
+                        f"curl -k {node.server or 'https://127.0.0.1:6443'}/readyz{moved}")
 
 
 def certificates(host: Host, node: Node) -> Iterator[Diagnosis]:
@@ -202,8 +210,10 @@ def certificates(host: Host, node: Node) -> Iterator[Diagnosis]:
             yield Diagnosis("certificates", PROBLEM, f"{certificate.name} is not yet valid",
                             "this host's clock is behind", "timedatectl set-ntp true", safe=True)
         elif days <= 0:
+            again = bool(node.server) and certificate.name.endswith("/node.crt")  # with what would it ask?
             yield Diagnosis("certificates", PROBLEM, f"{certificate.name} ended {-days:.0f} days ago",
-                            "nobody believes its holder", "pelamis certs renew", safe=True)
+                            "nobody believes its holder", "on the server: pelamis token create; then run here what it "
+                            "prints" if again else "pelamis certs renew", safe=not again)
         elif days < EXPIRY_DAYS:
             yield Diagnosis("certificates", WARNING, f"{certificate.name} ends in {days:.0f} days",
                             "it should have been renewed long ago: whoever renews it cannot",

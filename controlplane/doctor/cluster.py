@@ -82,7 +82,7 @@ async def _with_cluster(found: Node, paths: Paths, kept: Settings) -> Node:
             known = {objects.uid(p) for p in pods} | {
                 objects.annotations(p).get("kubernetes.io/config.mirror", "") for p in pods}
             nodes = (await client.list(named("nodes")))[0] if paths.admin_kubeconfig.exists() else [own]
-            found = replace(found, version=_version(own), server_version=_server_version(nodes, kept, own),
+            found = replace(found, version=_version(own), server_version="" if kept.server else _version(own),
                             peers=tuple(_peer(n) for n in nodes))
     except (ApiError, Finding, TimeoutError) as error:
         found = replace(found, api_error=str(error) or f"no answer within {ASK_SECONDS:.0f} s")
@@ -109,11 +109,6 @@ def _skew(server: str) -> float | None:
 
 def _version(obj: dict[str, Any]) -> str:
     return str(((obj.get("status") or {}).get("nodeInfo") or {}).get("kubeletVersion", ""))
-
-
-def _server_version(nodes: list[dict[str, Any]], kept: Settings, own: dict[str, Any]) -> str:
-    """A server's agent is of the server's version."""
-    return "" if kept.server else _version(own)
 
 
 def _peer(obj: dict[str, Any]) -> Peer:

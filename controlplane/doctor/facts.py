@@ -32,6 +32,7 @@ class Card:
 class Host:
     """This host, whether or not anything of ours runs on it."""
 
+    distribution: str = ""  # "debian", "ubuntu" …
     cgroups: str = ""  # "v2", "hybrid", "v1", "" for none
     controllers: tuple[str, ...] = ()
     swap: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class Host:
     dropping: tuple[str, ...] = ()  # chains of others with a policy of drop: "ip filter FORWARD"
     others: tuple[str, ...] = ()  # other runtimes and Kubernetes: "docker", "k3s" …
     rp_filter: int | None = None
+    userns_restricted: bool = False  # by AppArmor, for whoever is not root
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ GROUPS = Path("/sys/fs/cgroup")
 # Kernel modules by what proves them when they are built in: a file that exists.
 MODULES = {"overlay": "", "br_netfilter": "/proc/sys/net/bridge", "nf_conntrack": "/proc/sys/net/netfilter",
            "vxlan": "/sys/module/vxlan"}
+USERNS = "/proc/sys/kernel/apparmor_restrict_unprivileged_userns"
 OPTIONAL = ("br_netfilter",)  # ours is a routed network: no bridge
 DOCKER = Path("/run/docker.sock")
 OUR_TABLES = ("pelamis", "kube-proxy", "KUBE")
@@ -36,6 +37,7 @@ def host(paths: Paths) -> Host:
     file, resolvers = _resolvers()
     kind, controllers = _cgroups()
     return Host(
+        distribution=_distribution(), userns_restricted=read(USERNS).strip() == "1",
         cgroups=kind, controllers=controllers, swap=_swap(), modules_missing=_modules(),
         clock_synchronised=_synchronised(), now=SYSTEM.now(), disks=tuple(_disks(paths)), resolvers=resolvers,
         resolver_file=file, cards=found, default_address=_default_address(),
@@ -62,6 +64,11 @@ def read(path: str | Path) -> str:
         return Path(path).read_text()
     except OSError:
         return ""
+
+
+def _distribution() -> str:
+    lines = read("/etc/os-release").splitlines()
+    return next((line.removeprefix("ID=").strip('"') for line in lines if line.startswith("ID=")), "")
 
 
 def _cgroups() -> tuple[str, tuple[str, ...]]:

@@ -24,9 +24,11 @@ from controlplane.client.config import ClientConfig
 from controlplane.client.rest import Client, Unreachable
 from controlplane.hosts import membership
 from controlplane.machinery import files, objects
+from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import ApiError, Finding, Forbidden, NotFound, Unauthorized
 from controlplane.machinery.paths import Paths
 from controlplane.machinery.resources import named
+from controlplane.pki import leaves
 from controlplane.pki.authority import Pair
 from netsetup.ledger import Ledger
 
@@ -63,8 +65,13 @@ def server_of(text: str) -> str:
     return f"https://{host}:{url.port or 6443}"
 
 
-async def join(args: argparse.Namespace) -> Joined:
-    """The node's settings and credentials. Raises Finding."""
+def believed(paths: Paths) -> bool:
+    """Whether this node has a certificate of its own that still holds; without one, only a token helps."""
+    return leaves.end(files.read(paths.pki / "node.crt") or b"") > SYSTEM.now()
+
+
+async def join(args: argparse.Namespace, kept: Settings | None = None) -> Joined:
+    """The node's settings and credentials; one that was a node before keeps its name. Raises Finding."""
     from controlplane.hosts import commands
     server = asked(args).server
     ca = await _authority(server, args.ca_cert_hash)
@@ -73,7 +80,7 @@ async def join(args: argparse.Namespace) -> Joined:
         address = route_to(server)
         base = commands.node_settings(args, address)
         known = {k: v for k, v in info.items() if k in SHARED}
-        made = Settings(base.node_name, base.node_ip, runtime=base.runtime, server=server, **known)
+        made = kept or Settings(base.node_name, base.node_ip, runtime=base.runtime, server=server, **known)
         identity, *others = certificates.of_node(made.node_name, made.node_ip)
         pairs = [(identity, await certificates.obtain(client, identity))]
     config = ClientConfig(server, ca=ca, certificate=pairs[0][1].certificate, key=pairs[0][1].key)

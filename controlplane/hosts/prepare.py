@@ -37,7 +37,8 @@ def prepare(layout: Layout, services: Services, say: Say = print) -> Settings:
     now = kept
     if kept.node_ip not in preflight.addresses(kept.family):
         now = replace(kept, node_ip=preflight.node_ip("", kept.family))
-        say(f"the address changed from {kept.node_ip} to {now.node_ip}")
+        say(f"the address changed from {kept.node_ip} to {now.node_ip}" + (
+            "" if kept.server else f"; agents that know the old one are told: pelamis prepare --server {now.url}"))
     prepared = node.prepare(layout.paths, now, Ledger(layout.paths.ledger))
     if now != kept:
         settings.save(layout.settings, now)

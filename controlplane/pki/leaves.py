@@ -88,6 +88,14 @@ def fault(leaf: Leaf, stored: Pair | None, ca: x509.Certificate, now: float) -> 
     return "" if _usages(certificate) == set(leaf.usages) else "has other usages"
 
 
+def end(pem: bytes) -> float:
+    """Wall seconds from which on nobody believes a certificate; 0 for what is none."""
+    try:
+        return x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+    except ValueError:
+        return 0.0
+
+
 def renewal_time(pem: bytes) -> float:
     """Wall seconds at which a certificate should be issued again."""
     return _renewal(x509.load_pem_x509_certificate(pem))

@@ -39,11 +39,23 @@ from pathlib import Path
 from controlplane.client import certificates
 from controlplane.machinery.clock import FakeClock, SYSTEM
 from controlplane.pki.authority import Authority
-authority = Authority.load(Path("/etc/pelamis/pki"), FakeClock(SYSTEM.now() - 300 * 86400))
+authority = Authority.load(Path("/etc/pelamis/pki"), FakeClock(SYSTEM.now() - float(sys.argv[3]) * 86400))
 for wanted in certificates.of_node(sys.argv[1], sys.argv[2]):
     pair = authority.issue(wanted.common_name, wanted.organizations, [wanted.usages[1].split()[0]], wanted.sans)
     Path("/root/late", wanted.file + ".crt").write_bytes(pair.certificate)
     Path("/root/late", wanted.file + ".key").write_bytes(pair.key)
+"""
+TAKE = """
+from pathlib import Path
+from controlplane.cli import settings
+from controlplane.client import certificates
+from controlplane.machinery.paths import Paths
+from controlplane.pki.authority import Pair
+paths = Paths()
+kept = settings.load(paths.etc / "node.json")
+for wanted in certificates.of_node(kept.node_name, kept.node_ip):
+    pair = Pair(*(Path("/root/late", f"{wanted.file}.{end}").read_bytes() for end in ("crt", "key")))
+    certificates.store(paths, kept.server, (paths.pki / "ca.crt").read_bytes(), wanted, pair)
 """
 OLD = """
 from pathlib import Path
@@ -150,12 +162,22 @@ def requests(lab: Lab) -> int:
     return lab.kubectl("get", "csr", "--no-headers").count("Approved,Issued")
 
 
+def python(machine: Machine, program: str, *arguments: str) -> None:
+    machine.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", program, *arguments)
+
+
+def aged(lab: Lab, machine: Machine, days: int, folder: str) -> None:
+    """Put certificates of a node that were issued `days` ago into a folder of it."""
+    for host in (lab.server, machine):
+        (host.root / "root/late").mkdir(exist_ok=True)
+    python(lab.server, LATE, machine.name, machine.address, str(days))
+    for file in (lab.server.root / "root/late").iterdir():
+        (machine.root / folder / file.name).write_bytes(file.read_bytes())
+
+
 def test_certificates_are_renewed_while_the_agent_runs(lab: Lab) -> None:
-    server, agent = lab.server, lab.agents[0]
-    (server.root / "root/late").mkdir(exist_ok=True)
-    server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", LATE, agent.name, agent.address)
-    for file in (server.root / "root/late").iterdir():
-        (agent.root / "etc/pelamis/pki" / file.name).write_bytes(file.read_bytes())
+    agent = lab.agents[0]
+    aged(lab, agent, 300, "etc/pelamis/pki")
     old = (agent.root / "etc/pelamis/pki/kubelet.crt").read_bytes()
     before, issued = pods(lab), requests(lab)
     agent.run("systemctl", "restart", "pelamis-agent")
@@ -173,9 +195,25 @@ def test_certificates_are_renewed_while_the_agent_runs(lab: Lab) -> None:
     assert pods(lab) == before, "no container was restarted"
 
 
+def test_a_node_that_was_off_for_longer_than_its_certificates_last(lab: Lab) -> None:
+    """Nobody believes it any more; it is told the way, and joins again as the node it was."""
+    machine, before = lab.agents[1], pods(lab)
+    machine.run("systemctl", "stop", "pelamis-agent")
+    aged(lab, machine, 400, "root/late")
+    python(machine, TAKE)
+    machine.run("systemctl", "start", "--no-block", "pelamis-agent")
+    told = machine.run("pelamis", "doctor", check=False).stdout
+    assert "pki/node.crt ended 35 days ago" in told and "on the server: pelamis token create" in told, told
+    renewal = machine.run("pelamis", "certs", "renew", check=False)
+    assert renewal.returncode == 1 and "pelamis token create" in renewal.stderr, renewal
+    machine.pelamis(*lab.server.pelamis("token", "create").stdout.split()[1:])
+    eventually(lambda: lab.ready() and answers(lab))
+    assert pods(lab) == before
+
+
 def test_the_servers_certificates_are_renewed_beside_the_authority(lab: Lab) -> None:
     server, before, running = lab.server, pods(lab), processes(lab.server)
-    server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", OLD)
+    python(server, OLD)
     (server.root / "root/kept.py").write_text(KEPT)
     with subprocess.Popen(server.enter("/root/venv/bin/python", "/root/kept.py"), stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as open_all_the_time:
@@ -200,6 +238,22 @@ def test_every_service_may_be_killed(lab: Lab) -> None:
         machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "pelamis-*.service")
     eventually(lambda: lab.ready() and answers(lab), seconds=120)
     assert pods(lab) == before
+
+
+def test_a_process_that_hangs_is_started_anew(lab: Lab) -> None:
+    """By its unit's watchdog, which a person has told to wait seconds instead of a minute."""
+    server, folder = lab.server, "/etc/systemd/system/pelamis-controllers.service.d"
+    anew = "systemctl daemon-reload; systemctl restart pelamis-controllers"
+    server.run("sh", "-ec", f"mkdir {folder}; printf '[Service]\\nWatchdogSec=5\\n' > {folder}/override.conf; {anew}")
+    try:
+        hangs = processes(server)
+        server.run("systemctl", "kill", "--signal=STOP", "--kill-who=main", "pelamis-controllers")
+        eventually(lambda: "watchdog" in server.run("journalctl", "--no-pager", "-b", "-u", "pelamis-controllers",
+                                                    "-t", "systemd").stdout.lower())
+        eventually(lambda: processes(server)["controllers"] not in ("0", hangs["controllers"]))
+    finally:
+        server.run("sh", "-ec", f"rm -r {folder}; {anew}")
+    assert {**processes(server), "controllers": ""} == {**hangs, "controllers": ""}
 
 
 def another(lab: Lab, name: str, number: str, broken: bool = False) -> str:
@@ -343,6 +397,8 @@ def test_a_server_with_another_address_and_host_names_that_change(lab: Lab) -> N
         move(server, was, now)
         server.run("systemctl", "start", "pelamis-prepare")
         eventually(lambda now=now: f"https://{now}:6443" in lab.kubectl("cluster-info"))  # type: ignore[misc]
+        told = lab.agents[0].run("pelamis", "doctor", check=False).stdout
+        assert f"curl -k https://{was}:6443/readyz; if its address changed: pelamis prepare --server" in told, told
         for agent in lab.agents:
             lost = agent.run("pelamis", "prepare", "--server", f"https://{agent.address}:6443", check=False)
             assert lost.returncode == 1 and "cannot be reached" in lost.stderr, lost.stderr

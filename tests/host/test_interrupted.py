@@ -81,7 +81,7 @@ def kept_data(machine: Machine, stride: int) -> int:
     """Kill resets of a host with a persistent volume and a file of the user's until one gets through; how often."""
     kept = [machine.root / name for name in ("var/lib/pelamis/volumes/pvc-1/precious", "etc/pelamis/certs.d/lab")]
     for file in kept:
-        file.parent.mkdir(parents=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("data")
     times = sweep(machine, stride, "reset")
     for folder in ("etc/pelamis", "var/lib/pelamis"):

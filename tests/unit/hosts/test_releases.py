@@ -9,6 +9,7 @@ import pytest
 from agent.dns import upstreams
 from agent.kubelet.cri import containerd
 from controlplane.cli import packages
+from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
 DOCS = Path(__file__).resolve().parents[3] / "docs/hosts.md"
@@ -54,3 +55,19 @@ def test_every_python_told_of_may_run_it():
     least = re.search(r'requires-python = ">=(\d+)\.(\d+)"', (DOCS.parents[1] / "pyproject.toml").read_text())
     for version in told("Python").values():
         assert tuple(map(int, version.split("."))) >= (int(least[1]), int(least[2]))
+
+
+@pytest.mark.parametrize(("said", "reached"), [
+    ("Ign:1 http://a b InRelease\nErr:1 http://a b InRelease\n  Temporary failure resolving 'a'\n", False),
+    ("Err:1 http://gone x InRelease\n  404\nHit:2 http://a b InRelease\nReading package lists...\n", True),
+    ("Reading package lists...\n", True)])
+def test_a_mirror_that_nobody_reaches(tmp_path, monkeypatch, said, reached):
+    """One of several that is gone is no obstacle; none at all is told at once, not once for each package."""
+    (tmp_path / "apt-get").write_text(f"#!/bin/sh\ncat <<'END'\n{said}END\n")
+    (tmp_path / "apt-get").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if reached:
+        packages.refresh()
+    else:
+        with pytest.raises(Finding, match="Temporary failure resolving 'a'"):
+            packages.refresh()
