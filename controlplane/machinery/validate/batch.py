@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from controlplane.machinery import cron, names, selectors
+from controlplane.machinery import cron, names, objects, selectors
 from controlplane.machinery.errors import (
     IMMUTABLE,
     ApiError,
@@ -230,12 +230,27 @@ def job_changes(new: Object, old: Object) -> list[Cause]:
         elif after["completions"] != after.get("parallelism"):
             found.append(invalid("spec.completions", after["completions"],
                                  "can only be modified in tandem with spec.parallelism"))
-    waiting = before.get("suspend") and not (old.get("status") or {}).get("startTime")
-    template = after.get("template") or {}
-    if (pods.unscheduled(template) if waiting else template) != (
-            pods.unscheduled(before.get("template") or {}) if waiting else before.get("template") or {}):
+    template, fixed = after.get("template") or {}, _pending if _idle(old) else dict
+    if fixed(template) != fixed(before.get("template") or {}):
         found.append(invalid("spec.template", template, IMMUTABLE))
     return found
+
+
+def _idle(job: Object) -> bool:
+    """Whether it is suspended and has no pods, now that it never had any or was told to be without."""
+    status = job.get("status") or {}
+    return bool((job.get("spec") or {}).get("suspend")) and not status.get("active") and (
+        not status.get("startTime") or objects.holds(job, "Suspended"))
+
+
+def _pending(template: Object) -> Object:
+    """A template without what may change while no pod is made of it: where pods go, and what they ask for."""
+    made = pods.unscheduled(template)
+    for field in ("containers", "initContainers"):
+        made["spec"][field] = [{**one, "resources": {
+            name: value for name, value in (one.get("resources") or {}).items() if name not in ("requests", "limits")}}
+            for one in made["spec"].get(field) or ()]
+    return made
 
 
 def cron_job(obj: Object) -> list[Cause]:

@@ -205,8 +205,10 @@ def test_deadline_and_suspension():
     assert w.wake == 60
     w.job["spec"]["suspend"] = True
     assert w.step() == ["drop p0", "Suspended: Job suspended"] and w.counts() == (0, 0, 0)
+    assert "startTime" not in w.status
+    w.now += 100
     w.job["spec"]["suspend"] = False
-    assert w.step() == ["create p1", "Resumed: Job resumed"]
+    assert w.step() == ["create p1", "Resumed: Job resumed"] and w.status["startTime"] == rfc3339(w.now)
     w.now += 60
     assert w.step() == ["delete p1", "DeadlineExceeded: Job was active longer than specified deadline"]
 

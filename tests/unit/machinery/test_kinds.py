@@ -232,7 +232,7 @@ def test_what_an_update_may_not_do(name, path, value, want):
     assert len(found) == 1 and found[0].startswith(want)
 
 
-def test_a_suspended_job_may_still_choose_its_nodes_and_a_bound_claim_may_grow():
+def test_a_suspended_job_may_choose_its_nodes_and_size_and_a_bound_claim_may_grow():
     def choose(obj):
         obj["spec"]["template"]["spec"]["nodeSelector"] = {"disk": "ssd"}
     assert refusals("jobs.batch", choose)
@@ -241,6 +241,16 @@ def test_a_suspended_job_may_still_choose_its_nodes_and_a_bound_claim_may_grow()
     choose(new)
     plan = strategy.of(named("jobs.batch"))
     assert plan.validate_update(new, old) == []
+    new["spec"]["template"]["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "4"}, "limits": {"cpu": "8"}}
+    old["status"] = {"startTime": "2026-01-01T00:00:00Z"}
+    assert plan.validate_update(new, old), "it runs, and nobody has stopped it yet"
+    old["status"]["conditions"] = [{"type": "Suspended", "status": "True"}]
+    assert plan.validate_update(new, old) == []
+    old["status"]["active"] = 1
+    assert plan.validate_update(new, old), "a pod of the old template still runs"
+    old["status"] = {}
+    new["spec"]["template"]["spec"]["containers"][0]["image"] = "another"
+    assert plan.validate_update(new, old)
     claim = made("persistentvolumeclaims")
     grown = objects.deep_copy(claim)
     grown["spec"]["resources"]["requests"]["storage"] = "2Gi"

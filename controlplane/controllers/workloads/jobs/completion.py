@@ -62,7 +62,9 @@ def plan(job: Obj, pods: list[Obj], now: float, stamp: str) -> Plan:
     result = Plan(status=objects.deep_copy(job.get("status") or {}))
     status = result.status
     status.setdefault("conditions", [])
-    if not status.get("startTime") and not suspended(job) and not objects.deleting(job):
+    if suspended(job):
+        status.pop("startTime", None)  # the deadline does not run, and begins anew
+    elif not status.get("startTime") and not objects.deleting(job):
         status["startTime"] = stamp
     verdict = _standing(job)
     if verdict is None and not objects.deleting(job):
@@ -132,8 +134,6 @@ def _suspension(job: Obj, result: Plan, stamp: str) -> None:
     status["conditions"].append({"type": "Suspended", "status": str(now), "lastProbeTime": stamp,
                                  "lastTransitionTime": stamp, "reason": reason, "message": message})
     result.events.append(("Normal", event, message))
-    if not now:
-        status["startTime"] = stamp  # the deadline does not run while suspended
 
 
 # --- the verdict -------------------------------------------------------------------------------------------------
