@@ -46,7 +46,7 @@ class Responder:
         limit = 65535 if stream else 0
         ready = self._finished.get((data[2:], limit))
         if ready is not None:
-            self._count(data, stream, ready)
+            self._count(stream, ready)
             return data[:2] + ready
         try:
             asked = wire.question(data)
@@ -100,7 +100,7 @@ class Responder:
         self.responses[RCODES.get(reply[3] & 15, "other")] += 1
         return reply
 
-    def _count(self, data: bytes, stream: bool, ready: bytes) -> None:
+    def _count(self, stream: bool, ready: bytes) -> None:
         self.requests["tcp" if stream else "udp", "cached"] += 1
         self.responses[RCODES.get(ready[1] & 15, "other")] += 1
 

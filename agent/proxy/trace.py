@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ipaddress
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 Trail = list[tuple[str, str, str]]  # chain, rule, what it did to the packet
@@ -53,50 +54,56 @@ def parse(text: str) -> Tables:
     return tables
 
 
+def _within(address: str, network: str) -> bool:
+    return ipaddress.ip_address(address) in ipaddress.ip_network(network)
+
+
+def _in_span(port: int, span: str) -> bool:
+    first, _, last = span.partition(":")
+    return int(first) <= port <= int(last or first)
+
+
+def _is_marked(mark: int, wanted: str) -> bool:
+    value, mask = (int(part, 16) for part in wanted.split("/"))
+    return mark & mask == value
+
+
+_QUESTIONS: dict[str, Callable[[Packet, str], bool]] = {
+    "-s": lambda packet, network: _within(packet.src, network),
+    "-d": lambda packet, network: _within(packet.dst, network),
+    "-p": lambda packet, protocol: packet.protocol == protocol,
+    "--dport": lambda packet, span: _in_span(packet.dport, span),
+    "--dst-type": lambda packet, _: packet.to_node,
+    "--src-type": lambda packet, _: packet.from_node,
+    "--mark": lambda packet, wanted: _is_marked(packet.mark, wanted),
+    "--ctstate": lambda packet, states: bool({"NEW", *(["DNAT"] if packet.natted else [])} & set(states.split(","))),
+}
+_WITH_VALUE = ("-m", "--comment", "--name", "--nfacct-name", "--mode", "--probability", "--seconds", "--mask")
+_ALONE = ("--set", "--reap", "--rsource", "--random-fully")
+_UNSEEN = "--rcheck"  # asks for a client that was there before: the tracer's never was
+
+
 def _matches(tokens: list[str], packet: Packet) -> tuple[bool, bool, int]:
     """(matches, by chance, where the target begins)"""
-    negate = chance = False
-    at = 0
-    while at < len(tokens):
-        token = tokens[at]
+    chance, negate, rest = "--probability" in tokens, False, iter(enumerate(tokens))
+    for at, token in rest:
         if token in ("-j", "-g"):
             return True, chance, at
-        at += 1
-        if token == "!":
-            negate = True
+        if token == _UNSEEN:
+            break
+        if token == "!" or token in _ALONE:
+            negate = token == "!"
             continue
-        value = tokens[at] if at < len(tokens) else ""
-        fine: bool | None = None
-        if token in ("-s", "-d"):
-            fine = ipaddress.ip_address(packet.src if token == "-s" else packet.dst) in ipaddress.ip_network(value)
-        elif token == "-p":
-            fine = packet.protocol == value
-        elif token == "--dport":
-            first, _, last = value.partition(":")
-            fine = int(first) <= packet.dport <= int(last or first)
-        elif token == "--dst-type":
-            fine = packet.to_node
-        elif token == "--src-type":
-            fine = packet.from_node
-        elif token == "--mark":
-            wanted, mask = (int(x, 16) for x in value.split("/"))
-            fine = packet.mark & mask == wanted
-        elif token == "--ctstate":
-            fine = bool({"NEW", *(["DNAT"] if packet.natted else [])} & set(value.split(",")))
-        elif token == "--rcheck":
-            fine = False  # a client not seen before
-            at -= 1
-        elif token == "--probability":
-            chance = True
-        elif token in ("--set", "--reap", "--rsource", "--random-fully"):
-            at -= 1
-        elif token not in ("-m", "--comment", "--name", "--nfacct-name", "--mode", "--seconds", "--mask"):
+        _, value = next(rest, (at, ""))
+        if token in _QUESTIONS:
+            if _QUESTIONS[token](packet, value) == negate:
+                break
+            negate = False
+        elif token not in _WITH_VALUE:
             raise UnknownMatchError(f"{token} in {' '.join(tokens)}")
-        at += 1
-        if fine is not None and fine == negate:
-            return False, chance, len(tokens)
-        negate = False
-    return True, chance, len(tokens)
+    else:
+        return True, chance, len(tokens)
+    return False, chance, len(tokens)
 
 
 def walk(chains: dict[str, list[list[str]]], chain: str, packets: set[Packet],
@@ -115,29 +122,32 @@ def walk(chains: dict[str, list[list[str]]], chain: str, packets: set[Packet],
                 trail.append((chain, " ".join(tokens), "not understood, passed over"))
             if not matches or chance:
                 on.add(packet)
-            if not matches:
-                continue
-            target, *options = tokens[at + 1:] or [""]
-            if trail is not None:
-                trail.append((chain, shlex.join(tokens), "by chance" if chance else ""))
-            if target == "MARK":
-                value, mask = (int(x, 16) for x in options[1].split("/"))
-                on.add(replace(packet, mark=(packet.mark & ~mask) ^ value))
-            elif target == "RETURN":
-                verdicts.add(("RETURN", packet))
-            elif target in chains:
-                back, ended = walk(chains, target, {packet}, trail)
+            if matches:
+                if trail is not None:
+                    trail.append((chain, shlex.join(tokens), "by chance" if chance else ""))
+                back, ended = _sent(chains, tokens[at + 1:], packet, trail)
                 on |= back
-                on |= {p for v, p in ended if v == "RETURN"}
-                verdicts |= {(v, p) for v, p in ended if v != "RETURN"}
-            elif target == "DNAT":
-                verdicts.add(("DNAT", replace(packet, natted=options[1])))
-            elif target:
-                verdicts.add((target, packet))
-            else:
-                on.add(packet)
+                verdicts |= ended
         packets = on
     return packets, verdicts
+
+
+def _sent(chains: dict[str, list[list[str]]], to: list[str], packet: Packet,
+          trail: Trail | None) -> tuple[set[Packet], set[tuple[str, Packet]]]:
+    """As `walk`, of what a rule's target makes of a packet. `to`: the target and its options."""
+    target, *options = to or [""]
+    if not target:
+        return {packet}, set()
+    if target == "MARK":
+        value, mask = (int(part, 16) for part in options[1].split("/"))
+        return {replace(packet, mark=(packet.mark & ~mask) ^ value)}, set()
+    if target == "DNAT":
+        return set(), {("DNAT", replace(packet, natted=options[1]))}
+    if target in chains:
+        back, ended = walk(chains, target, {packet}, trail)
+        returned = {(verdict, one) for verdict, one in ended if verdict == "RETURN"}
+        return back | {one for _, one in returned}, ended - returned
+    return set(), {(target, packet)}
 
 
 def outcomes(tables: Tables, packet: Packet, trail: Trail | None = None) -> set[str]:
