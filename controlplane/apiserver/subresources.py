@@ -250,8 +250,9 @@ def bound(pod: Object, binding: Object, node: str, now: str) -> Object:
     for field in ("annotations", "labels"):
         if given.get(field):
             new["metadata"][field] = {**(metadata.get(field) or {}), **given[field]}
-    conditions: list[Any] = new.setdefault("status", {}).setdefault("conditions", [])
-    objects.set_condition(conditions, "PodScheduled", "True", "", "", now)
+    status = new.setdefault("status", {})
+    status.pop("nominatedNodeName", None)  # what it was promised it has, there or elsewhere
+    objects.set_condition(status.setdefault("conditions", []), "PodScheduled", "True", "", "", now)
     return new
 
 

@@ -39,10 +39,12 @@ def test_both_forms_of_binding_bind_once():
             await account(api)
             for name in ("p", "q"):
                 await api.made(PODS, pod(name))
+            promise = {"status": {"nominatedNodeName": "n9"}}
+            assert (await api.call("PATCH", PODS + "/p/status", promise, "application/merge-patch+json"))[0] == 200
             binding = {"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}}
             assert (await api.call("POST", PODS + "/p/binding", binding))[0] == 201
             _, bound = await api.call("GET", PODS + "/p")
-            assert bound["spec"]["nodeName"] == "n1"
+            assert bound["spec"]["nodeName"] == "n1" and "nominatedNodeName" not in bound["status"]
             assert {c["type"]: c["status"] for c in bound["status"]["conditions"]}["PodScheduled"] == "True"
             status, error = await api.call("POST", PODS + "/p/binding", binding)
             assert status == 409 and 'pod p is already assigned to node "n1"' in error["message"]
