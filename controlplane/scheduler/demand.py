@@ -68,18 +68,30 @@ class Demand:
     claims: tuple[str, ...] = ()  # `namespace/name` of the volume claims it uses
 
 
-def _requests(container: Mapping[str, Any], granted: Mapping[str, Amounts]) -> Amounts:
-    resources = container.get("resources") or {}
-    asked = amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
-    if granted:
-        _raise_to(asked, granted.get(container.get("name", ""), {}))
-    return asked
+@dataclass(frozen=True, slots=True)
+class _Granted:
+    """What the node grants each container by name. While one shrinks, room is free only when it has been given back;
+    one that cannot grow on this node (`stuck`) goes on with what it has."""
+
+    amounts: Mapping[str, Amounts]
+    stuck: bool
+
+    def requests(self, container: Mapping[str, Any]) -> Amounts:
+        has = self.amounts.get(container.get("name", ""))
+        if has is not None and self.stuck:
+            return dict(has)
+        resources = container.get("resources") or {}
+        asked = amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
+        _raise_to(asked, has or {})
+        return asked
 
 
-def _granted(pod: Mapping[str, Any]) -> dict[str, Amounts]:
-    """What the node still grants each container while it shrinks: room is free only when it has been given back."""
-    statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    return {s["name"]: amounts(s["allocatedResources"]) for s in statuses if s.get("allocatedResources")}
+def _granted(pod: Mapping[str, Any]) -> _Granted:
+    status = pod.get("status") or {}
+    found = {one["name"]: amounts(one["allocatedResources"]) for field in ("containerStatuses", "initContainerStatuses")
+             for one in status.get(field) or () if one.get("allocatedResources")}
+    return _Granted(found, any((one.get("type"), one.get("reason")) == ("PodResizePending", "Infeasible")
+                               for one in status.get("conditions") or ()))
 
 
 def _ports(containers: Iterable[Mapping[str, Any]]) -> tuple[HostPort, ...]:
@@ -87,17 +99,17 @@ def _ports(containers: Iterable[Mapping[str, Any]]) -> tuple[HostPort, ...]:
                  for c in containers for p in c.get("ports") or () if p.get("hostPort"))
 
 
-def _worst(spec: Mapping[str, Any], granted: Mapping[str, Amounts], least: Mapping[str, int]) -> Amounts:
+def _worst(spec: Mapping[str, Any], granted: _Granted, least: Mapping[str, int]) -> Amounts:
     """The most the pod needs at once: its containers together, or an init container beside the sidecars that started
     before it; plus overhead. Pod-level requests, where given, stand in for the sum. `least`: what an absent request
     counts as."""
     total: Amounts = {}
     for container in spec.get("containers") or ():
-        add(total, {**least, **_requests(container, granted)})
+        add(total, {**least, **granted.requests(container)})
     sidecars: Amounts = {}
     worst: Amounts = {}
     for container in spec.get("initContainers") or ():
-        asked = {**least, **_requests(container, granted)}
+        asked = {**least, **granted.requests(container)}
         if container.get("restartPolicy") == "Always":
             add(sidecars, asked)
             add(total, asked)

@@ -77,8 +77,9 @@ def ask(pod: dict[str, Any], family: LabelSelector | None = None,
     required = affinity.get(terms.REQUIRED)
     wanted = demand.of(pod)
     labels = objects.labels(pod)
-    images = tuple(sorted(c.get("image", "") for field in ("containers", "initContainers")
-                          for c in spec.get(field) or ()))
+    images = tuple(sorted([c.get("image", "") for field in ("containers", "initContainers")
+                           for c in spec.get(field) or ()]
+                          + [v["image"].get("reference", "") for v in spec.get("volumes") or () if v.get("image")]))
     hard, soft = terms.spreads(pod, "DoNotSchedule"), terms.spreads(pod, "ScheduleAnyway")
     if family is not None and not spec.get("topologySpreadConstraints"):
         hard, soft = (terms.default_spreads([one for one in defaults if one.hard == wanted_hard], family, labels)

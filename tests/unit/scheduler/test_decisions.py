@@ -49,6 +49,23 @@ def test_limits_stand_in_for_missing_requests():
     assert demand.of(wanted).requests == {"memory": 1 << 30}
 
 
+def test_a_resized_pod_counts_as_what_it_asks_and_still_has():
+    resized = pod("a", cpu="2", initContainers=[
+        {"name": "side", "restartPolicy": "Always", "resources": {"requests": {"cpu": "1"}}}])
+    resized["status"] = {"containerStatuses": [{"name": "c", "allocatedResources": {"cpu": "1"}}],
+                         "initContainerStatuses": [{"name": "side", "allocatedResources": {"cpu": "3"}}]}
+    assert demand.of(resized).requests == {"cpu": 2000 + 3000}, "one grows, the other has not shrunk yet"
+    resized["status"]["conditions"] = [{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]
+    assert demand.of(resized).requests == {"cpu": 1000 + 3000}, "it cannot grow here"
+
+
+def test_a_node_that_has_the_images_of_volumes_is_preferred():
+    nodes = [node("a"), node("b")]
+    nodes[1]["status"]["images"] = [{"names": ["models:v1"], "sizeBytes": 900 << 20}]
+    assert decide(pod("p"), *nodes).node == "a"
+    assert decide(pod("p", volumes=[{"name": "m", "image": {"reference": "models:v1"}}]), *nodes).node == "b"
+
+
 @pytest.mark.parametrize("wanted, at, why", [
     (pod("a", cpu="4"), node("n"), "0/1 nodes are available: 1 Insufficient cpu."),
     (pod("a", cpu="4", memory="8Gi"), node("n"), "0/1 nodes are available: 1 Insufficient cpu, 1 Insufficient memory."),
