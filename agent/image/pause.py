@@ -14,8 +14,8 @@ from agent.image.layer import Layer
 from controlplane.machinery.errors import Finding
 
 NAME = "pelamis.local/pause:1"
-# What the runtimes' own profile forbids, by name. That one allows some 400 calls and forbids the rest: to compile it takes
-# the runtime a third of all a pause container costs. This list, for a program of three calls, costs next to nothing.
+# What the runtimes' own profile forbids, by name. That one allows some 400 calls and forbids the rest: to compile it
+# takes the runtime a third of all a pause container costs. This list, for a program of three calls, costs little.
 FORBIDDEN = (
     "_sysctl", "acct", "add_key", "bpf", "clock_adjtime", "clock_settime", "create_module", "delete_module",
     "finit_module", "fsconfig", "fsmount", "fsopen", "fspick", "get_kernel_syms", "get_mempolicy", "init_module",
