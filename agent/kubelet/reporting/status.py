@@ -258,6 +258,15 @@ def _ready(pod: dict[str, Any], containers: tuple[str, str, str],
     return ("Ready", "True", "", "")
 
 
+def urgent(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether somebody may wait for what is new: the pod's phase, or that a container began, ended or is ready."""
+    def told(status: dict[str, Any]) -> list[Any]:
+        entries = [(key, e["name"], e.get("ready"), *e["state"]) for _, key in GROUPS for e in status.get(key) or ()
+                   if e.get("ready") or not {"waiting"}.issuperset(e["state"])]
+        return [status.get("phase") or "Pending", entries]
+    return told(old) != told(new)
+
+
 # --- the patch -------------------------------------------------------------------------------------------------------
 
 MERGED = {"podIPs": "ip", "hostIPs": "ip", "conditions": "type"}  # lists the strategic patch merges by this key

@@ -1,23 +1,26 @@
 """Brings one pod's status to the API: the newest wins, one patch in flight, repeated while the API is away.
 
-Owns what the API is known to have. Promises that the last status offered arrives, that nothing is sent when nothing
-changed, and that `settled` returns only when the API has the newest. Called by `worker`.
+Owns what the API is known to have. Promises that the last status offered arrives, at once when a container has begun
+or ended, that nothing is sent when nothing changed, and that `settled` returns only when the API has the newest. Called
+by `worker`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from agent.kubelet.reporting.status import patch
+from agent.kubelet.reporting.status import patch, urgent
 from controlplane.client.rest import Client
 from controlplane.machinery.clock import Clock
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
 from controlplane.machinery.resources import named
 
 log = logging.getLogger(__name__)
+LINGER_SECONDS = 0.3  # a status that tells of preparations only may be overtaken by that of the running pod
 RETRY_FIRST, RETRY_LIMIT = 0.2, 10.0  # seconds between attempts while the API is away
 ANOTHER_POD = "UID in precondition"  # the conflict of a patch for a pod whose name another one has now
 PODS = named("pods")
@@ -31,7 +34,7 @@ class StatusWriter:
         self.known: dict[str, Any] = {}
         self._revision = -1
         self._wanted: dict[str, Any] | None = None
-        self._idle = asyncio.Event()
+        self._idle, self._haste = asyncio.Event(), asyncio.Event()
         self._idle.set()
         self._lost = False
         self.learn(pod)
@@ -55,17 +58,23 @@ class StatusWriter:
     def offer(self, status: dict[str, Any]) -> None:
         """This is the status now."""
         self._wanted = status
+        if urgent(self.known, status):
+            self._haste.set()
         if self._idle.is_set() and not self._lost and patch(self._meta["uid"], self.known, status) is not None:
             self._idle.clear()
             self._spawn(self._send(), "status")
 
     async def settled(self) -> None:
         """Wait until the API has what was offered, or the pod is gone."""
+        self._haste.set()
         await self._idle.wait()
 
     async def _send(self) -> None:
         delay = RETRY_FIRST
         try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    await self._haste.wait()
             while self._wanted is not None:
                 sent = self._wanted
                 body = patch(self._meta["uid"], self.known, sent)
@@ -90,4 +99,5 @@ class StatusWriter:
                 if self._wanted is sent:
                     return  # what differs now was not accepted; sending it again would not help
         finally:
+            self._haste.clear()
             self._idle.set()

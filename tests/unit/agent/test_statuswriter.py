@@ -2,6 +2,8 @@
 
 import asyncio
 
+from agent.kubelet.reporting import statuswriter
+from agent.kubelet.reporting.status import urgent
 from agent.kubelet.reporting.statuswriter import StatusWriter
 from controlplane.machinery.clock import FakeClock
 
@@ -18,6 +20,33 @@ class Api:
         self.arrived.set()
         await self.go.wait()
         return {"metadata": {"resourceVersion": str(10 + len(self.statuses))}, "status": dict(body["status"])}
+
+
+def test_preparations_wait_for_the_running_pod_and_nothing_else_waits(monkeypatch):
+    monkeypatch.setattr(statuswriter, "LINGER_SECONDS", 60.0)
+
+    def status(state, phase="Pending", **more):
+        return {"phase": phase, "containerStatuses": [{"name": "c", "ready": False, "state": {state: {}}}], **more}
+    assert not urgent({}, status("waiting")) and not urgent(status("waiting"), status("waiting", podIP="10.0.0.1"))
+    assert urgent(status("waiting"), status("running")) and urgent(status("running"), status("terminated"))
+    assert urgent(status("running"), status("running", "Running"))
+
+    async def main():
+        api = Api()
+        api.go.set()
+        async with asyncio.TaskGroup() as group:
+            pod = {"metadata": {"name": "p", "namespace": "d", "uid": "u", "resourceVersion": "1"}}
+            writer = StatusWriter(api, FakeClock(), pod, lambda work, name: group.create_task(work, name=name))
+            writer.offer(status("waiting"))
+            await asyncio.sleep(0)
+            writer.offer(status("waiting", podIP="10.0.0.1"))
+            await asyncio.sleep(0)
+            assert not api.statuses
+            writer.offer(status("running", "Running", podIP="10.0.0.1"))
+            async with asyncio.timeout(5):
+                await api.arrived.wait()
+        assert [s["phase"] for s in api.statuses] == ["Running"]
+    asyncio.run(main())
 
 
 def test_a_status_offered_meanwhile_is_sent_too():
