@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 import platform
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 from controlplane.cli import preflight
@@ -71,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
         if text:
             say(f"\n{area}: {' '.join((module.__doc__ or '').partition(chr(10) * 2)[0].split())}")
         try:
-            figures = module.measure(args)
+            with redirect_stdout(sys.stdout if text else sys.stderr):  # some areas draw what they see
+                figures = module.measure(args)
         except Finding as finding:
             if args.areas:
                 raise

@@ -36,7 +36,7 @@ def register(commands: argparse._SubParsersAction) -> None:
 
 def command(args: argparse.Namespace) -> list[str]:
     """The process of one simulation: its own, for its clock and its order of sets are not ours."""
-    made = [sys.executable, "-m", "tests.simulation.run", "--seed", str(args.seed), "--nodes", str(args.nodes),
+    made = [sys.executable, "-P", "-m", "tests.simulation.run", "--seed", str(args.seed), "--nodes", str(args.nodes),
             "--hours", f"{args.hours:g}"]
     for name in args.filename:
         if not Path(name).is_file():

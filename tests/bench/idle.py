@@ -9,8 +9,8 @@ from time import monotonic
 
 import psutil
 
-from controlplane.cli import control
 from controlplane.client import config, rest
+from controlplane.hosts import running
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from tests.bench.pods import TOGETHER, clear, have_image, space, start
@@ -20,7 +20,7 @@ NOT_OURS = ("containerd",)  # the same under every Kubernetes; shown, not counte
 
 
 def processes(paths: Paths) -> dict[str, int]:
-    rows = control.status(paths)
+    rows = running.processes(paths)
     if rows is None:
         raise Finding("no cluster runs here to measure", fix="./pelamis up --demo")
     found = {r["name"]: r["pid"] for r in rows if r["pid"]}

@@ -1,7 +1,9 @@
 """What the command says to lines that mean nothing, to whoever is not root, and to whoever asks for help."""
 
+import hashlib
 import json
 import os
+import subprocess
 import sys
 
 import pytest
@@ -68,6 +70,19 @@ def test_whoever_is_not_root_is_told_the_line_for_root(capsys, monkeypatch, tmp_
 
 def refused(args):
     raise PermissionError(13, "Permission denied", "/etc/secret")
+
+
+def test_what_lies_in_the_folder_of_the_caller_is_not_taken_for_ours(tmp_path):
+    venv, project = tmp_path / "venv", preflight.CHECKOUT / "pyproject.toml"
+    for name, text in (("venv/bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n'),
+                       ("venv/.installed-base", f"{hashlib.sha256(project.read_bytes()).hexdigest()}  {project}"),
+                       ("here/controlplane/__init__.py", "raise SystemExit('somebody else')")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (venv / "bin/python").chmod(0o755)
+    done = subprocess.run([preflight.CHECKOUT / "pelamis", "version"], cwd=tmp_path / "here", capture_output=True,
+                          text=True, env={**os.environ, "PELAMIS_VENV": str(venv)})
+    assert done.returncode == 0 and done.stdout.startswith("Pelamis ") and not done.stderr, done
 
 
 def test_a_measurement_says_what_was_measured_and_on_what(capsys, monkeypatch):
