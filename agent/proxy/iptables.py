@@ -10,7 +10,6 @@ Called by `proxy`, on its worker thread.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -51,7 +50,7 @@ def batches(change: Change, chunk: int = 0, hooks: Sequence[Hook] = ()) -> list[
     order = sorted(change.write, key=lambda c: (rank(c), c[1]))
     dead = sorted(change.delete, key=lambda c: (rank(c), c[1]), reverse=True)  # first those that lead to others
     if not chunk or len(dead) + sum(1 + len(lines) for lines in change.write.values()) <= chunk:
-        return [_text({c: change.write[c] for c in order}, dead, hooks)] if change else []
+        return [_text({c: change.write[c] for c in order}, dead, hooks)] if change or hooks else []
     parts: list[dict[Chain, Rules]] = []
     room = 0
     for chain in order:
@@ -82,8 +81,23 @@ def _text(write: dict[Chain, Rules], dead: Iterable[Chain] = (), hooks: Sequence
     return "\n".join([*out, ""])
 
 
-def _missing(saved: Mapping[str, str]) -> list[Hook]:
-    return [(table, chain, rule) for table, chain, rule in rules.HOOKS if f"-A {chain} {rule}\n" not in saved[table]]
+def chains(saved: str) -> dict[Chain, Rules]:
+    """What an iptables-save text tells: every chain with its rules. Pure."""
+    found: dict[Chain, list[str]] = {}
+    table = ""
+    for line in saved.splitlines():
+        if line.startswith("-A "):
+            name, _, rule = line[3:].partition(" ")
+            found[table, name].append(rule)
+        elif line.startswith(":"):
+            found[table, line[1:].partition(" ")[0]] = []
+        elif line.startswith("*"):
+            table = line[1:]
+    return {chain: tuple(lines) for chain, lines in found.items()}
+
+
+def _missing(have: Mapping[Chain, Rules]) -> list[Hook]:
+    return [(table, chain, rule) for table, chain, rule in rules.HOOKS if rule not in have.get((table, chain), ())]
 
 
 class Writer:
@@ -96,28 +110,23 @@ class Writer:
         self._written: dict[Chain, Rules] = {}
         self._entries: list[int] | None = None
 
-    def hasten(self, part: Callable[[], dict[Chain, Rules]]) -> None:
-        """Before a `load` in many steps, if nothing leads to any service (at first, and after a flush): a part of it.
+    def load(self, everything: dict[Chain, Rules], urgent: Callable[[], dict[Chain, Rules]] | None = None) -> None:
+        """Make the kernel hold exactly these chains, whatever it held before; those that are right stay untouched.
 
-        Where rules are in force they serve until the load is done. Raises xtables.RestoreError."""
-        if not self._chunk:
-            return
-        saved = self._saved()
-        if "\n-A KUBE-SERVICES " not in saved["nat"]:
-            self._restore(Change(part()), _missing(saved))
-
-    def load(self, everything: dict[Chain, Rules]) -> None:
-        """Make the kernel hold exactly these chains, whatever it held before. Raises xtables.RestoreError."""
+        `urgent` makes the part of them that comes first, where a load takes many steps and nothing leads to any service
+        (at first, and after a flush); rules that are in force serve until the load is done. Raises
+        xtables.RestoreError."""
         if self._ledger:
             self._ledger.record("iptables", prefix=PREFIX, family=self.backend.family)
-        saved = self._saved()
-        stale = {(table, name) for table, text in saved.items() for name in re.findall(r"^:(\S+) ", text, re.M)
-                 if name.startswith(rules.OWN_PREFIXES)} - everything.keys()
         self._written = {}
-        if self._chunk:  # a shared chain may be named by a service's before its own turn to be written comes
-            base = {c: r for c, r in everything.items() if c in rules.FIXED}
-            self.backend.restore(_text(base))
-        self._restore(Change(everything, stale), _missing(saved))
+        have = chains(self.backend.save())
+        if urgent and self._chunk and not have.get(("nat", "KUBE-SERVICES")):
+            part = urgent()
+            self._restore(Change(part), _missing(have))
+            have = chains(self.backend.save())
+        stale = {chain for chain in have if chain[1].startswith(rules.OWN_PREFIXES)} - everything.keys()
+        wrong = {chain: lines for chain, lines in everything.items() if have.get(chain) != lines}
+        self._restore(Change(wrong, stale), _missing(have))
         self._written = everything
         self._entries = self._legacy_entries()
 
@@ -135,9 +144,6 @@ class Writer:
         """Each batch by a process of its own: one that outlived us would not write for long."""
         for text in batches(change, self._chunk, hooks):
             self.backend.restore(text)
-
-    def _saved(self) -> dict[str, str]:
-        return {table: self.backend.save(table) for table in rules.TABLES}
 
     def _entries_of(self, chain: Chain) -> int:
         """How many entries of a legacy table the rules of a chain are now, less two if the chain is to be made."""
@@ -186,16 +192,9 @@ class Writer:
         return whole and bool(self.backend.rules(*MASQUERADE))
 
     def _saved_whole(self) -> bool:
-        for table in rules.TABLES:
-            saved = self.backend.save(table)
-            if any(f"-A {c} {rule}\n" not in saved for t, c, rule in rules.HOOKS if t == table):
-                return False
-            found: dict[str, int] = dict.fromkeys(re.findall(r"^:(\S+) ", saved, re.M), 0)
-            for name in re.findall(r"^-A (\S+) ", saved, re.M):
-                found[name] = found.get(name, 0) + 1
-            if any(found.get(name, -1) != len(lines) for (t, name), lines in self._written.items() if t == table):
-                return False
-        return True
+        have = chains(self.backend.save())
+        return not _missing(have) and all(chain in have and len(have[chain]) == len(lines)
+                                          for chain, lines in self._written.items())
 
     def leave(self) -> None:
         """Take away rules of an earlier run in the other variant or mode: they would see every packet too."""

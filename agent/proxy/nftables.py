@@ -35,11 +35,10 @@ class Writer:
         self._sizes: dict[str, int] = {}
         self._holds = -1
 
-    def hasten(self, part: Callable[[], MapChange]) -> None:
-        """A load is one transaction: nothing comes before it."""
+    def load(self, everything: MapChange, urgent: Callable[[], MapChange] | None = None) -> None:
+        """Make the table hold exactly this, whatever it held before. Raises OSError.
 
-    def load(self, everything: MapChange) -> None:
-        """Make the table hold exactly this, whatever it held before. Raises OSError."""
+        A load is one transaction: nothing comes before it, however `urgent`."""
         if self._ledger:
             self._ledger.record("nftables", table=TABLE)
         table = self._open()

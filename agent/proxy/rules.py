@@ -4,8 +4,9 @@ Pure. Owns the shape of the rules: upstream's chain names and meaning, made lean
 number of rules. A connection is sent to a remote endpoint straight from the KUBE-SVC chain; only endpoints on this node
 (a pod may reach itself: hairpin) and affinity need a KUBE-SEP chain. KUBE-SERVICES does not list every service but
 branches by address, /24 and then /27, so that each new connection passes a few dozen rules however many services there
-are; who is to be masqueraded is asked once per leaf. Only the rules that lead to a service say its name. `piece` turns
-one service into its own chains and its lines in shared chains; `RuleSet` keeps the pieces and answers with exactly the
+are; who is to be masqueraded is asked once per leaf. Only the rules that lead to a service say its name. Every rule is
+written as iptables-save prints it, so that what is there already can be told from what is not. `piece` turns one
+service into its own chains and its lines in shared chains; `RuleSet` keeps the pieces and answers with exactly the
 chains a change touches.
 
 Called by `proxy`; written out by `iptables`. Upstream: pkg/proxy/iptables/proxier.go.
@@ -16,9 +17,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from agent.proxy.model import Endpoint, ServiceKey, ServicePort
 from netsetup.rtnetlink import packed
@@ -32,6 +33,7 @@ MASQUERADE_BIT = "0x4000"
 MARK = f"{MASQUERADE_BIT}/{MASQUERADE_BIT}"
 TABLES = ("nat", "filter")
 BUCKETS = {4: (24, 27), 6: (112, 123)}  # prefix lengths of the two branches: at most 32 services in a leaf
+WHOLE_ADDRESS = {4: "255.255.255.255", 6: ":".join(["ffff"] * 8)}
 OWN_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-IPS-")
 UNMARK = f"-j MARK --set-xmark 0x0/{MASQUERADE_BIT}"  # no service of the leaf took the packet: it goes as it came
 CANARY = "KUBE-PROXY-CANARY"
@@ -114,8 +116,8 @@ def bucket_name(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
 
 @lru_cache(maxsize=1024)
 def _chance(rest: int) -> str:
-    """One of so many."""
-    return f"-m statistic --mode random --probability {1 / rest:.11f} " if rest > 1 else ""
+    """One of so many, as near as the kernel's 31 bits come to it."""
+    return f"-m statistic --mode random --probability {round(2**31 / rest) / 2**31:.11f} " if rest > 1 else ""
 
 
 @lru_cache(maxsize=4096)  # leaves of a large cluster: consecutive addresses share theirs
@@ -152,13 +154,13 @@ class _Writer:
     def says(self, what: str) -> str:
         return f'-m comment --comment "{self.port.name}{" " + what if what else ""}"'
 
-    def to(self, address: str, port: int) -> str:
-        protocol = self.port.protocol
-        return f"-d {address}/{self.host} -p {protocol} -m {protocol} --dport {port}"
+    def to(self, address: str, what: str) -> str:
+        port, protocol = self.port.port, self.port.protocol
+        return f"-d {address}/{self.host} -p {protocol} {self.says(what)} -m {protocol} --dport {port}"
 
-    def to_node(self) -> str:
-        protocol = self.port.protocol
-        return f"-p {protocol} -m addrtype --dst-type LOCAL -m {protocol} --dport {self.port.node_port}"
+    def to_node(self, what: str) -> str:
+        port, protocol = self.port.node_port, self.port.protocol
+        return f"-p {protocol} {self.says(what)} -m addrtype --dst-type LOCAL -m {protocol} --dport {port}"
 
     def dispatch(self, address: str, what: str, target: str, place: int = OUTER) -> str:
         """The rule in its leaf, and the branches that lead there; the leaf."""
@@ -166,7 +168,7 @@ class _Writer:
         leaf, lines = branches(whole[:-1] + bytes([whole[-1] & 0xE0]), self.family)
         for chain, line in lines:
             self.piece.shared.setdefault(chain, []).append(line)
-        self.line("nat", leaf, f"{self.says(what)} {self.to(address, self.port.port)} -j {target}", place)
+        self.line("nat", leaf, f"{self.to(address, what)} -j {target}", place)
         return leaf
 
     def write(self) -> None:
@@ -176,7 +178,7 @@ class _Writer:
             self._external()
         if port.health_port and port.external_local:
             self.line("filter", "KUBE-NODEPORTS",
-                      f"{self.says('health check node port')} -p tcp -m tcp --dport {port.health_port} -j ACCEPT")
+                      f"-p tcp {self.says('health check node port')} -m tcp --dport {port.health_port} -j ACCEPT")
 
     def _internal(self) -> None:
         port = self.port
@@ -187,12 +189,12 @@ class _Writer:
             self.line("nat", leaf, UNMARK, STRAY)
             self.own(target, self._balance(port.internal_endpoints))
         else:
-            self.line("filter", "KUBE-SERVICES", self._refusal(self.to(port.cluster_ip, port.port)))
+            self.line("filter", "KUBE-SERVICES", self._refusal(partial(self.to, port.cluster_ip)))
 
-    def _refusal(self, match: str) -> str:
+    def _refusal(self, match: Callable[[str], str]) -> str:
         if self.port.cluster:
-            return f"{self.says('has no local endpoints')} {match} -j DROP"
-        return f"{self.says('has no endpoints')} {match} -j REJECT --reject-with {self._reject()}"
+            return f"{match('has no local endpoints')} -j DROP"
+        return f"{match('has no endpoints')} -j REJECT --reject-with {self._reject()}"
 
     def _reject(self) -> str:
         """By ICMP; a connecting IPv6 socket takes that for a passing trouble and tries for another second."""
@@ -205,9 +207,9 @@ class _Writer:
         usable = port.local if port.external_local else port.cluster
         if not usable:
             for address in (*port.external_ips, *port.load_balancer_ips):
-                self.line("filter", "KUBE-EXTERNAL-SERVICES", self._refusal(self.to(address, port.port)))
+                self.line("filter", "KUBE-EXTERNAL-SERVICES", self._refusal(partial(self.to, address)))
             if port.node_port:
-                self.line("filter", "KUBE-EXTERNAL-SERVICES", self._refusal(self.to_node()))
+                self.line("filter", "KUBE-EXTERNAL-SERVICES", self._refusal(self.to_node))
         if not port.cluster:
             return
         for address in port.external_ips:
@@ -215,7 +217,7 @@ class _Writer:
         for address in port.load_balancer_ips:
             self.dispatch(address, "loadbalancer IP", self.fw if port.source_ranges else self.ext)
         if port.node_port:
-            self.line("nat", "KUBE-NODEPORTS", f"{self.says('')} -p {port.protocol} -m {port.protocol} "
+            self.line("nat", "KUBE-NODEPORTS", f"-p {port.protocol} {self.says('')} -m {port.protocol} "
                                                f"--dport {port.node_port} -j {self.ext}")
         if ("nat", self.svc) not in self.piece.own:
             self.own(self.svc, self._balance(port.cluster))
@@ -241,8 +243,8 @@ class _Writer:
         port = self.port
         self.own(self.fw, [f"-s {r} {self.says('loadbalancer IP')} -j {self.ext}" for r in port.source_ranges])
         for address in port.load_balancer_ips:
-            self.line("filter", "KUBE-PROXY-FIREWALL", f"{self.says(f'traffic not accepted by {self.fw}')} "
-                                                       f"{self.to(address, port.port)} -j DROP")
+            match = self.to(address, f"traffic not accepted by {self.fw}")
+            self.line("filter", "KUBE-PROXY-FIREWALL", f"{match} -j DROP")
 
     def _balance(self, endpoints: tuple[Endpoint, ...]) -> list[str]:
         """Equal chances: the first of n takes 1/n, the next 1/(n-1) of the rest, the last everything.
@@ -254,7 +256,7 @@ class _Writer:
         if port.affinity:
             for endpoint in endpoints:
                 sep = self._sep(endpoint)
-                found.append(f"-m recent --rcheck --seconds {port.affinity} --reap --name {sep} --rsource -j {sep}")
+                found.append(f"-m recent --rcheck --seconds {port.affinity} --reap {self._client(sep)}-j {sep}")
         for endpoint in endpoints:
             if every or endpoint.local:
                 found.append(f"{_chance(rest)}-j {self._sep(endpoint)}")
@@ -263,10 +265,14 @@ class _Writer:
             rest -= 1
         return found
 
+    def _client(self, sep: str) -> str:
+        """Of the match that knows the clients of an endpoint: whose they are, and that each is known by its address."""
+        return f"--name {sep} --mask {WHOLE_ADDRESS[self.family]} --rsource "
+
     def _sep(self, endpoint: Endpoint) -> str:
         port = self.port
         name = f"KUBE-SEP-{chain_hash(port.name + port.protocol + str(endpoint))}"
-        remember = f"-m recent --set --name {name} --rsource " if port.affinity else ""
+        remember = f"-m recent --set {self._client(name)}" if port.affinity else ""
         self.own(name, [f"-s {endpoint.address}/{self.host} -j KUBE-MARK-MASQ",
                         f"-p {port.protocol} {remember}-j DNAT --to-destination {endpoint}"])
         return name

@@ -15,6 +15,8 @@ from agent.proxy.iptables import Writer
 from agent.proxy.model import service_ports
 from agent.proxy.rules import RuleSet
 from netsetup import xtables
+from tests.unit.proxy.test_golden import SERVICES
+from tests.unit.proxy.test_semantics import in_family
 
 from . import proxynode
 from .conftest import Namespace
@@ -64,6 +66,30 @@ def test_a_kill_at_any_moment_leaves_working_rules(cluster: Cluster) -> None:
     assert cluster.b.tcp("10.96.6.7", 80, 0.3) != f"b|{B}"  # what only the killed ones knew is gone
     cluster.put(service("kept", "10.96.5.250"), endpoints("kept", B))
     assert cluster.b.tcp("10.96.5.250", 80).startswith("b|")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("variant", xtables.BACKENDS)
+def test_what_is_right_already_is_not_written_again(make_namespace: Callable[[str], Namespace], variant: str,
+                                                    family: int, monkeypatch) -> None:
+    backend, host = xtables.Backend(variant, family), make_namespace("host")
+    if not backend.present:
+        pytest.skip(f"iptables-{variant} is not installed")
+    given: list[str] = []
+    restore = xtables.Backend.restore
+    monkeypatch.setattr(xtables.Backend, "restore", lambda self, text: (given.append(text), restore(self, text)))
+    pods, services = in_family((PODS, SERVICES), family)
+    planner = RuleSet(pods, family)
+    planner.update({("t", one["metadata"]["name"]): service_ports(one, [
+        {**piece, "addressType": f"IPv{family}"} for piece in slices], "node0", family) for one, slices in services})
+    host.run(Writer(backend).load, planner.everything())
+    assert given
+    given.clear()
+    host.run(Writer(backend).load, planner.everything())  # as an agent does that was started again
+    assert "".join(given) == ""
+    host.sh(f"{backend.command('')} -t nat -F PREROUTING; {backend.command('')} -t nat -F KUBE-POSTROUTING")
+    host.run(Writer(backend).load, planner.everything())
+    assert "".join(given).count("\n:") == 1 and "-I PREROUTING 1 " in "".join(given)
 
 
 @pytest.mark.parametrize("variant", xtables.BACKENDS)
