@@ -335,6 +335,14 @@ def test_resources_change_under_a_running_container(host: Host) -> None:
             assert state(after)["containerID"] == state(before)["containerID"]
             assert (state(after)["restartCount"], state(after, "again")["restartCount"]) == (0, 1)
             assert state(after)["allocatedResources"] == {"cpu": "200m", "memory": "64Mi"}
+            await rig.inside("grows", "dd if=/dev/zero of=/dev/shm/full bs=1M count=24 2>/dev/null")
+            await resize("200m", "16Mi")
+            stuck = await rig.pod("grows", lambda p: "cannot decrease memory limits" in str(p))
+            told = next(c for c in stuck["status"]["conditions"] if c["type"] == "PodResizeInProgress")
+            assert told["reason"] == "Error"
+            assert 'container "c" memory limit (16777216) below current usage' in told["message"]
+            assert await limit() == str(64 << 20)
+            await rig.inside("grows", "rm /dev/shm/full")
             await resize("9", "64Mi")
             stuck = await rig.pod("grows", lambda p: "PodResizePending" in str(p))
             told = next(c for c in stuck["status"]["conditions"] if c["type"] == "PodResizePending")

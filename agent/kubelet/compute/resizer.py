@@ -77,15 +77,15 @@ class Resizer:
         self._active = bool(made)
         return made
 
-    def _summary(self, pod: dict[str, Any]) -> str:
-        """What is granted, as upstream's events tell it."""
+    def _summary(self, pod: dict[str, Any], **more: str) -> str:
+        """What is granted, and whatever else, as upstream's events tell it."""
         told: dict[str, Any] = {"resources": self.allocated[resize.WHOLE]} if resize.WHOLE in self.allocated else {}
         for key in ("initContainers", "containers"):
             entries = [{"name": c["name"], "resources": resize.told(self.allocated[c["name"]])}
                        for c in pod["spec"].get(key) or () if c["name"] in self.allocated]
             if entries:
                 told[key] = entries
-        return orjson.dumps(told | {"generation": pod["metadata"].get("generation", 0)}).decode()
+        return orjson.dumps(told | {"generation": pod["metadata"].get("generation", 0)} | more).decode()
 
     def _grant(self, pod: dict[str, Any], wish: dict[str, dict[str, Any]]) -> None:
         uid, cpus = pod["metadata"]["uid"], self._context.cpus
@@ -134,22 +134,22 @@ class Resizer:
         except (CallError, OSError) as error:
             text = getattr(error, "details", "") or str(error)
             if text != self._error:
-                context.tell(pod, "Warning", "ResizeError", f"Pod resize error: {text}")
+                context.tell(pod, "Warning", "ResizeError", f"Pod resize error: {self._summary(pod, error=text)}")
             self._error = text
             raise
 
     def _room(self, old: dict[str, Any], new: dict[str, Any], seen: ObservedPod, changes: list[resize.Change]) -> None:
         """Memory is never lowered under what is in use: the kernel would kill for it. Raises OSError."""
+        wanted = [("pod", "", resources.pod_resources(new).memory_limit)]
         for change in changes:
-            found = seen.container(change.name)
-            has = self.allocated[change.name]
+            found, has = seen.container(change.name), self.allocated[change.name]
             limit = resources.whole(has, "limits", "memory") or resources.whole(has, "inherited", "memory") or 0
-            if (found is None and change.name) or change.restart or not limit:
-                continue
-            used = self._context.cgroups.memory_of(old, found.id if found else "")
-            if used > limit:
-                whose = f"container {change.name}" if change.name else "the pod"
-                raise OSError(f"attempting to set memory limit of {whose} ({limit}) below current usage ({used})")
+            if found is not None and not change.restart:
+                wanted.append((f'container "{change.name}"', found.id, limit))
+        short = [f"attempting to set {whose} memory limit ({limit}) below current usage ({used})"
+                 for whose, id, limit in wanted if limit and (used := self._context.cgroups.memory_of(old, id)) > limit]
+        if short:
+            raise OSError("cannot decrease memory limits: " + (f"[{', '.join(short)}]" if len(short) > 1 else short[0]))
 
     def conditions(self) -> list[tuple[str, str, str, str]]:
         """(type, status, reason, message) of what is to be told."""
