@@ -51,8 +51,8 @@ def batches(change: Change, chunk: int = 0, hooks: Sequence[Hook] = ()) -> list[
     dead = sorted(change.delete, key=lambda c: (rank(c), c[1]), reverse=True)  # first those that lead to others
     if not chunk or len(dead) + sum(1 + len(lines) for lines in change.write.values()) <= chunk:
         return [_text({c: change.write[c] for c in order}, dead, hooks)] if change or hooks else []
-    parts: list[dict[Chain, Rules]] = []
-    room = 0
+    parts: list[dict[Chain, Rules]] = [{}]
+    room = chunk
     for chain in order:
         if room <= 0:
             parts.append({})
@@ -81,7 +81,7 @@ def _text(write: dict[Chain, Rules], dead: Iterable[Chain] = (), hooks: Sequence
     return "\n".join([*out, ""])
 
 
-def chains(saved: str) -> dict[Chain, Rules]:
+def listed(saved: str) -> dict[Chain, Rules]:
     """What an iptables-save text tells: every chain with its rules. Pure."""
     found: dict[Chain, list[str]] = {}
     table = ""
@@ -119,11 +119,11 @@ class Writer:
         if self._ledger:
             self._ledger.record("iptables", prefix=PREFIX, family=self.backend.family)
         self._written = {}
-        have = chains(self.backend.save())
+        have = listed(self.backend.save())
         if urgent and self._chunk and not have.get(("nat", "KUBE-SERVICES")):
             part = urgent()
             self._restore(Change(part), _missing(have))
-            have = chains(self.backend.save())
+            have = listed(self.backend.save())
         stale = {chain for chain in have if chain[1].startswith(rules.OWN_PREFIXES)} - everything.keys()
         wrong = {chain: lines for chain, lines in everything.items() if have.get(chain) != lines}
         self._restore(Change(wrong, stale), _missing(have))
@@ -192,7 +192,7 @@ class Writer:
         return whole and bool(self.backend.rules(*MASQUERADE))
 
     def _saved_whole(self) -> bool:
-        have = chains(self.backend.save())
+        have = listed(self.backend.save())
         return not _missing(have) and all(chain in have and len(have[chain]) == len(lines)
                                           for chain, lines in self._written.items())
 
