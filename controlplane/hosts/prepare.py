@@ -8,7 +8,7 @@ comes back by itself: its services are started anew, and no container is. Called
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 from controlplane.cli import preflight, settings
@@ -23,9 +23,16 @@ from netsetup.ledger import Ledger
 Say = Callable[[str], None]
 
 
-def address(kept: Settings, own: list[str], default: str) -> str:
-    """The address of this node now: the kept one while the host has it, else that of the default route. Pure."""
-    return kept.node_ip if kept.node_ip in own else default
+def address(kept: str, own: Collection[str], default: Callable[[], str]) -> str:
+    """The address of this node now: the kept one while the host has it, else the default. Raises Finding where that is
+    one nobody reaches: a card that comes up late must not make a node give up its address for it. Pure."""
+    if kept in own:
+        return kept
+    found = default()
+    if found.startswith(preflight.VIRTUALBOX_NAT):
+        raise Finding(f"this host does not have {kept} any more, only {found}, VirtualBox's NAT",
+                      "nobody else reaches that", "ip address; systemctl start pelamis-prepare when the card is up")
+    return found
 
 
 def prepare(layout: Layout, services: Services, say: Say = print) -> Settings:
@@ -34,9 +41,9 @@ def prepare(layout: Layout, services: Services, say: Say = print) -> Settings:
     kept = settings.load(layout.settings)
     if kept is None:
         raise Finding(f"{layout.settings} is missing", "this host is no node", "pelamis install server")
-    now = kept
-    if kept.node_ip not in preflight.addresses(kept.family):
-        now = replace(kept, node_ip=preflight.node_ip("", kept.family))
+    now = replace(kept, node_ip=address(kept.node_ip, preflight.addresses(kept.family),
+                                        lambda: preflight.node_ip("", kept.family)))
+    if now != kept:
         say(f"the address changed from {kept.node_ip} to {now.node_ip}" + (
             "" if kept.server else f"; agents that know the old one are told: pelamis prepare --server {now.url}"))
     prepared = node.prepare(layout.paths, now, Ledger(layout.paths.ledger))

@@ -3,6 +3,7 @@
 import pytest
 
 from controlplane.cli import preflight
+from controlplane.hosts import prepare
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 
@@ -40,6 +41,13 @@ def test_our_own_configuration_is_no_trouble(tmp_path):
 def test_an_address_of_another_machine_is_refused():
     with pytest.raises(Finding, match=r"192\.0\.2\.1 is not an address of this machine"):
         preflight.node_ip("192.0.2.1")
+
+
+def test_an_address_is_given_up_for_one_that_others_reach():
+    assert prepare.address("192.168.56.10", ["10.0.2.15", "192.168.56.10"], pytest.fail) == "192.168.56.10"
+    assert prepare.address("192.168.56.10", ["192.168.56.99"], lambda: "192.168.56.99") == "192.168.56.99"
+    with pytest.raises(Finding, match=r"does not have 192\.168\.56\.10 any more, only 10\.0\.2\.15"):
+        prepare.address("192.168.56.10", ["10.0.2.15"], lambda: "10.0.2.15")
 
 
 def test_the_address_all_virtualbox_machines_share_is_not_taken():
