@@ -183,7 +183,8 @@ class Proxy:
             self.full_loads += whole
         self.report.wrote(self._clock.monotonic() - begun if due else 0.0, bool(whole))
         for side in self.sides:
-            await self._do(side.forget_flows)
+            if side.stale:
+                await self._do(side.forget_flows)
         self._orphans.rules_are_in()
         if self._health.concerns(changed):
             await self._health.update(self.sides[0].ports)

@@ -74,7 +74,7 @@ class Side:
         else:
             self.writer = iptables.Writer(backend or xtables.detect(family), ledger)
         self.ports: dict[ServiceKey, tuple[ServicePort, ...]] = {}
-        self._flows: list[conntrack.Flow] = []
+        self.stale: list[conntrack.Flow] = []  # to be forgotten once the rules are in
         self._whole = self._first = True
         self._change: Any = None
 
@@ -83,7 +83,7 @@ class Side:
         changed = {key: ports for key, ports in services.items() if ports != self.ports.get(key, ())}
         seen = [*changed.values(), *(self.ports[key] for key in changed if key in self.ports)]
         for key, ports in changed.items():
-            self._flows += conntrack.stale(self.ports.get(key, ()), ports)
+            self.stale += conntrack.stale(self.ports.get(key, ()), ports)
             if ports:
                 self.ports[key] = ports
             else:
@@ -141,6 +141,5 @@ class Side:
 
     def forget_flows(self) -> None:
         """After the rules are in: what still goes to endpoints that are no more."""
-        if self._flows:
-            flows, self._flows = self._flows, []
-            conntrack.forget(flows, self.family)
+        flows, self.stale = self.stale, []
+        conntrack.forget(flows, self.family)
