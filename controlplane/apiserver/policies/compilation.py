@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from controlplane.apiserver.admission import CREATE, UPDATE, Attributes, Plugin
-from controlplane.apiserver.policies.expressions import CONDITION_NAMES, NAMES, compiled
 from controlplane.apiserver.webhooks.matching import GROUP
 from controlplane.machinery.cel import constructed
-from controlplane.machinery.cel.expression import CompileError
 from controlplane.machinery.errors import Cause, Invalid, invalid
 
 Object = dict[str, Any]
@@ -24,57 +22,60 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Expression:
-    """`types` are the static types it may have, DYN always being one of them."""
+    """`types` are the static types it may have, none: any; `variable` is the name it defines."""
 
     path: str
     text: str
-    names: Sequence[str]
-    types: Sequence[str]
+    types: Sequence[str] = ()
+    authorizer: bool = True
+    variable: str = ""
 
 
 def expressions_of(kind: str, obj: Object) -> Iterator[Expression]:
-    """Every expression of a configuration object. Pure."""
+    """Every expression of a configuration object, in the order in which they may use each other. Pure."""
     if kind.endswith("WebhookConfiguration"):
         for index, hook in enumerate(obj.get("webhooks") or []):
             for at, condition in enumerate(hook.get("matchConditions") or []):
                 yield Expression(f"webhooks[{index}].matchConditions[{at}].expression",
-                                 condition.get("expression") or "", CONDITION_NAMES, ("BOOL",))
+                                 condition.get("expression") or "", ("BOOL",))
         return
     spec = obj.get("spec") or {}
-    for at, condition in enumerate(spec.get("matchConditions") or []):
-        yield Expression(f"spec.matchConditions[{at}].expression", condition.get("expression") or "",
-                         NAMES, ("BOOL",))
     for at, variable in enumerate(spec.get("variables") or []):
-        yield Expression(f"spec.variables[{at}].expression", variable.get("expression") or "", NAMES, ())
+        yield Expression(f"spec.variables[{at}].expression", variable.get("expression") or "",
+                         variable=variable.get("name") or "")
+    for at, condition in enumerate(spec.get("matchConditions") or []):
+        yield Expression(f"spec.matchConditions[{at}].expression", condition.get("expression") or "", ("BOOL",))
     for at, validation in enumerate(spec.get("validations") or []):
-        yield Expression(f"spec.validations[{at}].expression", validation.get("expression") or "", NAMES, ("BOOL",))
+        yield Expression(f"spec.validations[{at}].expression", validation.get("expression") or "", ("BOOL",))
         if told := validation.get("messageExpression"):
-            yield Expression(f"spec.validations[{at}].messageExpression", told, NAMES, ("STRING",))
+            yield Expression(f"spec.validations[{at}].messageExpression", told, ("STRING",), authorizer=False)
     for at, annotation in enumerate(spec.get("auditAnnotations") or []):
         yield Expression(f"spec.auditAnnotations[{at}].valueExpression", annotation.get("valueExpression") or "",
-                         NAMES, ("STRING", "NULL", "null_type"))
+                         ("STRING", "NULL"))
     for at, mutation in enumerate(spec.get("mutations") or []):
         for field in ("applyConfiguration", "jsonPatch"):
             if mutation.get(field):
                 yield Expression(f"spec.mutations[{at}].{field}.expression", constructed.as_maps(
-                    mutation[field].get("expression") or ""), NAMES, ())
+                    mutation[field].get("expression") or ""))
 
 
 def faults(kind: str, obj: Object, old: Object | None) -> list[Cause]:
-    """What does not compile, and was not there before."""
+    """What does not compile, or has the wrong type, and was not there before."""
     known = {e.text for e in expressions_of(kind, old)} if old is not None else set()
+    asked = [e for e in expressions_of(kind, obj) if e.text.strip()]
+    if all(e.text in known for e in asked):
+        return []
+    from controlplane.apiserver.policies.declarations import Declarations  # loads the CEL library
+    policy = not kind.endswith("WebhookConfiguration")
+    declared = Declarations((obj.get("spec") or {}).get("paramKind") is not None, policy)
     found = []
-    for expression in expressions_of(kind, obj):
-        if not expression.text.strip() or expression.text in known:
-            continue
-        try:
-            program = compiled(expression.text, expression.names)
-        except CompileError as error:
-            found.append(invalid(expression.path, expression.text, str(error)))
-            continue
-        if expression.types and program.returns not in (*expression.types, "DYN"):
-            wanted = " or ".join(kind.lower() for kind in expression.types[:1])
-            found.append(invalid(expression.path, expression.text, f"must evaluate to {wanted}"))
+    for expression in asked:
+        if expression.variable:
+            why = declared.define(expression.variable, expression.text)
+        else:
+            why = declared.fault(expression.text, expression.types, expression.authorizer)
+        if why and expression.text not in known:
+            found.append(invalid(expression.path, expression.text, why))
     return found
 
 

@@ -23,14 +23,15 @@ Object = dict[str, Any]
 NAMES = ("authorizer", "namespaceObject", "object", "oldObject", "params", "request", "variables")
 _TYPES = tuple((name, "DYN") for name in NAMES)
 CONDITION_NAMES = ("authorizer", "object", "oldObject", "request")
-# What a request may lack, and an expression may ask for nonetheless.
-_UNSET = {"name": "", "namespace": "", "subResource": "", "requestSubResource": ""}
 _USES = re.compile(r"\bvariables\s*\.\s*([A-Za-z_]\w*)")
+_HAS = re.compile(r"\bhas\(\s*(object|oldObject|params|namespaceObject)\s*\.\s*(\w+)\s*\)")  # what may be null
+_HAS_VARIABLE = re.compile(r"\bhas\(\s*variables\s*\.\s*(\w+)\s*\)")
 _MISSING = re.compile(r'no such key: "?(\w+)"?')
 
 
 def compiled(expression: str, names: Sequence[str] = NAMES) -> Program:
-    """The program of an expression over some of NAMES. Raises cel.CompileError."""
+    """The program of an expression over some of NAMES; null has no fields. Raises cel.CompileError."""
+    expression = _HAS.sub(r"(\1 != null && has(\1.\2))", expression)
     return cel.compile_(expression, _TYPES if names is NAMES else tuple((name, "DYN") for name in names))
 
 
@@ -58,6 +59,8 @@ class Scope:
                 for name in names if name != "variables"}
         if "variables" in names:
             seen["variables"] = self._variables(expression)
+        if failed := [name for name in _HAS_VARIABLE.findall(expression) if name in self._failed]:
+            raise EvaluationError(self._failed[failed[0]])
         try:
             return program.evaluate(seen, self.budget)
         except EvaluationError as error:
@@ -78,14 +81,20 @@ class Scope:
 
 
 def holds(conditions: Sequence[Object], scope: Scope, names: Sequence[str] = NAMES) -> bool:
-    """Whether all match conditions hold. Raises EvaluationError when one could not be evaluated and none is false."""
+    """Whether all match conditions hold, which know no namespace. Raises EvaluationError when one could not be
+    evaluated and none is false."""
+    if not conditions:
+        return True
     faults = []
+    scope = Scope({**scope.given, "namespaceObject": None}, scope.budget, scope.definitions)
     for condition in conditions:
         try:
-            if scope.evaluate(condition.get("expression") or "", names) is not True:
+            if scope.evaluate(text := condition.get("expression") or "", names) is not True:
                 return False
-        except (cel.CompileError, EvaluationError) as error:
-            faults.append(str(error))
+        except cel.CompileError as error:
+            faults.append(f"compilation error: {error}")
+        except EvaluationError as error:
+            faults.append(f"expression '{text}' resulted in error: {error}")
     if faults:
         raise EvaluationError(faults[0] if len(faults) == 1 else f"[{', '.join(faults)}]")
     return True
@@ -94,5 +103,5 @@ def holds(conditions: Sequence[Object], scope: Scope, names: Sequence[str] = NAM
 def scope_of(request: Object, obj: Object | None, old: Object | None, authorizer: Any = None,
              namespace: Callable[[], Any] | None = None) -> dict[str, Any]:
     """The values of a request that do not depend on a policy. `request` is an AdmissionRequest."""
-    told = {**_UNSET, **{key: value for key, value in request.items() if key not in ("object", "oldObject", "uid")}}
+    told = {key: value for key, value in request.items() if key not in ("object", "oldObject", "uid")}
     return {"object": obj, "oldObject": old, "request": told, "authorizer": authorizer, "namespaceObject": namespace}

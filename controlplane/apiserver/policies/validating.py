@@ -110,7 +110,7 @@ def _judge(scope: Scope, validation: Object, index: int, fails_open: bool) -> Fa
         if scope.evaluate(expression) is True:
             return None
     except (CompileError, EvaluationError) as error:
-        return None if fails_open else Failure(f"expression '{expression}' resulted in error: {error}", reason, index)
+        return None if fails_open else Failure(f"expression '{expression}' resulted in error: {error}", "", index)
     message = ""
     if told := validation.get("messageExpression"):
         try:
