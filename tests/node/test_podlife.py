@@ -147,7 +147,8 @@ def test_sidecars_start_before_and_end_after_the_rest(host: Host, tmp_path: Path
                              initContainers=[{"name": "one", "image": "busybox:1", "restartPolicy": "Always",
                                               **sh(STAY)}])
             await rig.pod("mesh", ready)
-            await rig.pod("job", lambda p: p["status"]["phase"] == "Succeeded")  # sidecars do not keep a job alive
+            job = await rig.pod("job", lambda p: p["status"]["phase"] == "Succeeded")  # sidecars do not keep it alive
+            assert all("terminated" in s["state"] for s in job["status"]["initContainerStatuses"])  # and have ended
             await rig.remove("mesh", "job")
         lines = (tmp_path / "log").read_text().splitlines()
         assert lines == ["one up", "plain", "two up", "main up", "main down", "two down", "one down"]

@@ -1,8 +1,8 @@
 """A pod's status: computed from the pod, the runtime's view and the worker's report, and the patch that tells the API.
 
 Pure. Owns phase, conditions and the assembly of container statuses, all worded as upstream words them. Promises: a
-terminal phase is never left; a transition time moves only with its status; conditions owned by others are untouched.
-Called by `worker`; never performs I/O.
+terminal phase is never left, nor told while a container still runs; a transition time moves only with its status;
+conditions owned by others are untouched. Called by `worker`; never performs I/O.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         if entries:
             status[key] = entries
     status["phase"] = str(old.get("phase")) if resetting and not report.doomed else phase(pod, status, old, report)
-    if report.doomed:
+    if status["phase"] in TERMINAL and old.get("phase") not in TERMINAL and any(
+            c.state in ("running", "unknown") for c in seen.containers):
+        status["phase"] = str(old.get("phase") or "Pending")  # whoever waits for the end may take what it still has
+    elif report.doomed:
         status["reason"], status["message"] = report.doomed
     if pod["metadata"].get("generation"):
         status["observedGeneration"] = pod["metadata"]["generation"]

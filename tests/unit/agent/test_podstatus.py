@@ -60,6 +60,17 @@ def test_each_end_is_told_once():
     assert not list(status.ends(second, view(with_init | {"status": second}, seen(box(), down("i"), down("c", 139)))))
 
 
+def test_an_end_is_told_when_the_last_container_has_ended():
+    made = pod("c", init=({"name": "side", "restartPolicy": "Always"},), policy="Never")
+    made["status"]["phase"] = "Running"
+    assert view(made, seen(box(), up("side"), down("c")))["phase"] == "Running"
+    assert view(made, seen(box(), down("side", 137), down("c")))["phase"] == "Succeeded"
+    doomed = view(made, seen(box(), up("side"), up("c")), doomed=("Evicted", "no room"))
+    assert doomed["phase"] == "Running" and "reason" not in doomed
+    doomed = view(made, seen(box(), down("side", 137), down("c", 137)), doomed=("Evicted", "no room"))
+    assert (doomed["phase"], doomed["reason"]) == ("Failed", "Evicted")
+
+
 def test_init_containers_hold_the_others_back():
     with_init = pod("c", init=("i",))
     made = view(with_init, seen(box(), up("i")))
