@@ -13,7 +13,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
-from controlplane.controllers.workloads.deployments import rollout
+from controlplane.controllers.workloads import templates
 from controlplane.machinery import objects
 
 HASH_LABEL = "controller-revision-hash"  # of pods; of a DaemonSet's revisions too
@@ -61,7 +61,7 @@ def plan(owner: Obj, revisions: list[Obj]) -> Plan:
 def made(owner: Obj, revision: int) -> Obj:
     """The ControllerRevision of the owner's template; `status.collisionCount` makes another name of the same."""
     collisions = objects.get(owner, "status.collisionCount", 0)
-    tail = rollout.template_hash(owner["spec"]["template"], collisions)
+    tail = templates.hash_of(owner["spec"]["template"], collisions)
     label = HASH_LABEL if owner["kind"] == "DaemonSet" else REVISION_HASH_LABEL
     labels = {**(objects.get(owner, "spec.template.metadata.labels") or {}), label: tail}
     meta: Obj = {"name": f"{objects.name(owner)}-{tail}", "namespace": objects.namespace(owner), "labels": labels,

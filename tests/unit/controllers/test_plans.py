@@ -10,6 +10,7 @@ from controlplane.controllers.namespaces.ownership import Owner, Verdict
 from controlplane.controllers.nodes import health, podgc
 from controlplane.controllers.nodes.podcidrs import Blocks
 from controlplane.controllers.services import backends, slices, subsets
+from controlplane.controllers.workloads import templates
 from controlplane.controllers.workloads.deployments import progress, rollout
 from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects, podfacts
@@ -101,9 +102,9 @@ def test_pods_that_are_leaving_are_told():
 def test_templates_hash_by_meaning():
     one = deployment("d", 1)["spec"]["template"]
     labelled = objects.deep_copy(one)
-    labelled["metadata"]["labels"][rollout.HASH_LABEL] = "x"
+    labelled["metadata"]["labels"][templates.HASH_LABEL] = "x"
     labelled["metadata"]["creationTimestamp"] = None
-    assert rollout.template_hash(one) == rollout.template_hash(labelled) != rollout.template_hash(one, 1)
+    assert templates.hash_of(one) == templates.hash_of(labelled) != templates.hash_of(one, 1)
 
 
 def test_history_keeps_the_newest_revisions():

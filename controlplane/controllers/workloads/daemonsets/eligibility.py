@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.nodes import health
+from controlplane.controllers.workloads import templates
 from controlplane.controllers.workloads.history import HASH_LABEL
-from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects, placement
 from controlplane.machinery.placement import Named
 
@@ -78,7 +78,7 @@ def node_of(pod: Obj) -> str:
 
 def child(owner: Obj, node: str, revision: str) -> Obj:
     """The pod of the owner's template for the node, without a name; `revision` is its template's hash."""
-    pod = objects.deep_copy(replicas.child(owner))
+    pod = templates.pod_of(owner)
     labels = pod["metadata"].setdefault("labels", {})
     labels[HASH_LABEL] = revision
     if generation := objects.annotations(owner).get(GENERATION):

@@ -1,29 +1,24 @@
 """The arithmetic of a rollout: which ReplicaSet of a Deployment gets how many replicas next.
 
-Pure. Owns template hashes, revisions, surge and unavailability, proportional scaling and the clean-up of old sets. Each
-function proposes one step from the ReplicaSets' spec and status; the next step follows from the next state, so that a
-rollout may stop and start anywhere. Called by `controller`.
+Pure. Owns revisions, surge and unavailability, proportional scaling and the clean-up of old sets. Each function
+proposes one step from the ReplicaSets' spec and status; the next step follows from the next state, so that a rollout
+may stop and start anywhere. Called by `controller`.
 
 Upstream: pkg/controller/deployment (rolling.go, recreate.go, sync.go, util).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from typing import Any
 
-import orjson
-
+from controlplane.controllers.workloads import templates
 from controlplane.machinery import objects
-from controlplane.machinery.clock import ALPHABET
 
-HASH_LABEL = "pod-template-hash"
 REVISION = "deployment.kubernetes.io/revision"
 HISTORY = "deployment.kubernetes.io/revision-history"
 DESIRED = "deployment.kubernetes.io/desired-replicas"
 MAXIMUM = "deployment.kubernetes.io/max-replicas"
-HASH_LENGTH = 10
 _OWN = {REVISION, HISTORY, DESIRED, MAXIMUM, "kubectl.kubernetes.io/last-applied-configuration",
         "deprecated.deployment.rollback.to"}
 
@@ -31,31 +26,12 @@ Obj = dict[str, Any]
 Scale = tuple[Obj, int]  # a ReplicaSet and the replicas it shall have
 
 
-# --- templates and revisions -------------------------------------------------------------------------------------
-
-def template_hash(template: Obj, collisions: int = 0) -> str:
-    """A label value that stands for the template; `collisions` makes another one of the same template."""
-    text = orjson.dumps([_plain(template), collisions], option=orjson.OPT_SORT_KEYS)
-    number = int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
-    digits = []
-    for _ in range(HASH_LENGTH):
-        number, digit = divmod(number, len(ALPHABET))
-        digits.append(ALPHABET[digit])
-    return "".join(digits)
-
-
-def _plain(template: Obj) -> Obj:
-    """The template without the hash label, and without what an API server may or may not write as empty."""
-    meta = dict(template.get("metadata") or {})
-    meta["labels"] = {k: v for k, v in (meta.get("labels") or {}).items() if k != HASH_LABEL}
-    return {"metadata": {k: v for k, v in meta.items() if v and k != "creationTimestamp"},
-            "spec": template.get("spec") or {}}
-
+# --- revisions ---------------------------------------------------------------------------------------------------
 
 def newest(deployment: Obj, sets: list[Obj]) -> Obj | None:
     """The ReplicaSet with the Deployment's template; the oldest if there are several, so that all agree on it."""
-    wanted = _plain(deployment["spec"]["template"])
-    same = [one for one in sets if _plain(one["spec"]["template"]) == wanted]
+    wanted = templates.plain(deployment["spec"]["template"])
+    same = [one for one in sets if templates.plain(one["spec"]["template"]) == wanted]
     return min(same, key=_by_age, default=None)
 
 
@@ -95,11 +71,11 @@ def sized(deployment: Obj) -> dict[str, str]:
 def new_set(deployment: Obj, old: list[Obj]) -> Obj:
     """The ReplicaSet for the Deployment's template, with as many replicas as may start now."""
     collisions = objects.get(deployment, "status.collisionCount", 0)
-    tail = template_hash(deployment["spec"]["template"], collisions)
+    tail = templates.hash_of(deployment["spec"]["template"], collisions)
     template = objects.deep_copy(deployment["spec"]["template"])
-    template.setdefault("metadata", {}).setdefault("labels", {})[HASH_LABEL] = tail
+    template.setdefault("metadata", {}).setdefault("labels", {})[templates.HASH_LABEL] = tail
     selector = objects.deep_copy(deployment["spec"]["selector"])
-    selector.setdefault("matchLabels", {})[HASH_LABEL] = tail
+    selector.setdefault("matchLabels", {})[templates.HASH_LABEL] = tail
     made: Obj = {"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {
         "name": f"{objects.name(deployment)}-{tail}", "namespace": objects.namespace(deployment),
         "labels": dict(template["metadata"]["labels"]), "ownerReferences": [objects.owner_reference(deployment)]},

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from controlplane.controllers.workloads import templates
 from controlplane.controllers.workloads.jobs import rules
-from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects
 from controlplane.machinery.clock import parse_rfc3339
 
@@ -123,7 +123,7 @@ def delay_after(job: Obj, pods: Iterable[Obj], now: float) -> float:
 
 def child(job: Obj, index: int | None = None, before: Obj | None = None) -> Obj:
     """The pod of the template, without a name; `before` is the failed pod of `index` that it replaces."""
-    pod = objects.deep_copy(replicas.child(job))
+    pod = templates.pod_of(job)
     meta, spec = pod["metadata"], pod["spec"]
     meta["finalizers"] = [*meta.get("finalizers", ()), FINALIZER]
     if index is None:

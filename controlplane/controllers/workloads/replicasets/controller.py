@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.runtime import STALE_SECONDS, Context, by_controller, set_status
+from controlplane.controllers.workloads import templates
 from controlplane.controllers.workloads.podowner import Key, PodOwner
 from controlplane.controllers.workloads.replicasets import replicas
 from controlplane.machinery import objects, podfacts, selectors
@@ -62,7 +63,7 @@ class ReplicaSets(PodOwner):
 
     async def _apply(self, key: Key, owner: Obj, plan: replicas.Plan) -> ApiError | None:
         if plan.create:
-            pod, prefix = replicas.child(owner), objects.name(owner) + "-"
+            pod, prefix = templates.pod_of(owner), objects.name(owner) + "-"
             return await self.create_pods(key, owner, [pod] * plan.create, lambda _: prefix)
         return await self.delete_pods(key, owner, plan.delete)
 

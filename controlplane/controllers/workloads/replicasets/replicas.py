@@ -98,14 +98,3 @@ def status(owner: Obj, pods: list[Obj], failure: tuple[str, str] | None, now: fl
     if conditions:
         result["conditions"] = conditions
     return result
-
-
-def child(owner: Obj) -> Obj:
-    """The pod the owner's template stands for, without a name."""
-    template = owner["spec"]["template"]
-    source = template.get("metadata") or {}
-    meta: Obj = {"namespace": objects.namespace(owner), "ownerReferences": [objects.owner_reference(owner)]}
-    for field in ("labels", "annotations", "finalizers"):
-        if source.get(field):
-            meta[field] = source[field]
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": template.get("spec") or {}}

@@ -124,9 +124,9 @@ class StatefulSets(PodOwner):
 
     async def _keep_owners(self, key: Key, owner: Obj, pods: list[Obj]) -> None:
         """Make the claims of all ordinals belong to whom the retention policy says."""
-        for pod in pods if identity.templates(owner) else ():
+        for pod in pods if identity.claim_templates(owner) else ():
             number = ordinals.ordinal(owner, pod)
-            for template in identity.templates(owner):
+            for template in identity.claim_templates(owner):
                 claim = self.claims.get(key[0], identity.claim_name(owner, template, number))
                 patch = identity.owners_patch(owner, number, pod, claim) if claim is not None else None
                 if claim is None or patch is None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.controllers.workloads import history
-from controlplane.controllers.workloads.replicasets import replicas
+from controlplane.controllers.workloads import history, templates
 from controlplane.controllers.workloads.statefulsets import ordinals
 from controlplane.machinery import objects
 
@@ -25,7 +24,7 @@ def pod_name(owner: Obj, number: int) -> str:
     return f"{objects.name(owner)}-{number}"
 
 
-def templates(owner: Obj) -> list[Obj]:
+def claim_templates(owner: Obj) -> list[Obj]:
     return objects.get(owner, "spec.volumeClaimTemplates", [])
 
 
@@ -36,7 +35,7 @@ def claim_name(owner: Obj, template: Obj, number: int) -> str:
 def child(owner: Obj, number: int, revision: Obj) -> Obj:
     """The pod of the ordinal from the template that `revision` holds."""
     held = {**owner, "spec": {**owner["spec"], "template": history.template(revision)}}
-    pod = objects.deep_copy(replicas.child(held))
+    pod = templates.pod_of(held)
     pod["metadata"]["name"] = pod_name(owner, number)
     pod["metadata"].setdefault("labels", {})[history.HASH_LABEL] = objects.name(revision)
     pod["spec"]["hostname"] = pod_name(owner, number)
@@ -53,7 +52,7 @@ def identify(owner: Obj, pod: Obj) -> None:
     if service := objects.get(owner, "spec.serviceName"):
         spec["subdomain"] = service
     claimed = {objects.name(one): {"name": objects.name(one), "persistentVolumeClaim": {
-        "claimName": claim_name(owner, one, number)}} for one in templates(owner)}
+        "claimName": claim_name(owner, one, number)}} for one in claim_templates(owner)}
     if claimed:
         spec["volumes"] = [*claimed.values(), *(one for one in spec.get("volumes") or ()
                                                 if one["name"] not in claimed)]
@@ -73,7 +72,7 @@ def label_patch(pod: Obj) -> Obj | None:
 def claims(owner: Obj, number: int) -> list[Obj]:
     """The claims of the ordinal, as they are made."""
     made = []
-    for template in templates(owner):
+    for template in claim_templates(owner):
         meta = {**(template.get("metadata") or {}), "name": claim_name(owner, template, number),
                 "namespace": objects.namespace(owner)}
         meta["labels"] = {**(meta.get("labels") or {}), **(objects.get(owner, "spec.selector.matchLabels") or {})}
