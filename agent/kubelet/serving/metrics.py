@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from agent.kubelet.compute.cgroups import Cgroups
@@ -44,9 +45,9 @@ class Metrics:
 
     def __init__(self, node: str, pods: Callable[[], Iterable[Seen]], cgroups: Cgroups, clock: Clock = SYSTEM,
                  evictions: Callable[[], Mapping[str, int]] = dict, probes: Probes = tuple,
-                 calls: Tally | None = None, ends: Mapping[tuple[str, str, str], int] | None = None) -> None:
+                 calls: Tally | None = None, ends: Mapping[tuple[str, str, str], int] = MappingProxyType({})) -> None:
         self._node, self._pods, self._cgroups, self._clock = node, pods, cgroups, clock
-        self._evictions, self._probes, self._calls, self._ends = evictions, probes, calls or Tally(), ends or {}
+        self._evictions, self._probes, self._calls, self._ends = evictions, probes, calls or Tally(), ends
         self._usages = Usages(cgroups)
 
     def resource(self) -> str:
