@@ -86,7 +86,7 @@ def test_what_is_right_already_is_not_written_again(make_namespace: Callable[[st
     host.run(Writer(backend).load, everything)
     have = listed(host.run(backend.save))
     otherwise = [chain for chain, lines in everything.items() if have[chain] != lines]
-    assert 4 * len(otherwise) < len(everything)  # none by iptables 1.8.9 and 1.8.11: all releases spell most rules alike
+    assert 4 * len(otherwise) < len(everything)  # none by iptables 1.8.9 and 1.8.11; others spell most alike
     given.clear()
     host.run(Writer(backend).load, everything)  # as an agent does that was started again
     assert "".join(given).count("\n:") == len(otherwise)
