@@ -104,6 +104,10 @@ def _run(command: list[str], data: bytes = b"") -> subprocess.CompletedProcess[b
 
 def detect(family: int = 4) -> Backend:
     """The backend that holds KUBE-IPTABLES-HINT or more rules than the other; else the host's default."""
+    plain = Backend("", family)
+    default = Backend("nft" if plain.present and plain.is_nft else "legacy", family)
+    if default.variant == "nft" and default.present and not legacy_tables(family):
+        return default  # whatever it holds, the other holds nothing: to read thousands of rules would take a second
     counts: dict[str, int] = {}
     for variant in BACKENDS:
         backend = Backend(variant, family)
@@ -115,10 +119,8 @@ def detect(family: int = 4) -> Backend:
         counts[variant] = text.count("\n-A ")
     if len(counts) == 2 and counts["nft"] != counts["legacy"]:
         return Backend(max(counts, key=counts.__getitem__), family)
-    plain = Backend("", family)
     if counts:
-        variant = "nft" if plain.present and plain.is_nft else "legacy"
-        return Backend(variant if variant in counts else next(iter(counts)), family)
+        return default if default.variant in counts else Backend(next(iter(counts)), family)
     return plain
 
 

@@ -34,3 +34,16 @@ def test_left_over_rules_are_seen_and_cleaned_without_a_binary(make_namespace: C
     monkeypatch.undo()
     saved = host.run(legacy.save, "nat")
     assert "KUBE" not in saved and "-A PREROUTING -j DOCKER" in saved
+
+
+def test_rules_go_where_the_hosts_other_rules_are(make_namespace: Callable[[str], Namespace]) -> None:
+    if not all(xtables.Backend(variant).present for variant in xtables.BACKENDS) or not xtables.Backend("").is_nft:
+        pytest.skip("needs both variants of iptables, nf_tables the default")
+    host = make_namespace("host")
+    assert host.run(xtables.detect).variant == "nft"
+    host.sh("iptables-legacy -t nat -A PREROUTING -j ACCEPT")
+    assert host.run(xtables.detect).variant == "legacy"
+    host.sh("iptables-nft -t nat -A PREROUTING -j ACCEPT; iptables-nft -t nat -A PREROUTING -j ACCEPT")
+    assert host.run(xtables.detect).variant == "nft"
+    host.sh("iptables-legacy -t mangle -N KUBE-IPTABLES-HINT")
+    assert host.run(xtables.detect).variant == "legacy"
