@@ -116,7 +116,7 @@ def run_agent(args: argparse.Namespace) -> int:
     install.not_an_upgrade(layout, services)
     _check_bundle(args)
     _check_runtime(kept.runtime if kept else args.container_runtime_endpoint.removeprefix("unix://"), layout)
-    joined = None
+    joined, again = None, kept is not None
     if kept is None or not joining.believed(layout.paths):
         with step(f"asking {args.server} to be a node"):
             joined = asyncio.run(joining.join(args, kept))
@@ -127,8 +127,8 @@ def run_agent(args: argparse.Namespace) -> int:
             joining.keep(layout.paths, joined)
         install.put(layout, kept, services, step, bundled=args.bundle)
     now = install.start(layout, services, step, say)
-    if joined is not None:
-        services.restart(unit("agent"))  # one that runs still shows what nobody believes any more
+    if joined is not None and again:
+        services.restart(unit("agent"))  # it may run, and show what nobody believes any more
     _bundled_images(args, layout, now)
     with step(f"waiting for node {now.node_name} to be ready"):
         asyncio.run(joining.ready(layout.paths, now.node_name))

@@ -34,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
         say(f"kept: {thing.path}, {thing.told}")
     if before is None:
         return 0
-    lines, same = reset.proof(before, census.take(layout.paths.root),
-                              [str(thing.path.relative_to(layout.paths.root)) for thing in kept])
+    now = census.take(layout.paths.root)
+    lines, same = reset.proof(before, now, [str(thing.path.relative_to(layout.paths.root)) for thing in kept])
     say()
     say("This host before the install and now:")
     for line in lines:
         say(f"  {line}")
-    but = ", but for what was kept" if kept else ""
+    but = "" if reset.proof(before, now)[1] else ", but for what was kept"
     say(good(f"This host is as it was{but}.") if same else bad("This host is not as it was: see above."))
     return 0 if same else 1

@@ -145,6 +145,11 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/system
                                  f"{done.stderr}\n{said}")
         return done
 
+    def python(self, program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a program with the checkout's code."""
+        return self.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-B", "-c", program, *arguments,
+                        check=check)
+
     def reboot(self) -> None:
         """Shut down in order and start again."""
         assert self.holder is not None

@@ -70,7 +70,7 @@ def test_a_server_that_cannot_be_reached(lab: Lab, stranger: Stranger, command: 
 def test_a_clock_that_is_off(lab: Lab, stranger: Stranger, command: dict[str, str], days: str) -> None:
     server, right = lab.server, shown(lab.server, 6443)
     try:
-        server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", OTHER_TIME, days)
+        server.python(OTHER_TIME, days)
         server.run("systemctl", "reload", "pelamis-apiserver")
         eventually(lambda: shown(server, 6443) != right)
         said = join(stranger, command)

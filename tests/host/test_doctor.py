@@ -135,7 +135,7 @@ sys.exit(main(["doctor"]))
 
 
 def test_a_clock_that_is_a_day_off(lab: Lab) -> None:
-    done = lab.agents[0].run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", AS_TOMORROW, check=False)
+    done = lab.agents[0].python(AS_TOMORROW, check=False)
     assert "ahead of the server's" in done.stdout and "timedatectl set-ntp true" in done.stdout, done
 
 
@@ -151,7 +151,7 @@ cluster.ensure(Paths(Path("/")), "host1", "192.168.79.11", clock=FakeClock(SYSTE
 
 def test_a_certificate_that_ended_is_mended(lab: Lab) -> None:
     server = lab.server
-    server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", ENDED)
+    server.python(ENDED)
     finds(server, "scheduler.crt ended 35 days ago", "pelamis certs renew")
     findings(server, "--fix")
     lacks(server, "scheduler.crt")

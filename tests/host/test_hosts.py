@@ -162,15 +162,11 @@ def requests(lab: Lab) -> int:
     return lab.kubectl("get", "csr", "--no-headers").count("Approved,Issued")
 
 
-def python(machine: Machine, program: str, *arguments: str) -> None:
-    machine.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", program, *arguments)
-
-
 def aged(lab: Lab, machine: Machine, days: int, folder: str) -> None:
     """Put certificates of a node that were issued `days` ago into a folder of it."""
     for host in (lab.server, machine):
         (host.root / "root/late").mkdir(exist_ok=True)
-    python(lab.server, LATE, machine.name, machine.address, str(days))
+    lab.server.python(LATE, machine.name, machine.address, str(days))
     for file in (lab.server.root / "root/late").iterdir():
         (machine.root / folder / file.name).write_bytes(file.read_bytes())
 
@@ -200,7 +196,7 @@ def test_a_node_that_was_off_for_longer_than_its_certificates_last(lab: Lab) -> 
     machine, before = lab.agents[1], pods(lab)
     machine.run("systemctl", "stop", "pelamis-agent")
     aged(lab, machine, 400, "root/late")
-    python(machine, TAKE)
+    machine.python(TAKE)
     machine.run("systemctl", "start", "--no-block", "pelamis-agent")
     told = machine.run("pelamis", "doctor", check=False).stdout
     assert "pki/node.crt ended 35 days ago" in told and "on the server: pelamis token create" in told, told
@@ -213,7 +209,7 @@ def test_a_node_that_was_off_for_longer_than_its_certificates_last(lab: Lab) -> 
 
 def test_the_servers_certificates_are_renewed_beside_the_authority(lab: Lab) -> None:
     server, before, running = lab.server, pods(lab), processes(lab.server)
-    python(server, OLD)
+    server.python(OLD)
     (server.root / "root/kept.py").write_text(KEPT)
     with subprocess.Popen(server.enter("/root/venv/bin/python", "/root/kept.py"), stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE, text=True) as open_all_the_time:

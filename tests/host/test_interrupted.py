@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 
 import pytest
 
@@ -45,14 +44,9 @@ sys.exit(main(sys.argv[2:]))
 CENSUS = "import json; from controlplane.hosts import census; print(json.dumps(census.take()))"
 
 
-def python(machine: Machine, program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    return machine.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-B", "-c", program, *arguments,
-                       check=check)
-
-
 def killed(machine: Machine, line: int, *arguments: str) -> bool:
     """Whether the command was killed when it had written that many lines; else it did all its work."""
-    done = python(machine, KILLED, str(line), *arguments, check=False)
+    done = machine.python(KILLED, str(line), *arguments, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stdout + done.stderr
     return done.returncode != 0
 
@@ -66,7 +60,7 @@ def sweep(machine: Machine, stride: int, *arguments: str) -> int:
 
 
 def seen(machine: Machine) -> census.Census:
-    return json.loads(python(machine, CENSUS).stdout)
+    return json.loads(machine.python(CENSUS).stdout)
 
 
 def given_up(machine: Machine, before: census.Census, line: int, *install: str) -> bool:

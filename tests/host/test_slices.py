@@ -57,7 +57,7 @@ asyncio.run(main())
 
 
 def test_systemd_makes_limits_and_ends_the_groups_of_pods(lab: Lab) -> None:
-    done = lab.server.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-c", SCRIPT, check=False)
+    done = lab.server.python(SCRIPT, check=False)
     assert done.returncode == 0, done.stderr
     check(done.stdout)
 
