@@ -26,12 +26,21 @@ Object = dict[str, Any]
 TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
 MAX_AFFINITY_SECONDS = 86400
 HEADLESS = "None"
+KUBELET_PORT = 10250
+HINTS, MODE = "service.kubernetes.io/topology-aware-hints", "service.kubernetes.io/topology-mode"
+RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
+DISTRIBUTIONS = ("PreferClose", "PreferSameNode", "PreferSameZone")
+BALANCED = "may only be used when `type` is 'LoadBalancer'"
 
 
 def service(obj: Object) -> list[Cause]:
     spec = obj.get("spec") or {}
     kind = spec.get("type") or ""
+    notes = obj["metadata"].get("annotations") or {}
     found: list[Cause] = []
+    if HINTS in notes and MODE in notes and notes[HINTS] != notes[MODE]:
+        found.append(invalid(f"metadata.annotations[{MODE}]", notes[MODE], f"must match annotations[{HINTS}] when both "
+                             "are specified"))
     headless = spec.get("clusterIP") == HEADLESS
     if headless and kind in ("NodePort", "LoadBalancer"):
         found.append(invalid("spec.clusterIPs[0]", HEADLESS, "may not be set to 'None' for "
@@ -47,7 +56,22 @@ def service(obj: Object) -> list[Cause]:
         found.append(not_supported("spec.type", kind, TYPES) if kind else required("spec.type"))
     for index, text in enumerate(spec.get("externalIPs") or ()):
         found += address(text, f"spec.externalIPs[{index}]")
-    return found + _policies(spec, kind) + _addresses(spec, kind)
+    return found + _sources(spec, kind, notes) + _policies(spec, kind) + _addresses(spec, kind)
+
+
+def _sources(spec: Object, kind: str, notes: Object) -> list[Cause]:
+    """Who may reach a load balancer, by the field or by the annotation that was before it."""
+    ranges, at = spec.get("loadBalancerSourceRanges") or [], "spec.LoadBalancerSourceRanges"
+    paths = [f"{at}[{index}]" for index in range(len(ranges))]
+    if not ranges and RANGES in notes:
+        at = f"metadata.annotations[{RANGES}]"
+        ranges = notes[RANGES].split(",") if notes[RANGES].strip() else []
+        paths = [at] * len(ranges)
+    elif not ranges:
+        return []
+    found = [] if kind == "LoadBalancer" else [forbidden(at, BALANCED)]
+    return found + [invalid(path, bare, m) for path, bare in zip(paths, map(str.strip, ranges))
+                    for m in names.cidr(bare)]
 
 
 def _external_name(spec: Object) -> list[Cause]:
@@ -76,6 +100,12 @@ def _ports(ports: list[Object], kind: str) -> list[Cause]:
         found += [invalid(f"{at}.port", number, m) for m in names.port_number(number)]
         if protocol not in PROTOCOLS:
             found.append(not_supported(f"{at}.protocol", protocol or "", PROTOCOLS))
+        if kind == "LoadBalancer" and number == KUBELET_PORT:
+            found.append(invalid(at, number, f"may not expose port {KUBELET_PORT} externally since it is used by "
+                                 "kubelet"))
+        if port.get("appProtocol") is not None:
+            found += [invalid(f"{at}.appProtocol", port["appProtocol"], m)
+                      for m in names.qualified_name(port["appProtocol"])]
         target = port.get("targetPort")
         if isinstance(target, int):
             found += [invalid(f"{at}.targetPort", target, m) for m in names.port_number(target)]
@@ -96,6 +126,8 @@ def _ports(ports: list[Object], kind: str) -> list[Cause]:
 
 def _affinity(spec: Object) -> list[Cause]:
     kind = spec.get("sessionAffinity") or ""
+    if kind == "None" and spec.get("sessionAffinityConfig") is not None:
+        return [forbidden("spec.sessionAffinityConfig", "must not be set when session affinity is None")]
     if kind not in ("ClientIP", "None"):
         return [not_supported("spec.sessionAffinity", kind, ("ClientIP", "None"))]
     if kind == "ClientIP":
@@ -120,9 +152,13 @@ def _policies(spec: Object, kind: str) -> list[Cause]:
     if internal and internal not in ("Cluster", "Local"):
         found.append(not_supported("spec.internalTrafficPolicy", internal, ("Cluster", "Local")))
     if spec.get("allocateLoadBalancerNodePorts") is not None and kind != "LoadBalancer":
-        found.append(forbidden("spec.allocateLoadBalancerNodePorts", "may only be used when `type` is 'LoadBalancer'"))
-    if spec.get("loadBalancerClass") and kind != "LoadBalancer":
-        found.append(forbidden("spec.loadBalancerClass", "may only be used when `type` is 'LoadBalancer'"))
+        found.append(forbidden("spec.allocateLoadBalancerNodePorts", BALANCED))
+    if (balancer := spec.get("loadBalancerClass")) is not None:
+        found += [invalid("spec.loadBalancerClass", balancer, m) for m in names.qualified_name(balancer)] \
+            if kind == "LoadBalancer" else [forbidden("spec.loadBalancerClass", BALANCED)]
+    distribution = spec.get("trafficDistribution")
+    if distribution is not None and distribution not in DISTRIBUTIONS:
+        found.append(not_supported("spec.trafficDistribution", distribution, DISTRIBUTIONS))
     return found
 
 
@@ -167,11 +203,26 @@ def changes(new: Object, old: Object) -> list[Cause]:
         return []
     found: list[Cause] = []
     held, wanted = before.get("clusterIPs") or [], after.get("clusterIPs") or []
-    if held and (not wanted or wanted[0] != held[0]):
-        found.append(invalid("spec.clusterIPs[0]", wanted[0] if wanted else [], "may not change once set"))
+    if held != [HEADLESS] or wanted != [HEADLESS]:
+        found += _kept("clusterIPs", "clusterIP", held, wanted, after)
+    families = before.get("ipFamilies") or [], after.get("ipFamilies") or []
+    if HEADLESS not in (*held, *wanted):
+        found += _kept("ipFamilies", "ipFamily", *families, after)
     if before.get("loadBalancerClass") != after.get("loadBalancerClass") and before.get("type") == "LoadBalancer" == \
             after.get("type"):
         found.append(invalid("spec.loadBalancerClass", after.get("loadBalancerClass") or "", "may not change once set"))
     return found
 
 
+def _kept(field: str, called: str, held: list[str], wanted: list[str], spec: Object) -> list[Cause]:
+    """The first of them stays, and the second only goes when the Service says so."""
+    found: list[Cause] = []
+    if held and not wanted:
+        return [invalid(f"spec.{field}[0]", wanted, f"primary {called} can not be unset")]
+    same = range(len(held)) if len(held) == len(wanted) else range(min(1, len(held)))
+    found += [invalid(f"spec.{field}[{index}]", wanted, "may not change once set") for index in same
+              if wanted[index] != held[index]]
+    if len(wanted) == 1 < len(held) and spec.get("ipFamilyPolicy") != "SingleStack":
+        found.append(invalid("spec.ipFamilyPolicy", spec.get("ipFamilyPolicy"), "must be set to 'SingleStack' when "
+                             f"releasing the secondary {called}"))
+    return found

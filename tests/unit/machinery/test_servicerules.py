@@ -1,0 +1,64 @@
+"""The rules for Services that people meet one by one: each with a Service that breaks it, and upstream's words."""
+
+import pytest
+
+from controlplane.machinery.validate import services
+
+HINTS, MODE = services.HINTS, services.MODE
+
+
+def service(annotations=None, **spec):
+    return {"metadata": {"name": "s", "annotations": annotations or {}}, "spec": {
+        "type": "ClusterIP", "sessionAffinity": "None", "ports": [{"port": 80, "protocol": "TCP"}], **spec}}
+
+
+def balanced(annotations=None, **spec):
+    return service(annotations, type="LoadBalancer", **spec)
+
+
+@pytest.mark.parametrize("good", [
+    service(), balanced(loadBalancerSourceRanges=[" 10.0.0.0/8 "], loadBalancerClass="a.b/c"),
+    balanced({services.RANGES: "10.0.0.0/8, ::/0"}), service(trafficDistribution="PreferSameNode"),
+    service({HINTS: "Auto", MODE: "Auto"}), service(ports=[{"port": 1, "protocol": "TCP", "appProtocol": "a.b/c"}])])
+def test_good_ones_pass(good):
+    assert [str(c) for c in services.service(good)] == []
+
+
+@pytest.mark.parametrize(("bad", "want"), [
+    (service({HINTS: "Auto", MODE: "x"}),
+     f'annotations[{MODE}]: Invalid value: "x": must match annotations[{HINTS}] when'),
+    (balanced(ports=[{"port": 10250, "protocol": "TCP"}]), "may not expose port 10250 externally since it is used by"),
+    (service(loadBalancerSourceRanges=["10.0.0.0/8"]),
+     "spec.LoadBalancerSourceRanges: Forbidden: may only be used when"),
+    (balanced(loadBalancerSourceRanges=["10.0.0.1"]),
+     'LoadBalancerSourceRanges[0]: Invalid value: "10.0.0.1": must be a valid CIDR value'),
+    (balanced({services.RANGES: "x"}), 'source-ranges]: Invalid value: "x": must be a valid CIDR value'),
+    (service(sessionAffinityConfig={"clientIP": {}}), "must not be set when session affinity is None"),
+    (service(loadBalancerClass="a"),
+     "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'"),
+    (balanced(loadBalancerClass="a b"), 'spec.loadBalancerClass: Invalid value: "a b": name part must consist of'),
+    (service(trafficDistribution="Near"),
+     'Unsupported value: "Near": supported values: "PreferClose", "PreferSameNode"'),
+    (service(ports=[{"port": 1, "protocol": "TCP", "appProtocol": "a b"}]), "ports[0].appProtocol: Invalid value")])
+def test_broken_rules_are_named(bad, want):
+    found = [f"{c.field}: {c.message}" for c in services.service(bad)]
+    assert any(want in text for text in found), found
+
+
+@pytest.mark.parametrize(("before", "after", "want"), [
+    (["10.0.0.1"], ["10.0.0.2"], ["clusterIPs[0]: may not change once set"]), (["10.0.0.1"], ["10.0.0.1", "fd::1"], []),
+    (["10.0.0.1"], [], ["clusterIPs[0]: primary clusterIP can not be unset"]), (["None"], ["None"], []),
+    (["10.0.0.1", "fd::1"], ["10.0.0.1", "fd::2"], ["clusterIPs[1]: may not change once set"]),
+    (["10.0.0.1", "fd::1"], ["10.0.0.1"], ["ipFamilyPolicy: must be set to 'SingleStack' when releasing the secondary "
+                                           "clusterIP"])])
+def test_addresses_stay(before, after, want):
+    found = services.changes(service(clusterIPs=after), service(clusterIPs=before))
+    assert [f"{c.field}: {c.message.split(': ')[-1]}".removeprefix("spec.") for c in found] == want
+
+
+def test_families_stay_too():
+    def told(wanted, **more):
+        return [c.message.split(": ")[-1] for c in services.changes(
+            service(ipFamilies=wanted, **more), service(ipFamilies=["IPv4", "IPv6"]))]
+    assert told(["IPv4", "IPv6"]) == told(["IPv4"], ipFamilyPolicy="SingleStack") == []
+    assert told(["IPv4"]) == ["must be set to 'SingleStack' when releasing the secondary ipFamily"]
