@@ -1,4 +1,4 @@
-"""The repository lints itself: style, types, import contracts, module sizes, promises that must not be left open."""
+"""The repository lints itself: style, types, import contracts, sizes, purity, promises that must not be left open."""
 
 import ast
 import os
@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("controlplane", "agent", "netsetup", "cri_proto")
 MODULE_LINES = 400  # a module is one noun; beyond this it is two
+FUNCTION_LINES = 60  # a function fits a screen
 BIN = Path(sys.executable).parent
 # What must not stand in the product: work left open, swallowed errors, waiting by guess.
 BANNED = re.compile(r"\bTODO\b|\bFIXME\b|\bXXX\b|NotImplementedError|except( Exception)?:\s*pass\b")
@@ -55,6 +56,8 @@ def test_module(path):
         tree = ast.parse(text)
         docstring = ast.get_docstring(tree)
         assert docstring, "each module opens with what it owns and promises"
+        assert not [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+                    and node.end_lineno - node.lineno >= FUNCTION_LINES], "a function this long does several things"
         assert not PURE.search(docstring) or not imported(tree) & IMPURE, "a module that decides does no I/O"
 
 
