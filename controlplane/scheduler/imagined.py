@@ -1,7 +1,8 @@
 """Scheduling in the mind: a cluster as plain objects, and what would become of pods in it. Pure.
 
-Owns the expansion of workloads into the pods their controllers would make, and the run of the real decisions over them.
-Nothing is written anywhere. Called by `pelamis whatif` with a snapshot of the cluster, and by whoever explains pods.
+Owns the expansion of workloads into the pods their controllers would make, by what these decide by themselves, and the
+run of the real decisions over them. Nothing is written anywhere. Called by `pelamis whatif` with a snapshot of the
+cluster, and by whoever explains pods.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from controlplane.controllers.workloads import templates
+from controlplane.controllers.workloads.daemonsets import eligibility
 from controlplane.machinery import objects, podfacts, selectors, strategy
 from controlplane.machinery.resources import named
 from controlplane.machinery.selectors import LabelSelector
@@ -20,9 +23,6 @@ from controlplane.scheduler.decider import Decider
 Obj = dict[str, Any]
 PODS = named("pods")
 REPLICATED = ("Deployment", "ReplicaSet", "StatefulSet", "ReplicationController")
-# What every pod of a DaemonSet tolerates: its controller adds it.
-TOLERATED = tuple(f"node.kubernetes.io/{name}" for name in (
-    "not-ready", "unreachable", "disk-pressure", "memory-pressure", "pid-pressure", "unschedulable"))
 RESOURCES = ("nodes", "pods", "namespaces", "services", "poddisruptionbudgets.policy", "persistentvolumeclaims",
              "persistentvolumes", "storageclasses.storage.k8s.io", "csinodes.storage.k8s.io",
              "csidrivers.storage.k8s.io", "csistoragecapacities.storage.k8s.io",
@@ -114,43 +114,28 @@ class Cluster:
 
 def expand(document: Obj, nodes: Sequence[Obj], cluster: Cluster) -> list[Obj]:
     """The pods that would come of an object; none for kinds that make no pods."""
-    kind, spec = document.get("kind", ""), document.get("spec") or {}
+    kind, name, spec = document.get("kind", ""), objects.name(document), document.get("spec") or {}
+    owner = {**document, "metadata": {"namespace": "default", "uid": f"imagined-{name}", **document["metadata"]}}
     if kind == "Pod":
-        return [_pod(document, objects.name(document), None, cluster)]
+        return [_made(objects.deep_copy({"metadata": owner["metadata"], "spec": spec}), name, cluster)]
     if kind == "CronJob":
-        return expand({**(spec.get("jobTemplate") or {}), "kind": "Job",
+        return expand({**(spec.get("jobTemplate") or {}), "apiVersion": "batch/v1", "kind": "Job",
                        "metadata": document["metadata"]}, nodes, cluster)
     if kind == "DaemonSet":
-        return [_bound_to(_pod(spec["template"], f"{objects.name(document)}-{objects.name(node)}", document, cluster),
-                          objects.name(node)) for node in nodes]
+        return [_made(eligibility.child(owner, at, "imagined"), f"{name}-{at}", cluster)
+                for at in (objects.name(node) for node in nodes if eligibility.judge(owner, node)[0])]
     if kind in REPLICATED or kind == "Job":
         given = spec.get("replicas" if kind in REPLICATED else "parallelism")
-        count = 1 if given is None else given
-        return [_pod(spec["template"], f"{objects.name(document)}-{number}", document, cluster)
-                for number in range(count)]
+        return [_made(templates.pod_of(owner), f"{name}-{number}", cluster)
+                for number in range(1 if given is None else given)]
     return []
 
 
-def _pod(template: Obj, name: str, owner: Obj | None, cluster: Cluster) -> Obj:
-    pod: Obj = objects.deep_copy({"metadata": template.get("metadata") or {}, "spec": template.get("spec") or {}})
-    namespace = (owner or template).get("metadata", {}).get("namespace") or "default"
-    pod["metadata"] |= {"name": name, "namespace": namespace, "uid": f"imagined-{namespace}-{name}"}
-    if owner is not None:
-        pod["metadata"]["ownerReferences"] = [{"kind": owner["kind"], "name": objects.name(owner), "controller": True,
-                                               "uid": f"imagined-{objects.name(owner)}",
-                                               "apiVersion": owner.get("apiVersion", "")}]
+def _made(pod: Obj, name: str, cluster: Cluster) -> Obj:
+    """The pod under its name, as the API server would store it as far as decisions look."""
+    pod["metadata"] |= {"name": name, "uid": f"imagined-{objects.namespace(pod)}-{name}"}
     strategy.of(PODS).default(pod)
     cluster.priority(pod)
-    return pod
-
-
-def _bound_to(pod: Obj, node: str) -> Obj:
-    """A DaemonSet's pod for its node."""
-    affinity = pod["spec"].setdefault("affinity", {}).setdefault("nodeAffinity", {})
-    required = affinity.setdefault("requiredDuringSchedulingIgnoredDuringExecution", {"nodeSelectorTerms": [{}]})
-    for term in required["nodeSelectorTerms"]:
-        term.setdefault("matchFields", []).append({"key": "metadata.name", "operator": "In", "values": [node]})
-    pod["spec"].setdefault("tolerations", []).extend({"key": key, "operator": "Exists"} for key in TOLERATED)
     return pod
 
 

@@ -44,7 +44,8 @@ def test_a_lost_node_sends_its_pods_elsewhere_but_not_what_belongs_to_it():
 def test_daemons_go_to_each_node_and_important_pods_push_others_out():
     daemon = {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "d", "namespace": "default"},
               "spec": {"template": {"spec": {"containers": [{"name": "c", "image": "i"}]}}}}
-    cluster = {"nodes": [node("x", unschedulable=True), node("y")],
+    barred = node("z", taints=[{"key": "k", "effect": "NoSchedule"}])  # no daemon is made for it
+    cluster = {"nodes": [node("x", unschedulable=True), node("y"), barred],
                "pods": [running("low", "2", "y", "rs")],
                "priorityclasses.scheduling.k8s.io": [{"metadata": {"name": "high"}, "value": 1000}]}
     found = imagined.outcomes(cluster, [daemon, deployment("web", 1, "1", priorityClassName="high")])
