@@ -119,26 +119,38 @@ def restore(snapshot: Path, store: Path) -> tuple[Health, Path | None]:
         raise Finding(f"the snapshot {snapshot} is damaged", found.problems[0], "pelamis snapshot list; take another")
     store.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with _alone(store):
-        highest = found.revision
-        kept: Path | None = None
-        if store.exists():
-            highest = max(highest, _revision(store))
-            kept = store.with_name(f"{store.name}.before-restore")
-            for suffix in ("", "-wal", "-shm"):  # together they are the old store; apart they would damage the new one
-                part, place = Path(f"{store}{suffix}"), Path(f"{kept}{suffix}")
-                place.unlink(missing_ok=True)
-                if part.exists():
-                    os.replace(part, place)
-        staged = store.with_name(f".{store.name}.new")
-        shutil.copyfile(snapshot, staged)
-        os.chmod(staged, 0o600)
-        owner = store.parent.stat()
-        os.chown(staged, owner.st_uid, owner.st_gid)
-        with closing(sqlite3.connect(staged, isolation_level=None)) as fresh:
-            fresh.execute("UPDATE floor SET compacted = ?", (highest + JUMP,))
+        highest = max(found.revision, _revision(store) if store.exists() else 0)
+        staged = _staged(snapshot, store, highest + JUMP)
+        kept = _set_aside(store) if store.exists() else None
         os.replace(staged, store)
         _sync(store.parent)
     return found, kept
+
+
+def _staged(snapshot: Path, store: Path, floor: int) -> Path:
+    """What is to be the store, whole and beside it."""
+    staged = store.with_name(f".{store.name}.new")
+    shutil.copyfile(snapshot, staged)
+    os.chmod(staged, 0o600)
+    owner = store.parent.stat()
+    os.chown(staged, owner.st_uid, owner.st_gid)
+    with closing(sqlite3.connect(staged, isolation_level=None)) as fresh:
+        fresh.execute("UPDATE floor SET compacted = ?", (floor,))
+    return staged
+
+
+def _set_aside(store: Path) -> Path:
+    """Keep the old store under another name too, until the new one takes its place: killed at any moment, a restore
+    leaves a store, for a server that found none would begin an empty one. Its log goes before it does: beside another
+    store it would damage that."""
+    kept = store.with_name(f"{store.name}.before-restore")
+    for suffix in ("-wal", "-shm", ""):
+        part, place = Path(f"{store}{suffix}"), Path(f"{kept}{suffix}")
+        place.unlink(missing_ok=True)
+        if suffix and part.exists():
+            os.replace(part, place)
+    os.link(store, kept)
+    return kept
 
 
 def health(store: Path, thorough: bool = True) -> Health:

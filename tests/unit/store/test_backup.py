@@ -1,6 +1,8 @@
 """Snapshots of a store that is being written, and a restore that misleads nobody."""
 
 import asyncio
+import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -46,6 +48,30 @@ def test_saved_while_written_and_put_back(tmp_path):
     state, revision = asyncio.run(read())
     assert len(state) == 50
     assert revision > 80, "a revision somebody may have seen is not given again"
+
+
+@pytest.mark.parametrize(("name", "of"), [("replace", os), ("link", os), ("copyfile", shutil)])
+def test_killed_at_any_moment_a_restore_leaves_a_whole_store(tmp_path, monkeypatch, name, of):
+    store = tmp_path / "pelamis.db"
+
+    async def write(*numbers):
+        log = SqliteLog(store)
+        await log.open(lambda changes: None)
+        for number in numbers:
+            await log.write(f"configmaps/default/c{number}", b"{}", 0)
+        await log.close()
+    asyncio.run(write(1, 2))
+    made = backup.save(store, tmp_path / "kept", NOW)
+    asyncio.run(write(3))
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(of, name, killed)
+        backup.restore(made.path, store)
+    assert backup.health(store).objects == 3 and not backup.health(store).problems
+    _, kept = backup.restore(made.path, store)
+    assert backup.health(store).objects == 2 and backup.health(kept).objects == 3
 
 
 def test_a_damaged_snapshot_is_refused_and_the_store_stays(tmp_path):
