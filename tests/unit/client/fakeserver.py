@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from controlplane.client.config import ClientConfig
-from controlplane.client.rest import Client
+from controlplane.client.rest import REQUESTS_AT_ONCE, Client
+from controlplane.machinery.clock import settle
 
 
 class FakeServer:
@@ -129,7 +130,14 @@ async def serving(clock=None):
         await runner.cleanup()
 
 
-async def until(condition, seconds=5.0):
+async def answered(client):
+    """Wait until no request is under way, and whoever asked has gone on with its answer."""
+    while client._slots._value < REQUESTS_AT_ONCE:  # noqa: ASYNC110 - a semaphore tells nobody that it is free
+        await asyncio.sleep(0.001)
+    await settle()
+
+
+async def until(condition, seconds=60.0):
     """Wait until `condition()` holds, looking again whenever the loop turns."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - the condition is over plain state that has no event

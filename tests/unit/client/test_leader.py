@@ -7,16 +7,17 @@ import pytest
 from controlplane.client import leader
 from controlplane.client.leader import LEASE_SECONDS, Elector, Lost, is_dead, own_identity
 from controlplane.machinery.clock import FakeClock
-from tests.unit.client.fakeserver import serving, until
+from tests.unit.client.fakeserver import answered, serving, until
 
 
-async def advance_until(clock, condition, limit=200):
-    for _ in range(limit):
-        if condition():
-            return
-        await clock.advance(1)
-        await asyncio.sleep(0.005)
-    raise AssertionError("it did not happen")
+async def advance(client, seconds, until=lambda: False):
+    """Move on second by second, each when all requests of the last one have their answer; whether it came true."""
+    for _ in range(seconds):
+        if until():
+            return True
+        await client.clock.advance(1)
+        await answered(client)
+    return until()
 
 
 def test_second_candidate_waits_for_the_lease_to_run_out():
@@ -31,21 +32,19 @@ def test_second_candidate_waits_for_the_lease_to_run_out():
             first = asyncio.create_task(Elector(client, "l", identity="one").lead(lambda: work("one")))
             await until(lambda: leading == ["one"])
             second = asyncio.create_task(Elector(client, "l", identity="two").lead(lambda: work("two")))
-            for _ in range(LEASE_SECONDS * 2):
-                await clock.advance(1)
-                await asyncio.sleep(0.003)
+            await advance(client, LEASE_SECONDS * 2)
             assert leading == ["one"]
             first.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await first
             released = clock.monotonic()
-            await advance_until(clock, lambda: leading == ["one", "two"])
+            assert await advance(client, LEASE_SECONDS * 3, lambda: leading == ["one", "two"])
             assert clock.monotonic() - released < LEASE_SECONDS  # it was given back
             path = next(p for p in server.objects if "/leases/" in p)
             assert server.objects[path]["spec"]["leaseTransitions"] == 1
             stolen = {**server.objects[path], "spec": {**server.objects[path]["spec"], "holderIdentity": "three"}}
             await server.put(path, stolen)
-            await advance_until(clock, second.done)
+            assert await advance(client, LEASE_SECONDS * 3, second.done)
             with pytest.raises(Lost):
                 await second
     asyncio.run(main())
