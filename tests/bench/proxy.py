@@ -164,10 +164,10 @@ def udp_cleanup() -> float:
 
 
 def one_run(writer: str, count: int) -> dict[str, Any]:
-    """All figures of one writer, in this process' own namespace."""
+    """All figures of one writer, in this process' own namespace. `again` is what a restart costs."""
     listen()
     backend = xtables.Backend(writer.partition("-")[2]) if writer != "nftables" else None
-    side = Side("nftables" if backend is None else "iptables", PODS, 4, backend=backend)
+    side, again = (Side("nftables" if backend is None else "iptables", PODS, 4, backend=backend) for _ in range(2))
     others: list[float] = []
     with inside(writer, others):
         plan, write = load(side, count)
@@ -177,6 +177,8 @@ def one_run(writer: str, count: int) -> dict[str, Any]:
     found = {"plan": plan, "write": write, "change": statistics.median(took), "worst": max(took), "floor": whole,
              "change_floor": statistics.median(others)}
     found |= first_packets(side, count)
+    side.writer.close()
+    found["again"] = sum(load(again, count))
     if count == max(SIZES):
         found["udp"] = udp_cleanup()
     return found
@@ -344,6 +346,7 @@ def measure(args: Namespace) -> list[dict[str, object]]:
             row(f"{what}: everything", found["plan"] + found["write"], "ms", AIMS[writer, "load"] if last else "")
             row(f"{what}: of which planning", found["plan"], "ms")
             row(f"{what}: of which {floor}", found["floor"], "ms")
+            row(f"{what}: everything, where it is already", found["again"], "ms")
             row(f"{what}: one endpoint, median", found["change"], "ms", AIMS[writer, "change"] if last else "")
             row(f"{what}: one endpoint, worst", found["worst"], "ms", WORST if last and writer == "nftables" else "")
             row(f"{what}: one endpoint, of which {floor}", found["change_floor"], "ms")
