@@ -130,21 +130,24 @@ class Images:
         problem, shared = "", credentials(name, own)
         for entry in [*credentials(name, [*auths, *own]), None]:
             auth = auth_message(entry) if entry is not None else None
-            private = _packed(entry) if entry is not None and entry not in shared else None
+            request = cri.PullImageRequest(image=cri.ImageSpec(image=name), auth=auth)
             try:
-                if self._pulls is not None and private:
-                    self._pulls.begin(name)
-                answer = await self._calls.PullImage(cri.PullImageRequest(image=cri.ImageSpec(image=name), auth=auth),
-                                                     timeout=PULL_SECONDS)
-                if self._pulls is not None:
-                    made = await self.find(answer.image_ref)
-                    self._pulls.pulled(made.id if made is not None else answer.image_ref, name, private)
-                return answer.image_ref
+                if self._pulls is None:
+                    return await self._pulled(request)
+                private = _packed(entry) if entry is not None and entry not in shared else None
+                with self._pulls.pulling(name, private) as told:
+                    id = await self._pulled(request)
+                    made = await self.find(id)
+                    told(made.id if made is not None else id)
+                return id
             except grpc.aio.AioRpcError as error:
                 problem = problem or describe(error)  # what the best fitting credentials met, not the last resort
                 if error.code() == grpc.StatusCode.UNAVAILABLE:
                     break  # the runtime is away; other credentials cannot help
         raise ImageError("ErrImagePull", problem)
+
+    async def _pulled(self, request: Any) -> str:
+        return str((await self._calls.PullImage(request, timeout=PULL_SECONDS)).image_ref)
 
     async def find(self, reference: str) -> Image | None:
         """The image called `reference` (any name or an id), if this node has it. Raises ImageError ErrImageInspect."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,19 +65,25 @@ class Pulls:
         known = self._pulled.get(id, {}).get(repository(name), ())
         return self.open(id, name) or any(self._digest(credential) in known for credential in credentials)
 
-    def begin(self, name: str) -> None:
-        """The image is about to be pulled with a pod's credentials."""
-        if name not in self._begun:
+    @contextmanager
+    def pulling(self, name: str, credential: bytes | None) -> Iterator[Callable[[str], None]]:
+        """While the image is pulled with a pod's credential (None: with none, or one that every pod here has). What it
+        gives is called with the id of what came; without that, the pull has failed."""
+        if credential is not None:
             self._begun.append(name)
             self._save()
+        try:
+            yield lambda id: self._came(id, name, credential)
+        finally:
+            if name in self._begun:
+                self._begun.remove(name)
+                self._save()
 
-    def pulled(self, id: str, name: str, credential: bytes | None) -> None:
-        """The image was pulled with a pod's credential, None: with none, or one that every pod here has."""
+    def _came(self, id: str, name: str, credential: bytes | None) -> None:
         known = self._pulled.setdefault(id, {}).setdefault(repository(name), [])
         digest = EVERYBODY if credential is None else self._digest(credential)
-        if digest not in known or name in self._begun:
-            known += [digest] if digest not in known else []
-            self._begun = [other for other in self._begun if other != name]
+        if digest not in known:
+            known.append(digest)
             self._save()
 
     def removed(self, id: str) -> None:

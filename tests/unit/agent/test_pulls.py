@@ -20,16 +20,21 @@ def test_who_may_use_an_image(tmp_path: Path) -> None:
     file = tmp_path / "pulls.json"
     pulls = Pulls(file, SYSTEM)
     assert pulls.open("id", NAME)  # it was here before
-    pulls.begin(NAME)
-    assert not Pulls(file, SYSTEM).open("id", NAME)  # the agent died while it was pulled
-    pulls.pulled("id", NAME, b"secret")
+    with pulls.pulling(NAME, b"wrong"):
+        assert not pulls.open("id", NAME)
+    assert pulls.open("id", NAME)  # that pull brought nothing
+    with pulls.pulling(NAME, b"secret") as came:
+        assert not Pulls(file, SYSTEM).open("id", NAME)  # as if the agent died in the middle
+        came("id")
     for each in (pulls, Pulls(file, SYSTEM)):
         assert not each.open("id", NAME) and each.allows("id", NAME, [b"other", b"secret"])
         assert not each.allows("id", NAME, [b"other"]) and not each.allows("id", "r.example:5000/fork:1", [b"secret"])
     assert b"secret" not in file.read_bytes() and file.stat().st_mode & 0o777 == 0o600
-    pulls.pulled("id", NAME, b"other")
+    with pulls.pulling(NAME, b"other") as came:
+        came("id")
     assert pulls.allows("id", NAME, [b"other"]) and pulls.allows("id", NAME, [b"secret"])
-    pulls.pulled("id", NAME, None)  # it turns out that the registry gives it to everybody
+    with pulls.pulling(NAME, None) as came:  # it turns out that the registry gives it to everybody
+        came("id")
     assert Pulls(file, SYSTEM).open("id", NAME)
     pulls.removed("id")
     assert Pulls(file, SYSTEM).open("id", "r.example:5000/fork:1")
