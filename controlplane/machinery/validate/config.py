@@ -17,7 +17,7 @@ from controlplane.machinery.errors import IMMUTABLE, Cause, forbidden, invalid, 
 Object = dict[str, Any]
 MAX_SIZE = 1 << 20  # bytes of all values together: what etcd takes in one piece, and clients expect
 _LOCKED = "field is immutable when `immutable` is set"
-_NEEDED = {"kubernetes.io/tls": ("tls.crt", "tls.key"), "kubernetes.io/ssh-auth": ("ssh-privatekey",)}
+_TLS = ("tls.crt", "tls.key")
 _DOCKER = {"kubernetes.io/dockercfg": ".dockercfg", "kubernetes.io/dockerconfigjson": ".dockerconfigjson"}
 _ACCOUNT = "kubernetes.io/service-account.name"
 
@@ -70,8 +70,10 @@ def secret(obj: Object) -> list[Cause]:
     elif kind == "kubernetes.io/basic-auth":
         if "username" not in data and "password" not in data:
             found += [required(f"data[{k}]") for k in ("username", "password")]
-    elif kind in _NEEDED:
-        found += [required(f"data[{k}]") for k in _NEEDED[kind] if k not in data]
+    elif kind == "kubernetes.io/tls":
+        found += [required(f"data[{k}]") for k in _TLS if k not in data]
+    elif kind == "kubernetes.io/ssh-auth" and not data.get("ssh-privatekey"):
+        found.append(required("data[ssh-privatekey]"))
     return found
 
 
@@ -79,10 +81,11 @@ def _docker(data: dict[str, str], key: str) -> list[Cause]:
     if key not in data:
         return [required(f"data[{key}]")]
     try:
-        orjson.loads(base64.b64decode(data[key]))
+        found = orjson.loads(base64.b64decode(data[key]))
     except (ValueError, binascii.Error):
         return [invalid(f"data[{key}]", "<secret contents redacted>", "invalid character in JSON")]
-    return []
+    return [] if isinstance(found, dict | None) else [invalid(
+        f"data[{key}]", "<secret contents redacted>", "json: cannot unmarshal into map[string]interface {}")]
 
 
 def secret_changes(new: Object, old: Object) -> list[Cause]:

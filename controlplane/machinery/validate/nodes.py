@@ -9,6 +9,7 @@ from typing import Any
 
 from controlplane.machinery import names
 from controlplane.machinery.errors import IMMUTABLE, Cause, duplicate, forbidden, invalid, not_supported, required
+from controlplane.machinery.validate.requirements import amount
 
 Object = dict[str, Any]
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
@@ -26,7 +27,16 @@ def node(obj: Object) -> list[Cause]:
         found += [invalid(f"spec.podCIDRs[{index}]", text, m) for m in names.cidr(text)]
     if ranges and spec.get("podCIDR") and ranges[0] != spec["podCIDR"]:
         found.append(invalid("spec.podCIDRs[0]", ranges[0], "must match `podCIDR`"))
-    return found
+    if len(ranges) > len({":" in text for text in ranges}):
+        found.append(invalid("spec.podCIDRs", ranges, "may specify no more than one CIDR for each IP family"))
+    found += [duplicate(f"spec.podCIDRs[{i}]", text) for i, text in enumerate(ranges) if text in ranges[:i]]
+    return found + _amounts(obj)
+
+
+def _amounts(obj: Object) -> list[Cause]:
+    status = obj.get("status") or {}
+    return [cause for field in ("capacity", "allocatable") for name, text in (status.get(field) or {}).items()
+            for cause in amount(name, text, f"status.{field}.{name}")]
 
 
 def taints(listed: list[Object], path: str) -> list[Cause]:
@@ -36,7 +46,7 @@ def taints(listed: list[Object], path: str) -> list[Cause]:
         at = f"{path}[{index}]"
         key, value, effect = taint.get("key") or "", taint.get("value") or "", taint.get("effect") or ""
         found += [invalid(f"{at}.key", key, m) for m in names.label_key(key)]
-        found += [invalid(f"{at}.value", value, "; ".join(m)) for m in [names.label_value(value)] if m]
+        found += [invalid(f"{at}.value", value, ";".join(m)) for m in [names.label_value(value)] if m]
         if not effect:
             found.append(required(f"{at}.effect"))
         elif effect not in EFFECTS:
@@ -49,7 +59,7 @@ def taints(listed: list[Object], path: str) -> list[Cause]:
 
 
 def node_changes(new: Object, old: Object) -> list[Cause]:
-    """Pod ranges and the provider's id are set once."""
+    """Pod ranges and the provider's id are set once; no address is told twice."""
     after, before = new.get("spec") or {}, old.get("spec") or {}
     found: list[Cause] = []
     ranges = before.get("podCIDRs") or ([before["podCIDR"]] if before.get("podCIDR") else [])
@@ -58,7 +68,10 @@ def node_changes(new: Object, old: Object) -> list[Cause]:
         found.append(forbidden("spec.podCIDRs", "node updates may not change podCIDR except from \"\" to valid"))
     if before.get("providerID") and after.get("providerID") != before["providerID"]:
         found.append(forbidden("spec.providerID", "node updates may not change providerID except from \"\" to valid"))
-    return found
+    if (after.get("externalID") or "") != (before.get("externalID") or ""):
+        found.append(forbidden("spec.externalID", "may not be updated"))
+    addresses = (new.get("status") or {}).get("addresses") or []
+    return found + [duplicate(f"status.addresses[{i}]", a) for i, a in enumerate(addresses) if a in addresses[:i]]
 
 
 def lease(obj: Object) -> list[Cause]:

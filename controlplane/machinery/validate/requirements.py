@@ -34,7 +34,7 @@ def extended(name: str) -> bool:
     return not native(name) and not name.startswith("requests.") and not names.qualified_name(f"requests.{name}")
 
 
-def _overcommits(name: str) -> bool:
+def overcommits(name: str) -> bool:
     return native(name) and not name.startswith(HUGE)
 
 
@@ -47,7 +47,7 @@ def resource_name(name: str, path: str) -> list[Cause]:
     return [invalid(path, name, "must be a standard resource type or fully qualified")]
 
 
-def _of_container(name: str, path: str) -> list[Cause]:
+def of_container(name: str, path: str) -> list[Cause]:
     found = resource_name(name, path)
     if "/" not in name:
         if name not in COMPUTE and not name.startswith(HUGE):
@@ -72,7 +72,7 @@ def amount(name: str, text: Any, path: str) -> list[Cause]:
 
 
 def requirements(resources: Object, path: str, claims: Collection[str] | None = None,
-                 rule: Callable[[str, str], list[Cause]] = _of_container) -> list[Cause]:
+                 rule: Callable[[str, str], list[Cause]] = of_container) -> list[Cause]:
     """Limits and requests: known names, no negative amounts, requests within limits. `claims`: the names of the pod's
     ResourceClaims that may be asked for, None where nobody looks."""
     limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
@@ -92,10 +92,10 @@ def requirements(resources: Object, path: str, claims: Collection[str] | None = 
 
 def _within(name: str, text: Any, limits: Object, path: str) -> list[Cause]:
     if name not in limits:
-        return [] if _overcommits(name) else [
+        return [] if overcommits(name) else [
             required(f"{path}.limits", "Limit must be set for non overcommitable resources")]
     asked, allowed = quantity.parse(text), quantity.parse(limits[name])
-    if asked != allowed and not _overcommits(name):
+    if asked != allowed and not overcommits(name):
         return [invalid(f"{path}.requests", str(text), f"must be equal to {name} limit of {limits[name]}")]
     return [invalid(f"{path}.requests", str(text), f"must be less than or equal to {name} limit of {limits[name]}")
             ] if asked > allowed else []
