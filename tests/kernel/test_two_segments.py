@@ -83,8 +83,9 @@ class Node:
         self.loop.call_soon_threadsafe(self.api.change, "nodes", kind, node.object())
 
     def stop(self) -> None:
-        self.loop.call_soon_threadsafe(self.task.cancel)
-        self.future.result(DEADLINE)
+        if not self.future.done():
+            self.loop.call_soon_threadsafe(self.task.cancel)
+            self.future.result(DEADLINE)
 
 
 @pytest.fixture(params=[4, 6])
@@ -172,6 +173,7 @@ def test_pods_of_all_nodes_reach_each_other_without_translation(plan: Plan, node
         node.tell("DELETED", three)
     until(lambda: plan.tunnel not in one.host.sh("ip -o link") and plan.tunnel not in two.host.sh("ip -o link"))
     assert three.pods not in ways(one, plan) and reaches(one, two)
+    three.stop()  # or it would mend what is undone
     assert three.host.run(three.ledger.undo) and three.ledger.findings == []
     assert plan.tunnel not in three.host.sh("ip -o link") and one.pods not in ways(three, plan)
 
