@@ -68,7 +68,7 @@ def running(folder: Path, name: str, *command: str) -> Iterator[int]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready, file.open("w") as log:
         ready.bind(str(notify))
         ready.settimeout(0.2)
-        process = subprocess.Popen([sys.executable, "-m", *command], stdout=log, stderr=log,
+        process = subprocess.Popen([sys.executable, "-P", "-m", *command], stdout=log, stderr=log,
                                    env={**os.environ, **environment(), "NOTIFY_SOCKET": str(notify)})
         try:
             wait_ready(ready, process, file)

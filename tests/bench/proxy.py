@@ -321,7 +321,7 @@ def names() -> float:
 
 
 def separately(*arguments: str) -> Any:
-    done = subprocess.run([sys.executable, "-m", "tests.bench.proxy", *arguments], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-P", "-m", "tests.bench.proxy", *arguments], capture_output=True, text=True,
                           timeout=RUN_SECONDS)
     if done.returncode:
         raise Finding(f"the measurement {' '.join(arguments)} failed", done.stderr.strip()[-1500:])
