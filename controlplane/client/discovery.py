@@ -3,8 +3,8 @@
 Owns the translation of CustomResourceDefinitions into one `Resource` each, of the version the server prefers. Follows
 the definitions by an informer and keeps of each only what that takes, so a change is known within moments and nothing
 is asked for in between. A subscriber hears of every kind once when it comes and once when it goes; one whose preferred
-version changes goes and comes. Called by the controllers that must see all objects: the garbage collector and the
-namespace controller, which ask `aggregated` for the kinds of other servers.
+version changes goes and comes. Called by the controllers that are given references to objects of any kind; those that
+must see all objects ask `aggregated` for the kinds of other servers besides.
 
 Upstream: the discovery client and its RESTMapper, k8s.io/client-go/{discovery,restmapper}.
 """
@@ -17,7 +17,7 @@ from typing import Any
 from controlplane.client.informer import Informers
 from controlplane.machinery import objects
 from controlplane.machinery.customdefinitions import version_rank
-from controlplane.machinery.resources import ALL_VERBS, Resource, named
+from controlplane.machinery.resources import ALL_VERBS, BUILTIN, Resource, named
 
 DEFINITIONS = named("customresourcedefinitions.apiextensions.k8s.io")
 Obj = dict[str, Any]
@@ -58,6 +58,11 @@ class Kinds:
 
     def all(self) -> list[Resource]:
         return list(self._served.values())
+
+    def referred(self, reference: Obj) -> Resource | None:
+        """The resource of an object reference, built in or custom, whichever version it names."""
+        group, kind = reference.get("apiVersion", "").rpartition("/")[0], reference.get("kind")
+        return next((one for one in (*BUILTIN, *self.all()) if (one.group, one.kind) == (group, kind)), None)
 
     async def synced(self) -> None:
         """Wait until the kinds that exist are known."""

@@ -19,7 +19,7 @@ from controlplane.controllers.scaling.metrics import MetricFailure, Target, comp
 from controlplane.controllers.scaling.metricsource import MetricSource
 from controlplane.machinery import objects, selectors
 from controlplane.machinery.errors import ApiError, Conflict
-from controlplane.machinery.resources import BUILTIN, Resource, named
+from controlplane.machinery.resources import Resource, named
 
 PERIOD_SECONDS = 15.0  # between two looks: upstream's default
 ABLE, ACTIVE = "AbleToScale", "ScalingActive"
@@ -94,10 +94,9 @@ class Autoscalers(Controller):
 
     def _kind(self, ref: Obj) -> Resource:
         """The resource of a reference, whichever version it names. Raises ApiError."""
+        if (found := self.kinds.referred(ref)) is not None:
+            return found
         group = ref.get("apiVersion", "").rpartition("/")[0]
-        for one in (*BUILTIN, *self.kinds.all()):
-            if (one.group, one.kind) == (group, ref.get("kind")):
-                return one
         raise ApiError(f'no matches for kind "{ref.get("kind")}" in group "{group}"')
 
     # --- deciding ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from controlplane.controllers.runtime import PODS, Context, Controller, by_names
 from controlplane.controllers.workloads.disruption import budgets
 from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
-from controlplane.machinery.resources import BUILTIN, Resource, named
+from controlplane.machinery.resources import BUILTIN, named
 
 TARGET = "pod"  # first part of the keys of pods whose condition may go stale
 UNMANAGED = ('Pods selected by this PodDisruptionBudget (selector: {}) were found to be unmanaged. As a result, the '
@@ -133,7 +133,7 @@ class Disruption(Controller):
 
     async def _asked_size(self, ref: Obj, pod: Obj) -> tuple[str, int] | None:
         """The same by the scale subresource, which custom kinds may have."""
-        resource = self._kind(ref)
+        resource = self.kinds.referred(ref)
         if resource is None:
             raise ApiError(f'no matches for kind "{ref.get("kind")}" in version "{ref.get("apiVersion")}"')
         if not resource.custom and resource.subresource("scale") is None:
@@ -145,12 +145,6 @@ class Disruption(Controller):
         if objects.uid(scale) != ref.get("uid"):
             return None
         return objects.uid(scale), objects.get(scale, "spec.replicas", 0)
-
-    def _kind(self, ref: Obj) -> Resource | None:
-        """The resource of a reference, whichever version it names."""
-        group = ref.get("apiVersion", "").rpartition("/")[0]
-        return next((one for one in (*BUILTIN, *self.kinds.all())
-                     if (one.group, one.kind) == (group, ref.get("kind"))), None)
 
     # --- conditions that outlived their reason -----------------------------------------------------------------
 
