@@ -17,6 +17,8 @@ _ADDRESS_TYPES = ("IPv4", "IPv6", "FQDN")
 MAX_ADDRESSES = 100
 MAX_PORTS = 20000
 MAX_ENDPOINTS = 1000
+MAX_HINTS = 8
+_NEAR = {4: ipaddress.ip_network("224.0.0.0/24"), 6: ipaddress.ip_network("ff02::/16")}  # multicast on one link
 
 
 def address(text: str, path: str) -> list[Cause]:
@@ -27,7 +29,8 @@ def address(text: str, path: str) -> list[Cause]:
     for wrong, why in ((parsed.is_unspecified, f"may not be unspecified ({text})"),
                        (parsed.is_loopback, "may not be in the loopback range (127.0.0.0/8, ::1/128)"),
                        (parsed.is_link_local, "may not be in the link-local range (169.254.0.0/16, fe80::/10)"),
-                       (parsed.is_multicast, "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")):
+                       (parsed in _NEAR[parsed.version],
+                        "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)")):
         if wrong:
             return [invalid(path, text, why)]
     return []
@@ -43,6 +46,7 @@ def endpoints(obj: Object) -> list[Cause]:
         for field, listed in (("addresses", ready), ("notReadyAddresses", others)):
             for position, entry in enumerate(listed):
                 found += address(entry.get("ip") or "", f"{at}.{field}[{position}].ip")
+                found += _host(entry, f"{at}.{field}[{position}]")
         ports = subset.get("ports") or ()
         for position, port in enumerate(ports):
             found += _port(port, len(ports) > 1, f"{at}.ports[{position}]")
@@ -57,7 +61,19 @@ def _port(port: Object, named: bool, path: str) -> list[Cause]:
     elif name:
         found += [invalid(f"{path}.name", name, m) for m in names.dns_label(name)]
     found += [invalid(f"{path}.port", port.get("port", 0), m) for m in names.port_number(port.get("port") or 0)]
-    return found + protocol(port, path)
+    return found + protocol(port, path) + _application(port, path)
+
+
+def _application(port: Object, path: str) -> list[Cause]:
+    name = port.get("appProtocol")
+    return [] if name is None else [invalid(f"{path}.appProtocol", name, m) for m in names.qualified_name(name)]
+
+
+def _host(endpoint: Object, path: str) -> list[Cause]:
+    """The name of an endpoint within its Service, and the node it is on."""
+    return [invalid(f"{path}.{field}", endpoint[field], m)
+            for field, rule in (("nodeName", names.dns_subdomain), ("hostname", names.dns_label))
+            if endpoint.get(field) for m in rule(endpoint[field])]
 
 
 def protocol(port: Object, path: str) -> list[Cause]:
@@ -92,17 +108,28 @@ def _endpoint(endpoint: Object, kind: str, path: str) -> list[Cause]:
     for position, text in enumerate(addresses):
         at = f"{path}.addresses[{position}]"
         if kind == "FQDN":
-            found += [invalid(at, text, m) for m in names.dns_subdomain(text)]
+            domain = text.removesuffix(".")
+            found += [invalid(at, text, m) for m in names.dns_subdomain(domain)] or ([] if "." in domain else [
+                invalid(at, text, "should be a domain with at least two segments separated by dots")])
             continue
         wrong = address(text, at)
         if not wrong and (":" in text) != (kind == "IPv6"):
             wrong = [invalid(at, text, f"must be an {kind} address")]
         found += wrong
-    if endpoint.get("nodeName"):
-        found += [invalid(f"{path}.nodeName", endpoint["nodeName"], m)
-                  for m in names.dns_subdomain(endpoint["nodeName"])]
-    if endpoint.get("hostname"):
-        found += [invalid(f"{path}.hostname", endpoint["hostname"], m) for m in names.dns_label(endpoint["hostname"])]
+    return found + _host(endpoint, path) + _hints(endpoint.get("hints") or {}, f"{path}.hints")
+
+
+def _hints(hints: Object, path: str) -> list[Cause]:
+    """For which zones and nodes an endpoint is."""
+    found: list[Cause] = []
+    for field, rule in (("forZones", names.label_value), ("forNodes", names.dns_subdomain)):
+        listed = [hint.get("name") or "" for hint in hints.get(field) or ()]
+        if len(listed) > MAX_HINTS:
+            found.append(too_many(f"{path}.{field}", len(listed), MAX_HINTS))
+            continue
+        for index, name in enumerate(listed):
+            at = f"{path}.{field}[{index}].name"
+            found += [duplicate(at, name)] * (name in listed[:index]) + [invalid(at, name, m) for m in rule(name)]
     return found
 
 
@@ -118,7 +145,7 @@ def _slice_ports(ports: list[Object]) -> list[Cause]:
         if name in seen:
             found.append(duplicate(f"ports[{index}].name", name))
         seen.add(name)
-        found += protocol(port, f"ports[{index}]")
+        found += protocol(port, f"ports[{index}]") + _application(port, f"ports[{index}]")
     return found
 
 

@@ -1,8 +1,8 @@
-"""The rules for Services that people meet one by one: each with a Service that breaks it, and upstream's words."""
+"""The rules for Services and endpoints, one by one: each with an object that breaks it, and upstream's words."""
 
 import pytest
 
-from controlplane.machinery.validate import services
+from controlplane.machinery.validate import endpoints, services
 
 HINTS, MODE = services.HINTS, services.MODE
 
@@ -62,3 +62,35 @@ def test_families_stay_too():
             service(ipFamilies=wanted, **more), service(ipFamilies=["IPv4", "IPv6"]))]
     assert told(["IPv4", "IPv6"]) == told(["IPv4"], ipFamilyPolicy="SingleStack") == []
     assert told(["IPv4"]) == ["must be set to 'SingleStack' when releasing the secondary ipFamily"]
+
+
+def slice_of(kind="IPv4", ports=(), **endpoint):
+    return {"addressType": kind, "endpoints": [endpoint], "ports": [{"protocol": "TCP", **p} for p in ports]}
+
+
+@pytest.mark.parametrize("good", [
+    slice_of(addresses=["239.1.1.1"]), slice_of("FQDN", addresses=["a.b."], hostname="web"),
+    slice_of(addresses=["10.0.0.1"], hints={"forZones": [{"name": "a"}], "forNodes": [{"name": "n.x"}]},
+             ports=[{"appProtocol": "kubernetes.io/h2c"}])])
+def test_good_slices_pass(good):
+    assert [str(c) for c in endpoints.endpoint_slice(good)] == []
+
+
+@pytest.mark.parametrize(("bad", "want"), [
+    (slice_of(addresses=["224.0.0.1"]), "endpoints[0].addresses[0]: Invalid value"),
+    (slice_of("FQDN", addresses=["a"]), "should be a domain with at least two segments separated by dots"),
+    (slice_of(addresses=["10.0.0.1"], hints={"forZones": [{"name": "a"}] * 2}),
+     'endpoints[0].hints.forZones[1].name: Duplicate value: "a"'),
+    (slice_of(addresses=["10.0.0.1"], hints={"forNodes": [{"name": str(i)} for i in range(9)]}),
+     "endpoints[0].hints.forNodes: Too many: 9: must have at most 8 items"),
+    (slice_of(addresses=["10.0.0.1"], ports=[{"appProtocol": "a b"}]), 'ports[0].appProtocol: Invalid value: "a b"')])
+def test_slices_name_what_is_wrong(bad, want):
+    found = [f"{c.field}: {c.message}" for c in endpoints.endpoint_slice(bad)]
+    assert any(want in text for text in found), found
+
+
+def test_endpoints_name_hosts_and_nodes():
+    subset = {"addresses": [{"ip": "10.0.0.1", "hostname": "A", "nodeName": "B"}],
+              "ports": [{"port": 1, "protocol": "TCP", "appProtocol": "a b"}]}
+    assert {c.field.split(".", 1)[1] for c in endpoints.endpoints({"subsets": [subset]})} == {
+        "addresses[0].hostname", "addresses[0].nodeName", "ports[0].appProtocol"}
