@@ -23,12 +23,15 @@ POLICY = Path("/usr/sbin/policy-rc.d")  # invoke-rc.d asks it before it starts a
 NO_SERVICES = "#!/bin/sh\n# written by pelamis while it installs packages\nexit 101\n"
 APT_SECONDS = 900  # a slow mirror is no reason to give up early
 OPTIONS = ("-o", "DPkg::Lock::Timeout=120", "-o", "APT::Keep-Downloaded-Packages=false")
+UNFINISHED = ("U", "F", "H", "HR", "UR", "FR")  # unpacked, half configured, half installed; R: to be unpacked again
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 def missing() -> list[str]:
-    """The packages whose tool is not on this machine, sorted."""
-    return sorted(package for tool, package in NEEDED.items() if shutil.which(tool, path=SEARCH) is None)
+    """The packages whose tool is not on this machine, or that dpkg was killed at, sorted."""
+    found = states() if shutil.which("dpkg-query", path=SEARCH) else {}
+    return sorted(package for tool, package in NEEDED.items()
+                  if shutil.which(tool, path=SEARCH) is None or found.get(package, "")[1:] in UNFINISHED)
 
 
 def states() -> dict[str, str]:
@@ -104,9 +107,9 @@ def install(packages: list[str], ledger: Ledger, options: Sequence[str] = ()) ->
 
 
 def _install(packages: list[str], ledger: Ledger, options: Sequence[str]) -> list[str]:
-    _finish_interrupted()
-    before = states()
     refresh(options)
+    _finish_interrupted(options)
+    before = states()
     plan = subprocess.run(["apt-get", *options, "-s", "install", "--no-install-recommends", *packages],
                           capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, timeout=APT_SECONDS)
     fresh = sorted({line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")}
@@ -117,10 +120,19 @@ def _install(packages: list[str], ledger: Ledger, options: Sequence[str]) -> lis
     return fresh
 
 
-def _finish_interrupted() -> None:
-    """An install that was killed half-way leaves packages unpacked: apt refuses to go on before they are set up."""
-    done = subprocess.run(["dpkg", "--configure", "-a"], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=APT_SECONDS)
+def _finish_interrupted(options: Sequence[str]) -> None:
+    """An install that was killed half-way leaves packages that are not set up, or one that is not whole and has to be
+    unpacked again: apt refuses to go on before that is done."""
+    done = _set_up()
+    torn = sorted(name for name, state in states().items() if state.endswith("R"))
+    if torn:
+        apt("install", "--reinstall", "-y", "--no-install-recommends", *torn, options=options)
+        done = _set_up()
     if done.returncode:
         raise Finding("an earlier package installation was interrupted and cannot be finished",
                       done.stderr.strip()[-500:], "dpkg --configure -a")
+
+
+def _set_up() -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["dpkg", "--configure", "-a"], env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=APT_SECONDS)

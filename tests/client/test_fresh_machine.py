@@ -88,6 +88,13 @@ def kill_up_when(machine: Fresh, reached: Callable[[str], bool]) -> None:
     run.stdout.close()
 
 
+def torn(machine: Fresh, package: str) -> None:
+    """Have dpkg know of a package what it does when it was killed while it unpacked it."""
+    machine.run("sed", "-i", f"/^Package: {package}$/,/^$/ s/^Status: .*/Status: install reinstreq half-installed/",
+                "/var/lib/dpkg/status")
+    assert f"{package} iHR" in machine.run("dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n").stdout
+
+
 def processes(machine: Fresh) -> dict[str, int]:
     rows = json.loads(machine.run(PELAMIS, "status", "-o", "json").stdout)["components"]
     return {row["name"]: row["pid"] for row in rows}
@@ -100,6 +107,7 @@ def test_from_nothing_through_every_kill_to_a_cluster_and_back(machine):
     kill_up_when(machine, lambda said: unpacked.exists())
     for step in STEPS:
         kill_up_when(machine, lambda said, step=step: step in said)
+    torn(machine, "runc")
     done = machine.run(PELAMIS, "up", "--demo").stdout
     assert "all 3 replicas answered, to " in done and "The cluster is ready." in done
 
