@@ -20,8 +20,7 @@ from controlplane.machinery.cel.costs import PER_RULE, PER_SCHEMA
 from controlplane.machinery.cel.rules import RULES
 from controlplane.machinery.cel.shapes import Shape, shape, visible
 from controlplane.machinery.errors import Cause, forbidden, invalid, not_supported, required
-from controlplane.machinery.structural.rules import everywhere
-from controlplane.machinery.structural.structural import EMBEDDED, Schema, field_path
+from controlplane.machinery.structural.structural import EMBEDDED, Schema, everywhere, field_path
 
 REASONS = ("FieldValueInvalid", "FieldValueForbidden", "FieldValueRequired", "FieldValueDuplicate")
 MOST_EXPENSIVE = 4  # rules that are named when all together cost too much

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from controlplane.machinery.errors import Cause, forbidden, invalid, not_supported, required
 from controlplane.machinery.structural import structural
@@ -28,7 +27,6 @@ _VALUES_ONLY = {"type": "empty", "default": "undefined", "title": "empty", "desc
                 PRESERVE: "false", EMBEDDED: "false", INT_OR_STRING: "false", "x-kubernetes-list-map-keys": "empty",
                 "x-kubernetes-list-type": "undefined", "x-kubernetes-map-type": "undefined",
                 "x-kubernetes-validations": "empty", "additionalProperties": "undefined"}
-_JUNCTORS = ("anyOf", "allOf", "oneOf")
 _BRANCHES = [{"type": "integer"}, {"type": "string"}]  # as which an int-or-string may spell itself out
 _META = ("metadata", "kind", "apiVersion")
 _NOTHING_ELSE = "must not specify anything other than name and generateName, but metadata is implicitly specified"
@@ -45,37 +43,12 @@ def check(schema: Schema, path: str) -> tuple[list[Cause], list[Cause]]:
     return found, list(_openapi(schema, path, _Place(root=True)))
 
 
-def everywhere(node: Schema, path: str) -> Iterator[tuple[str, Schema]]:
-    """(path, node) of all of a schema, parts of junctors too."""
-    yield path, node
-    for at, sub in (*_inside(node), *_parts(node)):
-        if isinstance(sub, dict):
-            yield from everywhere(sub, f"{path}.{at}")
-
-
-def _parts(node: Schema) -> Iterator[tuple[str, Any]]:
-    for junctor in _JUNCTORS:
-        for index, part in enumerate(node.get(junctor) or ()):
-            yield f"{junctor}[{index}]", part
-    if isinstance(node.get("not"), dict):
-        yield "not", node["not"]
-
-
-def _inside(node: Schema) -> Iterator[tuple[str, Schema]]:
-    """(path, node) of the parts of a node's own structure."""
-    for key in ("items", "additionalProperties"):
-        if isinstance(node.get(key), dict):
-            yield key, node[key]
-    for name, sub in (node.get("properties") or {}).items():
-        if isinstance(sub, dict):
-            yield f"properties[{name}]", sub
-
-
 def _readable(node: Schema) -> bool:
     """Whether a schema can be read as a structural one at all."""
     if any(node.get(key) for key in _UNSUPPORTED) or isinstance(node.get("items"), list) or node.get(PRESERVE) is False:
         return False
-    return all(_readable(sub) for _, sub in (*_inside(node), *_parts(node)) if isinstance(sub, dict))
+    below = (*structural.inside(node), *structural.parts(node))
+    return all(_readable(sub) for _, sub in below if isinstance(sub, dict))
 
 
 # --- structure -------------------------------------------------------------------------------------------------------
@@ -84,7 +57,7 @@ def _invariants(node: Schema, path: str, level: str) -> Iterator[Cause]:
     kind, embedded = node.get("type"), bool(node.get(EMBEDDED))
     if kind == "array" and node.get("items") is None:
         yield required(f"{path}.items", "must be specified")
-    for at, sub in _inside(node):
+    for at, sub in structural.inside(node):
         yield from _invariants(sub, f"{path}.{at}", ITEM if at == "items" else FIELD)
     more = node.get("additionalProperties")
     if more is not None and level == ROOT:
@@ -127,7 +100,7 @@ def _metadata(node: Schema, path: str, level: str) -> Iterator[Cause]:
 
 def _values(node: Schema, path: str, skip_any: bool = False, skip_first: bool = False) -> Iterator[Cause]:
     """The junctors of a node; the two ways of spelling out an int-or-string may be skipped."""
-    for at, part in _parts(node):
+    for at, part in structural.parts(node):
         if isinstance(part, dict) and not (skip_any and at.startswith("anyOf")):
             yield from _part(part, f"{path}.{at}", skip_first and at == "allOf[0]")
     if node.get("pattern"):
@@ -140,7 +113,7 @@ def _values(node: Schema, path: str, skip_any: bool = False, skip_first: bool = 
 def _part(part: Schema, path: str, skip_any: bool = False) -> Iterator[Cause]:
     """A part of a junctor may only validate values."""
     yield from _values(part, path, skip_any)
-    for at, sub in _inside(part):
+    for at, sub in structural.inside(part):
         if at != "additionalProperties":
             yield from _part(sub, f"{path}.{at}")
     for key, wanted in _VALUES_ONLY.items():
@@ -156,7 +129,7 @@ def _complete(part: Schema, node: Schema | None, at: str, path: str) -> Iterator
     if node is None:
         yield required(at, f"because it is defined in {path}")
         return
-    for where, sub in _parts(part):
+    for where, sub in structural.parts(part):
         if isinstance(sub, dict):
             yield from _complete_part(sub, node, at, f"{path}.{where}")
 
@@ -164,7 +137,7 @@ def _complete(part: Schema, node: Schema | None, at: str, path: str) -> Iterator
 def _complete_part(part: Schema, node: Schema, at: str, path: str) -> Iterator[Cause]:
     yield from _complete(part, node, at, path)
     declared = node.get("properties") or {}
-    for where, sub in _inside(part):
+    for where, sub in structural.inside(part):
         if where == "items":
             inner = node["items"] if isinstance(node.get("items"), dict) else None
         elif where == "additionalProperties":
@@ -198,7 +171,7 @@ def _openapi(node: Schema, path: str, place: _Place) -> Iterator[Cause]:
     if node.get("properties") and (more is False or isinstance(more, dict)):
         yield forbidden(f"{path}.additionalProperties", "additionalProperties and properties are mutual exclusive")
     below = replace(place, root=False)
-    for at, sub in _inside(node):
+    for at, sub in structural.inside(node):
         inner = below
         name = at.removeprefix("properties[").removesuffix("]")
         if at == "additionalProperties" and place.meta:
@@ -206,7 +179,7 @@ def _openapi(node: Schema, path: str, place: _Place) -> Iterator[Cause]:
         elif at.startswith("properties[") and name in _META and (place.root or node.get(EMBEDDED)):
             inner = replace(below, meta=True, no_default=f" in top-level {name}" if place.root else place.no_default)
         yield from _openapi(sub, f"{path}.{at}", inner)
-    for at, sub in _parts(node):
+    for at, sub in structural.parts(node):
         if isinstance(sub, dict):
             yield from _openapi(sub, f"{path}.{at}", below)
     if node.get(PRESERVE) is False:
@@ -314,7 +287,7 @@ def _defaults(node: Schema, path: str, whole: Schema, meta: bool) -> Iterator[Ca
         meta, whole = False, node
     if node.get("default") is not None and not meta:
         yield from _default(node, f"{path}.default", resource)
-    for at, sub in _inside(node):
+    for at, sub in structural.inside(node):
         if at != "additionalProperties":
             name = at.removeprefix("properties[").removesuffix("]")
             yield from _defaults(sub, f"{path}.{at}", whole, meta or (resource and at != "items" and name in _META))

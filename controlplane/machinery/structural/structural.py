@@ -26,6 +26,7 @@ EMBEDDED = "x-kubernetes-embedded-resource"
 INT_OR_STRING = "x-kubernetes-int-or-string"
 META = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 _TYPE_META = ("apiVersion", "kind", "metadata")
+_JUNCTORS = ("anyOf", "allOf", "oneOf")
 _STRING: Node = {"type": "string"}
 
 
@@ -47,6 +48,35 @@ def items_of(schema: Schema) -> Schema:
 
 def join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
+
+
+# --- the parts of a schema -----------------------------------------------------------------------------------------
+
+def everywhere(node: Schema, path: str) -> Iterator[tuple[str, Schema]]:
+    """(path, node) of all of a schema, parts of junctors too."""
+    yield path, node
+    for at, sub in (*inside(node), *parts(node)):
+        if isinstance(sub, dict):
+            yield from everywhere(sub, f"{path}.{at}")
+
+
+def parts(node: Schema) -> Iterator[tuple[str, Any]]:
+    """(path, node) of the parts of a node's junctors."""
+    for junctor in _JUNCTORS:
+        for index, part in enumerate(node.get(junctor) or ()):
+            yield f"{junctor}[{index}]", part
+    if isinstance(node.get("not"), dict):
+        yield "not", node["not"]
+
+
+def inside(node: Schema) -> Iterator[tuple[str, Schema]]:
+    """(path, node) of the parts of a node's own structure."""
+    for key in ("items", "additionalProperties"):
+        if isinstance(node.get(key), dict):
+            yield key, node[key]
+    for name, sub in (node.get("properties") or {}).items():
+        if isinstance(sub, dict):
+            yield f"properties[{name}]", sub
 
 
 # --- pruning -------------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def _schema(schema: Object, path: str, status: bool) -> tuple[list[Cause], list[
     found = [*_at_root(schema, path)] if status else []
     structure, openapi = rules.check(schema, path)
     found += structure + openapi
-    if not any(node.get("x-kubernetes-validations") for _, node in rules.everywhere(schema, path)):
+    if not any(node.get("x-kubernetes-validations") for _, node in structural.everywhere(schema, path)):
         return found, []
     from controlplane.machinery.cel import checks  # heavy: 16 MB of library
     wrong, costly = checks.examine(schema, path, not structure, openapi)
@@ -230,7 +230,7 @@ def _preserving(spec: Object) -> Iterator[Cause]:
         yield invalid("spec.preserveUnknownFields", True, "cannot set to true, set "
                       "x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead")
         if any(node.get("default") is not None for _, schema, at, _ in _schemas(spec)
-               for _, node in rules.everywhere(schema, at)):
+               for _, node in structural.everywhere(schema, at)):
             yield invalid("spec.preserveUnknownFields", True, "must be false in order to use defaults in the schema")
 
 
