@@ -196,8 +196,11 @@ def _package(entry: Entry, _: Path) -> str:
     name = entry["name"]
     if shutil.which("apt-get") is None:
         return f"package {name} is gone, and apt with it"
-    if not _known_to_dpkg(name):
+    state = _state(name)
+    if not state or state.startswith("un"):
         return f"package {name} went with another"  # and apt, without lists, would not even know the name
+    if state.endswith("R"):
+        return _torn(name)
     planned = [line.split()[1] for line in _apt("-s", "remove", name).splitlines() if line.startswith("Remv ")]
     others = sorted(set(planned) - {name, *entry.get("along", ())})
     if others:
@@ -207,11 +210,20 @@ def _package(entry: Entry, _: Path) -> str:
     return f"removed package {name}"
 
 
-def _known_to_dpkg(name: str) -> bool:
-    """Whether the package is installed, or something of it is left."""
+def _state(name: str) -> str:
+    """dpkg's letters for a package: "ii" is installed, "un" not at all, a third letter R half unpacked; "" unknown."""
     done = subprocess.run(["dpkg-query", "-W", "-f", "${db:Status-Abbrev}", name], capture_output=True, text=True,
                           timeout=PACKAGE_TIMEOUT, check=False)
-    return done.returncode == 0 and not done.stdout.startswith("un")
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _torn(name: str) -> str:
+    """Remove what dpkg was killed at: apt would want it whole first."""
+    command = ["dpkg", "--purge", "--force-remove-reinstreq", "--force-depends", name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PACKAGE_TIMEOUT, check=False)
+    if done.returncode:
+        raise Finding(f"dpkg could not remove {name}", done.stderr.strip()[-500:], " ".join(command))
+    return f"removed package {name}"
 
 
 def _user(entry: Entry, _: Path) -> str:
