@@ -17,7 +17,8 @@ from typing import Any
 from agent.kubelet.compute import resources
 from agent.kubelet.specs import dotted
 from agent.kubelet.staticpods import SOURCE
-from controlplane.machinery import quantity
+from controlplane.machinery import placement, quantity
+from controlplane.machinery.podresources import qos_class
 
 CRITICAL = 2_000_000_000  # priorities from here on are the system's
 MEMORY_TAINT = "node.kubernetes.io/memory-pressure"
@@ -27,12 +28,6 @@ SAFE_SYSCTLS = ("kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.i
                 "net.ipv4.ip_local_reserved_ports", "net.ipv4.tcp_keepalive_time", "net.ipv4.tcp_fin_timeout",
                 "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes", "net.ipv4.tcp_rmem",
                 "net.ipv4.tcp_wmem")
-_OPERATORS = {"In": lambda has, value, values: has and value in values,
-              "NotIn": lambda has, value, values: not has or value not in values,
-              "Exists": lambda has, value, values: has,
-              "DoesNotExist": lambda has, value, values: not has,
-              "Gt": lambda has, value, values: has and _integer(value) and int(value) > int(values[0]),
-              "Lt": lambda has, value, values: has and _integer(value) and int(value) < int(values[0])}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +67,7 @@ def _pressure(pod: dict[str, Any], conditions: frozenset[str]) -> tuple[str, str
         tolerates = any(t.get("effect") in (None, "", "NoSchedule") and (
             t.get("key") == MEMORY_TAINT or (not t.get("key") and t.get("operator") == "Exists"))
             for t in pod["spec"].get("tolerations") or ())
-        if resources.qos_class(pod) != "BestEffort" or tolerates:
+        if qos_class(pod["spec"]) != "BestEffort" or tolerates:
             return None
     return "Evicted", f"The node had condition: [{' '.join(sorted(conditions))}]. "
 
@@ -192,35 +187,12 @@ def _ports(pod: dict[str, Any], others: list[dict[str, Any]]) -> tuple[str, str]
     return None
 
 
-def _integer(text: str) -> bool:
-    return re.fullmatch(r"-?\d+", text) is not None
-
-
 def _affinity(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
     spec = pod["spec"]
-    fits = all(place.labels.get(k) == v for k, v in (spec.get("nodeSelector") or {}).items())
     required = ((spec.get("affinity") or {}).get("nodeAffinity") or {}).get(
         "requiredDuringSchedulingIgnoredDuringExecution")
-    if fits and (required is None or matches(required, place)):
+    terms = None if required is None else required.get("nodeSelectorTerms") or ()
+    if placement.selects(spec.get("nodeSelector") or {}, terms, place):
         return None
     return "NodeAffinity", "Pod was rejected: Predicate NodeAffinity failed: node(s) didn't match Pod's node " \
                            "affinity/selector"
-
-
-def matches(selector: dict[str, Any], place: Place) -> bool:
-    """Whether a NodeSelector chooses this node."""
-    return any(_term(term, place) for term in selector.get("nodeSelectorTerms") or ())
-
-
-def _term(term: dict[str, Any], place: Place) -> bool:
-    rules = term.get("matchExpressions") or ()
-    fields = term.get("matchFields") or ()
-    if not rules and not fields:
-        return False  # an empty term matches nothing
-    return all(_holds(rule, rule["key"] in place.labels, place.labels.get(rule["key"], "")) for rule in rules) and all(
-        _holds(rule, rule["key"] == "metadata.name", place.name) for rule in fields)
-
-
-def _holds(rule: dict[str, Any], has: bool, value: str) -> bool:
-    test = _OPERATORS.get(rule.get("operator", ""))
-    return bool(test and test(has, value, rule.get("values") or ()))

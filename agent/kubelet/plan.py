@@ -17,6 +17,7 @@ from typing import Any
 from agent.kubelet.backoff import INITIAL, BackOff, duration
 from agent.kubelet.model import ObservedContainer, ObservedPod
 from agent.kubelet.restarts import asking, init_policy, is_sidecar, lasting, policy, restarts
+from controlplane.machinery import podfacts
 from controlplane.machinery.clock import parse_rfc3339
 
 SANDBOX = "/sandbox"  # the busy mark of sandbox work; no container can have this name
@@ -150,7 +151,7 @@ def next_attempt(pod: dict[str, Any], seen: ObservedPod, name: str) -> int:
 
 def finished(pod: dict[str, Any], seen: ObservedPod) -> bool:
     """True when no container of the pod will ever run again by its own rules."""
-    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+    if podfacts.finished(pod):
         return True
     if asking(pod, seen):
         return False

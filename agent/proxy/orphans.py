@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from controlplane.client.informer import Informer
 from controlplane.client.rest import Unreachable
+from controlplane.machinery import podfacts
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, NotFound
 from controlplane.machinery.resources import named
@@ -28,7 +29,6 @@ from netsetup import flows
 log = logging.getLogger(__name__)
 AGAIN = 30.0  # seconds until a pod that left its Service alive, or could not be asked for, is looked at again
 MOST = 5000  # pods remembered at most: as many as a whole large Service; what is more ends by its own time-outs
-OVER = ("Succeeded", "Failed")
 
 Obj = dict[str, Any]
 
@@ -95,7 +95,7 @@ class Orphans:
         """Whether the pod, or by now another one, answers at the address; True as well when nobody can say."""
         try:
             known = await self._client.get(named("pods"), pod.name, pod.namespace)
-            gone = known["metadata"].get("uid") != pod.uid or (known.get("status") or {}).get("phase") in OVER
+            gone = known["metadata"].get("uid") != pod.uid or podfacts.finished(known)
         except NotFound:
             gone = True
         except (ApiError, Unreachable) as error:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.proxy.rules import Rules, chain_hash
-from controlplane.machinery import selectors
+from controlplane.machinery import podfacts, selectors
 
 Obj = dict[str, Any]
 PREFIX = "PELAMIS-NP"
@@ -28,7 +28,6 @@ ALLOWED = "0x10000/0x10000"
 ALLOW = f"-j MARK --set-xmark {ALLOWED}"
 CLEAR = "-j MARK --set-xmark 0x0/0x10000"
 HOOKED = ("INPUT", "FORWARD")  # what pods send to this node, and what goes through it; not what the node itself sends
-FINAL = ("Succeeded", "Failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ def pod_of(obj: Obj, node: str, family: int = 4) -> Pod | None:
     spec, status, meta = obj.get("spec") or {}, obj.get("status") or {}, obj["metadata"]
     addresses = [str(i.get("ip")) for i in status.get("podIPs") or [{"ip": status.get("podIP", "")}]]
     address = next((a for a in addresses if a and (":" in a) == (family == 6)), "")
-    if not address or spec.get("hostNetwork") or status.get("phase") in FINAL:
+    if not address or spec.get("hostNetwork") or podfacts.finished(obj):
         return None
     ports = tuple((p["name"], (p.get("protocol") or "TCP").lower(), p["containerPort"])
                   for c in spec.get("containers") or () for p in c.get("ports") or () if p.get("name"))

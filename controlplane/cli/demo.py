@@ -53,7 +53,7 @@ async def _ready(client: Client) -> list[dict[str, Any]]:
     while True:
         pods, _ = await client.list(PODS, NAMESPACE, labels=f"app={NAME}")
         alive = [p for p in pods if not p["metadata"].get("deletionTimestamp")]
-        ready = [p for p in alive if (objects.condition(p, "Ready") or {}).get("status") == "True"]
+        ready = [p for p in alive if objects.holds(p, "Ready")]
         if len(ready) == len(alive) == REPLICAS:
             return ready
         if patience.ended([p.get("status") for p in alive]):

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 from controlplane.client.config import load
 from controlplane.client.rest import Client
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podfacts
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import ApiError, Finding, NotFound
 from controlplane.machinery.paths import Paths
@@ -31,8 +31,7 @@ def leaving(pods: Iterable[dict]) -> list[dict]:  # type: ignore[type-arg]
     found = []
     for pod in pods:
         kinds = {owner.get("kind") for owner in (pod.get("metadata") or {}).get("ownerReferences") or ()}
-        ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-        if "DaemonSet" not in kinds and MIRROR not in objects.annotations(pod) and not ended:
+        if "DaemonSet" not in kinds and MIRROR not in objects.annotations(pod) and not podfacts.finished(pod):
             found.append(pod)
     return found
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from controlplane.machinery.defaults.pods import qos_class
 from controlplane.machinery.errors import Cause, forbidden, invalid
+from controlplane.machinery.podresources import qos_class
 from controlplane.machinery.validate import pods
 
 Object = dict[str, Any]

@@ -1,7 +1,8 @@
 """What a Pod asks for and may use, as quantities that keep the form they were written in. Pure.
 
 Owns the sum over a Pod's containers (its worst moment, with init containers and sidecars), pod-level resources and
-overhead. Called where people read the sums: limits and quotas. (The scheduler counts in plain integers.)
+overhead, and the quality of service. Called where people read the sums: limits and quotas. (The scheduler counts in
+plain integers.)
 
 Upstream: k8s.io/component-helpers/resource (PodRequests, PodLimits).
 """
@@ -13,6 +14,8 @@ from typing import Any
 
 from controlplane.machinery import quantity
 from controlplane.machinery.quantity import Quantity
+
+COMPUTE = ("cpu", "memory")  # what makes the quality of service
 
 Amounts = dict[str, Quantity]
 
@@ -109,3 +112,28 @@ def limits(pod: Mapping[str, Any], resizing: bool = False) -> Amounts:
         if total.get(name):
             total[name] = total[name] + value
     return total
+
+
+def qos_class(spec: Mapping[str, Any]) -> str:
+    """Guaranteed when every container's cpu and memory requests equal its limits, BestEffort when none asks; or the
+    pod's as a whole, where it states them."""
+    guaranteed, asked = True, False
+    holders = (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
+    for each in (spec,) if whole(spec) else holders:
+        resources = each.get("resources") or {}
+        limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
+        for name in COMPUTE:
+            request, limit = _amount(requests.get(name)), _amount(limits.get(name))
+            asked = asked or bool(request) or bool(limit)
+            if not limit or (request if name in requests else limit) != limit:
+                guaranteed = False
+    if not asked:
+        return "BestEffort"
+    return "Guaranteed" if guaranteed else "Burstable"
+
+
+def _amount(text: Any) -> int:
+    try:
+        return quantity.parse(text).nano if text is not None else 0
+    except ValueError:
+        return 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from controlplane.machinery import podresources
+from controlplane.machinery import podfacts, podresources
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.podresources import Amounts, added
 from controlplane.machinery.quantity import Quantity
@@ -54,7 +54,7 @@ def of(resource: str, obj: Object, now: float) -> Amounts:
 
 def ended(pod: Object, now: float) -> bool:
     """Whether a Pod holds no compute resources any more: finished, or past the time its deletion gave it."""
-    if (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+    if podfacts.finished(pod):
         return True
     metadata = pod["metadata"]
     deleted, grace = metadata.get("deletionTimestamp"), metadata.get("deletionGracePeriodSeconds")

@@ -17,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent.kubelet.compute.resources import PERIOD, page, pod_resources, qos_class, shares
+from agent.kubelet.compute.resources import PERIOD, page, pod_resources, shares
 from agent.kubelet.compute.slices import Slices, v2_weight
 from agent.kubelet.model import LinuxResources
+from controlplane.machinery.podresources import qos_class
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ _POD = re.compile(r"(?:^|-)pod([0-9a-f]{8}(?:[-_][0-9a-f]{4}){3}[-_][0-9a-f]{12}
 def cgroup_parent(pod: dict[str, Any], prefix: str, *, systemd: bool) -> str:
     """The pod's cgroup as CRI wants it: a path for cgroupfs, a slice name for systemd. `prefix` is such as `kubepods`;
     a nested one (`a/kubepods`) is for cgroupfs only."""
-    uid, kind = pod["metadata"]["uid"], qos_class(pod).lower()
+    uid, kind = pod["metadata"]["uid"], qos_class(pod["spec"]).lower()
     if systemd:
         middle = "" if kind == "guaranteed" else f"-{kind}"
         return f"{prefix}{middle}-pod{uid.replace('-', '_')}.slice"

@@ -12,6 +12,7 @@ from typing import Any
 from agent.kubelet.model import LinuxResources
 from agent.kubelet.restarts import is_sidecar
 from controlplane.machinery import quantity
+from controlplane.machinery.podresources import qos_class
 
 PERIOD = 100_000  # microseconds; the kernel's default CFS period
 MIN_QUOTA = 1000  # microseconds; the kernel refuses less
@@ -37,25 +38,6 @@ def pod_level(pod: dict[str, Any]) -> bool:
     return bool(whole.get("requests") or whole.get("limits"))
 
 
-def qos_class(pod: dict[str, Any]) -> str:
-    """Guaranteed | Burstable | BestEffort."""
-    containers = [*pod["spec"].get("containers", ()), *(pod["spec"].get("initContainers") or ())]
-    if pod_level(pod):
-        containers = [pod["spec"]]
-    any_set, all_equal = False, True
-    for container in containers:
-        resources = container.get("resources")
-        for name in ("cpu", "memory"):
-            limit = milli(resources, "limits", name)
-            request = milli(resources, "requests", name)
-            request = limit if request is None else request
-            any_set = any_set or bool(limit) or bool(request)
-            all_equal = all_equal and bool(limit) and limit == request
-    if not any_set:
-        return "BestEffort"
-    return "Guaranteed" if all_equal else "Burstable"
-
-
 def shares(millicores: int) -> int:
     return min(max(millicores * 1024 // 1000, MIN_SHARES), MAX_SHARES)
 
@@ -69,7 +51,7 @@ def oom_score(pod: dict[str, Any], container: dict[str, Any], node_memory: int) 
     """oom_score_adj; `node_memory` in bytes."""
     if pod["spec"].get("priorityClassName") == "system-node-critical":
         return GUARANTEED_SCORE
-    kind = qos_class(pod)
+    kind = qos_class(pod["spec"])
     if kind == "Guaranteed":
         return GUARANTEED_SCORE
     if kind == "BestEffort":

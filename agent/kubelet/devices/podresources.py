@@ -14,11 +14,11 @@ from typing import Any
 import grpc
 
 from agent.kubelet.context import Context
+from controlplane.machinery import podfacts
 from cri_proto.messages import podresources as api
 from cri_proto.served import Served, serve
 
 SOCKET = "pod-resources/kubelet.sock"
-ENDED = ("Succeeded", "Failed")
 Object = dict[str, Any]
 
 
@@ -37,7 +37,7 @@ class PodResources:
 
     async def List(self, request: Any, call: Any) -> Any:  # noqa: N802
         return api.ListPodResourcesResponse(pod_resources=[
-            self._pod(pod) for pod in self._pods() if (pod.get("status") or {}).get("phase") not in ENDED])
+            self._pod(pod) for pod in self._pods() if not podfacts.finished(pod)])
 
     async def Get(self, request: Any, call: Any) -> Any:  # noqa: N802
         for pod in self._pods():

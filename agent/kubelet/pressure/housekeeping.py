@@ -11,7 +11,6 @@ import logging
 from typing import Any
 
 from agent.kubelet.admit import amounts
-from agent.kubelet.compute import resources
 from agent.kubelet.context import Context
 from agent.kubelet.host.addresswatch import AddressWatch
 from agent.kubelet.host.node import NodeAgent
@@ -22,6 +21,7 @@ from agent.kubelet.pressure.accounting import Accounting
 from agent.kubelet.pressure.collection import Collector
 from agent.kubelet.pressure.eviction import Evictions
 from agent.kubelet.pressure.thresholds import Reading
+from controlplane.machinery.podresources import qos_class
 from netsetup.ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Housekeeping:
         before = -1
         while True:
             asked = sum(amounts(worker.resizer.view(worker.pod)).get("cpu", 0) for worker in self._kubelet.workers()
-                        if worker.active and resources.qos_class(worker.pod) == "Burstable")
+                        if worker.active and qos_class(worker.pod["spec"]) == "Burstable")
             if asked != before:
                 try:
                     await self._context.cgroups.weigh(asked)

@@ -11,17 +11,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.kubelet.compute.resize import WHOLE
-from agent.kubelet.compute.resources import pod_level, qos_class
+from agent.kubelet.compute.resources import pod_level
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.reporting.containerstatus import Report, container_status
 from agent.kubelet.restarts import asking, init_policy, is_sidecar, may_reset, policy, restarts
 from controlplane.machinery.clock import rfc3339
+from controlplane.machinery.podfacts import ENDED
+from controlplane.machinery.podresources import qos_class
 
 PASSING = ("PodResizePending", "PodResizeInProgress")  # told while they hold and then gone
 GROUPS = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"),
           ("ephemeralContainers", "ephemeralContainerStatuses"))
 KINDS = {"initContainers": "init_container", "containers": "container", "ephemeralContainers": "ephemeral_container"}
-TERMINAL = ("Succeeded", "Failed")
 RESETTING = "AllContainersRestarting"
 
 
@@ -43,7 +44,7 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         if entries:
             status[key] = entries
     status["phase"] = str(old.get("phase")) if resetting and not report.doomed else phase(pod, status, old, report)
-    if status["phase"] in TERMINAL and old.get("phase") not in TERMINAL and any(
+    if status["phase"] in ENDED and old.get("phase") not in ENDED and any(
             c.state in ("running", "unknown") for c in seen.containers):
         status["phase"] = str(old.get("phase") or "Pending")  # whoever waits for the end may take what it still has
     elif report.doomed:
@@ -55,7 +56,7 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         granted, whole = report.allocated.get(WHOLE, wish), report.actual.get(WHOLE, wish)
         status["resources"] = {k: dict(whole[k]) for k in ("limits", "requests") if whole.get(k)}
         status["allocatedResources"] = dict(granted.get("requests") or granted["limits"])
-    status["qosClass"] = old.get("qosClass") or qos_class(pod)
+    status["qosClass"] = old.get("qosClass") or qos_class(pod["spec"])
     status["startTime"] = old.get("startTime") or rfc3339(report.start_time or now)
     _addresses(pod, seen, status, old, report)
     status["conditions"] = _conditions(pod, seen, status, old, now, report, resetting)
@@ -99,7 +100,7 @@ def _initialized(pod: dict[str, Any], seen: ObservedPod, report: Report) -> bool
 
 def phase(pod: dict[str, Any], status: dict[str, Any], old: dict[str, Any], report: Report) -> str:
     """The pod's phase by upstream's rules."""
-    if old.get("phase") in TERMINAL:
+    if old.get("phase") in ENDED:
         return str(old["phase"])
     if report.doomed:
         return "Failed"
@@ -152,7 +153,7 @@ def _addresses(pod: dict[str, Any], seen: ObservedPod, status: dict[str, Any], o
         ips = report.host_ips
     elif sandbox and sandbox.ready:
         ips = sandbox.ips
-    elif status["phase"] in TERMINAL or report.ended or sandbox:
+    elif status["phase"] in ENDED or report.ended or sandbox:
         ips = tuple(entry["ip"] for entry in old.get("podIPs") or ())  # the last address stays readable
     if ips:
         status["podIP"] = ips[0]
@@ -210,7 +211,7 @@ def _sandbox_ready(pod: dict[str, Any], seen: ObservedPod) -> tuple[str, str, st
 
 
 def _resetting(status: dict[str, Any], resetting: bool) -> tuple[str, str, str, str]:
-    if status["phase"] in TERMINAL:
+    if status["phase"] in ENDED:
         return (RESETTING, "False", "PodCompleted" if status["phase"] == "Succeeded" else "PodFailed", "")
     return (RESETTING, "True", "RestartAllContainersStarted", "container exited with restart policy rule") \
         if resetting else (RESETTING, "False", "", "")

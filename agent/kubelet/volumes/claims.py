@@ -16,7 +16,7 @@ from typing import Any
 from agent.kubelet import admit
 from agent.kubelet.env import ConfigError
 from controlplane.client.rest import Client
-from controlplane.machinery import objects
+from controlplane.machinery import objects, placement
 from controlplane.machinery.errors import ApiError, NotFound
 from controlplane.machinery.resources import named
 
@@ -81,7 +81,7 @@ def _mode_fault(pod: Object, name: str, block: bool) -> str:
 def reachable(volume: Object, place: admit.Place) -> bool:
     """Whether the volume's node affinity admits this node."""
     required = objects.get(volume, "spec.nodeAffinity.required", None)
-    return required is None or admit.matches(required, place)
+    return required is None or placement.takes(required, place)
 
 
 class Claims:

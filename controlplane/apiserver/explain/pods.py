@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from controlplane.apiserver.explain import Object, World, called, explains, target, warnings_about
+from controlplane.machinery import podfacts
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.objects import condition
 from controlplane.machinery.quantity import parse
@@ -237,7 +238,7 @@ def roomiest(nodes: Sequence[Object], pods: Sequence[Object], resource: str) -> 
         have = parse(str(((node.get("status") or {}).get("allocatable") or {}).get(resource, "0"))).milli()
         used = sum(parse(str(((c.get("resources") or {}).get("requests") or {}).get(resource, "0"))).milli()
                    for p in pods if (p.get("spec") or {}).get("nodeName") == name
-                   and (p.get("status") or {}).get("phase") not in ("Succeeded", "Failed")
+                   and not podfacts.finished(p)
                    for c in p["spec"].get("containers") or ())
         if have - used > most:
             best, most = name, max(0, have - used)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from controlplane.apiserver.explain import MAX_FOLLOWED, Object, World, called, explains, target, warnings_about
 from controlplane.apiserver.explain.pods import pod
 from controlplane.machinery.errors import Finding
-from controlplane.machinery.objects import condition, controller_of
+from controlplane.machinery.objects import condition, controller_of, holds
 
 
 def owned(obj: Object, candidates: Sequence[Object]) -> list[Object]:
@@ -58,7 +58,7 @@ def workload(obj: Object, world: World) -> Iterator[Finding]:
 
 
 def _fine(obj: Object) -> bool:
-    return (condition(obj, "Ready") or {}).get("status") == "True" \
+    return holds(obj, "Ready") \
         or (obj.get("status") or {}).get("phase") == "Succeeded"
 
 

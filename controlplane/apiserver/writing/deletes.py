@@ -22,7 +22,7 @@ from controlplane.apiserver.reading.lists import Window, collection_prefix, obje
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.writing import bodies
 from controlplane.apiserver.writing.writes import RETRIES, Object, Writes
-from controlplane.machinery import strategy, wire
+from controlplane.machinery import podfacts, strategy, wire
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.customdefinitions import CLEANUP
 from controlplane.machinery.errors import ApiError, BadRequest, Conflict, Invalid, NotFound, forbidden, not_supported
@@ -106,7 +106,7 @@ def check_preconditions(resource: Resource, name: str, options: Options, metadat
 def grace_of(obj: Object, options: Options) -> int:
     """Seconds a Pod still has: nothing runs of one that is not scheduled or has ended."""
     spec = obj.get("spec") or {}
-    if not spec.get("nodeName") or (obj.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+    if not spec.get("nodeName") or podfacts.finished(obj):
         return 0
     if options.grace is not None:
         return options.grace

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.apiserver.context import Context
-from controlplane.machinery import objects, selectors
+from controlplane.machinery import objects, podfacts, selectors
 from controlplane.machinery.errors import ApiError, Cause, Conflict, Forbidden, InternalError, TooManyRequests
 from controlplane.store.cache import key_of, prefix_of
 from controlplane.store.log import Stale
@@ -28,8 +28,7 @@ Object = dict[str, Any]
 
 def exempt(pod: Object) -> bool:
     """Whether no budget speaks for the Pod: it does not run, or goes already. Pure."""
-    return bool(pod["metadata"].get("deletionTimestamp")) \
-        or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed", "Pending")
+    return objects.deleting(pod) or podfacts.finished(pod) or (pod.get("status") or {}).get("phase") == "Pending"
 
 
 def covers(budget: Object, pod: Object) -> bool:
@@ -41,7 +40,7 @@ def covers(budget: Object, pod: Object) -> bool:
 
 def spares(budget: Object, pod: Object) -> bool:
     """Whether the budget loses nothing by the Pod's end, for it is not ready. Pure."""
-    if (objects.condition(pod, "Ready") or {}).get("status") == "True":
+    if objects.holds(pod, "Ready"):
         return False
     spec, status = budget.get("spec") or {}, budget.get("status") or {}
     if spec.get("unhealthyPodEvictionPolicy") == "AlwaysAllow":

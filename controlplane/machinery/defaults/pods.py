@@ -60,7 +60,7 @@ def pod(obj: Object) -> None:
                     port["hostPort"] = port.get("containerPort", 0)
     status = obj["status"] = obj.get("status") or {}
     unset(status, "phase", "Pending")
-    unset(status, "qosClass", qos_class(spec))
+    unset(status, "qosClass", podresources.qos_class(spec))
     if spec.get("schedulingGates") and not status.get("conditions"):
         status["conditions"] = [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
                                  "message": "Scheduling is blocked due to non-empty scheduling gates"}]
@@ -214,28 +214,3 @@ def persistent_source(spec: Object) -> None:
         source: Object | None = spec.get(kind)
         if source is not None:
             source.update({field: value for field, value in fields.items() if source.get(field) is None})
-
-
-def qos_class(spec: Object) -> str:
-    """Guaranteed when every container's cpu and memory requests equal its limits, BestEffort when none asks; or the
-    pod's as a whole, where it states them."""
-    guaranteed, asked = True, False
-    holders = (*(spec.get("containers") or ()), *(spec.get("initContainers") or ()))
-    for each in (spec,) if podresources.whole(spec) else holders:
-        resources = each.get("resources") or {}
-        limits, requests = resources.get("limits") or {}, resources.get("requests") or {}
-        for name in _COMPUTE:
-            request, limit = _amount(requests.get(name)), _amount(limits.get(name))
-            asked = asked or bool(request) or bool(limit)
-            if not limit or (request if name in requests else limit) != limit:
-                guaranteed = False
-    if not asked:
-        return "BestEffort"
-    return "Guaranteed" if guaranteed else "Burstable"
-
-
-def _amount(text: Any) -> int:
-    try:
-        return quantity.parse(text).nano if text is not None else 0
-    except ValueError:
-        return 0

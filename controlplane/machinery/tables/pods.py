@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from controlplane.machinery.podfacts import ENDED
 from controlplane.machinery.tables.text import (
     NONE,
     Object,
@@ -82,7 +83,7 @@ def state(pod: Object) -> tuple[str, int, int, _Tally]:
     if (pod.get("metadata") or {}).get("deletionTimestamp"):
         if seen.get("reason") == "NodeLost":
             reason = "Unknown"
-        elif seen.get("phase") not in ("Succeeded", "Failed"):
+        elif seen.get("phase") not in ENDED:
             reason = "Terminating"
     return reason, ready, total, tally
 

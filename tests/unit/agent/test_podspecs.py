@@ -16,6 +16,7 @@ from agent.kubelet.compute import cgroups, resources
 from agent.kubelet.cri import translate
 from agent.kubelet.env import ConfigError, Sources
 from agent.kubelet.model import DNS, SandboxSpec
+from controlplane.machinery.podresources import qos_class
 from tests.unit.agent.pods import pod
 
 NODE = specs.Node("n1", ("10.0.0.1",), Path("/k"), Path("/logs"), ("10.96.0.10",), "cluster.local",
@@ -156,7 +157,7 @@ def sized(requests=None, limits=None):
 def test_classes_and_control_groups_follow_requests_and_limits():
     guaranteed = pod(sized(limits={"cpu": "500m", "memory": "64Mi"}))
     burstable, best = pod(sized({"cpu": "250m", "memory": "512Mi"})), pod("c")
-    assert [resources.qos_class(p) for p in (guaranteed, burstable, best)] == ["Guaranteed", "Burstable", "BestEffort"]
+    assert [qos_class(p["spec"]) for p in (guaranteed, burstable, best)] == ["Guaranteed", "Burstable", "BestEffort"]
     assert [cgroups.cgroup_parent(p, "kubepods", systemd=False) for p in (guaranteed, burstable)] == [
         "/kubepods/podu", "/kubepods/burstable/podu"]
     assert cgroups.cgroup_parent(best, "kubepods", systemd=True) == "kubepods-besteffort-podu.slice"
@@ -172,7 +173,7 @@ def test_what_a_pod_asks_for_as_a_whole_goes_before_its_containers_sums():
     whole["spec"]["resources"] = {"requests": {"cpu": "500m", "memory": "512Mi"},
                                   "limits": {"cpu": "1", "memory": "1Gi"}}
     first, second = whole["spec"]["containers"]
-    assert resources.qos_class(whole) == "Burstable"
+    assert qos_class(whole["spec"]) == "Burstable"
     made = resources.pod_resources(whole)
     assert (made.cpu_shares, made.cpu_quota, made.memory_limit) == (512, 100_000, 1 << 30)
     loose, tight = (resources.linux_resources(whole, c, 2 << 30) for c in (second, first))
@@ -180,7 +181,7 @@ def test_what_a_pod_asks_for_as_a_whole_goes_before_its_containers_sums():
     # 384Mi that no container asks for are shared out: 128 + 192 and 192 of 2048.
     assert (tight.oom_score_adj, loose.oom_score_adj) == (844, 907)
     whole["spec"]["resources"]["requests"] = whole["spec"]["resources"]["limits"]
-    assert resources.qos_class(whole) == "Guaranteed"
+    assert qos_class(whole["spec"]) == "Guaranteed"
 
 
 def test_pod_groups_are_made_and_removed_on_both_hierarchies(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controlplane.machinery import objects
+from controlplane.machinery import objects, podresources
 from controlplane.machinery.defaults import defaults, pods
 
 
@@ -60,7 +60,7 @@ def test_image_pull_policy(image, want):
     ({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "2", "memory": "1Gi"}}, "Burstable"),
     ({"requests": {"example.com/x": "1"}}, "BestEffort")])
 def test_quality_of_service(resources, want):
-    assert pods.qos_class({"containers": [{"resources": resources}]}) == want
+    assert podresources.qos_class({"containers": [{"resources": resources}]}) == want
 
 
 def test_services():
