@@ -187,10 +187,6 @@ class Request:
         return bool(self.target.plural)
 
     @property
-    def is_watch(self) -> bool:
-        return self.verb == "watch"
-
-    @property
     def content_type(self) -> str:
         return self.headers.get("Content-Type", "")
 

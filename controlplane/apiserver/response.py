@@ -137,12 +137,6 @@ class Writer:
         transport = self._raw.transport
         return transport is None or transport.is_closing()
 
-    @property
-    def buffered(self) -> int:
-        """Bytes the client has not taken yet."""
-        transport = self._raw.transport
-        return transport.get_write_buffer_size() if transport is not None else 0
-
     async def write(self, data: bytes) -> None:
         """Send; waits while the client's buffer is full. Raises ConnectionResetError."""
         transport = self._raw.transport

@@ -19,7 +19,6 @@ from typing import Any
 
 Object = dict[str, Any]
 ALL = "*"
-CLUSTER_SCOPE = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from controlplane.machinery.names import dns_subdomain, in_range
 Object = dict[str, Any]
 MAX_PRECEDENCE = 10_000
 EXEMPT = "exempt"
-MANDATORY_LEVELS = ("catch-all", EXEMPT)
 _SUBJECTS = {"Group": "group", "ServiceAccount": "serviceAccount", "User": "user"}
 _VERBS = ("*", "create", "delete", "deletecollection", "get", "list", "patch", "proxy", "update", "watch")
 _LENDABLE_MAX = 100

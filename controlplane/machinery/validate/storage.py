@@ -24,7 +24,6 @@ from controlplane.machinery.validate.metadata import label_selector
 Object = dict[str, Any]
 MAX_PARAMETERS, MAX_PARAMETERS_BYTES = 512, 256 << 10
 MAX_DRIVER_NAME = 63
-MAX_TOPOLOGY_KEYS = 16
 MIN_TOKEN_SECONDS = 600
 MAX_NODE_ID = 192
 _GROUP_POLICIES = ("File", "None", "ReadWriteOnceWithFSType")
