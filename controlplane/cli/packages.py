@@ -117,7 +117,15 @@ def _install(packages: list[str], ledger: Ledger, options: Sequence[str]) -> lis
     for name in fresh:
         ledger.record("package", name=name, along=fresh, known=name in before)
     apt("install", "-y", "--no-install-recommends", *packages, options=options)
+    if "containerd" in fresh:
+        _leave_off("containerd.service")
     return fresh
+
+
+def _leave_off(unit: str) -> None:
+    """Its package would have it run beside ours from the next boot on."""
+    if shutil.which("systemctl", path=SEARCH) is not None:
+        subprocess.run(["systemctl", "--quiet", "disable", unit], capture_output=True, timeout=APT_SECONDS, check=False)
 
 
 def _finish_interrupted(options: Sequence[str]) -> None:

@@ -18,7 +18,9 @@ Census = dict[str, list[str]]
 COMMAND_SECONDS = 60
 # Trees in which every file counts; a digest tells changed ones. What others write there all the time is left out.
 TREES = ("etc", "usr/local", "opt", "usr/lib/systemd/system", "usr/lib/sysusers.d", "usr/lib/tmpfiles.d")
-CHANGING = re.compile(r"^etc/(.*-|\.pwd\.lock|\.updated|mtab|resolv\.conf|adjtime|ld\.so\.cache|machine-id)$")
+CHANGING = re.compile(r"^(etc/(.*-|\.pwd\.lock|\.updated|mtab|resolv\.conf|adjtime|ld\.so\.cache|machine-id)|"
+                      r".*/__pycache__/.*)$")  # Python's own notes beside any program that it ran
+LOGINS = re.compile(r"session-\S+\.scope\b")  # who is logged in
 # Trees of which only the first level counts.
 TOPS = ("var/lib", "var/log", "run", "sys/fs/cgroup", "usr/sbin", "usr/bin")
 CHANGING_TOPS = re.compile(r"^(var/log/(apt|dpkg\.log|alternatives\.log|journal)|run/(log|lock|systemd|udev|user|dbus|"
@@ -38,14 +40,13 @@ def take(root: Path = Path("/")) -> Census:
                              ("links", ("ip", "-o", "link")), ("addresses", ("ip", "-o", "address")),
                              ("routes", ("ip", "-o", "route", "show", "table", "all")),
                              ("routing rules", ("ip", "rule")), ("firewall", ("nft", "list", "ruleset")),
-                             ("firewall (legacy)", ("iptables-legacy-save",))):
+                             ("firewall (legacy)", ("iptables-legacy-save",)),
+                             ("services", ("systemctl", "list-unit-files", "--no-legend", "--no-pager", "--plain"))):
         listed = _output(*command)
         if section == "firewall":
             listed = _ruleset("\n".join([*listed, ""])).splitlines()
         found[section] = sorted(_steady(section, line) for line in listed if _steady(section, line))
     found["mounts"] = sorted(_mounts(root))
-    found["services"] = sorted(line.split()[0] for line in _output(
-        "systemctl", "list-unit-files", "--no-legend", "--no-pager", "--plain") if line.strip())
     return found
 
 
@@ -77,6 +78,8 @@ def _ruleset(listed: str) -> str:
 def _steady(section: str, line: str) -> str:
     """A line without what changes by itself: counters, lifetimes, times, a carrier that comes and goes."""
     line = line.rstrip()
+    if section == "services":
+        return "" if LOGINS.match(line) else line.partition(" ")[0]
     if section == "links":
         return " ".join(line.split()[1:2])
     if section == "addresses":

@@ -19,6 +19,7 @@ def test_a_server_without_a_network():
         machine = Machine(segment, 1)
         machine.pelamis("bundle", "create", "-o", "/root/bundle.tar")
         machine.run("sh", "-c", "DEBIAN_FRONTEND=noninteractive apt-get purge -y " + " ".join(TOOLS))
+        machine.run("rm", "-f", "/etc/systemd/system/containerd.service")  # the test host's own way to keep it off
         machine.run("sh", "-c", "rm -rf /root/venv /root/pelamis /var/lib/apt/lists/*; "
                     "mkdir /root/lab && tar -xf /root/bundle.tar -C /root/lab --strip-components=1")
         installed = machine.run(*OFFLINE, "/root/lab/pelamis", "install", "server", "--bundle", "/root/lab/bundle",
@@ -26,6 +27,7 @@ def test_a_server_without_a_network():
         assert installed.returncode == 0, installed.stdout + installed.stderr
         assert "This server is ready." in installed.stdout
         assert "pause" in machine.run(*OFFLINE, "pelamis", "image", "list").stdout
+        assert machine.run("systemctl", "is-enabled", "containerd", check=False).stdout == "disabled\n"  # at a boot
         reset = machine.run(*OFFLINE, "/root/lab/pelamis", "reset", check=False)
         assert "This host is as it was." in reset.stdout, reset.stdout + reset.stderr
         (machine.root / "root/lab/bundle/images/more.tar").write_bytes(b"not packed")

@@ -173,6 +173,18 @@ def test_a_census_tells_what_changed():
     assert same and lines == ["links: 2 before, 2 after, the same", "users: 1 before, 1 after, the same"]
 
 
+def test_a_census_passes_over_what_comes_by_itself(tmp_path):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/mountinfo").write_text("")
+    (tmp_path / "opt/tool/__pycache__").mkdir(parents=True)
+    (tmp_path / "opt/tool/__pycache__/tool.cpython-313.pyc").write_bytes(b"")
+    (tmp_path / "opt/tool/tool.py").write_text("")
+    assert [line.split()[0] for line in census.take(tmp_path)["files"]] == ["opt/tool/tool.py"]
+    assert census._steady("services", "session-4.scope transient -") == ""
+    assert census._steady("services", "ssh.service enabled enabled") == "ssh.service"
+
+
+
 def test_units_without_root_get_credentials_and_no_file_of_ours(host):
     layout, services, _ = host
     texts = units.render(layout, WANTED, running.components(layout, WANTED))
