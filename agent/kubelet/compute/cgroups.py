@@ -230,8 +230,13 @@ class Cgroups:
 
 
 def _write(path: Path, text: str) -> None:
-    with contextlib.suppress(FileNotFoundError):  # a controller this kernel does not have
+    """Passes over a file that is not there: this kernel lacks the controller, or systemd, who does not know all of
+    them, hands it not down so far. (In control groups no file can be made, so that opening one is forbidden.)"""
+    try:
         path.write_text(text)
+    except OSError:
+        if path.exists():
+            raise
 
 
 def _remove_tree(folder: Path) -> None:

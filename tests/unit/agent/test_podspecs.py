@@ -214,3 +214,14 @@ def test_huge_pages_and_overhead_reach_the_runtime():
     made = specs.sandbox(heavy, NODE, 0, "/kubepods")
     assert (made.overhead.cpu_shares, made.overhead.memory_limit) == (256, 32 << 20)
     assert made.resources.memory_limit == 96 << 20
+
+
+def test_a_controller_that_is_not_handed_down_is_passed_over(tmp_path, monkeypatch):
+    def refused(path, text):  # as control groups answer to whoever would make a file
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "write_text", refused)
+    cgroups._write(tmp_path / "hugetlb.2MB.max", "0")
+    (tmp_path / "memory.max").touch()
+    with pytest.raises(PermissionError):
+        cgroups._write(tmp_path / "memory.max", "1")
