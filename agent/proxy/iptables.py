@@ -17,7 +17,7 @@ from contextlib import closing
 from agent.proxy import rules
 from agent.proxy.cleanup import PREFIX
 from agent.proxy.nftchains import TABLE
-from agent.proxy.rules import Chain, Change, Hook, Rules
+from agent.proxy.rules import DEPTH, Chain, Change, Hook, Rules
 from netsetup import nftables, xtables
 from netsetup.ledger import Ledger
 
@@ -38,9 +38,8 @@ def rank(chain: Chain) -> tuple[int, int]:
         if name.startswith(prefix):
             return side, index
     if name.startswith("KUBE-IPS-"):
-        tail = name.rpartition("-")[2]
-        return side, _BRANCH + (128 - int(tail) if tail.isdigit() else 0)
-    return side, _BRANCH + 200
+        return side, _BRANCH + DEPTH - int(name.split("-")[2])
+    return side, _BRANCH + DEPTH
 
 
 def batches(change: Change, chunk: int = 0, hooks: Sequence[Hook] = ()) -> list[str]:

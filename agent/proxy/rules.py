@@ -3,11 +3,11 @@
 Pure. Owns the shape of the rules: upstream's chain names and meaning, made lean, for the kernel's work grows with the
 number of rules. A connection is sent to a remote endpoint straight from the KUBE-SVC chain; only endpoints on this node
 (a pod may reach itself: hairpin) and affinity need a KUBE-SEP chain. KUBE-SERVICES does not list every service but
-branches by address, /24 and then /27, so that each new connection passes a few dozen rules however many services there
-are; who is to be masqueraded is asked once per leaf. Only the rules that lead to a service say its name. Every rule is
-written as iptables-save prints it, so that what is there already can be told from what is not. `piece` turns one
-service into its own chains and its lines in shared chains; `RuleSet` keeps the pieces and answers with exactly the
-chains a change touches.
+branches by the last bits of the address, two at a time, so that each new connection passes a few dozen rules however
+many services there are; who is to be masqueraded is asked once per leaf. Only the rules that lead to a service say its
+name. Every rule is written as iptables-save prints it, so that what is there already can be told from what is not.
+`piece` turns one service into its own chains and its lines in shared chains; `RuleSet` keeps the pieces and answers
+with exactly the chains a change touches.
 
 Called by `proxy`; written out by `iptables`. Upstream: pkg/proxy/iptables/proxier.go.
 """
@@ -32,7 +32,8 @@ Line = tuple[int, str]  # of a shared chain: its place among others, and the rul
 MASQUERADE_BIT = "0x4000"
 MARK = f"{MASQUERADE_BIT}/{MASQUERADE_BIT}"
 TABLES = ("nat", "filter")
-BUCKETS = {4: (24, 27), 6: (112, 123)}  # prefix lengths of the two branches: at most 32 services in a leaf
+# Addresses are given out at random: their last bits spread evenly in a range of any size, their first ones do not.
+STEP, DEPTH = 2, 10  # last bits of an address that a branch looks at, and that all branches to a leaf do: 1,024 leaves
 WHOLE_ADDRESS = {4: "255.255.255.255", 6: ":".join(["ffff"] * 8)}
 OWN_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-", "KUBE-IPS-")
 UNMARK = f"-j MARK --set-xmark 0x0/{MASQUERADE_BIT}"  # no service of the leaf took the packet: it goes as it came
@@ -107,27 +108,22 @@ def chain_hash(text: str) -> str:
     return base64.b32encode(hashlib.sha256(text.encode()).digest()[:10]).decode()
 
 
-def bucket_name(network: ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
-    """KUBE-IPS-0A600100-24: the address in hexadecimal; of IPv6 a hash, for chain names have 28 characters."""
-    if network.version == 4:
-        return f"KUBE-IPS-{network.network_address.packed.hex().upper()}-{network.prefixlen}"
-    return f"KUBE-IPS-{chain_hash(str(network))}"
-
-
 @lru_cache(maxsize=1024)
 def _chance(rest: int) -> str:
     """One of so many, as near as the kernel's 31 bits come to it."""
     return f"-m statistic --mode random --probability {round(2**31 / rest) / 2**31:.11f} " if rest > 1 else ""
 
 
-@lru_cache(maxsize=4096)  # leaves of a large cluster: consecutive addresses share theirs
-def branches(leaf: bytes, family: int) -> tuple[str, tuple[tuple[Chain, Line], ...]]:
-    """The leaf chain of all addresses that begin with `leaf`, and the lines of the branches that lead there."""
+@lru_cache(maxsize=2 << DEPTH)
+def branches(last: int, family: int) -> tuple[str, tuple[tuple[Chain, Line], ...]]:
+    """The leaf of all addresses that end with the bits `last`, KUBE-IPS-10-3F, and the lines of the branches there."""
+    address = ipaddress.IPv4Address if family == 4 else ipaddress.IPv6Address
     chain, lines = "KUBE-SERVICES", []
-    for length in BUCKETS[family]:
-        network = ipaddress.ip_network((leaf, length), strict=False)
-        lines.append((("nat", chain), (INNER, f"-d {network} -j {bucket_name(network)}")))
-        chain = bucket_name(network)
+    for low in range(0, DEPTH, STEP):
+        mask, ending = (1 << STEP) - 1 << low, last & (1 << low + STEP) - 1
+        branch = f"KUBE-IPS-{low + STEP}-{ending:X}"
+        lines.append((("nat", chain), (INNER, f"-d {address(ending & mask)}/{address(mask)} -j {branch}")))
+        chain = branch
     return chain, tuple(lines)
 
 
@@ -164,8 +160,7 @@ class _Writer:
 
     def dispatch(self, address: str, what: str, target: str, place: int = OUTER) -> str:
         """The rule in its leaf, and the branches that lead there; the leaf."""
-        whole = packed(address)
-        leaf, lines = branches(whole[:-1] + bytes([whole[-1] & 0xE0]), self.family)
+        leaf, lines = branches(int.from_bytes(packed(address)[-2:]) & (1 << DEPTH) - 1, self.family)
         for chain, line in lines:
             self.piece.shared.setdefault(chain, []).append(line)
         self.line("nat", leaf, f"{self.to(address, what)} -j {target}", place)

@@ -55,6 +55,10 @@ def parse(text: str) -> Tables:
 
 
 def _within(address: str, network: str) -> bool:
+    """`network` as iptables-save prints it: with a length, or with a mask of any bits."""
+    base, _, mask = network.partition("/")
+    if mask and not mask.isdigit():
+        return int(ipaddress.ip_address(address)) & int(ipaddress.ip_address(mask)) == int(ipaddress.ip_address(base))
     return ipaddress.ip_address(address) in ipaddress.ip_network(network)
 
 

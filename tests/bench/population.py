@@ -13,7 +13,9 @@ ENDPOINTS = 5
 
 
 def service(number: int) -> dict[str, Any]:
-    ip = f"10.96.{number // 250}.{number % 250 + 1}"
+    """At an address anywhere in 10.96.0.0/16, as the API gives them out."""
+    whole = (number * 40503 + 1) % 2**16  # an odd factor: no two alike
+    ip = f"10.96.{whole >> 8}.{whole & 255}"
     return {"metadata": {"namespace": f"ns{number % 20}", "name": f"s{number}"}, "spec": {
         "clusterIP": ip, "type": "ClusterIP", "ports": [{"port": 80, "protocol": "TCP"}]}}
 

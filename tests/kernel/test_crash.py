@@ -110,7 +110,7 @@ def test_every_rule_that_goes_is_missed(make_namespace: Callable[[str], Namespac
     host.run(writer.apply, planner.change())
     host.sh(f"iptables-{variant} -t nat -N OTHER; iptables-{variant} -t nat -A OTHER -j KUBE-MARK-MASQ")
     assert host.run(writer.intact)  # others' rules take nothing
-    leaf = "KUBE-IPS-0A600000-27"
+    leaf = "KUBE-IPS-10-1"
     balancing = next(name for _, name in planner.everything() if name.startswith("KUBE-SVC-"))
     for taken in ("-t nat -D OUTPUT 1", "-D FORWARD 1", f"-t nat -D {leaf} 1", f"-t nat -F {balancing}",
                   "-t nat -F KUBE-MARK-MASQ", "-t nat -F", "-F"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
+from ipaddress import IPv4Address
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,11 +133,14 @@ def test_balancing_gives_every_endpoint_the_same_chance() -> None:
 def test_many_services_do_not_lengthen_the_way_of_a_packet() -> None:
     made = rules.RuleSet("10.0.0.0/8")
     one = slices(("1.1.1.1", "it", READY))
-    made.update({("d", str(n)): service_ports(service(clusterIP=f"10.96.{n // 250}.{n % 250}"), one, "me")
-                 for n in range(1000)})
+    numbers = random.Random(7).sample(range(2**20), 4000)  # as the API gives them out, in a range of any size
+    made.update({("d", str(n)): service_ports(service(clusterIP=str(IPv4Address("10.96.0.0") + n)), one, "me")
+                 for n in {*numbers, 3 * 256 + 7}})
     everything = made.everything()
-    longest = max(len(r) for (_, c), r in everything.items() if c.startswith(("KUBE-SERVICES", "KUBE-IPS-")))
-    assert longest <= 32 + 2  # a leaf's services, and who is masqueraded
+    for last in range(1 << rules.DEPTH):
+        leaf, lines = rules.branches(last, 4)
+        passed = sum(len(everything.get(("nat", chain), ())) for chain in {leaf, *(chain for (_, chain), _ in lines)})
+        assert passed <= 5 * 4 + 1 + 2 + 16  # branches, node ports, who is masqueraded, the leaf's services
     text = "".join(iptables.batches(rules.Change(everything), hooks=rules.HOOKS))
     assert outcomes(parse(text), Packet("10.1.1.1", "10.96.3.7")) == {"1.1.1.1:8080"}
 

@@ -37,7 +37,7 @@ def loaded(monkeypatch, nat: str) -> list[str]:
 def test_services_in_use_come_before_all_others(monkeypatch):
     first, *_, last = loaded(monkeypatch, "")
     assert [n for n in range(1, 10) if f" -d 10.96.0.{n}/32 " in first] == [1, 7]
-    assert "-I PREROUTING 1" in first and "-j KUBE-IPS-0A600000-24" in first  # and are led to at once
+    assert "-I PREROUTING 1" in first and "-j KUBE-IPS-2-1" in first  # and are led to at once
     assert all(f" -d 10.96.0.{n}/32 " in last for n in range(1, 10))
 
 
