@@ -38,7 +38,8 @@ def rank(chain: Chain) -> tuple[int, int]:
         if name.startswith(prefix):
             return side, index
     if name.startswith("KUBE-IPS-"):
-        return side, _BRANCH + DEPTH - int(name.split("-")[2])
+        bits = name.split("-")[2]  # no number: what another version left
+        return side, _BRANCH + (DEPTH - int(bits) if bits.isdigit() else 0)
     return side, _BRANCH + DEPTH
 
 

@@ -145,6 +145,11 @@ def test_many_services_do_not_lengthen_the_way_of_a_packet() -> None:
     assert outcomes(parse(text), Packet("10.1.1.1", "10.96.3.7")) == {"1.1.1.1:8080"}
 
 
+def test_chains_of_another_version_go() -> None:
+    text, = iptables.batches(rules.Change(delete={("nat", "KUBE-IPS-0A600100-24"), ("nat", "KUBE-IPS-4-B")}))
+    assert "-X KUBE-IPS-0A600100-24\n" in text and "-X KUBE-IPS-4-B\n" in text
+
+
 def test_events_that_take_our_rules() -> None:
     def event(kind: int, body: bytes) -> bytes:
         return struct.pack("=IHHII", 16 + len(body), kind, 0, 0, 0) + body
