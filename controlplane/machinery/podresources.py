@@ -15,7 +15,7 @@ from typing import Any
 from controlplane.machinery import quantity
 from controlplane.machinery.quantity import Quantity
 
-COMPUTE = ("cpu", "memory")  # what makes the quality of service
+COMPUTE = ("cpu", "memory")  # what makes the quality of service, and may be resized
 
 Amounts = dict[str, Quantity]
 
@@ -42,6 +42,11 @@ def highest(left: Mapping[str, Quantity], right: Mapping[str, Quantity]) -> Amou
     return total
 
 
+def without(total: Mapping[str, Quantity], part: Mapping[str, Quantity]) -> Amounts:
+    """The difference by name, nothing below zero: what is told of a Pod has its overhead in it."""
+    return {name: max(value - part[name], Quantity(0)) if name in part else value for name, value in total.items()}
+
+
 def of_container(container: Mapping[str, Any], field: str) -> Amounts:
     """`requests` or `limits` of one container."""
     return parsed((container.get("resources") or {}).get(field))
@@ -49,7 +54,7 @@ def of_container(container: Mapping[str, Any], field: str) -> Amounts:
 
 def supported(name: str) -> bool:
     """Whether a resource may be stated for a Pod as a whole."""
-    return name in ("cpu", "memory") or name.startswith("hugepages-")
+    return name in COMPUTE or name.startswith("hugepages-")
 
 
 def whole(spec: Mapping[str, Any]) -> bool:
@@ -86,6 +91,7 @@ def _held(holder: Mapping[str, Any], told: Mapping[str, Any] | None, status: Map
     found = of_container(told, field)
     if field == "requests":
         found = highest(found, parsed(told.get("allocatedResources")))
+    found = without(found, parsed(holder.get("overhead")))
     refused = any(c.get("type") == "PodResizePending" and c.get("reason") == "Infeasible"
                   for c in (status or {}).get("conditions") or ())
     return found if refused else highest(found, of_container(holder, field))

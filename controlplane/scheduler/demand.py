@@ -69,29 +69,42 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class _Granted:
-    """What the node grants each container by name. While one shrinks, room is free only when it has been given back;
-    one that cannot grow on this node (`stuck`) goes on with what it has."""
+class _Held:
+    """What the node gives the containers, by name, and the pod as a whole, where it has told. While one shrinks, room
+    is free only when it has been given back; one that cannot grow on this node (`stuck`) goes on with what it has."""
 
-    amounts: Mapping[str, Amounts]
+    containers: Mapping[str, Amounts]
+    whole: Amounts
     stuck: bool
 
     def requests(self, container: Mapping[str, Any]) -> Amounts:
-        has = self.amounts.get(container.get("name", ""))
-        if has is not None and self.stuck:
-            return dict(has)
         resources = container.get("resources") or {}
-        asked = amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})})
+        return self.beside(amounts({**(resources.get("limits") or {}), **(resources.get("requests") or {})}),
+                           self.containers.get(container.get("name", "")))
+
+    def beside(self, asked: Amounts, has: Amounts | None) -> Amounts:
+        """The more of what is asked for and held."""
+        if has and self.stuck:
+            return dict(has)
         _raise_to(asked, has or {})
         return asked
 
 
-def _granted(pod: Mapping[str, Any]) -> _Granted:
+def _held(pod: Mapping[str, Any]) -> _Held:
     status = pod.get("status") or {}
-    found = {one["name"]: amounts(one["allocatedResources"]) for field in ("containerStatuses", "initContainerStatuses")
-             for one in status.get(field) or () if one.get("allocatedResources")}
-    return _Granted(found, any((one.get("type"), one.get("reason")) == ("PodResizePending", "Infeasible")
-                               for one in status.get("conditions") or ()))
+    overhead = amounts((pod.get("spec") or {}).get("overhead"))  # which is in what is told of the whole pod
+    whole = {name: max(0, value - overhead.get(name, 0)) for name, value in _told(status).items()}
+    return _Held({one["name"]: _told(one) for field in ("containerStatuses", "initContainerStatuses")
+                  for one in status.get(field) or ()}, whole,
+                 any((one.get("type"), one.get("reason")) == ("PodResizePending", "Infeasible")
+                     for one in status.get("conditions") or ()))
+
+
+def _told(status: Mapping[str, Any]) -> Amounts:
+    """The more of what was granted and what is still in use."""
+    found = amounts(status.get("allocatedResources"))
+    _raise_to(found, amounts((status.get("resources") or {}).get("requests")))
+    return found
 
 
 def _ports(containers: Iterable[Mapping[str, Any]]) -> tuple[HostPort, ...]:
@@ -99,17 +112,17 @@ def _ports(containers: Iterable[Mapping[str, Any]]) -> tuple[HostPort, ...]:
                  for c in containers for p in c.get("ports") or () if p.get("hostPort"))
 
 
-def _worst(spec: Mapping[str, Any], granted: _Granted, least: Mapping[str, int]) -> Amounts:
+def _worst(spec: Mapping[str, Any], held: _Held, least: Mapping[str, int]) -> Amounts:
     """The most the pod needs at once: its containers together, or an init container beside the sidecars that started
     before it; plus overhead. Pod-level requests, where given, stand in for the sum. `least`: what an absent request
     counts as."""
     total: Amounts = {}
     for container in spec.get("containers") or ():
-        add(total, {**least, **granted.requests(container)})
+        add(total, {**least, **held.requests(container)})
     sidecars: Amounts = {}
     worst: Amounts = {}
     for container in spec.get("initContainers") or ():
-        asked = {**least, **granted.requests(container)}
+        asked = {**least, **held.requests(container)}
         if container.get("restartPolicy") == "Always":
             add(sidecars, asked)
             add(total, asked)
@@ -119,8 +132,9 @@ def _worst(spec: Mapping[str, Any], granted: _Granted, least: Mapping[str, int])
             add(moment, asked)
             _raise_to(worst, moment)
     _raise_to(total, worst)
-    whole = amounts((spec.get("resources") or {}).get("requests"))
-    total.update({name: value for name, value in whole.items() if name.startswith(POD_LEVEL)})
+    whole = (spec.get("resources") or {}).get("requests") or {}
+    asked = {name: value for name, value in amounts(whole).items() if name.startswith(POD_LEVEL)}
+    total.update(held.beside(asked, {name: held.whole[name] for name in asked if name in held.whole}))
     add(total, amounts(spec.get("overhead")))
     return total
 
@@ -128,10 +142,10 @@ def _worst(spec: Mapping[str, Any], granted: _Granted, least: Mapping[str, int])
 def of(pod: Mapping[str, Any]) -> Demand:
     """What the pod needs at its worst moment."""
     spec = pod.get("spec") or {}
-    granted = _granted(pod)
-    total = _worst(spec, granted, {})
+    held = _held(pod)
+    total = _worst(spec, held, {})
     floors = total if "cpu" in total and "memory" in total and len(spec.get("containers") or ()) == 1 \
-        else _worst(spec, granted, _LEAST)
+        else _worst(spec, held, _LEAST)
     containers = [*(spec.get("containers") or ()),
                   *(c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always")]
     return Demand({name: value for name, value in total.items() if value}, _ports(containers),

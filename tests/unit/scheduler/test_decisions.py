@@ -2,6 +2,7 @@
 
 import pytest
 
+from controlplane.machinery import podresources, quantity
 from controlplane.machinery.selectors import from_map
 from controlplane.scheduler import demand, fit, verdict
 from controlplane.scheduler.queue import Queue
@@ -57,6 +58,20 @@ def test_a_resized_pod_counts_as_what_it_asks_and_still_has():
     assert demand.of(resized).requests == {"cpu": 2000 + 3000}, "one grows, the other has not shrunk yet"
     resized["status"]["conditions"] = [{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]
     assert demand.of(resized).requests == {"cpu": 1000 + 3000}, "it cannot grow here"
+    del resized["status"]["conditions"]
+    resized["status"]["containerStatuses"][0]["resources"] = {"requests": {"cpu": "4"}}
+    assert demand.of(resized).requests == {"cpu": 4000 + 3000}, "it was granted less and has not given back the rest"
+
+
+def test_a_pod_resized_as_a_whole_counts_as_what_it_asks_and_still_has():
+    resized = pod("a", resources={"requests": {"cpu": "2"}}, overhead={"cpu": "100m"})
+    resized["status"] = {"allocatedResources": {"cpu": "2100m"}, "resources": {"requests": {"cpu": "3100m"}}}
+    assert demand.of(resized).requests == {"cpu": 3100}, "it still has what it was granted before"
+    assert podresources.requests(resized, resizing=True) == {"cpu": quantity.parse("3100m")}
+    resized["spec"]["resources"]["requests"]["cpu"] = "4"
+    assert demand.of(resized).requests == {"cpu": 4100}, "it grows"
+    resized["status"]["conditions"] = [{"type": "PodResizePending", "status": "True", "reason": "Infeasible"}]
+    assert demand.of(resized).requests == {"cpu": 3100}, "it cannot grow here"
 
 
 def test_a_node_that_has_the_images_of_volumes_is_preferred():
