@@ -10,11 +10,12 @@ Upstream: pkg/kubelet/lifecycle/predicate.go, pkg/kubelet/sysctl.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.kubelet.compute import resources
+from agent.kubelet.restarts import lasting
 from agent.kubelet.specs import dotted
 from agent.kubelet.staticpods import SOURCE
 from controlplane.machinery import placement, quantity
@@ -98,7 +99,7 @@ def _system(pod: dict[str, Any]) -> tuple[str, str] | None:
 
 def _unsupported(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
     context = pod["spec"].get("securityContext") or {}
-    contexts = [context, *(c.get("securityContext") or {} for c in _containers(pod))]
+    contexts = [context, *(c.get("securityContext") or {} for c in lasting(pod))]
     if not place.apparmor and any((c.get("appArmorProfile") or {}).get("type", "Unconfined") != "Unconfined"
                                   for c in contexts):
         return "AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"
@@ -111,7 +112,7 @@ def _unsupported(pod: dict[str, Any], place: Place) -> tuple[str, str] | None:
 def amounts(pod: dict[str, Any]) -> dict[str, int]:
     """What the pod asks of the node: milli-cores of cpu, whole units of all else, one of `pods`."""
     spec = pod["spec"]
-    names = {name for c in _containers(pod) for kind in ("requests", "limits")
+    names = {name for c in lasting(pod) for kind in ("requests", "limits")
              for name in (c.get("resources") or {}).get(kind) or ()}
     names |= set((spec.get("resources") or {}).get("requests") or ())
     totals = {"pods": 1}
@@ -142,11 +143,6 @@ def _total(pod: dict[str, Any], name: str) -> int:
         else:
             peak = max(peak, beside + asked(container))
     return max(peak, beside + sum(asked(c) for c in spec["containers"]))
-
-
-def _containers(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from pod["spec"].get("initContainers") or ()
-    yield from pod["spec"]["containers"]
 
 
 def capacity(place: Place) -> dict[str, int]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from agent.kubelet.compute import resources
+from agent.kubelet.restarts import lasting
 from controlplane.machinery import quantity
 
 _KEYED = re.compile(r"^metadata\.(labels|annotations)\['(.*)'\]$")
@@ -171,8 +172,7 @@ def resource_value(pod: dict[str, Any], ref: dict[str, Any], sources: Sources,
     whole, or else the node's own."""
     wanted = ref.get("containerName")
     if wanted:
-        everyone = [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
-        container = next((c for c in everyone if c["name"] == wanted), None)
+        container = next((c for c in lasting(pod) if c["name"] == wanted), None)
     if container is None:
         raise ConfigError(f"container {wanted} not found")
     kind, _, name = ref["resource"].partition(".")

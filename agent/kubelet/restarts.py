@@ -49,7 +49,7 @@ def restarts(pod_policy: str, exit_code: int, spec: dict[str, Any] | None = None
 
 
 def lasting(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The containers that are started again with all others: init and main ones."""
+    """The init and main containers: all that a pod is made with."""
     yield from pod["spec"].get("initContainers") or ()
     yield from pod["spec"]["containers"]
 

@@ -11,11 +11,11 @@ import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from controlplane.cli.control import CHECKOUT
+from controlplane.hosts.layout import Layout
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from netsetup.addresses import node_address
-
-CHECKOUT, LIBRARY = Path(__file__).resolve().parents[2], Path("/usr/local/lib/pelamis")
 
 LEAST_DISK = 1 << 30  # bytes: images, the store's growth and logs of a small cluster
 PORTS = {6443: "the API server", 10250: "the kubelet"}
@@ -41,7 +41,7 @@ def check_root() -> None:
 
 def only_root(file: str = "") -> Finding:
     """What to tell somebody else: the very command line that was given, for root."""
-    program = "pelamis" if LIBRARY in CHECKOUT.parents else "./pelamis"
+    program = "pelamis" if Layout(Paths()).library in CHECKOUT.parents else "./pelamis"
     return Finding(f"only root may read {file}" if file else "this needs root",
                    "" if file else "it looks at, or changes, what belongs to the whole machine",
                    f"sudo {program} {shlex.join(sys.argv[1:])}")

@@ -26,10 +26,6 @@ def is_uninitialized(node: Obj) -> bool:
     return any(taint["key"] == UNINITIALIZED for taint in objects.get(node, "spec.taints", ()) or ())
 
 
-def is_ready(node: Obj) -> bool:
-    return objects.holds(node, "Ready")
-
-
 def initialized(node: Obj, known: Metadata) -> Obj:
     """A merge patch: the machine's name and place, and no taint any more that keeps pods away until these are told."""
     labels = {label: value for field, names in _LABELS.items() if (value := getattr(known, field)) for label in names}

@@ -20,7 +20,7 @@ from controlplane.machinery.clock import parse_rfc3339
 
 Node = dict[str, Any]
 Fits = Callable[[Any], bool]
-_RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 63), (1 << 63) - 1)}
+RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 63), (1 << 63) - 1)}
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)").fullmatch  # no other ISO 8601
 _GO_TYPES = {"integer": "int64", "number": "float64", "boolean": "bool", "string": "string"}
 
@@ -75,7 +75,7 @@ def _time(value: Any) -> bool:
 
 
 def _int_or_string(value: Any) -> bool:
-    low, high = _RANGES["int32"]
+    low, high = RANGES["int32"]
     return value is None or value.__class__ is str or (value.__class__ is int and low <= value <= high)
 
 
@@ -128,7 +128,7 @@ class Checkers:
         if node.get("format") in _FORMATS:
             return _FORMATS[node["format"]]
         if kind == "integer":
-            return _whole(*_RANGES[node.get("format", "int64")])
+            return _whole(*RANGES[node.get("format", "int64")])
         if kind == "number":
             return _number
         cls = str if kind == "string" else bool
@@ -233,7 +233,7 @@ class _Walk:
                 self.errors.append(_format_error(form, value))
             return
         if kind == "integer":
-            low, high = _RANGES[form or "int64"]
+            low, high = RANGES[form or "int64"]
             if value.__class__ is not int or not low <= value <= high:
                 self._mismatch(value, form or "int64", fields, struct, exact=True)
         elif kind == "number":

@@ -18,6 +18,7 @@ SUBDOMAIN_MAX = 253
 PORT_NAME_MAX = 15
 GENERATED_MAX = 58  # a generated name keeps this much of its prefix, so that five random letters fit a DNS label
 ANNOTATIONS_MAX = 256 << 10  # bytes of all keys and values together
+MAX_INT32 = 2**31 - 1  # where fields of seconds, users and groups end
 _REMEMBERED = 4096  # answers kept per validator; names and labels repeat, and 4096 short texts are small
 
 Validator = Callable[[str], list[str]]

@@ -17,14 +17,14 @@ from typing import Any
 
 import orjson
 
-from agent.kubelet.compute.resources import milli, pod_level
+from agent.kubelet.compute.resources import milli
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.model import LinuxResources, ObservedPod
 from agent.kubelet.restarts import is_sidecar
 from controlplane.machinery import files
 from controlplane.machinery.clock import Clock
 from controlplane.machinery.errors import Finding
-from controlplane.machinery.podresources import qos_class
+from controlplane.machinery.podresources import qos_class, whole
 
 log = logging.getLogger(__name__)
 FILE = "cpu_manager_state"
@@ -56,8 +56,8 @@ def listed(cpus: Iterable[int]) -> str:
 
 def wanted(pod: dict[str, Any], container: dict[str, Any]) -> int:
     """How many CPUs the container gets to itself; 0 when it shares."""
-    asked = milli(container.get("resources"), "limits", "cpu") or 0
-    return asked // 1000 if asked % 1000 == 0 and not pod_level(pod) and qos_class(pod["spec"]) == "Guaranteed" else 0
+    spec, asked = pod["spec"], milli(container.get("resources"), "limits", "cpu") or 0
+    return asked // 1000 if asked % 1000 == 0 and not whole(spec) and qos_class(spec) == "Guaranteed" else 0
 
 
 def take(count: int, free: Cpus, cores: Mapping[int, tuple[int, int]]) -> Cpus:

@@ -17,7 +17,8 @@ from typing import Any
 from agent.kubelet import admit
 from agent.kubelet.compute import resources
 from agent.kubelet.model import LinuxResources
-from agent.kubelet.restarts import is_sidecar
+from agent.kubelet.restarts import is_sidecar, lasting
+from controlplane.machinery import podresources
 
 RESIZABLE = ("cpu", "memory")
 KINDS = ("requests", "limits", "inherited")
@@ -47,7 +48,7 @@ def wished(pod: dict[str, Any]) -> dict[str, Entry]:
     """What the spec asks for, for the pod as a whole and every container that may run for as long as it does."""
     spec, whole = pod["spec"], pod["spec"].get("resources")
     running = [*spec["containers"], *(c for c in spec.get("initContainers") or () if is_sidecar(c))]
-    return {**({WHOLE: whole} if resources.pod_level(pod) else {}),
+    return {**({WHOLE: whole} if podresources.whole(spec) else {}),
             **{c["name"]: entry(c.get("resources"), whole) for c in running}}
 
 
@@ -60,7 +61,7 @@ def with_resources(pod: dict[str, Any], table: Table) -> dict[str, Any]:
     if all(table.get(name, has) == has for name, has in wished(pod).items()):
         return pod
     spec = dict(pod["spec"])
-    if WHOLE in table and resources.pod_level(pod):
+    if WHOLE in table and podresources.whole(spec):
         spec["resources"] = table[WHOLE]
     for group in ("containers", "initContainers"):
         if spec.get(group):
@@ -96,9 +97,8 @@ def verdict(pod: dict[str, Any], others: Iterable[dict[str, Any]], place: admit.
 
 def changes(pod: dict[str, Any], allocated: Table, actual: Table, running: Iterable[str]) -> list[Change]:
     """What is to be done to the containers called `running`, and to the pod's own group."""
-    spec = pod["spec"]
     policies = {c["name"]: {p["resourceName"]: p.get("restartPolicy") for p in c.get("resizePolicy") or ()}
-                for c in [*spec["containers"], *(spec.get("initContainers") or ())]}
+                for c in lasting(pod)}
     made = []
     for name in (WHOLE, *running):
         if name not in actual or name not in allocated or same(allocated[name], actual[name]):

@@ -16,6 +16,7 @@ from agent.kubelet.compute import resize, resources
 from agent.kubelet.context import Context
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.model import ObservedPod
+from agent.kubelet.restarts import lasting
 from controlplane.machinery import files
 
 FILE = "resources.json"
@@ -116,8 +117,7 @@ class Resizer:
             self._room(old, new, seen, changes)
             await context.cgroups.make(new, resize.wider(resources.pod_resources(old), resources.pod_resources(new)))
             for change in (c for c in changes if c.name):
-                spec = next(c for c in [*new["spec"]["containers"], *(new["spec"].get("initContainers") or ())]
-                            if c["name"] == change.name)
+                spec = next(c for c in lasting(new) if c["name"] == change.name)
                 found = seen.container(change.name)
                 if change.restart or found is None:
                     continue

@@ -32,12 +32,6 @@ def whole(resources: dict[str, Any] | None, kind: str, name: str) -> int | None:
     return None if text is None else quantity.parse(str(text)).value()
 
 
-def pod_level(pod: dict[str, Any]) -> bool:
-    """Whether the pod as a whole says what it needs."""
-    whole = pod["spec"].get("resources") or {}
-    return bool(whole.get("requests") or whole.get("limits"))
-
-
 def shares(millicores: int) -> int:
     return min(max(millicores * 1024 // 1000, MIN_SHARES), MAX_SHARES)
 

@@ -15,6 +15,7 @@ from typing import Any
 from agent.kubelet import admit
 from agent.kubelet.compute import resources
 from agent.kubelet.pressure.thresholds import Reading, Threshold
+from agent.kubelet.restarts import lasting
 
 REASON = "Evicted"
 MARK = ("DisruptionTarget", "True", "TerminationByKubelet")
@@ -86,11 +87,7 @@ def _shown(amount: int, resource: str) -> str:
 def limited(pod: Object) -> bool:
     """Whether the pod's local storage has limits, so that it is worth measuring."""
     return bool(_sizes(pod)) or any((c.get("resources") or {}).get("limits", {}).get("ephemeral-storage")
-                                    for c in _containers(pod))
-
-
-def _containers(pod: Object) -> list[Object]:
-    return [*(pod["spec"].get("initContainers") or ()), *pod["spec"]["containers"]]
+                                    for c in lasting(pod))
 
 
 def _sizes(pod: Object) -> dict[str, str]:
@@ -104,7 +101,7 @@ def overstepped(pod: Object, use: Use) -> str:
     for name, size in _sizes(pod).items():
         if use.volumes.get(name, 0) > quantity.parse(size).value() > 0:
             return f'Usage of EmptyDir volume "{name}" exceeds the limit "{size}". '
-    limits = {c["name"]: resources.whole(c.get("resources"), "limits", "ephemeral-storage") for c in _containers(pod)}
+    limits = {c["name"]: resources.whole(c.get("resources"), "limits", "ephemeral-storage") for c in lasting(pod)}
     main = [limits[c["name"]] for c in pod["spec"]["containers"]]
     if all(main):
         total = max([sum(m or 0 for m in main), *(v or 0 for v in limits.values())])

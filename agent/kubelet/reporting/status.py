@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from agent.kubelet.compute.resize import WHOLE
-from agent.kubelet.compute.resources import pod_level
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.reporting.containerstatus import Report, container_status
 from agent.kubelet.restarts import asking, init_policy, is_sidecar, may_reset, policy, restarts
+from controlplane.machinery import podresources
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.podfacts import ENDED
-from controlplane.machinery.podresources import qos_class
 
 PASSING = ("PodResizePending", "PodResizeInProgress")  # told while they hold and then gone
 GROUPS = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"),
@@ -51,12 +50,12 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         status["reason"], status["message"] = report.doomed
     if pod["metadata"].get("generation"):
         status["observedGeneration"] = pod["metadata"]["generation"]
-    if pod_level(pod):
+    if podresources.whole(pod["spec"]):
         wish = pod["spec"]["resources"]
         granted, whole = report.allocated.get(WHOLE, wish), report.actual.get(WHOLE, wish)
         status["resources"] = {k: dict(whole[k]) for k in ("limits", "requests") if whole.get(k)}
         status["allocatedResources"] = dict(granted.get("requests") or granted["limits"])
-    status["qosClass"] = old.get("qosClass") or qos_class(pod["spec"])
+    status["qosClass"] = old.get("qosClass") or podresources.qos_class(pod["spec"])
     status["startTime"] = old.get("startTime") or rfc3339(report.start_time or now)
     _addresses(pod, seen, status, old, report)
     status["conditions"] = _conditions(pod, seen, status, old, now, report, resetting)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import re
+import ssl
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,7 +20,6 @@ from agent.kubelet.volumes.objects import Objects
 from controlplane.machinery import selectors
 
 KIND = "clustertrustbundles.certificates.k8s.io"
-LINE = 64  # characters of base64 in a line of PEM
 _BLOCK = re.compile(r"-----BEGIN CERTIFICATE-----(.*?)-----END CERTIFICATE-----", re.DOTALL)
 Object = dict[str, Any]
 
@@ -44,10 +44,4 @@ async def anchors(objects: Objects, source: Object, uid: str) -> str:
 def joined(bundles: Iterable[str]) -> str:
     """The certificates of all bundles: each once, without what stands between them. Pure."""
     found = {base64.b64decode("".join(body.split())) for text in bundles for body in _BLOCK.findall(text)}
-    return "".join(map(_pem, sorted(found)))
-
-
-def _pem(certificate: bytes) -> str:
-    text = base64.b64encode(certificate).decode()
-    lines = "".join(f"{text[at:at + LINE]}\n" for at in range(0, len(text), LINE))
-    return f"-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n"
+    return "".join(map(ssl.DER_cert_to_PEM_cert, sorted(found)))

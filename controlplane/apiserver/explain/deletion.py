@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from controlplane.apiserver.explain import Object, World, called, explains, target
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import Finding
-from controlplane.machinery.objects import condition
+from controlplane.machinery.objects import condition, holds
 
 OWNERS = {"foregroundDeletion": "the garbage collector, once its dependents are gone",
           "orphan": "the garbage collector, once its dependents are released",
@@ -83,8 +83,8 @@ def namespace(obj: Object, world: World) -> Iterator[Finding]:
                       f"kubectl get {held or next(iter(left))} -n {name} -o yaml" if held else "")
     for kind in ("NamespaceDeletionDiscoveryFailure", "NamespaceDeletionContentFailure",
                  "NamespaceDeletionGroupVersionParsingFailure"):
-        if (found := condition(obj, kind) or {}).get("status") == "True":
-            yield Finding(f"{called(obj)} cannot be emptied", found.get("message", ""), "")
+        if holds(obj, kind):
+            yield Finding(f"{called(obj)} cannot be emptied", (condition(obj, kind) or {}).get("message", ""), "")
 
 
 def pod(obj: Object, asked: str, world: World) -> Iterator[Finding]:

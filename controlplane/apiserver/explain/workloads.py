@@ -58,8 +58,7 @@ def workload(obj: Object, world: World) -> Iterator[Finding]:
 
 
 def _fine(obj: Object) -> bool:
-    return holds(obj, "Ready") \
-        or (obj.get("status") or {}).get("phase") == "Succeeded"
+    return holds(obj, "Ready") or (obj.get("status") or {}).get("phase") == "Succeeded"
 
 
 @explains("PersistentVolumeClaim")

@@ -28,7 +28,7 @@ Object = dict[str, Any]
 
 def exempt(pod: Object) -> bool:
     """Whether no budget speaks for the Pod: it does not run, or goes already. Pure."""
-    return objects.deleting(pod) or podfacts.finished(pod) or (pod.get("status") or {}).get("phase") == "Pending"
+    return not podfacts.active(pod) or (pod.get("status") or {}).get("phase") == "Pending"
 
 
 def covers(budget: Object, pod: Object) -> bool:

@@ -34,7 +34,7 @@ class CloudNodes(Controller):
         self.nodes.subscribe(self._changed)
 
     def _changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        if kind != "DELETED" and (old is None or machines.is_ready(old) != machines.is_ready(new)
+        if kind != "DELETED" and (old is None or objects.holds(old, "Ready") != objects.holds(new, "Ready")
                                   or machines.is_uninitialized(new)):
             self.queue.add(objects.name(new))
 
@@ -43,7 +43,7 @@ class CloudNodes(Controller):
         if node is None or objects.deleting(node) or not self.pending.settled(name, self.nodes):
             return None
         try:
-            if machines.is_uninitialized(node) or machines.is_ready(node):
+            if machines.is_uninitialized(node) or objects.holds(node, "Ready"):
                 return await self._tell(name, node)
             return await self._ask(name, node)
         except (Finding, OSError) as error:

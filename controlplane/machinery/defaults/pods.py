@@ -18,7 +18,6 @@ TOKEN_SECONDS = 3600  # lifetime of a projected token when its volume names none
 _POD_SPEC = (("restartPolicy", "Always"), ("dnsPolicy", "ClusterFirst"), ("schedulerName", "default-scheduler"))
 _PROBE = (("timeoutSeconds", 1), ("periodSeconds", 10), ("successThreshold", 1), ("failureThreshold", 3))
 _CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
-_COMPUTE = ("cpu", "memory")
 
 
 def unset(obj: Object, field: str, value: Any) -> None:
@@ -143,7 +142,7 @@ def _whole(spec: Object) -> None:
                 stated["limits"] = limits
         if stated.get("limits"):
             asked = {name: str(least) for name, least in podresources.aggregate(spec, "requests").items()
-                     if name in _COMPUTE}
+                     if name in podresources.COMPUTE}
             stated["requests"] = {**{n: v for n, v in stated["limits"].items() if podresources.supported(n)}, **asked,
                                   **(stated.get("requests") or {})}
     except ValueError:  # a quantity that is none: the type check names it

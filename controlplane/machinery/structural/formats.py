@@ -17,7 +17,6 @@ from urllib.parse import urlsplit
 
 from controlplane.machinery.clock import parse_rfc3339
 
-RANGES = {"int32": (-(1 << 31), (1 << 31) - 1), "int64": (-(1 << 63), (1 << 63) - 1)}
 _HEX = "[0-9a-f]"
 _UUID = rf"{_HEX}{{8}}-?{_HEX}{{4}}-?{{v}}{_HEX}{{3}}-?{_HEX}{{4}}-?{_HEX}{{12}}"
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")

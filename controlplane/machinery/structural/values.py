@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from controlplane.machinery.checker import RANGES
 from controlplane.machinery.errors import (
     Cause,
     duplicate,
@@ -218,7 +219,7 @@ def _number(value: float, schema: Schema, path: str) -> Iterator[Cause]:
         yield invalid(path, value, f"{path} in body should be {relation} {_plain(least)}")
     if step and abs(value / step - round(value / step)) > 1e-9:
         yield invalid(path, value, f"{path} in body should be a multiple of {_plain(step)}")
-    bounds = formats.RANGES.get(schema.get("format") or "")
+    bounds = RANGES.get(schema.get("format") or "")
     if bounds and not bounds[0] <= value <= bounds[1]:
         yield invalid(path, value, f"{path} in body must be of type {schema['format']}: \"{_plain(value)}\"")
 

@@ -31,7 +31,6 @@ _EFFECTS = ("", "NoSchedule", "PreferNoSchedule", "NoExecute")
 MAX_NAMESERVERS, MAX_SEARCHES, MAX_SEARCH_LIST = 3, 32, 2048  # servers, paths, characters of all paths
 _NOT_EPHEMERAL = ("ports", "livenessProbe", "readinessProbe", "startupProbe", "lifecycle", "resources",
                   "restartPolicy", "resizePolicy")
-MAX_SECONDS = 2**31 - 1
 LONGEST_HOSTNAME = 64  # characters; Linux takes no more
 
 
@@ -88,8 +87,8 @@ def pod_spec(spec: Object, path: str) -> list[Cause]:
         if spec.get(field):
             found += [invalid(f"{path}.{field}", spec[field], m) for m in names.dns_label(spec[field])]
     seconds = spec.get("activeDeadlineSeconds")
-    if seconds is not None and not 1 <= seconds <= MAX_SECONDS:
-        found.append(invalid(f"{path}.activeDeadlineSeconds", seconds, names.in_range(1, MAX_SECONDS)))
+    if seconds is not None and not 1 <= seconds <= names.MAX_INT32:
+        found.append(invalid(f"{path}.activeDeadlineSeconds", seconds, names.in_range(1, names.MAX_INT32)))
     for index, alias in enumerate(spec.get("hostAliases") or ()):
         found += [invalid(f"{path}.hostAliases[{index}].ip", alias.get("ip") or "", m)
                   for m in names.ip_address(alias.get("ip") or "")]

@@ -15,7 +15,6 @@ Object = dict[str, Any]
 ONLY = ("pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
         "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
         "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)")
-MAX_SECONDS = 2**31 - 1
 _MAX_DIFFERENCE = 50  # lines; what is longer helps nobody and fills the answer
 
 
@@ -42,8 +41,8 @@ def _deadline(after: Object, before: Object) -> list[Cause]:
     """It may be set and shortened."""
     new, old = after.get("activeDeadlineSeconds"), before.get("activeDeadlineSeconds")
     if new is not None:
-        if not 0 <= new <= MAX_SECONDS:
-            return [invalid("spec.activeDeadlineSeconds", new, names.in_range(0, MAX_SECONDS))]
+        if not 0 <= new <= names.MAX_INT32:
+            return [invalid("spec.activeDeadlineSeconds", new, names.in_range(0, names.MAX_INT32))]
         if old is not None and new > old:
             return [invalid("spec.activeDeadlineSeconds", new, "must be less than or equal to previous value")]
     elif old is not None:

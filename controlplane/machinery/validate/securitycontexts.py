@@ -16,7 +16,6 @@ from controlplane.machinery import names
 from controlplane.machinery.errors import Cause, duplicate, forbidden, invalid, not_supported, required, too_long
 
 Object = dict[str, Any]
-MAX_ID = 2**31 - 1
 MAX_PROFILE = 4095  # bytes of a path, without its end
 SYSCTL_LIMIT = 253  # characters
 KINDS = ("initContainers", "containers", "ephemeralContainers")
@@ -55,8 +54,9 @@ def of_pod(spec: Object, path: str) -> list[Cause]:
     """A pod's own, the namespaces it shares with its host, and its system."""
     context, at = spec.get("securityContext") or {}, f"{path}.securityContext"
     found = _ids(context, ("fsGroup", "runAsUser", "runAsGroup"), at) + _profiles(context, at)
-    found += [invalid(f"{at}.supplementalGroups[{index}]", group, names.in_range(0, MAX_ID))
-              for index, group in enumerate(context.get("supplementalGroups") or ()) if not 0 <= group <= MAX_ID]
+    found += [invalid(f"{at}.supplementalGroups[{index}]", group, names.in_range(0, names.MAX_INT32))
+              for index, group in enumerate(context.get("supplementalGroups") or ())
+              if not 0 <= group <= names.MAX_INT32]
     found += [not_supported(f"{at}.{field}", context[field], offered) for field, offered in _CHOICES
               if context.get(field) is not None and context[field] not in offered]
     if spec.get("shareProcessNamespace") and spec.get("hostPID"):
@@ -70,8 +70,8 @@ def of_pod(spec: Object, path: str) -> list[Cause]:
 
 
 def _ids(context: Object, fields: tuple[str, ...], path: str) -> list[Cause]:
-    return [invalid(f"{path}.{field}", context[field], names.in_range(0, MAX_ID)) for field in fields
-            if context.get(field) is not None and not 0 <= context[field] <= MAX_ID]
+    return [invalid(f"{path}.{field}", context[field], names.in_range(0, names.MAX_INT32)) for field in fields
+            if context.get(field) is not None and not 0 <= context[field] <= names.MAX_INT32]
 
 
 # --- profiles of seccomp and AppArmor --------------------------------------------------------------------------------

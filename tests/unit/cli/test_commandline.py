@@ -10,6 +10,7 @@ import pytest
 
 from controlplane.cli import __main__ as command
 from controlplane.cli import bench, preflight
+from controlplane.cli.control import CHECKOUT
 from controlplane.machinery.errors import Finding
 
 
@@ -73,14 +74,14 @@ def refused(args):
 
 
 def test_what_lies_in_the_folder_of_the_caller_is_not_taken_for_ours(tmp_path):
-    venv, project = tmp_path / "venv", preflight.CHECKOUT / "pyproject.toml"
+    venv, project = tmp_path / "venv", CHECKOUT / "pyproject.toml"
     for name, text in (("venv/bin/python", f'#!/bin/sh\nexec {sys.executable} "$@"\n'),
                        ("venv/.installed-base", f"{hashlib.sha256(project.read_bytes()).hexdigest()}  {project}"),
                        ("here/controlplane/__init__.py", "raise SystemExit('somebody else')")):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (venv / "bin/python").chmod(0o755)
-    done = subprocess.run([preflight.CHECKOUT / "pelamis", "version"], cwd=tmp_path / "here", capture_output=True,
+    done = subprocess.run([CHECKOUT / "pelamis", "version"], cwd=tmp_path / "here", capture_output=True,
                           text=True, env={**os.environ, "PELAMIS_VENV": str(venv)})
     assert done.returncode == 0 and done.stdout.startswith("Pelamis ") and not done.stderr, done
 
