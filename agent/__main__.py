@@ -78,7 +78,7 @@ class Agent:
         version, self._features = await self._told_by(runtime)
         await install(connection, self.paths, (PAUSE,))
         host = describe_host(options.name, options.node_ips, options.root, version, options.port, options.keeping,
-                             self._features, options.cloud)
+                             self._features, options.cloud, options.registration)
         pods = Informer(client, named("pods"), fields=f"spec.nodeName={options.name}")
         services = Informer(client, named("services"))
         nodes = Informer(client, named("nodes"), fields=f"metadata.name={options.name}")

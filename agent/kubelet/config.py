@@ -11,6 +11,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent.kubelet.host import registration
+from agent.kubelet.host.registration import Registration
 from agent.kubelet.hosts import parse_resolv
 from agent.kubelet.model import DNS
 from agent.kubelet.pressure import keeping
@@ -49,6 +51,7 @@ class Options:
     rotate: bool
     cloud: str | None  # the provider ID of this machine in a cloud, "" where only the cloud knows it; None: no cloud
     keeping: Keeping
+    registration: Registration
     verbose: bool
 
 
@@ -82,6 +85,7 @@ def parser(paths: Paths) -> argparse.ArgumentParser:
     add("--provider-id", default="", help="what the cloud calls this machine")
     add("--rotate-certificates", action="store_true", help="ask the API server for new certificates long before "
         "those of this node expire")
+    registration.add_flags(flags)
     keeping.add_flags(flags)
     add("--image-credential-provider-config", type=Path, help="a CredentialProviderConfig: programs that know the "
         "credentials of registries")
@@ -111,7 +115,7 @@ def parse(arguments: list[str], paths: Paths) -> Options:
         sysctls=tuple(s for s in given.allowed_unsafe_sysctls.split(",") if s),
         providers=given.image_credential_provider_config, provider_folder=given.image_credential_provider_bin_dir,
         rotate=given.rotate_certificates, cloud=given.provider_id if given.cloud_provider else None,
-        keeping=keeping.of(given), verbose=given.verbose)
+        keeping=keeping.of(given), registration=registration.of(given), verbose=given.verbose)
 
 
 def apparmor() -> bool:

@@ -21,6 +21,7 @@ from agent.kubelet.admit import Place
 from agent.kubelet.cri.runtime import CallError, Runtime
 from agent.kubelet.host import nodestatus
 from agent.kubelet.host.nodestatus import Health, Host
+from agent.kubelet.host.registration import Registration
 from agent.kubelet.images import Images
 from agent.kubelet.model import Features
 from agent.kubelet.pressure.keeping import Keeping
@@ -59,7 +60,8 @@ def _hugepages() -> tuple[tuple[str, int], ...]:
 
 
 def describe_host(name: str, ips: tuple[str, ...], root: Path, runtime_version: str, port: int,
-                  keeping: Keeping | None = None, features: Features | None = None, cloud: str | None = None) -> Host:
+                  keeping: Keeping | None = None, features: Features | None = None, cloud: str | None = None,
+                  registration: Registration | None = None) -> Host:
     """Read what this machine is."""
     memory = next((int(line.split()[1]) * 1024 for line in _text("/proc/meminfo").splitlines()
                    if line.startswith("MemTotal:")), 0)
@@ -72,7 +74,7 @@ def describe_host(name: str, ips: tuple[str, ...], root: Path, runtime_version: 
                 system_uuid=_text("/sys/class/dmi/id/product_uuid") or _text("/etc/machine-id"),
                 boot_id=_text("/proc/sys/kernel/random/boot_id"), runtime_version=runtime_version, port=port,
                 hugepages=_hugepages(), keeping=keeping or Keeping(), features=features or Features(),
-                cloud=cloud)
+                cloud=cloud, registration=registration or Registration())
 
 
 class NodeAgent:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from agent.kubelet.host.registration import Registration
 from agent.kubelet.model import Features
 from agent.kubelet.pressure.keeping import Keeping
 from agent.kubelet.pressure.victims import binary
@@ -46,6 +47,7 @@ class Host:
     hugepages: tuple[tuple[str, int], ...] = (("hugepages-1Gi", 0), ("hugepages-2Mi", 0))  # bytes by resource
     keeping: Keeping = field(default_factory=Keeping)
     features: Features = field(default_factory=Features)
+    registration: Registration = field(default_factory=Registration)
     cloud: str | None = None  # a cloud answers for this machine: its provider ID, "" where only the cloud knows it
 
 
@@ -70,16 +72,17 @@ def labels(host: Host) -> dict[str, str]:
 
 def node(host: Host, now: str, health: Health) -> dict[str, Any]:
     """The object to register. In a cloud no pod comes until the cloud has told what this machine is."""
-    spec: dict[str, Any] = {}
+    taints, provider = list(host.registration.taints), {}
     notes = {"volumes.kubernetes.io/controller-managed-attach-detach": "true"}
     if host.cloud is not None:
-        spec = {"taints": [{"key": "node.cloudprovider.kubernetes.io/uninitialized", "value": "true",
-                            "effect": "NoSchedule"}], **({"providerID": host.cloud} if host.cloud else {})}
+        taints.append({"key": "node.cloudprovider.kubernetes.io/uninitialized", "value": "true",
+                       "effect": "NoSchedule"})
+        provider = {"providerID": host.cloud} if host.cloud else {}
         notes["alpha.kubernetes.io/provided-node-ip"] = ",".join(host.ips)
     return {"apiVersion": "v1", "kind": "Node",
-            "metadata": {"name": host.name, "labels": labels(host),
+            "metadata": {"name": host.name, "labels": {**host.registration.labels, **labels(host)},
                          "annotations": notes},
-            "spec": spec, "status": status(host, health, now, {})}
+            "spec": {**({"taints": taints} if taints else {}), **provider}, "status": status(host, health, now, {})}
 
 
 def status(host: Host, health: Health, now: str, old: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from controlplane.apiserver.context import Context
 from controlplane.machinery import rbacdefaults
 from controlplane.machinery.errors import Forbidden
+from controlplane.machinery.nodelabels import may_label
 from controlplane.store.cache import key_of, prefix_of
 
 if TYPE_CHECKING:
@@ -32,13 +33,6 @@ NO_RULE = "no rule"
 LEASES = "kube-node-lease"
 MIRROR = "kubernetes.io/config.mirror"
 Object = dict[str, Any]
-# Labels a kubelet may set on its own node: upstream's kubelet labels and the prefixes meant for it.
-_KUBELET_LABELS = frozenset((
-    "kubernetes.io/hostname", "kubernetes.io/arch", "kubernetes.io/os", "beta.kubernetes.io/arch",
-    "beta.kubernetes.io/os", "beta.kubernetes.io/instance-type", "node.kubernetes.io/instance-type",
-    "failure-domain.beta.kubernetes.io/region", "failure-domain.beta.kubernetes.io/zone",
-    "topology.kubernetes.io/region", "topology.kubernetes.io/zone"))
-_KUBELET_PREFIXES = ("kubelet.kubernetes.io", "node.kubernetes.io")
 _REACHED_BY_POD = ("secrets", "configmaps", "persistentvolumeclaims")
 _CERTIFICATES = ("kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving")
 _MAX_REQUEST = 64 * 1024  # bytes of a PKCS #10 text in base64; a node's is some hundred
@@ -335,13 +329,3 @@ def _node_fault(node: str, request: Request, obj: Object | None, old: Object | N
         if metadata.get("ownerReferences") != (old.get("metadata") or {}).get("ownerReferences"):
             return f'node "{node}" is not allowed to modify ownerReferences'
     return ""
-
-
-def may_label(key: str) -> bool:
-    """Whether a node may set this label on itself: those of kubelets, and any outside Kubernetes' own domains."""
-    if key in _KUBELET_LABELS:
-        return True
-    domain = key.partition("/")[0] if "/" in key else ""
-    if any(domain == p or domain.endswith("." + p) for p in _KUBELET_PREFIXES):
-        return True
-    return not any(domain == d or domain.endswith("." + d) for d in ("kubernetes.io", "k8s.io"))

@@ -8,10 +8,11 @@ from controlplane.apiserver.authentication.authn import ANYBODY, Authenticator, 
 from controlplane.apiserver.authorization import rolebootstrap
 from controlplane.apiserver.authorization.access import attributes_of
 from controlplane.apiserver.authorization.authz import Authorizer
-from controlplane.apiserver.authorization.nodeauth import may_label, refers_to
+from controlplane.apiserver.authorization.nodeauth import refers_to
 from controlplane.apiserver.authorization.reviews import Reviews
 from controlplane.apiserver.pipeline import Pipeline
 from controlplane.machinery.errors import BadRequest, Finding, Forbidden, Unauthorized
+from controlplane.machinery.nodelabels import may_label
 from tests.unit.apiserver.edge import make_context, put, request, running
 from tests.unit.apiserver.test_signing import pem
 
