@@ -25,6 +25,11 @@ def parsed(quantities: Mapping[str, Any] | None) -> Amounts:
     return {name: quantity.parse(value) for name, value in (quantities or {}).items()}
 
 
+def texts(amounts: Mapping[str, Quantity]) -> dict[str, str]:
+    """The same as a resource list."""
+    return {name: str(amount) for name, amount in amounts.items()}
+
+
 def added(left: Mapping[str, Quantity], right: Mapping[str, Quantity]) -> Amounts:
     """The sum by name."""
     total = dict(left)

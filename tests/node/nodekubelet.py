@@ -25,6 +25,7 @@ from agent.kubelet.volumes.objects import Objects
 from agent.kubelet.volumes.tokens import Tokens
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
+from controlplane.machinery import strategy
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.resources import named
 from tests.node.fakeapi import FakeApi
@@ -84,10 +85,11 @@ class Rig:
 
     async def create(self, name: str, *containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
         made = [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent", **c} for c in containers]
-        return await self.api.create(PODS, {
-            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
-            "spec": {"containers": made, "nodeName": "n1", "terminationGracePeriodSeconds": 2, **spec},
-            "status": {"phase": "Pending"}}, "default")
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+               "spec": {"containers": made, "nodeName": "n1", "terminationGracePeriodSeconds": 2, **spec},
+               "status": {"phase": "Pending"}}
+        strategy.of(PODS).default(pod)
+        return await self.api.create(PODS, pod, "default")
 
     async def pod(self, name: str, fits: Callable[[dict[str, Any] | None], bool]) -> Any:
         return await self.api.until(PODS, name, fits)

@@ -69,6 +69,15 @@ def with_resources(pod: dict[str, Any], table: Table) -> dict[str, Any]:
     return pod | {"spec": spec}
 
 
+def recalled(pod: dict[str, Any]) -> Entry:
+    """What the pod as a whole has, by its status, which counts its overhead and what only containers ask for in."""
+    spec, has = pod["spec"], pod["status"]["resources"]
+    overhead = podresources.parsed(spec.get("overhead"))
+    return {kind: {name: str(amount) for name, amount in podresources.without(
+        podresources.of_container(pod["status"], kind), overhead).items() if name in said}
+        for kind, said in spec["resources"].items() if kind in has}
+
+
 def told(has: Entry) -> Entry:
     """An entry as specs and statuses have it."""
     return {kind: value for kind, value in has.items() if kind != "inherited"}

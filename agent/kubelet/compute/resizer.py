@@ -37,9 +37,9 @@ class Resizer:
     def _recall(self, pod: dict[str, Any]) -> None:
         """What the API was told of running containers: their spec may have changed while nobody looked."""
         status = pod.get("status") or {}
-        whole = status.get("resources")
-        if whole and resize.WHOLE in self.allocated:
-            self.allocated[resize.WHOLE] = self.actual[resize.WHOLE] = whole
+        whole = None
+        if status.get("resources") and resize.WHOLE in self.allocated:
+            whole = self.allocated[resize.WHOLE] = self.actual[resize.WHOLE] = resize.recalled(pod)
         for entry in [*(status.get("containerStatuses") or ()), *(status.get("initContainerStatuses") or ())]:
             if entry["name"] in self.allocated and "running" in (entry.get("state") or {}):
                 has = resize.entry(entry.get("resources"), whole)

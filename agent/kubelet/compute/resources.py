@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from agent.kubelet.model import LinuxResources
-from agent.kubelet.restarts import is_sidecar
-from controlplane.machinery import quantity
-from controlplane.machinery.podresources import qos_class
+from agent.kubelet.restarts import is_sidecar, lasting
+from controlplane.machinery import podresources, quantity
+from controlplane.machinery.podresources import Amounts, qos_class
+from controlplane.machinery.quantity import Quantity
 
 PERIOD = 100_000  # microseconds; the kernel's default CFS period
 MIN_QUOTA = 1000  # microseconds; the kernel refuses less
@@ -109,38 +110,23 @@ def overhead(pod: dict[str, Any]) -> LinuxResources:
                           memory_limit=whole(said, "limits", "memory") or 0)
 
 
+def held(pod: dict[str, Any]) -> dict[str, Amounts]:
+    """`requests` and `limits` of the pod's own group, overhead and all: what the pod says as a whole, else its worst
+    moment; a limit only when every container has one."""
+    stated = podresources.of_container(pod["spec"], "limits")
+    each = [podresources.of_container(container, "limits") for container in lasting(pod)]
+    return {"requests": podresources.requests(pod),
+            "limits": {name: amount for name, amount in podresources.limits(pod).items()
+                       if name in stated or name.startswith(HUGE) or all(limits.get(name) for limits in each)}}
+
+
 def pod_resources(pod: dict[str, Any]) -> LinuxResources:
-    """The pod's cgroup: what the pod says as a whole, else sums over its containers; a limit only when every
-    container has one."""
-    own = pod["spec"].get("resources")
-    main = pod["spec"].get("containers", ())
-    init = pod["spec"].get("initContainers") or ()
-    sidecars = [c for c in init if c.get("restartPolicy") == "Always"]
-    together = [*main, *sidecars]
+    """The pod's cgroup."""
+    asked, limits = (held(pod)[kind] for kind in ("requests", "limits"))
 
-    def total(kind: str, name: str, *, all_must: bool) -> int:
-        said = milli(own, kind, name)
-        if said is not None:
-            return said
-        fallback = "limits" if kind == "requests" else kind
-        found = []
-        for c in [*together, *init]:
-            value = milli(c.get("resources"), kind, name)
-            found.append(milli(c.get("resources"), fallback, name) if value is None else value)
-        if all_must and not all(found):
-            return 0
-        running = sum(v or 0 for v in found[:len(together)])
-        return max([running, *(v or 0 for v in found[len(together):])])
-
-    overhead = pod["spec"].get("overhead") or {}
-    cpu = quantity.parse(str(overhead.get("cpu", "0"))).milli()
-    memory = quantity.parse(str(overhead.get("memory", "0"))).value()
-    holders = [(holder.get("resources") or {}).get("limits") or {} for holder in (pod["spec"], *main, *init)]
-    huge = {name for limits in holders for name in limits if name.startswith(HUGE)}
-    pages = {"limits": {name: str(total("limits", name, all_must=False) // 1000) for name in huge}}
-    cpu_limit = total("limits", "cpu", all_must=True)
-    memory_limit = -(-total("limits", "memory", all_must=True) // 1000)
+    def of(amounts: Amounts, name: str) -> Quantity:
+        return amounts.get(name, Quantity(0))
     return LinuxResources(
-        cpu_shares=shares(total("requests", "cpu", all_must=False) + cpu),
-        cpu_quota=quota(cpu_limit + cpu if cpu_limit else 0), cpu_period=PERIOD,
-        memory_limit=memory_limit + memory if memory_limit else 0, hugepages=hugepages((pages,)))
+        cpu_shares=shares(of(asked, "cpu").milli()), cpu_quota=quota(of(limits, "cpu").milli()), cpu_period=PERIOD,
+        memory_limit=of(limits, "memory").value(),
+        hugepages=hugepages([{"limits": {name: str(amount) for name, amount in limits.items()}}]))

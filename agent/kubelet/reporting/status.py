@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from agent.kubelet.compute.resize import WHOLE
+from agent.kubelet.compute.resize import with_resources
+from agent.kubelet.compute.resources import held
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.reporting.containerstatus import Report, container_status
 from agent.kubelet.restarts import asking, init_policy, is_sidecar, may_reset, policy, restarts
@@ -50,16 +51,23 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         status["reason"], status["message"] = report.doomed
     if pod["metadata"].get("generation"):
         status["observedGeneration"] = pod["metadata"]["generation"]
-    if podresources.whole(pod["spec"]):
-        wish = pod["spec"]["resources"]
-        granted, whole = report.allocated.get(WHOLE, wish), report.actual.get(WHOLE, wish)
-        status["resources"] = {k: dict(whole[k]) for k in ("limits", "requests") if whole.get(k)}
-        status["allocatedResources"] = dict(granted.get("requests") or granted["limits"])
+    _resources(pod, status, report)
     status["qosClass"] = old.get("qosClass") or podresources.qos_class(pod["spec"])
     status["startTime"] = old.get("startTime") or rfc3339(report.start_time or now)
     _addresses(pod, seen, status, old, report)
     status["conditions"] = _conditions(pod, seen, status, old, now, report, resetting)
     return status
+
+
+def _resources(pod: dict[str, Any], status: dict[str, Any], report: Report) -> None:
+    """What the pod's group holds, and what it was granted."""
+    granted = held(with_resources(pod, report.allocated))
+    has = granted if report.actual == report.allocated else held(with_resources(pod, report.actual))
+    compute = {kind: {name: amount for name, amount in amounts.items() if podresources.supported(name)}
+               for kind, amounts in has.items()}
+    status["resources"] = {kind: podresources.texts(amounts) for kind, amounts in compute.items() if amounts}
+    if granted["requests"]:
+        status["allocatedResources"] = podresources.texts(granted["requests"])
 
 
 def _put_aside(entry: dict[str, Any]) -> dict[str, Any]:

@@ -216,6 +216,15 @@ def test_huge_pages_and_overhead_reach_the_runtime():
     assert made.resources.memory_limit == 96 << 20
 
 
+def test_the_pods_group_has_room_for_its_worst_moment():
+    def limited(name, memory, **more):
+        return {"name": name, "resources": {"limits": {"memory": memory}, "requests": {"memory": memory}}, **more}
+    made = pod(limited("c", "50Mi"), init=(limited("side", "100Mi", restartPolicy="Always"), limited("init", "200Mi")))
+    assert resources.pod_resources(made).memory_limit == 300 << 20  # the init container runs beside the sidecar
+    made["spec"]["containers"].append({"name": "free"})
+    assert resources.pod_resources(made).memory_limit == 0
+
+
 def test_a_controller_that_is_not_handed_down_is_passed_over(tmp_path, monkeypatch):
     def refused(path, text):  # as control groups answer to whoever would make a file
         raise PermissionError(13, "Permission denied", str(path))

@@ -38,7 +38,22 @@ def test_what_the_pod_has_as_a_whole_and_what_ends_a_container_are_told():
     assert made["resources"] == whole["spec"]["resources"] and made["allocatedResources"] == {"cpu": "1"}
     assert made["containerStatuses"][0]["stopSignal"] == "SIGUSR1"
     made = view(pod(), seen(box(), up("c", stop_signal="SIGQUIT")))
-    assert made["containerStatuses"][0]["stopSignal"] == "SIGQUIT" and "resources" not in made
+    assert made["containerStatuses"][0]["stopSignal"] == "SIGQUIT" and made["resources"] == {}
+
+
+def test_what_the_pods_group_holds_is_told_overhead_and_all():
+    whole = pod("c")
+    whole["spec"]["resources"] = {"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}
+    whole["spec"]["overhead"] = {"cpu": "250m", "memory": "1Mi"}
+    made = view(whole, seen(box(), up("c")), actual={"": {"requests": {"cpu": "3"}}})
+    assert made["resources"] == {"requests": {"cpu": "3250m", "memory": "1Mi"}}  # not given back yet
+    assert made["allocatedResources"] == {"cpu": "1250m", "memory": "1Mi"}
+    sums = pod(*({"name": name, "resources": {"requests": {"cpu": "1", "example.org/gpu": "1"},
+                                              "limits": {"cpu": "2", **more}}}
+                 for name, more in (("c", {"memory": "1Gi"}), ("d", {}))))
+    made = view(sums, seen(box(), up("c"), up("d")))  # a limit is the pod's when every container has one
+    assert made["resources"] == {"requests": {"cpu": "2"}, "limits": {"cpu": "4"}}
+    assert made["allocatedResources"] == {"cpu": "2", "example.org/gpu": "2"}
 
 
 def test_image_volumes_tell_of_which_image_they_are():
