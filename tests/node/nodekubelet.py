@@ -32,6 +32,7 @@ from tests.node.fakeapi import FakeApi
 from tests.node.rig import Host
 
 PODS = named("pods")
+STAY = "trap 'exit 0' TERM; while :; do sleep 600 & wait $!; done"  # a program that ends when it is asked to
 
 
 class Rig:
@@ -128,6 +129,11 @@ def sh(script: str, **more: Any) -> dict[str, Any]:
 def ready(pod: dict[str, Any] | None) -> bool:
     return any(c["type"] == "Ready" and c["status"] == "True" for c in ((pod or {}).get("status") or {}).get(
         "conditions") or ())
+
+
+def state(pod: dict[str, Any] | None, name: str = "c", kind: str = "containerStatuses") -> dict[str, Any]:
+    """What the status says of one container, {} before it does."""
+    return next((s for s in ((pod or {}).get("status") or {}).get(kind) or () if s["name"] == name), {})
 
 
 async def eventually(holds: Callable[[], Coroutine[Any, Any, bool]], limit: float = 30) -> None:

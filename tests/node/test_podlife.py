@@ -1,130 +1,17 @@
-"""A pod's life as its containers see it: probes and hooks of every kind, sidecars, last words, deadlines, gates."""
+"""A pod's life as its containers see it: sidecars, last words, restart rules, deadlines, gates, static pods."""
 
 from __future__ import annotations
 
-import asyncio
-import ssl
-import subprocess
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-import grpc
-import grpc.aio
 import pytest
-from aiohttp import web
 
-from tests.node.nodekubelet import PODS, Rig, eventually, holds, ready, run, sh
+from tests.node.nodekubelet import PODS, STAY, Rig, eventually, holds, ready, run, sh, state
 from tests.node.rig import Host
 
 pytestmark = pytest.mark.node
-STAY = "trap 'exit 0' TERM; while :; do sleep 600 & wait $!; done"
-SERVING, NOT_SERVING = b"\x08\x01", b"\x08\x02"
 Life = dict[str, Any]
-
-
-def certify(folder: Path) -> None:
-    """A certificate nobody has reason to trust: probes over TLS do not ask."""
-    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=elsewhere", "-days", "1",
-                    "-keyout", folder / "key.pem", "-out", folder / "cert.pem"], check=True, stderr=subprocess.DEVNULL)
-
-
-class Peer:
-    """A server on the test host for probes and hooks: http, https and gRPC; remembers what it was asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.health = SERVING
-        self.services: list[bytes] = []
-
-    @asynccontextmanager
-    async def serve(self, folder: Path):
-        async def answer(request: web.BaseRequest) -> web.Response:
-            self.asked.append(request.path)
-            return web.Response(text=request.headers.get("X-Probe", ""))
-        certify(folder)
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-        loop, server = asyncio.get_running_loop(), web.Server(answer)
-        plain = await loop.create_server(server, "0.0.0.0", 0)
-        secure = await loop.create_server(server, "0.0.0.0", 0, ssl=tls)
-        rpc = grpc.aio.server()
-
-        async def check(request: bytes, context: Any) -> bytes:
-            self.services.append(request)
-            return self.health
-        rpc.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(
-            "grpc.health.v1.Health", {"Check": grpc.unary_unary_rpc_method_handler(check)}),))
-        self.grpc = rpc.add_insecure_port("0.0.0.0:0")
-        await rpc.start()
-        self.http, self.https = (s.sockets[0].getsockname()[1] for s in (plain, secure))
-        try:
-            yield self
-        finally:
-            plain.close()
-            secure.close()
-            await server.shutdown(1.0)
-            await rpc.stop(0)
-
-
-def state(pod: Life | None, name: str = "c", kind: str = "containerStatuses") -> Life:
-    return next((s for s in ((pod or {}).get("status") or {}).get(kind) or () if s["name"] == name), {})
-
-
-def test_https_tcp_and_grpc_probes_see_the_pod(host: Host, tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        async with Peer().serve(tmp_path) as peer, rig.kubelet():
-            often = {"periodSeconds": 1, "failureThreshold": 1, "timeoutSeconds": 5}
-            await rig.create(
-                "many", sh(STAY, name="https", readinessProbe={**often, "httpGet": {
-                    "scheme": "HTTPS", "port": peer.https, "path": "/over-tls"}}),
-                sh(STAY, name="tcp", readinessProbe={**often, "tcpSocket": {"port": "main"}},
-                   ports=[{"name": "main", "containerPort": peer.http}]),
-                sh(STAY, name="rpc", readinessProbe={**often, "grpc": {"port": peer.grpc, "service": "me"}},
-                   startupProbe={**often, "exec": {"command": ["test", "-e", "/tmp/up"]}, "failureThreshold": 60}),
-                hostNetwork=True)
-            await rig.pod("many", lambda p: all(state(p, n).get("ready") for n in ("https", "tcp"))
-                          and "running" in state(p, "rpc")["state"])
-            assert not state(rig.api.objects["pods", "default", "many"], "rpc")["started"] and not peer.services
-            await rig.inside("many", "touch /tmp/up", "rpc")
-            await rig.pod("many", ready)
-            assert "/over-tls" in peer.asked and peer.services[0] == b"\x0a\x02me"
-            peer.health = NOT_SERVING
-            await rig.pod("many", lambda p: not ready(p))
-            assert state(rig.api.objects["pods", "default", "many"], "tcp")["ready"]
-            await rig.remove("many")
-    run(host, body)
-
-
-def test_hooks_run_before_the_world_notices_and_before_the_end(host: Host, tmp_path: Path) -> None:
-    async def body(rig: Rig) -> None:
-        async with Peer().serve(tmp_path) as peer, rig.kubelet():
-            shared = {"volumes": [{"name": "h", "hostPath": {"path": str(tmp_path)}}]}
-            mount = {"volumeMounts": [{"name": "h", "mountPath": "/h"}]}
-            here = {"host": "10.0.0.1", "port": peer.http}
-            await rig.create(
-                "hooked", sh(STAY, **mount, lifecycle={
-                    "postStart": {"exec": {"command": ["sh", "-c", "hostname > /h/started"]}},
-                    "preStop": {"exec": {"command": ["sh", "-c", "echo bye > /h/stopping"]}}}),
-                sh(STAY, name="web", lifecycle={"postStart": {"httpGet": {**here, "path": "/hello"}},
-                                                "preStop": {"httpGet": {**here, "path": "/bye"}}}),
-                sh(STAY, name="slow", lifecycle={"preStop": {"sleep": {"seconds": 1}}}),
-                sh(STAY, name="usr", lifecycle={"stopSignal": "SIGUSR1"},
-                   command=["sh", "-c", "trap 'echo usr1 > /h/signal; exit 0' USR1; while :; do sleep 600 & wait $!; "
-                            "done"], **mount),
-                os={"name": "linux"}, **shared, terminationGracePeriodSeconds=10)
-            await rig.create("broken", sh(STAY, lifecycle={"postStart": {"exec": {"command": ["false"]}}}))
-            pod = await rig.pod("hooked", ready)
-            assert state(pod, "usr")["stopSignal"] == "SIGUSR1"
-            assert (tmp_path / "started").read_text() == "hooked\n" and peer.asked == ["/hello"]
-            await rig.pod("broken", lambda p: state(p).get("restartCount", 0) >= 1)
-            began = asyncio.get_running_loop().time()
-            await rig.remove("hooked", "broken")
-            assert 1.0 <= asyncio.get_running_loop().time() - began < 8
-            assert (tmp_path / "stopping").read_text() == "bye\n" and peer.asked == ["/hello", "/bye"]
-            assert (tmp_path / "signal").read_text() == "usr1\n"
-            assert {"FailedPostStartHook"} <= set(rig.api.events())
-    run(host, body)
 
 
 def test_sidecars_start_before_and_end_after_the_rest(host: Host, tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class Prober:
             await self._started[container.id].wait()
         await self._clock.sleep(max(0.0, container.started_at + timing.delay - self._clock.now()))
         while True:
-            problem = warning = ""
+            problem, warning, began = "", "", self._clock.monotonic()
             async with self._bound:
                 try:
                     warning = await self._checks.run(probe, spec, container.id, ip, timing.timeout)
@@ -99,7 +99,8 @@ class Prober:
                 self._tell(spec["name"], "Warning", "Unhealthy", f"{kind.capitalize()} probe failed: {problem}")
             if verdict.good != before and self._apply(kind, probe, container.id, bool(verdict.good)):
                 return
-            await self._clock.sleep(pause)
+            early = bool(problem) and not counts  # a period is from one attempt's beginning to the next one's
+            await self._clock.sleep(pause if early else max(0.0, began + pause - self._clock.monotonic()))
 
     def _apply(self, kind: str, probe: dict[str, Any], id: str, good: bool) -> bool:
         """Take over a new verdict; True when this probe has done its work."""
