@@ -104,7 +104,8 @@ class Evictions:
         return bool(self._leaving)
 
     async def _limits(self) -> bool:
-        """Evict the pods beyond their own limits of local storage; whether there were any."""
+        """Evict the pods beyond their own limits of local storage, which no disruption of the node's is to blame for;
+        whether there were any."""
         limited = [v for v in self._pods() if v.active and victims.limited(v.pod)]
         uses = await self._accounting.disk([(v.pod, v.seen) for v in limited])
         gone = [(v, why) for v, use in zip(limited, uses) if (why := victims.overstepped(v.pod, use))]
@@ -124,8 +125,9 @@ class Evictions:
             log.error("the node is short of %s, and no pod may be evicted", threshold.resource)
             return
         pod, use = ranked[0]
-        self._end(by_uid[pod["metadata"]["uid"]], threshold.signal,
-                  victims.message(pod, use, threshold, reading), self._grace(pod, threshold))
+        why = victims.message(pod, use, threshold, reading)
+        self._end(by_uid[pod["metadata"]["uid"]], threshold.signal, why, self._grace(pod, threshold),
+                  (*victims.MARK, why))
 
     def _grace(self, pod: Object, threshold: Threshold) -> float:
         if not threshold.grace:
@@ -133,10 +135,10 @@ class Evictions:
         own = grace_of(pod)
         return min(own, self._keeping.max_grace) if self._keeping.max_grace else own
 
-    def _end(self, victim: Victim, signal: str, why: str, grace: float) -> None:
+    def _end(self, victim: Victim, signal: str, why: str, grace: float, *marks: tuple[str, str, str, str]) -> None:
         meta = victim.pod["metadata"]
         log.warning("evicting pod %s/%s: %s", meta.get("namespace", ""), meta["name"], why)
         self.count[signal] += 1
         self._tell(victim.pod, victims.REASON, why)
-        victim.doom(victims.REASON, why, grace, (*victims.MARK, why))
+        victim.doom(victims.REASON, why, grace, *marks)
         self._leaving.append((victim, self._clock.monotonic()))

@@ -16,8 +16,10 @@ from agent.kubelet import admit
 from agent.kubelet.compute import resources
 from agent.kubelet.pressure.thresholds import Reading, Threshold
 from agent.kubelet.restarts import lasting
+from controlplane.machinery import podresources, quantity
 
 REASON = "Evicted"
+STORAGE = "ephemeral-storage"
 MARK = ("DisruptionTarget", "True", "TerminationByKubelet")
 Object = dict[str, Any]
 
@@ -68,7 +70,7 @@ def message(pod: Object, use: Use, threshold: Threshold, reading: Reading) -> st
     wanted = threshold.value.of(reading.capacity)
     text = (f"The node was low on resource: {resource}. Threshold quantity: {_shown(wanted, resource)}, available: "
             f"{_shown(reading.available, resource)}. ")
-    if resource not in ("memory", "ephemeral-storage"):
+    if resource not in ("memory", STORAGE):
         return text
     used = use.memories if resource == "memory" else use.containers
     for container in pod["spec"]["containers"]:
@@ -81,13 +83,12 @@ def message(pod: Object, use: Use, threshold: Threshold, reading: Reading) -> st
 
 
 def _shown(amount: int, resource: str) -> str:
-    return binary(amount) if resource not in ("memory", "ephemeral-storage") or amount % 1024 else _kibi(amount)
+    return binary(amount) if resource not in ("memory", STORAGE) or amount % 1024 else _kibi(amount)
 
 
 def limited(pod: Object) -> bool:
-    """Whether the pod's local storage has limits, so that it is worth measuring."""
-    return bool(_sizes(pod)) or any((c.get("resources") or {}).get("limits", {}).get("ephemeral-storage")
-                                    for c in lasting(pod))
+    """Whether the pod's local storage has limits it may go for, so that it is worth measuring."""
+    return not admit.critical(pod) and bool(_sizes(pod) or podresources.limits(pod).get(STORAGE))
 
 
 def _sizes(pod: Object) -> dict[str, str]:
@@ -97,17 +98,14 @@ def _sizes(pod: Object) -> dict[str, str]:
 
 def overstepped(pod: Object, use: Use) -> str:
     """The limit of local storage the pod is beyond, as a message; "" when it is within all."""
-    from controlplane.machinery import quantity
     for name, size in _sizes(pod).items():
         if use.volumes.get(name, 0) > quantity.parse(size).value() > 0:
             return f'Usage of EmptyDir volume "{name}" exceeds the limit "{size}". '
-    limits = {c["name"]: resources.whole(c.get("resources"), "limits", "ephemeral-storage") for c in lasting(pod)}
-    main = [limits[c["name"]] for c in pod["spec"]["containers"]]
-    if all(main):
-        total = max([sum(m or 0 for m in main), *(v or 0 for v in limits.values())])
-        if use.disk > total:
-            return f"Pod ephemeral local storage usage exceeds the total limit of containers {binary(total)}. "
-    for name, limit in limits.items():
-        if limit and use.containers.get(name, 0) > limit:
-            return f'Container {name} exceeded its local ephemeral storage limit "{binary(limit)}". '
+    total = podresources.limits(pod).get(STORAGE)
+    if total and use.disk > total.value():
+        return f"Pod ephemeral local storage usage exceeds the total limit of containers {total}. "
+    for container in lasting(pod):
+        limit = podresources.of_container(container, "limits").get(STORAGE)
+        if limit and use.containers.get(container["name"], 0) > limit.value():
+            return f'Container {container["name"]} exceeded its local ephemeral storage limit "{limit}". '
     return ""

@@ -69,9 +69,12 @@ def test_who_uses_more_than_asked_goes_first_then_the_lower_priority_and_critica
 
 
 def test_limits_of_local_storage_are_the_pods_and_its_containers():
-    made = pod({"name": "c", "resources": {"limits": {"ephemeral-storage": "10Mi"}}}, "free")
+    made = pod({"name": "c", "resources": {"limits": {"ephemeral-storage": "10Mi"}}},
+               {"name": "d", "resources": {"limits": {"ephemeral-storage": "90Mi"}}}, "free")
     made["spec"]["volumes"] = [{"name": "e", "emptyDir": {"sizeLimit": "1Mi"}}]
     assert victims.limited(made) and not victims.limited(pod())
+    made["spec"]["priority"] = victims.admit.CRITICAL
+    assert not victims.limited(made)
     assert victims.overstepped(made, Use(volumes={"e": MI + 1})) == \
         'Usage of EmptyDir volume "e" exceeds the limit "1Mi". '
     assert victims.overstepped(made, Use(disk=50 * MI, containers={"c": 11 * MI})) == \
