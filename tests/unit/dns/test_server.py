@@ -56,7 +56,7 @@ class Rig:
         loop = asyncio.get_running_loop()
         transport, self.elsewhere = await loop.create_datagram_endpoint(Elsewhere, local_addr=(HOST, 0))
         (tmp / "resolv.conf").write_text("nameserver 192.0.2.254\n")
-        others = upstreams.Upstreams(self.clock.monotonic, lambda: (), (str(tmp / "resolv.conf"),))
+        others = self.others = upstreams.Upstreams(self.clock.monotonic, lambda: (), (str(tmp / "resolv.conf"),))
         others.config = upstreams.Config({("silent",): ((HOST, 9),)}, (transport.get_extra_info("sockname"),))
         own = zone.Zone(self.objects, "cluster.local", ["10.96.0.0/16"], "10.96.0.10")
         self.responder = Responder(own, Forwarder(others, self.clock), self.clock)
@@ -116,6 +116,17 @@ def test_other_names_are_forwarded_and_kept(tmp_path: Path) -> None:
         assert told(await rig.ask("out.a.svc.cluster.local")) == ["example.org.", "192.0.2.1"]
         assert told(await rig.ask("alias.a.svc.cluster.local")) == [WEB + ".", "10.96.0.7"]
         assert (await rig.ask("x.silent")).header.rcode == 2  # nobody listens there
+    asyncio.run(Rig().run(scenario, tmp_path))
+
+
+def test_the_hosts_resolvers_are_looked_at_again(tmp_path: Path) -> None:
+    async def scenario(rig: Rig) -> None:
+        assert (await rig.ask("example.org")).rr
+        rig.others.config = upstreams.Config()
+        assert rig.others.for_name(("example", "org")) == (("192.0.2.254", 53),)
+        (tmp_path / "resolv.conf").write_text("nameserver 192.0.2.7\n")  # the host is on another network
+        await rig.clock.advance(upstreams.LOOK_SECONDS)
+        assert rig.others.for_name(("example", "org")) == (("192.0.2.7", 53),)
     asyncio.run(Rig().run(scenario, tmp_path))
 
 
