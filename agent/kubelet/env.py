@@ -19,6 +19,7 @@ from controlplane.machinery import quantity
 
 _KEYED = re.compile(r"^metadata\.(labels|annotations)\['(.*)'\]$")
 _SYNTAX = re.compile(r"\$(?:\$|\(([^()]*)\))")
+UNLIMITED = {"cpu": 1, "memory": 1000, "ephemeral-storage": 1000}  # an absent limit of these is all the node has
 ENV_NAME = re.compile(r"[ -<>-~]+")  # printable ASCII but "="; what the API accepts
 
 
@@ -35,9 +36,7 @@ class Sources:
     services: tuple[dict[str, Any], ...] = ()  # of the pod's namespace, and default/kubernetes
     pod_ips: tuple[str, ...] = ()
     host_ips: tuple[str, ...] = ()
-    node_cpu: int = 0  # milli-cores allocatable: what an absent limit means
-    node_memory: int = 0  # bytes
-    node_ephemeral: int = 0  # bytes
+    allocatable: Mapping[str, int] = field(default_factory=dict)  # of the node, in the units of `admit.amounts`
     files: Mapping[tuple[str, str], Mapping[str, str] | None] = field(default_factory=dict)  # by volume and path
 
 
@@ -180,8 +179,7 @@ def resource_value(pod: dict[str, Any], ref: dict[str, Any], sources: Sources,
     if not value and kind == "limits":
         value = resources.milli(pod["spec"].get("resources"), kind, name)
     if not value and kind == "limits":
-        value = {"cpu": sources.node_cpu, "memory": sources.node_memory * 1000,
-                 "ephemeral-storage": sources.node_ephemeral * 1000}.get(name, 0)
+        value = sources.allocatable.get(name, 0) * UNLIMITED.get(name, 0)
     divisor = quantity.parse(str(ref.get("divisor") or "1")).milli() or 1000
     return str(-(-(value or 0) // divisor))
 

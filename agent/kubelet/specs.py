@@ -44,7 +44,7 @@ class Node:
     cluster_dns: tuple[str, ...] = ()
     cluster_domain: str = "cluster.local"
     resolv: DNS = field(default_factory=DNS)
-    cpu: int = 0  # allocatable, milli-cores
+    cpu: int = 0  # milli-cores
     memory: int = 0  # bytes
     apparmor: bool = False
     subordinate: tuple[int, int] = SUBORDINATE  # first id and number of blocks for pods with users of their own

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent.image.reference import ImageError, normalise
-from agent.kubelet import env, hosts, plan, pullsecrets, specs
+from agent.kubelet import admit, env, hosts, plan, pullsecrets, specs
 from agent.kubelet.context import Context
 from agent.kubelet.cri import turns
 from agent.kubelet.cri.runtime import CallError
@@ -112,8 +112,8 @@ class Steps:
         ips = sandbox.ips if sandbox else ()
         if self.pod["spec"].get("hostNetwork"):
             ips = context.node.ips
-        return Sources(objects or {}, tuple(context.services.items()), ips, context.node.ips, context.node.cpu,
-                       context.node.memory)
+        return Sources(objects or {}, tuple(context.services.items()), ips, context.node.ips,
+                       admit.capacity(context.place()))
 
     async def _image(self, spec: dict[str, Any]) -> str:
         """The id of the container's image. Raises StepFailed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,8 @@ from agent.kubelet.kubelet import Kubelet
 from agent.kubelet.model import Features
 from agent.kubelet.probing.checks import Checks
 from agent.kubelet.specs import Node
-from agent.kubelet.volumes.imagevolumes import ImageVolumes
-from agent.kubelet.volumes.manager import Volumes
-from agent.kubelet.volumes.mounts import Mounts
+from agent.kubelet.volumes.build import build
 from agent.kubelet.volumes.objects import Objects
-from agent.kubelet.volumes.tokens import Tokens
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
 from controlplane.machinery import strategy
@@ -41,6 +39,7 @@ class Rig:
     def __init__(self, host: Host, runtime: Runtime, images: Images) -> None:
         self.host, self.runtime, self.images, self.api = host, runtime, images, FakeApi()
         self.place = Place("n1")
+        self.node: dict[str, Any] = {}  # what specs know of this node beyond the usual
         self.manifests: Path | None = None
         self.credentials: Credentials | None = None
 
@@ -58,17 +57,17 @@ class Rig:
         api: Any = self.api
         features = await self._features()
         node = Node("n1", ("10.0.0.1",), self.host.paths.kubelet, self.host.paths.pod_logs, memory=1 << 30, cpu=2000,
-                    user_namespaces=features.user_namespaces, cdi=features.cdi)
+                    user_namespaces=features.user_namespaces, cdi=features.cdi,
+                    strict_groups=features.strict_groups, recursive="" in features.recursive, **self.node)
         pods, services = Informer(api, PODS), Informer(api, named("services"))
         recorder = Recorder(api, "kubelet", "n1")
         kubelet: Kubelet
-        mounts = Mounts()
         objects = Objects(api, lambda uids: kubelet.changed(uids))
-        context = Context(node, self.runtime, self.images, api, recorder, SYSTEM,
-                          Volumes(node.root, objects, Tokens(api, SYSTEM), mounts,
-                                  images=ImageVolumes(self.images.connection, mounts)),
+        volumes, self.drivers = build(node.root, "n1", api, SYSTEM, objects, lambda: self.place,
+                                      lambda: {"kind": "Node", "name": "n1"}, self.images.connection)
+        context = Context(node, self.runtime, self.images, api, recorder, SYSTEM, volumes,
                           Cgroups(f"pelamis-test-{self.host.id}/kubepods"), services, Checks(self.runtime))
-        context.place = lambda: self.place
+        context.place = lambda: replace(self.place, strict_groups=node.strict_groups)
         context.credentials = self.credentials
         kubelet = Kubelet(context, pods, self.manifests)
         group = [asyncio.create_task(t) for t in (pods.run(), services.run(), recorder.run(), objects.run())]
@@ -84,9 +83,11 @@ class Rig:
             if run.done() and not run.cancelled() and run.exception():
                 raise run.exception()
 
-    async def create(self, name: str, *containers: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    async def create(self, name: str, *containers: dict[str, Any], labels: dict[str, str] | None = None,
+                     annotations: dict[str, str] | None = None, **spec: Any) -> dict[str, Any]:
         made = [{"name": "c", "image": "busybox:1", "imagePullPolicy": "IfNotPresent", **c} for c in containers]
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"},
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {
+                "name": name, "namespace": "default", "labels": labels or {}, "annotations": annotations or {}},
                "spec": {"containers": made, "nodeName": "n1", "terminationGracePeriodSeconds": 2, **spec},
                "status": {"phase": "Pending"}}
         strategy.of(PODS).default(pod)

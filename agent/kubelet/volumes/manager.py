@@ -11,6 +11,7 @@ import asyncio
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,9 +133,7 @@ class Volumes:
             renewals.append(when)
         for source in payload.bundles(volume):
             own[source["path"]] = await trustbundles.anchors(self.objects, source, meta["uid"])
-        sources = Sources(dict(zip(wanted, found)), sources.services, sources.pod_ips, sources.host_ips,
-                          sources.node_cpu, sources.node_memory, sources.node_ephemeral)
-        files = payload.files(pod, volume, sources, own)
+        files = payload.files(pod, volume, replace(sources, objects=dict(zip(wanted, found))), own)
         user = payload.token_user(pod)
         owners = dict.fromkeys(own, user) if user is not None else {}
         self._fill(folder, files, payload.fs_group(pod), owners,

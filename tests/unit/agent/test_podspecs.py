@@ -33,7 +33,7 @@ def test_the_environment_is_resolved_in_order():
           "spec": {"clusterIP": "10.96.0.7", "ports": [{"port": 6379}]}},
          {"metadata": {"name": "other", "namespace": "elsewhere"},
           "spec": {"clusterIP": "10.96.0.8", "ports": [{"port": 1}]}}),
-        pod_ips=("10.244.0.9",), node_cpu=2000)
+        pod_ips=("10.244.0.9",), allocatable={"cpu": 2000})
     container = {"name": "c", "resources": {"limits": {"memory": "64Mi"}}, "envFrom": [
         {"prefix": "P_", "configMapRef": {"name": "cm"}}, {"secretRef": {"name": "none", "optional": True}}],
         "env": [{"name": "PW", "valueFrom": {"secretKeyRef": {"name": "s", "key": "pw"}}},
