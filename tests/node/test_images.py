@@ -14,16 +14,22 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
-from agent.image import archive, demo, oci
+from agent.image import archive, demo, oci, pause
 from agent.image.layer import Layer
-from agent.image.reference import ImageError
+from agent.image.reference import ImageError, normalise
 from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.images import Images
+from agent.kubelet.pressure.collection import Collector
+from agent.kubelet.pressure.keeping import Keeping
+from controlplane.machinery.clock import SYSTEM
+from tests.node.nodekubelet import Rig, ready, run
 from tests.node.rig import Host
 
 pytestmark = pytest.mark.node
 REGISTRY = "127.0.0.1:5000"
+LIMIT = 2  # of pulls at once
 
 
 def _small(name: str, word: str) -> oci.Image:
@@ -134,6 +140,10 @@ def test_pulling_from_a_registry_and_its_failures(host: Host, tmp_path: Path) ->
             await images.ensure(f"{REGISTRY}/team/absent:1", "IfNotPresent")
         assert missing.value.reason == "ErrImagePull"
         assert missing.value.message.startswith("rpc error: code = NotFound desc = failed to pull and unpack image")
+        moved = _small("unused:1", "moved on")
+        await push("team/pulled", "1", moved)
+        assert await images.ensure(name, "IfNotPresent") == image.config.digest
+        assert await images.ensure(name, "Always") == moved.config.digest == await images.ensure(name, "Never")
         # Always means always: an image that is here does not stand in for a registry that is away.
         local = _small("127.0.0.1:5999/local:1", "local")
         archive.write(tmp_path / "local.tar", [local])
@@ -144,6 +154,73 @@ def test_pulling_from_a_registry_and_its_failures(host: Host, tmp_path: Path) ->
         assert await images.ensure("127.0.0.1:5999/local:1", "IfNotPresent") == local.config.digest
     with registry(host, tmp_path):
         host.run(body)
+
+
+def test_few_images_are_pulled_at_once(host: Host) -> None:
+    async def body(runtime: Runtime, images: Images) -> None:
+        asked: set[str] = set()
+        under_way: list[int] = []
+        full = asyncio.Event()
+
+        async def answer(request: web.BaseRequest) -> web.Response:
+            asked.add(request.path.split("/")[3])  # /v2/slow/NUMBER/manifests/1
+            under_way.append(len(asked) - done)
+            if under_way[-1] == LIMIT:
+                full.set()
+            await full.wait()
+            for _ in range(10):  # whoever else is under way comes meanwhile
+                await images.find("absent:1")
+            return web.Response(status=404)
+
+        async def pull(name: str) -> None:
+            nonlocal done
+            with pytest.raises(ImageError):
+                await few.ensure(name, "Always")
+            done += 1
+        done, few, server = 0, Images(images.connection, parallel=LIMIT), web.Server(answer)
+        listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+        address = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        async with asyncio.timeout(60):
+            await asyncio.gather(*(pull(f"{address}/slow/{number}:1") for number in range(3 * LIMIT)))
+        assert len(asked) == 3 * LIMIT and max(under_way) == LIMIT
+        listener.close()
+        await server.shutdown(1.0)
+    host.run(body)
+
+
+def test_images_nobody_uses_go_and_those_nobody_could_give_back_stay(host: Host, tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        told: list[str] = []
+        for name in ("busy", "idle", "late"):
+            await push(f"team/{name}", "1", _small("unused:1", name))
+        names = {name: f"{REGISTRY}/team/{name}:1" for name in ("busy", "idle", "late")}
+        archive.write(tmp_path / "kept.tar", [_small("team/kept:1", "kept")])
+        await rig.images.import_archive(tmp_path / "kept.tar")
+
+        async def here() -> set[str]:
+            wanted = {**names, "kept": "docker.io/team/kept:1", "pause": pause.NAME, "busybox": demo.BUSYBOX}
+            return {name for name, image in wanted.items() if await rig.images.find(normalise(image)) is not None}
+        async with rig.kubelet() as kubelet:
+            collector = Collector(Keeping(image_high=0, image_low=0, image_age=0.0), rig.images, kubelet.seen,
+                                  rig.runtime.remove_container, lambda reason, message: told.append(reason), SYSTEM)
+            await rig.images.ensure(names["idle"], "IfNotPresent")
+            await rig.create("busy", {"image": names["busy"], "command": ["/bin/busybox", "sleep", "600"]},
+                             terminationGracePeriodSeconds=0)
+            await rig.pod("busy", ready)
+            assert await here() == {"busy", "idle", "kept", "pause", "busybox"}
+            await collector.look()  # the disk is never empty enough for it
+            assert await here() == {"busy", "kept", "pause", "busybox"} and told == ["FreeDiskSpaceFailed"]
+            await rig.remove("busy")
+            await rig.images.ensure(names["late"], "IfNotPresent")
+            young = Collector(Keeping(), rig.images, kubelet.seen, rig.runtime.remove_container,
+                              lambda reason, message: told.append(reason), SYSTEM)
+            await young.reclaim("ephemeral-storage")
+            assert await here() == {"busy", "late", "kept", "pause", "busybox"}  # it has just come to know them
+            await collector.reclaim("ephemeral-storage")
+            assert await here() == {"kept", "pause", "busybox"}
+            await rig.images.remove("team/kept:1")
+    with registry(host, tmp_path):
+        run(host, body)
 
 
 def test_a_mirror_stands_in_for_a_registry(host: Host, tmp_path: Path) -> None:
