@@ -28,7 +28,10 @@ SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
 
 
 def missing() -> list[str]:
-    """The packages whose tool is not on this machine, or that dpkg was killed at, sorted."""
+    """The packages whose tool is not on this machine, or that dpkg was killed at, sorted; all of them when an install
+    was killed before its end, which is then gone through again."""
+    if _at_work():
+        return sorted(NEEDED.values())
     found = states() if shutil.which("dpkg-query", path=SEARCH) else {}
     return sorted(package for tool, package in NEEDED.items()
                   if shutil.which(tool, path=SEARCH) is None or found.get(package, "")[1:] in UNFINISHED)
@@ -44,7 +47,7 @@ def states() -> dict[str, str]:
 @contextmanager
 def no_services(ledger: Ledger | None = None) -> Iterator[None]:
     """Keep the distribution from starting its own containerd: we run an instance of our own."""
-    if POLICY.exists() and POLICY.read_text() != NO_SERVICES:  # somebody else's, and not ours to replace
+    if POLICY.exists() and not _at_work():  # somebody else's, and not ours to replace
         yield
         return
     if ledger is not None:
@@ -55,6 +58,11 @@ def no_services(ledger: Ledger | None = None) -> Iterator[None]:
         yield
     finally:
         POLICY.unlink(missing_ok=True)
+
+
+def _at_work() -> bool:
+    """Whether an install of packages is under way, or was killed."""
+    return POLICY.exists() and POLICY.read_text() == NO_SERVICES
 
 
 @contextmanager
@@ -117,7 +125,7 @@ def _install(packages: list[str], ledger: Ledger, options: Sequence[str]) -> lis
     for name in fresh:
         ledger.record("package", name=name, along=fresh, known=name in before)
     apt("install", "-y", "--no-install-recommends", *packages, options=options)
-    if "containerd" in fresh:
+    if any(entry["kind"] == "package" and entry["name"] == "containerd" for entry in ledger.entries()):
         _leave_off("containerd.service")
     return fresh
 

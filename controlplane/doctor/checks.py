@@ -227,7 +227,9 @@ def store(host: Host, node: Node) -> Iterator[Diagnosis]:
         yield Diagnosis("store", WARNING,
                         f"{node.store_free >> 20} of {node.store_size >> 20} MiB of the store are free",
                         "they are not given back by themselves", "pelamis store compact", safe=True)
-    if node.snapshots is not None and host.now - node.newest_snapshot > SNAPSHOT_DAYS * DAY and node.store_size:
+    begun = min((c.begin for c in node.certificates), default=0.0)  # the authority is as old as the cluster
+    without = host.now - max(node.newest_snapshot, begun)
+    if node.snapshots is not None and without > SNAPSHOT_DAYS * DAY and node.store_size:
         told = "there is no snapshot of the store" if not node.snapshots else (
             f"the newest snapshot is {(host.now - node.newest_snapshot) / DAY:.0f} days old")
         yield Diagnosis("store", WARNING, told, "without one, a broken disk is the end of the cluster",

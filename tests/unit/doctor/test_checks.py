@@ -20,10 +20,15 @@ NODE = Node(name="lab-1", address="192.168.56.10", services=(("agent", "running"
             certificates=(Certificate("node.crt", NOW - DAY, NOW + 300 * DAY),), store_size=1 << 20, snapshots=3,
             newest_snapshot=NOW - 3600, server_version="v1.36.0+pelamis", version="v1.36.0+pelamis",
             peers=(Peer("lab-2", "192.168.56.11", "True", "", "v1.35.2", True, True),))
+OLD = (Certificate("ca.crt", NOW - 9 * DAY, NOW + 3000 * DAY),)
 
 
 def test_a_fine_host_yields_nothing():
     assert checks.examine(FINE, NODE) == [] == checks.examine(FINE, Node())
+
+
+def test_a_young_cluster_needs_no_snapshot_yet():
+    assert checks.examine(FINE, replace(NODE, snapshots=0, newest_snapshot=0.0)) == []
 
 
 @pytest.mark.parametrize(("changed", "level", "fact", "fix"), [
@@ -63,7 +68,8 @@ def test_faults_of_a_host(changed, level, fact, fix):
     ({"certificates": (Certificate("x", NOW + 9, NOW + 5 * DAY),)}, PROBLEM, "not yet valid", "timedatectl"),
     ({"store_problems": ("page 3",)}, PROBLEM, "store is damaged", "snapshot restore"),
     ({"store_size": 100 << 20, "store_free": 90 << 20}, WARNING, "90 of 100 MiB", "store compact"),
-    ({"snapshots": 0, "newest_snapshot": 0.0}, WARNING, "no snapshot", "snapshot save"),
+    ({"snapshots": 0, "newest_snapshot": 0.0, "certificates": OLD}, WARNING, "no snapshot", "snapshot save"),
+    ({"newest_snapshot": NOW - 3 * DAY, "certificates": OLD}, WARNING, "snapshot is 3 days old", "snapshot save"),
     ({"stale_sandboxes": ("default/a",)}, WARNING, "1 sandboxes belong to no pod: default/a", "restart pelamis-agent"),
     ({"peers": (Peer("lab-2", "10.0.0.2", "Unknown", "Kubelet stopped posting"),)}, PROBLEM, "lab-2 is not ready",
      "on lab-2"),

@@ -11,6 +11,7 @@ from agent.kubelet.cri import containerd
 from controlplane.cli import packages
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
+from netsetup.ledger import Ledger
 
 DOCS = Path(__file__).resolve().parents[3] / "docs/hosts.md"
 STUB = "# by systemd-resolved\nnameserver 127.0.0.53\noptions edns0 trust-ad\nsearch lan\n"
@@ -49,6 +50,37 @@ def test_packages_of_a_fresh_host(tmp_path, monkeypatch):
     for name in ("containerd", "runc", "iptables-restore"):
         (tmp_path / name).touch(0o755)
     assert packages.missing() == ["conntrack"]
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_an_install_killed_at_its_last_step_is_gone_through_again(tmp_path, monkeypatch):
+    """Between apt and the distribution's containerd being left off: it would run beside ours at the next boot."""
+    said, policy = tmp_path / "said", tmp_path / "policy-rc.d"
+    for tool in packages.NEEDED:
+        (tmp_path / tool).touch(0o755)
+    for name in ("apt-get", "dpkg", "dpkg-query", "systemctl"):
+        (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {said}\n'
+                                     f'[ "$1" != -s ] || test -e {tmp_path}/there || echo Inst containerd\n')
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(packages, "SEARCH", str(tmp_path))
+    monkeypatch.setattr(packages, "POLICY", policy)
+    ledger = Ledger(tmp_path / "ledger")
+
+    def killed(unit):
+        raise Killed
+    with monkeypatch.context() as until, pytest.raises(Killed):
+        until.setattr(packages, "_leave_off", killed)
+        packages.install(["containerd"], ledger)
+    policy.write_text(packages.NO_SERVICES)  # nobody took it away
+    (tmp_path / "there").touch()
+    assert packages.missing() == ["conntrack", "containerd", "iptables", "runc"]
+    packages.install(packages.missing(), ledger)
+    assert "systemctl --quiet disable containerd.service" in said.read_text().splitlines()
+    assert not policy.exists() and packages.missing() == []
 
 
 def test_every_python_told_of_may_run_it():
