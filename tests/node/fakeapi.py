@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from controlplane.machinery import schema, strategic
-from controlplane.machinery.clock import SYSTEM
+from controlplane.machinery.clock import SYSTEM, rfc3339_micro
 from controlplane.machinery.errors import AlreadyExists, Conflict, NotFound, ServiceUnavailable
 from controlplane.machinery.resources import Resource
 
@@ -24,6 +24,7 @@ class FakeApi:
         self.news = asyncio.Condition()
         self.calls: list[str] = []
         self.away = False  # patches fail as if nobody listened
+        self.token_seconds = 3600.0  # how long an issued token lasts
 
     async def _write(self, kind: str, plural: str, obj: Obj) -> Obj:
         self.revision += 1
@@ -77,6 +78,8 @@ class FakeApi:
                      name: str = "") -> Obj:
         self.calls.append(f"POST {resource.plural}/{subresource}")
         obj = copy.deepcopy(obj)
+        if subresource == "token":
+            return self._token(obj, name)
         meta = obj["metadata"]
         if resource.namespaced:
             meta.setdefault("namespace", namespace)
@@ -84,6 +87,13 @@ class FakeApi:
             raise AlreadyExists.of(resource.plural, meta["name"])
         meta.setdefault("uid", SYSTEM.uid())
         return await self._write("ADDED", resource.plural, obj)
+
+    def _token(self, request: Obj, account: str) -> Obj:
+        """Each says who asked for whom, and no two are equal."""
+        spec = request["spec"]
+        text = f"{account} {spec['boundObjectRef']['name']} {','.join(spec['audiences'])} {SYSTEM.uid()}"
+        return {**request, "status": {"token": text, "expirationTimestamp": rfc3339_micro(
+            SYSTEM.now() + self.token_seconds)}}
 
     async def update(self, resource: Resource, obj: Obj, subresource: str = "") -> Obj:
         return await self._write("MODIFIED", resource.plural, copy.deepcopy(obj))
