@@ -114,11 +114,73 @@ def wait_and(then):
 def test_node_ports_on_loopback_and_no_martians(cluster: Cluster) -> None:
     cluster.put(service("lo", "10.96.3.30", node_port=30330), endpoints("lo", A, C))
     assert {cluster.node.tcp("127.0.0.1", 30330).split("|")[0] for _ in range(12)} == {"a", "c"}
-    server = cluster.node.run(lambda: socket.create_server(("127.0.0.1", 9999)))
-    cluster.ext.sh(f"ip route add 127.0.0.0/8 via {NODE} table 7; ip rule add to 127.0.0.1 lookup 7 pref 0;"
-                   "sysctl -qw net.ipv4.conf.all.route_localnet=1", check=False)
-    assert cluster.ext.tcp("127.0.0.1", 9999, timeout=0.4) != ""  # what only this node may reach stays so
-    server.close()
+    cluster.ext.sh("sysctl -qw net.ipv4.conf.all.route_localnet=1;"  # it would take an answer
+                   f"ip addr del 127.0.0.1/8 dev lo; ip route add 127.0.0.0/8 via {NODE}")
+    with cluster.node.run(lambda: socket.create_server(("127.0.0.1", 9999))) as server:
+        server.setblocking(False)
+        before = received(cluster)
+        assert cluster.ext.tcp("127.0.0.1", 9999, timeout=0.4) == "TIMEOUT" and received(cluster) > before
+        with pytest.raises(BlockingIOError):
+            server.accept()  # what only this node may reach stays so
+    cluster.ext.sh(f"ip route del 127.0.0.0/8 via {NODE}; ip addr add 127.0.0.1/8 dev lo")
+
+
+def received(cluster: Cluster) -> int:
+    """Packets that came from outside."""
+    return json.loads(cluster.node.sh("ip -s -j link show to77"))[0]["stats64"]["rx"]["packets"]
+
+
+def test_ports_have_names_and_endpoints_may_lie_outside(cluster: Cluster) -> None:
+    """Also of a Service without a selector, whose slices somebody wrote by hand."""
+    ports = [{"name": "hail", "port": 80, "nodePort": 30321}, {"name": "more", "port": 443, "nodePort": 30322},
+             {"name": "ask", "port": 53, "protocol": "UDP", "nodePort": 30321}]
+    here, there = endpoints("ways", A), endpoints("ways", EXT)
+    here["ports"] = [{"name": "hail", "port": 8080}, {"name": "ask", "port": 8081, "protocol": "UDP"}]
+    there |= {"metadata": {**there["metadata"], "name": "by-hand"}, "ports": [{"name": "more", "port": 8080}]}
+    there["endpoints"] = [{"addresses": [EXT]}]
+    made = service("ways", "10.96.3.21", type="NodePort")
+    made["spec"]["ports"] = ports
+    cluster.ext.serve("out")
+    cluster.put(made, here, there)
+    for client in (cluster.b, cluster.node, cluster.other):
+        for address, hail, more, question in (("10.96.3.21", 80, 443, 53), (NODE, 30321, 30322, 30321)):
+            assert client.tcp(address, hail).startswith("a|") and client.tcp(address, more).startswith("out|")
+            assert ask(client.udp_socket(), address, question).startswith("a|")
+
+
+def test_traffic_stays_in_the_zone_and_on_the_node_it_is_hinted_for(cluster: Cluster) -> None:
+    def zone(**labels: str) -> None:
+        cluster.loop.call_soon_threadsafe(cluster.api.change, "nodes", "MODIFIED", {
+            "metadata": {"name": "n1", "labels": labels}, "spec": {}, "status": {}})
+
+    def reached() -> set[str]:
+        return {cluster.b.tcp("10.96.3.22", 80).split("|")[0] for _ in range(24)}
+
+    pieces = endpoints("near", A, B, C)
+    for entry, place in zip(pieces["endpoints"], ("east", "east", "west")):
+        entry["hints"] = {"forZones": [{"name": place}]}
+    cluster.put(service("near", "10.96.3.22"), pieces)
+    assert reached() == {"a", "b", "c"}  # this node is in no zone
+    zone(**{"topology.kubernetes.io/zone": "east"})
+    cluster.until(lambda: reached() == {"a", "b"})
+    for entry, name in zip(pieces["endpoints"], ("n1", "n2", "n3")):
+        entry["hints"]["forNodes"] = [{"name": name}]
+    cluster.put(pieces)
+    cluster.until(lambda: reached() == {"a"})
+    zone()
+    cluster.put(endpoints("near", A, B, C))
+    cluster.until(lambda: reached() == {"a", "b", "c"})
+
+
+def test_what_changed_while_nobody_followed_is_made_good(cluster: Cluster) -> None:
+    client = cluster.b.udp_socket()
+    cluster.put(service("quiet", "10.96.3.23", 53, "UDP"), endpoints("quiet", A, port=8081, protocol="UDP"))
+    assert ask(client, "10.96.3.23", 53) == f"a|{B}"
+    cluster.stop()
+    cluster.api.change("endpointslices", "MODIFIED", endpoints("quiet", C, port=8081, protocol="UDP"))
+    assert ask(client, "10.96.3.23", 53) == f"a|{B}"  # the rules and the connection outlive the proxy
+    cluster.start()
+    cluster.until(lambda: ask(client, "10.96.3.23", 53) == f"c|{B}")
 
 
 def test_sctp_is_balanced_like_the_others(cluster: Cluster) -> None:
