@@ -20,7 +20,7 @@ from netsetup.ipam import Ipam
 from netsetup.ledger import Ledger
 from netsetup.rtnetlink import RtNetlink
 
-from .conftest import Namespace
+from .conftest import Namespace, ask
 
 pytestmark = pytest.mark.kernel
 
@@ -99,6 +99,10 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     assert addresses == ["10.244.3.2", "10.244.3.3"] and answer["ips"][0]["address"] == "10.244.3.3/32"
     assert node.cni("ADD", pods[1].name, pods[1].path)[1] == answer  # again: the same address, a whole link
     assert node.cni("CHECK", pods[1].name, pods[1].path)[0] == 0
+    assert node.host.sh("ip -o link show type bridge") == ""  # point to point: nobody is ever asked for an address
+    assert "169.254.1.1 dev eth0 lladdr ee:ee:ee:ee:ee:ee PERMANENT" in pods[0].sh("ip neigh")
+    assert any(line.startswith(f"{addresses[0]} dev pel") and line.rstrip().endswith("PERMANENT")
+               for line in node.host.sh("ip neigh").splitlines())
 
     for index, pod in enumerate(pods):
         pod.serve(f"pod{index}")
@@ -107,12 +111,15 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     assert pods[0].tcp("192.168.9.2", 8080) == "outside|192.168.9.1"  # leaves the cluster with the node's address
     # a host port: reached from outside and from the node itself
     c = make_namespace("c")
-    ports = {"portMappings": [{"hostPort": 8088, "containerPort": 8080, "protocol": "tcp"}]}
+    ports = {"portMappings": [{"hostPort": 8088, "containerPort": 8080, "protocol": "tcp"},
+                              {"hostPort": 8088, "containerPort": 8081, "protocol": "udp", "hostIP": "192.168.9.1"}]}
     assert node.cni("ADD", c.name, c.path, runtimeConfig=ports)[0] == 0
     c.serve("ported")
     assert outside.tcp("192.168.9.1", 8088) == "ported|192.168.9.2"
     assert c.tcp("192.168.9.1", 8088).startswith("ported|")  # the pod through its own host port
     assert node.host.tcp("127.0.0.1", 8088).startswith("ported|")
+    assert ask(outside.udp_socket(), "192.168.9.1", 8088) == "ported|192.168.9.2"
+    assert ask(node.host.udp_socket(), "127.0.0.1", 8088) == "TIMEOUT"  # meant for another address
     assert node.cni("DEL", c.name, c.path, runtimeConfig=ports)[0] == 0
     assert outside.tcp("192.168.9.1", 8088) == "REFUSED"
     assert "KUBE-HP-" not in node.host.sh("iptables-save -t nat")
@@ -168,7 +175,19 @@ def test_a_pod_is_as_fast_as_its_annotations_say(node: Node, make_namespace: Cal
                             "egressBurst": 400_000}}
     assert node.cni("ADD", pod.name, pod.path, runtimeConfig=limits)[0] == 0
     assert "tbf" in pod.sh("tc qdisc show dev eth0") and "rate 4Mbit" in pod.sh("tc qdisc show dev eth0")
-    assert "rate 8Mbit" in node.host.sh(f"tc qdisc show dev {links.host_name(pod.name, 'eth0')}")
+    outer = links.host_name(pod.name, "eth0")
+    assert "rate 8Mbit" in node.host.sh(f"tc qdisc show dev {outer}")
+    pod.serve("slow")
+    address = pod.sh("ip -4 -o addr show eth0").split()[3].removesuffix("/32")
+    with node.host.connect(address, 8080) as link:
+        link.recv(100)
+        link.settimeout(60)
+        link.sendall(b"x" * 150_000)  # more than both bursts
+        got = 0
+        while got < 150_000:
+            got += len(link.recv(65536))
+    for namespace, device in ((node.host, outer), (pod, "eth0")):
+        assert json.loads(namespace.sh(f"tc -s -j qdisc show dev {device}"))[0]["overlimits"] > 0  # it was held back
     assert node.cni("DEL", pod.name, pod.path)[0] == 0
 
 
