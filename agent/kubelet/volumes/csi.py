@@ -2,8 +2,8 @@
 
 Owns the calls of one volume and their order, and the file `vol_data.json` beside each published volume: what giving it
 back needs, so that an agent that was killed can. Promises that a call is repeated until its driver agrees, that a
-volume stays staged while any pod of this node has it, and that secrets are fetched for the call and kept nowhere.
-Called by `manager`; which drivers there are says `csidrivers`.
+volume is staged once and stays so while any pod of this node has it, and that secrets are fetched for the call and
+kept nowhere. Called by `manager`; which drivers there are says `csidrivers`.
 
 Upstream: pkg/volume/csi.
 """
@@ -123,7 +123,8 @@ class CsiVolumes:
             staged = self._told(self.staging(source.driver, source.handle))
         if not there or renewed:
             context = await self._attached(source, driver)
-            if staged and not there:
+            if staged and not any(self._mounts.mounted(held / "mount") for held in
+                                  self._holders(source.driver, source.handle)):
                 self.staging(source.driver, source.handle).mkdir(parents=True, exist_ok=True, mode=0o750)
                 await plugin.node.NodeStageVolume(csi.NodeStageVolumeRequest(
                     volume_id=source.handle, publish_context=context, staging_target_path=staged,
@@ -205,6 +206,11 @@ class CsiVolumes:
                 found.append((path.parent, json.loads(path.read_text())))
         return found
 
+    def _holders(self, driver: str, handle: str) -> list[Path]:
+        """The folders at which the volume is published."""
+        return [folder for folder, data in self.published()
+                if (data["driverName"], data["volumeHandle"]) == (driver, handle)]
+
     def in_use(self) -> list[str]:
         """Names of the volumes mounted here, for the Node's status."""
         return sorted({f"kubernetes.io/csi/{data['driverName']}^{data['volumeHandle']}" for _, data in self.published()
@@ -242,8 +248,7 @@ class CsiVolumes:
 
     async def _unstage(self, plugin: Plugin, driver: str, handle: str) -> None:
         staging = self.staging(driver, handle)
-        if not staging.exists() or any((d["driverName"], d["volumeHandle"]) == (driver, handle)
-                                       for _, d in self.published()):
+        if not staging.exists() or self._holders(driver, handle):
             return
         await plugin.node.NodeUnstageVolume(csi.NodeUnstageVolumeRequest(
             volume_id=handle, staging_target_path=self._told(staging)), timeout=CALL_SECONDS)
