@@ -141,10 +141,9 @@ def test_who_takes_more_local_storage_than_it_may_goes_and_no_one_else(host: Hos
         async with rig.kubelet() as kubelet:
             context = kubelet.context
             told: list[str] = []
-            evictions = Evictions(
-                Keeping(evictions=()), dict, kubelet.workers,
-                Accounting(context.node.root, context.node.log_folder, context.cgroups, rig.runtime.layers), None,
-                lambda pod, reason, message: told.append(reason), lambda: None, SYSTEM)
+            accounting = Accounting(context.node.root, context.node.log_folder, context.cgroups, rig.runtime.layers)
+            evictions = Evictions(Keeping(evictions=()), dict, kubelet.workers, accounting, None,
+                                  lambda pod, reason, message: told.append(reason), lambda: None, SYSTEM)
             write = f"head -c {3 * MI} /dev/zero"
             wanted = {
                 "volume": (stores(f"{write} > /e/x"), "1Mi", 'Usage of EmptyDir volume "e" exceeds the limit "1Mi". '),
@@ -180,5 +179,11 @@ def test_who_takes_more_local_storage_than_it_may_goes_and_no_one_else(host: Hos
                 assert (status["reason"], status["message"]) == ("Evicted", why)
                 assert "DisruptionTarget" not in {c["type"] for c in status["conditions"]}  # its own fault
             assert told == ["Evicted"] * len(reasons) and {phase("within"), phase("critical")} == {"Running"}
+            kept = [(pod, seen) for pod, seen in kubelet.seen() if pod["metadata"]["name"] == "within"]
+
+            async def counted() -> bool:
+                (use,) = await accounting.disk(kept)
+                return use.volumes["e"] >= 3 * MI and use.containers["c"] >= 3 * MI and 6 * MI <= use.disk < 7 * MI
+            await eventually(counted)
             await rig.remove(*reasons, "within", "critical")
     run(host, body)
