@@ -55,6 +55,7 @@ class Agent:
 
     async def _parts(self, connection: Any, client: Any) -> None:
         """Build everything and run it in one group: if one part fails, all end and the supervisor starts anew."""
+        from agent.conflists import Conflists
         from agent.image.demo import install
         from agent.image.pause import NAME as PAUSE
         from agent.kubelet.cri.runtime import Runtime
@@ -84,7 +85,7 @@ class Agent:
         nodes = Informer(client, named("nodes"), fields=f"metadata.name={options.name}")
         recorder = Recorder(client, "kubelet", options.name)
         ledger = Ledger(self.paths.ledger)
-        network = Daemon(self.paths, ledger)
+        network, conflists = Daemon(self.paths, ledger), Conflists(self.paths)
         kubelet: Kubelet
         objects = Objects(client, lambda uids: kubelet.changed(uids))
         volumes, drivers = build(options.root, options.name, client, clock, objects, lambda: node.place,
@@ -100,19 +101,20 @@ class Agent:
         assigned = functools.partial(self._assigned, network=network, ledger=ledger, kubelet=kubelet, runtime=runtime)
         node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
+        conflists.subscribe(node.reassign)
         keeping = self._keeping = Housekeeping(context, kubelet, node, ledger)
         server = self._server(runtime, kubelet, client, context, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
-        parts = (pods, services, nodes, recorder, objects, network, node, server, rotator, keeping, kubelet,
+        parts = (pods, services, nodes, recorder, objects, network, conflists, node, server, rotator, keeping, kubelet,
                  *self._devices(context, kubelet, node, drivers))
         try:
-            await self._run_together(parts, client, server, network, ledger,
+            await self._run_together(parts, client, server, network, conflists, ledger,
                                      (kubelet.relisted, network.listening, server.listening))
         finally:
             await context.checks.close()
 
-    async def _run_together(self, parts: Iterable[Any], client: Any, server: Any, network: Any, ledger: Any,
-                            begun: Iterable[asyncio.Event]) -> None:
+    async def _run_together(self, parts: Iterable[Any], client: Any, server: Any, network: Any, conflists: Any,
+                            ledger: Any, begun: Iterable[asyncio.Event]) -> None:
         """Run the parts, and those that few options ask for; the agent is ready when all of `begun` have."""
         from controlplane.client import identity
         options = self.options
@@ -126,7 +128,7 @@ class Agent:
                 rotation = Rotation(self.paths, options.name, options.node_ip, self._clients, server.reload)
                 group.create_task(rotation.run(), name="Rotation")
             if options.proxy_kubeconfig is not None:
-                group.create_task(self._proxy(ledger, network, files), name="Proxy")
+                group.create_task(self._proxy(ledger, network, conflists, files), name="Proxy")
             await asyncio.gather(*(event.wait() for event in begun))
             gc.collect()
             gc.freeze()  # what is built by now lives as long as the process
@@ -236,7 +238,7 @@ class Agent:
         return Server(runtime, kubelet.pods, settings, Access(client, options.name), stats,
                       volumes=LocalVolumes(self.paths.volumes), metrics=metrics)
 
-    async def _proxy(self, ledger: Any, network: Any, files: dict[Path, Any]) -> None:
+    async def _proxy(self, ledger: Any, network: Any, conflists: Any, files: dict[Path, Any]) -> None:
         from agent.dns.dns import Dns
         from agent.proxy.policies import Policies
         from agent.proxy.proxy import Proxy
@@ -251,7 +253,9 @@ class Agent:
                 await dns.repair()
                 await policies.repair()
 
-            proxy = Proxy(client, options.name, options.cluster_cidr, ledger, options.proxy_mode, repair=repair)
+            proxy = Proxy(client, options.name, options.cluster_cidr, ledger, options.proxy_mode, repair=repair,
+                          aside=conflists.foreign)
+            conflists.subscribe(proxy.look_at_routes)
             dns = Dns(client, proxy.services, proxy.slices, options.cluster_domain,
                       (*options.service_cidr.split(","), *options.cluster_cidr.split(",")), ledger)
             families = tuple(6 if ":" in cidr else 4 for cidr in options.cluster_cidr.split(","))

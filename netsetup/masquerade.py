@@ -5,7 +5,7 @@ traffic that would otherwise be answered past us, and accepting forwarded traffi
 and ufw set FORWARD to DROP; a chain of theirs cannot be overruled from another table). Rules are written as
 iptables-save prints them, so that applying them again changes nothing.
 
-Called when the CNI daemon is configured.
+Called when the CNI daemon is configured, and to put back what somebody flushed.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ def apply(backend: xtables.Backend, ledger: Ledger, pod_cidr: str, cluster_cidr:
     accept = xtables.ensure(backend, "filter", {f"{PREFIX}FORWARD": filter_rules(pod_cidr)}, [])
     hooked = _hook_forward(backend)
     return nat or accept or hooked
+
+
+def remove(backend: xtables.Backend) -> None:
+    """No pod of this node needs them. Raises Finding."""
+    xtables.remove_from(backend, (f"{PREFIX}POSTROUTING", f"{PREFIX}FORWARD"))
 
 
 def _hook_forward(backend: xtables.Backend) -> bool:

@@ -3,7 +3,7 @@
 Owns the loop from Node objects to this node's routing table: when nodes come, go or change address or range, the routes
 of ours are made to agree, all at once. The same happens when this host's own addresses or routes change, for they
 decide whether a node is reached directly or through the tunnel. A node that cannot be routed to is told once, not at
-every change.
+every change. While somebody else gives pods their network, no route is ours.
 
 Run by `proxy`, whose identity may read nodes. The routes themselves are `netsetup.routes`.
 """
@@ -28,10 +28,11 @@ KEPT = ("addresses", "conditions")  # of a node's status; its images alone are l
 
 
 class Peers:
-    """Follow the nodes for as long as `run` runs. The routes stay after it."""
+    """Follow the nodes for as long as `run` runs. The routes stay after it. `aside()`: they are somebody else's now."""
 
-    def __init__(self, client: Any, node_name: str, ledger: Ledger, clock: Clock = SYSTEM) -> None:
-        self._node, self._clock, self._routes = node_name, clock, routes.Routes(ledger)
+    def __init__(self, client: Any, node_name: str, ledger: Ledger, clock: Clock = SYSTEM,
+                 aside: Callable[[], bool] = bool) -> None:
+        self._node, self._clock, self._routes, self._aside = node_name, clock, routes.Routes(ledger), aside
         self.nodes = Informer(client, named("nodes"), keep=_trim, clock=clock)
         self._wake = asyncio.Event()
         self._moved = False
@@ -50,7 +51,7 @@ class Peers:
         have: tuple[set[routes.Route], set[routes.Route]] | None = None
         while True:
             self._wake.clear()
-            nodes = self.nodes.items()
+            nodes = [] if self._aside() else self.nodes.items()
             wanted = routes.plan(nodes, self._node), routes.own_ends(nodes, self._node)
             if wanted != have or self._moved:
                 self._moved = False
@@ -64,10 +65,11 @@ class Peers:
 
     async def _watch_host(self) -> None:
         """Wake when this host's own addresses or networks change; pods coming and going are none of it."""
-        with hostwatch.HostWatch(self._host_moved):
+        with hostwatch.HostWatch(self.look):
             await asyncio.Event().wait()
 
-    def _host_moved(self) -> None:
+    def look(self) -> None:
+        """What routes follow from, beside the nodes, may have changed."""
         self._moved = True
         self._wake.set()
 

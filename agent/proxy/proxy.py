@@ -48,17 +48,17 @@ class Proxy:
     """`pod_cidr`: the ranges whose traffic is not masqueraded, the cluster's, one of each family it has, by commas.
 
     `mode` is one of `side.MODES`. `repair` runs too when rules were lost. With a `ledger` it also keeps the routes to
-    other nodes' pods."""
+    other nodes' pods, but not while `aside()`."""
 
     def __init__(self, client: Any, node_name: str, pod_cidr: str, ledger: Ledger | None = None,
                  mode: str = "iptables", clock: Clock = SYSTEM, backend: xtables.Backend | None = None,
-                 repair: Callable[[], Awaitable[None]] | None = None) -> None:
+                 repair: Callable[[], Awaitable[None]] | None = None, aside: Callable[[], bool] = bool) -> None:
         self._node, self._clock, self._mode, self._backend = node_name, clock, mode, backend
         self._ledger, self._repair, self._pods = ledger, repair, pod_cidr.split(",")
         self.services = Informer(client, named("services"), keep=_trim, clock=clock)
         self.slices = Informer(client, named("endpointslices.discovery.k8s.io"), keep=_trim, clock=clock,
                                 indexes={"service": lambda s: [_slice_owner(s)]})
-        self._peers = Peers(client, node_name, ledger, clock) if ledger else None
+        self._peers = Peers(client, node_name, ledger, clock, aside) if ledger else None
         self.sides: list[Side] = []
         self._dirty: set[ServiceKey] = set()
         self._zone = ""
@@ -99,6 +99,11 @@ class Proxy:
             self._worker.shutdown(wait=False, cancel_futures=True)
             for side in self.sides:
                 side.writer.close()  # so that the next process may own what is there
+
+    def look_at_routes(self) -> None:
+        """Whether they are ours to make may have changed."""
+        if self._peers:
+            self._peers.look()
 
     def _mark(self, namespace: str, name: str, service: bool = True) -> None:
         self.report.changed(service)

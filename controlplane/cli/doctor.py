@@ -32,8 +32,7 @@ def findings(paths: Paths) -> list[Diagnosis]:
     from controlplane.doctor.checks import PROBLEM, Diagnosis
     from controlplane.machinery.errors import Finding
     found: list[Diagnosis] = []
-    for check in (preflight.check_kernel, lambda: preflight.check_disk(paths),
-                  lambda: preflight.check_foreign_cni(paths)):
+    for check in (preflight.check_kernel, lambda: preflight.check_disk(paths)):
         try:
             check()
         except Finding as finding:

@@ -130,15 +130,6 @@ def check_others(root: Path) -> None:
                       f"remove it ({REMOVAL.get(name, f'systemctl disable --now {name}')}), then run the command again")
 
 
-def check_foreign_cni(paths: Paths) -> None:
-    """Nobody else may have put a network configuration before ours into our own folder."""
-    ours = "10-pelamis.conflist"
-    found = sorted(p.name for p in paths.cni_conf.glob("*") if p.suffix in (".conf", ".conflist", ".json"))
-    if found and found[0] < ours:
-        raise Finding(f"{paths.cni_conf / found[0]} is a foreign CNI configuration that would win over ours",
-                      "containerd takes the first file by name", f"remove it: rm {paths.cni_conf / found[0]}")
-
-
 def addresses(family: int = 4) -> list[str]:
     """The addresses of this machine that others may know it by."""
     import psutil
@@ -177,5 +168,4 @@ def check_all(paths: Paths) -> None:
     check_kernel()
     check_cgroups()
     check_disk(paths)
-    check_foreign_cni(paths)
     check_others(paths.root)

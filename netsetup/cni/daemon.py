@@ -73,6 +73,7 @@ class Daemon:
     def __init__(self, paths: Paths, ledger: Ledger, clock: Clock = SYSTEM) -> None:
         self._paths, self._ledger, self._clock = paths, ledger, clock
         self._network: Network | None = None
+        self._aside = False  # somebody else gives new pods their network
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="cni")
         self.listening = asyncio.Event()
 
@@ -108,7 +109,7 @@ class Daemon:
         """Open the node's range and set up what pods need from the host; the configuration is written last.
 
         `pod_cidr` and `cluster_cidr` are of IPv4, of IPv6, or of both with a comma between. `mtu` 0: that of the
-        link the default route leaves by.
+        link the default route leaves by. Beside somebody else's configuration nothing is set up for new pods.
         Returns what a person should know. Raises Finding when the host cannot carry pods at all."""
         return await self._do(lambda: self._configure(pod_cidr, cluster_cidr, mtu))
 
@@ -136,14 +137,20 @@ class Daemon:
         if self._network:
             self._network.host.close()
         self._network = Network(Ipam(self._paths.ipam, str(own[0])), mtu, RtNetlink(), families)
+        foreign = install.foreign(self._paths)
+        self._aside = foreign is not None
         try:
             self._repair()
         except xtables.RestoreError as error:
             self._network = None
             raise Finding("iptables does not take the rules of the pod network", str(error),
                           "check that the kernel has the nat table and the matches mark and addrtype") from error
-        foreign = install.write_configuration(self._paths, self._ledger, mtu)
-        return [*problems, foreign] if foreign else problems
+        if foreign is None:
+            install.write_configuration(self._paths, self._ledger, mtu)
+            return problems
+        install.withdraw_configuration(self._paths)
+        return [*problems, Finding(f"pods get their network from {foreign}", "somebody put it there: ours steps aside",
+                                   f"remove {foreign} if Pelamis shall give pods their network")]
 
     def _repair(self) -> None:
         network = self._network
@@ -151,6 +158,9 @@ class Daemon:
             return
         holdings = network.ipam.holdings()
         for family in network.families:
+            if self._aside and not holdings:
+                masquerade.remove(family.backend)
+                continue
             masquerade.apply(family.backend, self._ledger, str(family.own), family.cluster)
             if any(held.ports for held in holdings):
                 hostports.apply(family.backend, self._ledger, network.port_holders(family, holdings))
@@ -167,6 +177,8 @@ class Daemon:
         for name in links.present(network.host):
             if name not in known:
                 links.unwire(network.host, name)
+        if freed and self._aside:
+            self._repair()  # these may have been the last to need any rule
         return freed
 
     def _remove(self, network: Network, container: str, interface: str) -> None:

@@ -2,8 +2,8 @@
 
 Owns the two files in the plugin folder (`pelamis`, and `loopback`, which containerd always runs: the same program) and
 the configuration list. The configuration is written only when the node knows its pod CIDR, and atomically: containerd
-reports NetworkReady as soon as the file is there. A configuration of somebody else that sorts before ours would win
-silently; that is a Finding.
+reports NetworkReady as soon as the file is there. A configuration that somebody else put into the folder, which is
+ours alone, is meant: pods get their network from there, and ours is taken away.
 
 Called by the agent at start (`install`) and by the CNI daemon when it is configured (`write_configuration`).
 """
@@ -56,17 +56,21 @@ def configuration(mtu: int) -> bytes:
     return json.dumps({"cniVersion": VERSION, "name": PLUGIN, "plugins": [plugin]}, indent=2).encode() + b"\n"
 
 
-def write_configuration(paths: Paths, ledger: Ledger, mtu: int) -> Finding | None:
-    """From now on containerd calls the network ready. A foreign configuration before ours is named, not touched."""
+def write_configuration(paths: Paths, ledger: Ledger, mtu: int) -> None:
+    """From now on containerd calls the network ready."""
     ledger.make_directory(paths.cni_conf)
     _write(paths.cni_conf / CONFIGURATION, configuration(mtu), 0o644)
-    before = sorted(p.name for p in paths.cni_conf.iterdir()
-                    if p.suffix in (".conf", ".conflist", ".json") and p.name < CONFIGURATION)
-    if before:
-        return Finding(f"{paths.cni_conf / before[0]} comes before {CONFIGURATION}",
-                       "containerd uses the first one, so pods get their network from there",
-                       f"remove {paths.cni_conf / before[0]} if Pelamis shall give pods their network")
-    return None
+
+
+def withdraw_configuration(paths: Paths) -> None:
+    """The opposite: new pods get their network from whoever else has a configuration there."""
+    (paths.cni_conf / CONFIGURATION).unlink(missing_ok=True)
+
+
+def foreign(paths: Paths) -> Path | None:
+    """The configuration that somebody else put there; of several the first, which containerd uses."""
+    return min((path for path in paths.cni_conf.glob("*")
+                if path.suffix in (".conf", ".conflist", ".json") and path.name != CONFIGURATION), default=None)
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

@@ -84,7 +84,7 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
     assert code == 1 and answer["code"] == 11  # no pod CIDR yet: try again later
     assert not (node.paths.cni_conf / install.CONFIGURATION).exists()
     findings = node.do(node.daemon.configure("10.244.3.0/24"))
-    assert not [f for f in findings if "comes before" in f.fact]
+    assert not [f for f in findings if "get their network from" in f.fact]
     assert json.loads((node.paths.cni_conf / install.CONFIGURATION).read_text())["cniVersion"] == "1.0.0"
 
     pods = [make_namespace("a"), make_namespace("b")]
@@ -163,10 +163,11 @@ def test_pods_get_a_network(node: Node, make_namespace: Callable[[str], Namespac
 
 
 class _Later:
+    def __init__(self, time: float = 4e9) -> None:
+        self._time = time
+
     def now(self) -> float:
-        return 4e9
-
-
+        return self._time
 
 def test_a_pod_is_as_fast_as_its_annotations_say(node: Node, make_namespace: Callable[[str], Namespace]) -> None:
     node.do(node.daemon.configure("10.244.3.0/24"))
@@ -208,6 +209,29 @@ def test_pods_are_reached_past_a_firewall_that_forwards_nothing(node: Node, make
     assert pods[0].tcp(found[1], 8080) == f"y|{found[0]}"
     assert "DOCKER-USER" in node.host.sh("iptables -S FORWARD")
     node.host.sh("iptables -P FORWARD ACCEPT")
+
+
+def test_somebody_elses_network_is_respected(node: Node, make_namespace: Callable[[str], Namespace]) -> None:
+    ours, theirs = (node.paths.cni_conf / name for name in (install.CONFIGURATION, "20-bridge.conflist"))
+    node.do(node.daemon.configure("10.244.3.0/24"))
+    pod = make_namespace("before")
+    assert node.cni("ADD", pod.name, pod.path)[0] == 0
+    theirs.write_text("{}")
+    told = node.do(node.daemon.configure("10.244.3.0/24"))
+    assert f"pods get their network from {theirs}" in [finding.fact for finding in told]
+    assert not ours.exists() and theirs.read_text() == "{}"
+    assert "PELAMIS-FORWARD" in node.host.sh("iptables-save")  # a pod of ours is still there
+    node.host.sh("iptables -F PELAMIS-FORWARD")
+    node.do(node.daemon.repair())
+    assert "-A PELAMIS-FORWARD" in node.host.sh("iptables-save")
+    node.daemon._clock = _Later(8e9)
+    assert pod.name in node.do(node.daemon.collect(set()))  # nobody asks us to take it down
+    assert "PELAMIS" not in node.host.sh("iptables-save")
+    node.do(node.daemon.repair())
+    assert "PELAMIS" not in node.host.sh("iptables-save")
+    theirs.unlink()
+    node.do(node.daemon.configure("10.244.3.0/24"))
+    assert ours.exists() and "-A PELAMIS-FORWARD" in node.host.sh("iptables-save")
 
 
 def test_wiring_is_quick_and_purge_leaves_nothing(make_namespace: Callable[[str], Namespace], tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Node:
         self.host.sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
         self.host.run(self._wire)
         self.pod.serve(self.name)
-        self.ledger = Ledger(tmp / f"{self.name}.jsonl")
+        self.ledger, self.aside = Ledger(tmp / f"{self.name}.jsonl"), False
 
     def _wire(self) -> None:
         with RtNetlink() as netlink:
@@ -68,7 +68,7 @@ class Node:
             self.loop, self.api = asyncio.get_running_loop(), Api()
             for node in nodes:
                 self.api.change("nodes", "ADDED", node.object())
-            peers = Peers(self.api, self.name, self.ledger)
+            peers = self.peers = Peers(self.api, self.name, self.ledger, aside=lambda: self.aside)
             self.task = asyncio.create_task(peers.run(self._do))
             ready.set()
             await asyncio.gather(self.task, return_exceptions=True)
@@ -168,6 +168,11 @@ def test_pods_of_all_nodes_reach_each_other_without_translation(plan: Plan, node
     until(lambda: f"via {three.address} dev eth0" in ways(one, plan, three.pods))
     one.host.sh(f"ip addr del {near}")
     until(lambda: reaches(one, three))
+
+    for one.aside in (True, False):  # somebody else makes the routes for a while
+        one.loop.call_soon_threadsafe(one.peers.look)
+        until(lambda: (plan.tunnel in one.host.sh("ip -o link")) is not one.aside)
+        until(lambda: all((other.pods in ways(one, plan)) is not one.aside for other in (two, three)))
 
     for node in (one, two):
         node.tell("DELETED", three)

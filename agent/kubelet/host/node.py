@@ -128,6 +128,11 @@ class NodeAgent:
         return {"apiVersion": "v1", "kind": "Node", "name": self.host.name, "uid": self._uid,
                 "controller": True} if self._uid else None
 
+    def reassign(self) -> None:
+        """Have `assigned` awaited again, when what it sets up depends on more than the range."""
+        if self._pod_cidr:
+            self._range.set()
+
     def check(self) -> None:
         """Look at the node's health now, not at the next interval."""
         self._wake.set()

@@ -21,23 +21,6 @@ def test_not_root_is_named(monkeypatch):
         preflight.check_root()
 
 
-def test_a_foreign_cni_configuration_is_named_and_not_touched(tmp_path):
-    paths = Paths(tmp_path)
-    paths.cni_conf.mkdir(parents=True)
-    foreign = paths.cni_conf / "05-other.conflist"
-    foreign.write_text("{}")
-    with pytest.raises(Finding, match=r"05-other\.conflist is a foreign CNI configuration"):
-        preflight.check_foreign_cni(paths)
-    assert foreign.read_text() == "{}"
-
-
-def test_our_own_configuration_is_no_trouble(tmp_path):
-    paths = Paths(tmp_path)
-    paths.cni_conf.mkdir(parents=True)
-    (paths.cni_conf / "10-pelamis.conflist").write_text("{}")
-    preflight.check_foreign_cni(paths)
-
-
 def test_an_address_of_another_machine_is_refused():
     with pytest.raises(Finding, match=r"192\.0\.2\.1 is not an address of this machine"):
         preflight.node_ip("192.0.2.1")
