@@ -179,6 +179,33 @@ spec: {podSelector: {matchLabels: {app: each}}}
     cluster.kubectl("delete", "networkpolicy", "deny")
 
 
+def test_a_network_that_somebody_installs_takes_the_place_of_ours(pair: tuple[Cluster, Joined]) -> None:
+    cluster, _ = pair
+    first = next(n["metadata"]["name"] for n in cluster.get("nodes")["items"] if n["metadata"]["name"] != "second")
+    far = cluster.get("node", "second")["spec"]["podCIDR"]
+    ours = cluster.host.paths.cni_conf / cni.CONFIGURATION
+
+    def pod(name: str) -> str:
+        """A new one on the first host; its address."""
+        cluster.kubectl("run", name, f"--image={demo.DEMO}", "--image-pull-policy=IfNotPresent", "--overrides",
+                        f'{{"spec": {{"nodeName": "{first}"}}}}')
+        cluster.kubectl("wait", "--for=condition=Ready", f"pod/{name}", "--timeout=60s")
+        address = cluster.get("pod", name)["status"]["podIP"]
+        assert f" {address}/" in cluster.kubectl("exec", name, "--", "ip", "addr", "show", "eth0")
+        assert cluster.run("curl", "-s", "-m", "5", f"http://{address}/").stdout.strip() == name
+        return address
+
+    eventually(lambda: far in cluster.run("ip", "route").stdout)
+    theirs = cluster.host.bridge("20-theirs.conflist", "10.99.0.0/24")
+    eventually(lambda: not ours.exists() and far not in cluster.run("ip", "route").stdout)
+    assert pod("theirs").startswith("10.99.0.")
+    cluster.kubectl("delete", "pod", "theirs", "--now")
+    theirs.unlink()
+    eventually(lambda: ours.exists() and far in cluster.run("ip", "route").stdout)
+    assert pod("ours").startswith("10.244.")
+    cluster.kubectl("delete", "pod", "ours", "--now")
+
+
 def test_hosts_come_move_lose_their_cable_and_die(pair: tuple[Cluster, Joined]) -> None:
     cluster, second = pair
     third = Joined(cluster, "third", THIRD_IP)

@@ -117,20 +117,26 @@ class Host:
         return subprocess.run(self.enter(*command), check=True, capture_output=True, text=True).stdout
 
     def network(self) -> None:
-        """A bridge network by the reference plugins, from Debian's package."""
+        """What pods are connected to."""
+        self.bridge("10-test.conflist", "10.244.7.0/24")
+
+    def bridge(self, name: str, subnet: str) -> Path:
+        """The configuration of a bridge network by the reference plugins, from Debian's package."""
         plugins = KEPT / "plugins/usr/lib/cni"
         if not plugins.is_dir():
             package = debian.fetch("containernetworking-plugins", KEPT / "packages")
             subprocess.run(["dpkg-deb", "-x", package, KEPT / "plugins"], check=True)
-        self.paths.cni_bin.mkdir(parents=True)
-        self.paths.cni_conf.mkdir(parents=True)
+        self.paths.cni_bin.mkdir(parents=True, exist_ok=True)
+        self.paths.cni_conf.mkdir(parents=True, exist_ok=True)
         for plugin in ("bridge", "host-local", "loopback", "portmap"):
-            (self.paths.cni_bin / plugin).symlink_to(plugins / plugin)
+            if not (self.paths.cni_bin / plugin).exists():
+                (self.paths.cni_bin / plugin).symlink_to(plugins / plugin)
         bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "ipMasq": False, "hairpinMode": True,
                   "ipam": {"type": "host-local", "dataDir": str(self.root / "cni"),
-                           "ranges": [[{"subnet": "10.244.7.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}}
-        (self.paths.cni_conf / "10-test.conflist").write_text(json.dumps(
-            {"cniVersion": "0.4.0", "name": self.netns, "plugins": [bridge]}))
+                           "ranges": [[{"subnet": subnet}]], "routes": [{"dst": "0.0.0.0/0"}]}}
+        written = self.paths.cni_conf / name
+        written.write_text(json.dumps({"cniVersion": "0.4.0", "name": self.netns, "plugins": [bridge]}))
+        return written
 
     def start_containerd(self) -> None:
         assert len(str(self.paths.containerd_socket)) < SOCKET_LIMIT
