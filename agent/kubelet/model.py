@@ -49,6 +49,7 @@ class LinuxResources:
 @dataclass(frozen=True, slots=True)
 class Security:
     run_as_user: int | None = None
+    run_as_username: str = ""  # instead of a number
     run_as_group: int | None = None
     supplemental_groups: tuple[int, ...] = ()
     privileged: bool = False

@@ -31,6 +31,13 @@ SUBORDINATE = (LENGTH, 1024)  # more pods than any node runs, from the first blo
 TERMINATION_PATH = "/dev/termination-log"
 CLAIMS_FILE = "claims.json"
 PAUSE_PROFILE = "pause-seccomp.json"
+CAPABILITIES = frozenset((
+    "ALL", "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
+    "LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER",
+    "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE",
+    "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP",
+    "MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF",
+    "CHECKPOINT_RESTORE"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +127,7 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, h
 
 
 def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: Sources, *, image: str, attempt: int,
-              volumes: Mapping[str, str], target: str = "") -> ContainerSpec:
+              volumes: Mapping[str, str], target: str = "", image_user: str = "") -> ContainerSpec:
     """One container. `volumes` maps each mountPath and devicePath of the container to the host's path; `target` is the
     id of the container whose processes it shares."""
     variables = env.build(pod, spec, sources)
@@ -132,7 +139,7 @@ def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: So
         mounts=_mounts(pod, spec, node, volumes, kind, attempt),
         devices=tuple((volumes[d["devicePath"]], d["devicePath"], "mrw") for d in spec.get("volumeDevices") or ()),
         resources=replace(resources.linux_resources(pod, spec, node.memory, node.pages), oom_group=node.oom_group),
-        security=security(pod, spec, node),
+        security=security(pod, spec, node, image_user),
         log_path=f"{spec['name']}/{attempt}.log", stdin=bool(spec.get("stdin")), stdin_once=bool(spec.get("stdinOnce")),
         tty=bool(spec.get("tty")), stop_signal=((spec.get("lifecycle") or {}).get("stopSignal") or ""),
         hash=container_hash(spec), termination_path=kind, target=target,
@@ -204,27 +211,56 @@ def _selinux(options: dict[str, Any] | None) -> tuple[str, str, str, str] | None
     return user, role, kind, level
 
 
-def security(pod: dict[str, Any], spec: dict[str, Any], node: Node) -> Security:
-    """The container's security context over the pod's. Raises ConfigError where runAsNonRoot is plainly broken."""
+def _over(pod: dict[str, Any], spec: dict[str, Any], key: str) -> Any:
+    """What the container's security context says, or else the pod's."""
     base, own = pod["spec"].get("securityContext") or {}, spec.get("securityContext") or {}
+    return own[key] if own.get(key) is not None else base.get(key)
 
-    def pick(key: str) -> Any:
-        return own[key] if own.get(key) is not None else base.get(key)
 
-    user = pick("runAsUser")
-    if pick("runAsNonRoot") and user == 0:
-        meta = pod["metadata"]
-        raise ConfigError(f"container's runAsUser breaks non-root policy (pod: \"{meta['name']}_"
-                          f"{meta.get('namespace', '')}({meta['uid']})\", container: {spec['name']})")
+def _identity(pod: dict[str, Any], spec: dict[str, Any], image_user: str) -> dict[str, Any]:
+    """Whom the first process runs as. Raises ConfigError where runAsNonRoot forbids it."""
+    user, group, name = _over(pod, spec, "runAsUser"), _over(pod, spec, "runAsGroup"), image_user.partition(":")[0]
+    if _over(pod, spec, "runAsNonRoot") and not user:
+        meta, why = pod["metadata"], ""
+        if user == 0:
+            why = "container's runAsUser breaks non-root policy"
+        elif name in ("", "0", "root"):
+            why = "container has runAsNonRoot and image will run as root"
+        elif not name.isdigit():
+            why = f"container has runAsNonRoot and image has non-numeric user ({name}), cannot verify user is non-root"
+        if why:
+            raise ConfigError(f'{why} (pod: "{meta["name"]}_{meta.get("namespace", "")}({meta["uid"]})", container: '
+                              f"{spec['name']})")
+    # The runtime takes no group alone, and of a user it is not told it knows no further groups.
+    if user is None and name and not name.isdigit():
+        return {"run_as_username": name, "run_as_group": group}
+    if user is None and (name or group is not None):
+        user = int(name or 0)
+    return {"run_as_user": user, "run_as_group": group}
+
+
+def _capabilities(names: list[str] | None) -> tuple[str, ...]:
+    """The names as the runtime knows them. Raises ConfigError for one that it would pass over in silence."""
+    found = tuple(name.upper().removeprefix("CAP_") for name in names or ())
+    for name in found:
+        if name not in CAPABILITIES:
+            raise ConfigError(f'there is no capability "{name}"; names are as in capabilities(7), without "CAP_"')
+    return found
+
+
+def security(pod: dict[str, Any], spec: dict[str, Any], node: Node, image_user: str = "") -> Security:
+    """The container's security context over the pod's; `image_user` is the image's own. Raises ConfigError for what
+    could not be held."""
+    base, own = pod["spec"].get("securityContext") or {}, spec.get("securityContext") or {}
     capabilities = own.get("capabilities") or {}
     privileged = bool(own.get("privileged"))
     escalation = own.get("allowPrivilegeEscalation")
     return Security(
-        run_as_user=user, run_as_group=pick("runAsGroup") if user is not None else None,
-        supplemental_groups=_groups(base), privileged=privileged,
+        **_identity(pod, spec, image_user), supplemental_groups=_groups(base), privileged=privileged,
         readonly_rootfs=bool(own.get("readOnlyRootFilesystem")), no_new_privs=escalation is False,
-        add_capabilities=tuple(c.removeprefix("CAP_") for c in capabilities.get("add") or ()),
-        drop_capabilities=tuple(c.removeprefix("CAP_") for c in capabilities.get("drop") or ()),
-        seccomp="Unconfined" if privileged else _seccomp(pick("seccompProfile"), node) or "Unconfined",
+        add_capabilities=_capabilities(capabilities.get("add")),
+        drop_capabilities=_capabilities(capabilities.get("drop")),
+        seccomp="Unconfined" if privileged else _seccomp(_over(pod, spec, "seccompProfile"), node) or "Unconfined",
         unmasked_proc=own.get("procMount") == "Unmasked", apparmor=_apparmor(pod, spec, node),
-        strict_groups=base.get("supplementalGroupsPolicy") == "Strict", selinux=_selinux(pick("seLinuxOptions")))
+        strict_groups=base.get("supplementalGroupsPolicy") == "Strict",
+        selinux=_selinux(_over(pod, spec, "seLinuxOptions")))

@@ -22,6 +22,7 @@ from agent.kubelet.context import Context
 from agent.kubelet.cri import turns
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.env import ConfigError, Sources
+from agent.kubelet.images import Image
 from agent.kubelet.model import ContainerSpec, ObservedPod, ObservedSandbox, SandboxSpec
 from agent.kubelet.probing.checks import Failed
 from agent.kubelet.staticpods import SOURCE
@@ -93,8 +94,8 @@ class Steps:
         if not self.pod["spec"].get("volumes"):
             return {}
         try:
-            images = {v["name"]: await self._image({"name": "", "image": v["image"].get("reference", ""),
-                                                    "imagePullPolicy": v["image"].get("pullPolicy")})
+            images = {v["name"]: (await self._image({"name": "", "image": v["image"].get("reference", ""),
+                                                     "imagePullPolicy": v["image"].get("pullPolicy")})).id
                       for v in self.context.volumes.unpulled(self.pod)}
             self.images |= images
             paths, self.renew_at = await self.context.volumes.set_up(self.pod, self._sources(), images)
@@ -115,8 +116,8 @@ class Steps:
         return Sources(objects or {}, tuple(context.services.items()), ips, context.node.ips,
                        admit.capacity(context.place()))
 
-    async def _image(self, spec: dict[str, Any]) -> str:
-        """The id of the container's image. Raises StepFailed."""
+    async def _image(self, spec: dict[str, Any]) -> Image:
+        """The container's image, which this node has from then on. Raises StepFailed."""
         context, image, name = self.context, spec.get("image", ""), spec["name"]
         policy = spec.get("imagePullPolicy") or "IfNotPresent"
         started = context.clock.monotonic()
@@ -128,12 +129,14 @@ class Steps:
             if found is not None and context.images.may_use(found.id, full, auths):
                 self._tell("Normal", "Pulled", f'Container image "{image}" already present on machine and can be '
                                                "accessed by the pod", name)
-                return found.id
+                return found
             own = await context.credentials.of(full) if context.credentials is not None and policy != "Never" else []
             if policy != "Never":
                 self._tell("Normal", "Pulling", f'Pulling image "{image}"', name)
             reference = await context.images.ensure(image, policy, auths, own)
             made = await context.images.find(reference)
+            if made is None:
+                raise ImageError("ImageInspectError", f'Failed to inspect image "{image}": it has gone again')
         except ImageError as error:
             reason, message = TOLD.get(error.reason, ""), error.message
             if error.reason == "ErrImagePull":
@@ -144,8 +147,8 @@ class Steps:
             raise StepFailed(error.reason, error.message) from error
         took = context.clock.monotonic() - started
         self._tell("Normal", "Pulled", f'Successfully pulled image "{image}" in {took:.3f}s ({took:.3f}s including '
-                                       f"waiting). Image size: {made.size if made else 0} bytes.", name)
-        return reference
+                                       f"waiting). Image size: {made.size} bytes.", name)
+        return made
 
     # --- sandboxes
 
@@ -222,7 +225,7 @@ class Steps:
             raise StepFailed("RunContainerError", error.details) from error
         return id
 
-    async def _resolved(self, spec: dict[str, Any], image: str, attempt: int, paths: dict[str, str]) -> ContainerSpec:
+    async def _resolved(self, spec: dict[str, Any], image: Image, attempt: int, paths: dict[str, str]) -> ContainerSpec:
         """The ContainerSpec. Raises StepFailed CreateContainerConfigError."""
         meta, context = self.pod["metadata"], self.context
         if SOURCE not in (meta.get("annotations") or {}):  # a static pod must not wait for the API
@@ -233,12 +236,11 @@ class Steps:
                                                                        meta["uid"]) for kind, name in wanted))
             sources = replace(self._sources(dict(zip(wanted, found))), files=await within(
                 "a volume with variables", envfiles.read, spec, paths) if env.of_files(spec) else {})
-            await self._not_root(spec)
             mounts = context.volumes.mounts_for(self.pod, spec, paths, env.build(self.pod, spec, sources)
                                                 if any(m.get("subPathExpr") for m in spec.get("volumeMounts") or ())
                                                 else {})
-            made = specs.container(self.pod, spec, context.node, sources, image=image, attempt=attempt, volumes=mounts,
-                                   target=self._target(spec))
+            made = specs.container(self.pod, spec, context.node, sources, image=image.id, image_user=image.user,
+                                   attempt=attempt, volumes=mounts, target=self._target(spec))
             if context.cpus is not None:
                 made = replace(made, resources=replace(made.resources, **context.cpus.fit(
                     made.resources, meta["uid"], spec["name"])))
@@ -256,22 +258,6 @@ class Steps:
         if found is None or found.state != "running":
             raise ConfigError(f'unable to find target container "{name}"')
         return found.id
-
-    async def _not_root(self, spec: dict[str, Any]) -> None:
-        """runAsNonRoot without a user: the image's own user decides. Raises ConfigError."""
-        base, own = self.pod["spec"].get("securityContext") or {}, spec.get("securityContext") or {}
-        asked = own.get("runAsNonRoot", base.get("runAsNonRoot"))
-        if not asked or own.get("runAsUser", base.get("runAsUser")) is not None:
-            return
-        found = await self.context.images.find(spec.get("image", ""))
-        user = (found.user if found else "").partition(":")[0]
-        meta = self.pod["metadata"]
-        where = f'(pod: "{meta["name"]}_{meta.get("namespace", "")}({meta["uid"]})", container: {spec["name"]})'
-        if user in ("", "0", "root"):
-            raise ConfigError(f"container has runAsNonRoot and image will run as root {where}")
-        if not user.isdigit():
-            raise ConfigError(f"container has runAsNonRoot and image has non-numeric user ({user}), cannot verify user "
-                              f"is non-root {where}")
 
     def _write_files(self, spec: dict[str, Any], attempt: int) -> None:
         node, uid = self.context.node, self.pod["metadata"]["uid"]

@@ -63,8 +63,9 @@ def _identity(target: Any, security: model.Security) -> None:
     """User, group, supplemental groups and SELinux label: the same fields in both kinds of security context."""
     if security.run_as_user is not None:
         target.run_as_user.value = security.run_as_user
-    # The runtime refuses a group without a user; the image's own user then decides both.
-    if security.run_as_group is not None and security.run_as_user is not None:
+    if security.run_as_username:
+        target.run_as_username = security.run_as_username
+    if security.run_as_group is not None:
         target.run_as_group.value = security.run_as_group
     target.supplemental_groups.extend(security.supplemental_groups)
     if security.strict_groups:
@@ -150,9 +151,8 @@ def _secure(context: Any, sandbox: model.SandboxSpec, security: model.Security) 
     context.privileged = security.privileged
     context.no_new_privs = security.no_new_privs
     context.seccomp.CopyFrom(seccomp("Unconfined" if security.privileged else security.seccomp))
-    # The runtime silently ignores names it does not know, and it knows them without the prefix.
-    context.capabilities.add_capabilities.extend(c.upper().removeprefix("CAP_") for c in security.add_capabilities)
-    context.capabilities.drop_capabilities.extend(c.upper().removeprefix("CAP_") for c in security.drop_capabilities)
+    context.capabilities.add_capabilities.extend(security.add_capabilities)
+    context.capabilities.drop_capabilities.extend(security.drop_capabilities)
     _identity(context, security)
     if security.apparmor:
         context.apparmor.CopyFrom(seccomp(security.apparmor))

@@ -47,11 +47,12 @@ def test_specs_become_messages_without_unsafe_gaps() -> None:
     assert config.hostname == "" and not config.port_mappings
     assert config.linux.security_context.namespace_options.network == cri.NODE
     plain = model.ContainerSpec("c", "i", stop_signal="SIGRTMIN+3", security=model.Security(
-        run_as_group=5, add_capabilities=("CAP_NET_ADMIN", "sys_time")))
+        run_as_username="app", run_as_group=5, add_capabilities=("NET_ADMIN", "SYS_TIME")))
     message = translate.container_config(sandbox, plain)
     context = message.linux.security_context
     assert list(context.capabilities.add_capabilities) == ["NET_ADMIN", "SYS_TIME"]
-    assert context.masked_paths and context.readonly_paths and not context.HasField("run_as_group")
+    assert (context.run_as_username, context.run_as_group.value) == ("app", 5) and not context.HasField("run_as_user")
+    assert context.masked_paths and context.readonly_paths
     assert context.HasField("seccomp") and context.seccomp.profile_type == cri.SecurityProfile.Unconfined
     assert message.stop_signal == 38 and translate.signal_number("SIGTERM") == 23
     assert context.namespace_options.pid == cri.POD

@@ -117,6 +117,13 @@ def test_what_the_runtime_would_ignore_is_refused():
     rootless = {"name": "c", "securityContext": {"runAsNonRoot": True, "runAsUser": 0}}
     with pytest.raises(ConfigError, match="breaks non-root policy"):
         specs.security(pod(rootless), rootless, NODE)
+    typo = {"name": "c", "securityContext": {"capabilities": {"drop": ["cap_net_raw", "NET_RAWW"]}}}
+    with pytest.raises(ConfigError, match='there is no capability "NET_RAWW"'):
+        specs.security(pod(typo), typo, NODE)
+    grouped = {"name": "c", "securityContext": {"runAsGroup": 7}}  # no runtime takes a group without a user
+    found = [specs.security(pod(grouped), grouped, NODE, user) for user in ("", "12:3", "app")]
+    assert [(s.run_as_user, s.run_as_username, s.run_as_group) for s in found] == [(0, "", 7), (12, "", 7),
+                                                                                   (None, "app", 7)]
 
 
 def test_mounts_are_read_only_as_deep_as_asked_and_content_of_the_api_always():
