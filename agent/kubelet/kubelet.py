@@ -100,16 +100,18 @@ class Kubelet:
         for uid in uids & self._workers.keys():
             self._workers[uid].wake()
 
-    def retry(self) -> None:
-        """Circumstances of the node changed: let every pod try again at once."""
+    def retry(self, *, crashes: bool = False) -> None:
+        """Circumstances of the node changed: let every pod try again at once what failed; `crashes` too."""
         for worker in self._workers.values():
-            worker.retry()
+            worker.retry(crashes=crashes)
 
     # --- running
 
     async def run(self) -> None:
         """Until cancelled. Containers run on."""
-        files.write(self.context.node.pause_profile, orjson.dumps(PROFILE))
+        profile = orjson.dumps(PROFILE)
+        if files.read(self.context.node.pause_profile) != profile:  # a full disk keeps nobody from starting again
+            files.write(self.context.node.pause_profile, profile)
         async with asyncio.TaskGroup() as group:
             self._group = group
             group.create_task(self._events(), name="runtime events")

@@ -142,9 +142,11 @@ class Worker:
         self._failures.forgive()
         self._wake.set()
 
-    def retry(self) -> None:
-        """Circumstances changed (the network is ready, the runtime is back): do not wait out failures."""
+    def retry(self, *, crashes: bool = False) -> None:
+        """Circumstances changed (the network is ready, the runtime is back): wait out no failures, nor `crashes`."""
         self._failures.not_before.clear()
+        if crashes:
+            self._failures.backoffs.clear()
         self.look()
 
     # --- the loop

@@ -13,6 +13,7 @@ from typing import Any
 from agent.kubelet.admit import amounts
 from agent.kubelet.context import Context
 from agent.kubelet.host.addresswatch import AddressWatch
+from agent.kubelet.host.clockwatch import ClockWatch
 from agent.kubelet.host.node import NodeAgent
 from agent.kubelet.host.shutdown import Shutdown
 from agent.kubelet.kubelet import Kubelet
@@ -43,6 +44,7 @@ class Housekeeping:
         self.shutdown = Shutdown(self._keeping, kubelet.workers, node.check, context.clock, ledger)
         node.closing = lambda: self.shutdown.going
         self.addresses = AddressWatch(node.host.ips, node.check, context.clock)
+        self.time = ClockWatch(self._clock_set, context.clock)
         node.problem = lambda: self.addresses.problem
         node.pressures = lambda: self.evictions.conditions
         if context.volumes.csi is not None:
@@ -65,11 +67,17 @@ class Housekeeping:
             group.create_task(self.collector.run(), name="image collection")
             group.create_task(self.evictions.run(), name="evictions")
             group.create_task(self.addresses.run(), name="own address")
+            group.create_task(self.time.run(), name="clock")
             group.create_task(self.shutdown.run(), name="shutdown")
             group.create_task(self._weigh(), name="cgroup weights")
             if self._context.cpus is not None:
                 group.create_task(self._context.cpus.run(self._kubelet.seen, self._kubelet.alive,
                                                          self._context.runtime.update_container), name="CPUs")
+
+    def _clock_set(self, what: str) -> None:
+        """Back-offs, deadlines and tokens are reckoned by the clock: none of them waits for a time of before."""
+        self._tell(None, "ClockSet", f"{what[0].upper()}{what[1:]}: what waited for its time is tried again")
+        self._kubelet.retry(crashes=True)
 
     def _memory(self) -> int:
         """Bytes all pods together may have; 0 = what there is."""

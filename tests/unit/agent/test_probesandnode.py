@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from agent.kubelet.host import nodestatus
 from agent.kubelet.host.addresswatch import AddressWatch
+from agent.kubelet.host.clockwatch import ClockWatch
 from agent.kubelet.host.nodestatus import Health, Host
 from agent.kubelet.probing.probes import EAGER, Timing, Verdict, judge
 from controlplane.machinery.clock import FakeClock
@@ -69,6 +70,21 @@ def test_a_node_says_when_its_address_is_gone():
     present.add("10.0.0.1")
     watch.look()
     assert told[1:] == [""]
+
+
+def test_a_clock_that_is_set_is_told_and_one_that_is_steered_is_not():
+    class Clock(FakeClock):
+        ahead = 0.0
+
+        def now(self):
+            return super().now() + self.ahead
+    clock, told = Clock(), []
+    watch = ClockWatch(told.append, clock)
+    for ahead, want in ((1.0, []), (3601.0, ["forward by 3600"]), (3598.0, []), (-20.0, ["back by 3618"]), (-20.0, [])):
+        clock.ahead = ahead
+        told.clear()
+        watch.look()
+        assert told == [f"the node's clock was set {text} seconds" for text in want]
 
 
 def test_only_a_real_change_is_told():
