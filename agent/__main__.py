@@ -179,7 +179,7 @@ class Agent:
         systemd = next((k for k in known if k is not None), systemd_cgroups())
         cgroups = Cgroups(options.cgroup_root, systemd=systemd, pids=options.keeping.pod_pids)
         node = Node(name=options.name, ips=options.node_ips, root=options.root, logs=self.paths.pod_logs,
-                    cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain, resolv=config.resolvers(),
+                    cluster_dns=options.cluster_dns, cluster_domain=options.cluster_domain,
                     cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
                     strict_groups=self._features.strict_groups, recursive="" in self._features.recursive,
                     user_namespaces=self._features.user_namespaces, subordinate=delegated() or SUBORDINATE,
@@ -189,7 +189,7 @@ class Agent:
                                   [options.root, Path.home() / ".docker", Path("/.docker")])
         return Context(node=node, runtime=runtime, images=images, client=client, recorder=recorder, clock=SYSTEM,
                        volumes=volumes, services=services, cgroups=cgroups, checks=Checks(runtime),
-                       credentials=credentials)
+                       resolvers=config.resolvers, credentials=credentials)
 
     def _cpus(self, context: Any) -> None:
         """CPUs for containers alone, where this node gives them. Raises Finding."""

@@ -20,6 +20,7 @@ from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.cri.turns import Turns
 from agent.kubelet.devices.devices import Devices
 from agent.kubelet.images import Images
+from agent.kubelet.model import DNS
 from agent.kubelet.probing.checks import Checks
 from agent.kubelet.probing.prober import PARALLEL
 from agent.kubelet.specs import Node
@@ -44,6 +45,7 @@ class Context:
     checks: Checks
     place: Callable[[], Place] = lambda: Place("")  # this node as pods ask for it
     others: Callable[[str], list[dict[str, Any]]] = lambda uid: []  # active pods of this node but the one with `uid`
+    resolvers: Callable[[], DNS] | None = None  # whom this host asks now; None: as `node` says
     credentials: Credentials | None = None  # this node's own, for every pod
     cpus: CpuManager | None = None  # where containers may have CPUs of their own
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))

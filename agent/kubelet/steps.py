@@ -155,6 +155,8 @@ class Steps:
     async def _sandbox(self, attempt: int) -> SandboxSpec:
         parent = self.context.cgroups.parent(self.pod)
         handler, node, users = await self._handler(), self.context.node, 0
+        if self.context.resolvers is not None:
+            node = replace(node, resolv=self.context.resolvers())
         if specs.own_users(self.pod, node, handler):
             users = self.context.users.of(self.pod["metadata"]["uid"])
         return specs.sandbox(self.pod, node, attempt, parent, handler, users)

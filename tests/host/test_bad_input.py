@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from controlplane.machinery.clock import SYSTEM, parse_rfc3339
 from tests.client.cluster import eventually
 from tests.host.conftest import Lab, Stranger
 from tests.host.test_hosts import shown
@@ -58,6 +59,18 @@ def test_an_expired_token(lab: Lab, stranger: Stranger, command: dict[str, str])
     lab.kubectl("-n", "kube-system", "patch", "secret", f"bootstrap-token-{token[:6]}", "-p", past)
     said = join(stranger, command, token=token)
     assert "it has expired" in said and "pelamis token create" in said
+
+
+def test_a_token_holds_for_as_long_as_it_was_made_for(lab: Lab, stranger: Stranger, command: dict[str, str]) -> None:
+    """An hour when nothing is said; until it is taken back."""
+    short, usual = (lab.server.pelamis("token", "create", "--token-only", *ttl).stdout.strip()
+                    for ttl in (("--ttl", "30m"), ()))
+    listed = dict(line.split()[:2] for line in lab.server.pelamis("token", "list").stdout.splitlines())
+    left = [parse_rfc3339(listed[f"{token[:6]}.<secret>"]) - SYSTEM.now() for token in (short, usual)]
+    assert 0 < left[0] <= 1800 < left[1] <= 3600
+    lab.server.pelamis("token", "delete", usual)
+    assert usual[:6] not in lab.server.pelamis("token", "list").stdout
+    assert "does not know this token" in join(stranger, command, token=usual)
 
 
 def test_a_server_that_cannot_be_reached(lab: Lab, stranger: Stranger, command: dict[str, str]) -> None:

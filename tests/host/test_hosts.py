@@ -5,19 +5,45 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from agent.image import demo
+from controlplane.store import backup
+from controlplane.store.backup import DAY
 from tests.client.cluster import eventually
 from tests.host.conftest import Lab
 from tests.host.machine import Machine
+from tests.host.test_doctor import lacks
 
 pytestmark = pytest.mark.host
 # Exposure by systemd-analyze, in tenths: what needs not be open to make pods must stay this tight.
 EXPOSURE = {"apiserver": 15, "controllers": 15, "snapshot": 16, "prepare": 60, "agent": 68}
 INHERITED = "NoNewPrivs|CapBnd|Seccomp"  # what a process hands to those it starts: containerd, to every container
 ROOTLESS = ("apiserver", "controllers")
+ALL = {"Type": "notify", "Restart": "always", "StartLimitIntervalUSec": "0"}  # what systemd shows of every service
+OWN = {**ALL, "WatchdogUSec": "1min", "CPUWeight": "200"}
+HELD = {"containerd": {**ALL, "KillMode": "process", "OOMScoreAdjust": "-999", "TasksMax": "infinity"},
+        "agent": {**OWN, "KillMode": "process", "OOMScoreAdjust": "-999", "TasksMax": "infinity"},
+        **{n: {**OWN, "KillMode": "control-group", "OOMScoreAdjust": "-998", "TasksMax": "512"} for n in ROOTLESS}}
+RESOLVER = """
+import select, socket, sys
+listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+listening.bind(("192.168.79.11", 53))
+print("up", flush=True)
+while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
+    asked, who = listening.recvfrom(512)
+    end = asked.index(0, 12) + 5
+    found = int(asked[end - 3] == 1)  # an A record, and no other
+    record = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\4\\0\\4\\xc0\\0\\2\\7" * found
+    listening.sendto(asked[:2] + bytes([0x81, 0x80, 0, 1, 0, found, 0, 0, 0, 0]) + asked[12:end] + record, who)
+"""
+# A pod's way to say that it ended, and in which order.
+ENDS = ("b=/bin/busybox; trap '$b sleep TAKES; $b hostname >> /told/order; exit 0' TERM; "
+        "while :; do $b sleep 600 & wait $!; done")
+LOGIND = "/etc/systemd/system/systemd-logind.service"
 WORKLOAD = """
 apiVersion: apps/v1
 kind: DaemonSet
@@ -142,6 +168,32 @@ def test_units(lab: Lab) -> None:
     assert not any("\x1b" in entry["MESSAGE"] or entry["MESSAGE"].startswith("<") for entry in said)
 
 
+def held(machine: Machine, name: str) -> bool:
+    """Whether systemd runs the service as it is to be, and the kernel counts its processes."""
+    want = HELD[name]
+    told = machine.run("systemctl", "show", f"pelamis-{name}", "-p", ",".join([*want, "ControlGroup"])).stdout
+    said = dict(line.split("=", 1) for line in told.splitlines())
+    group = said.pop("ControlGroup")
+    assert said == want, name
+    files = [f"/sys/fs/cgroup{hierarchy}{group}/pids.max" for hierarchy in ("", "/pids")]  # of version 2, and of 1
+    assert machine.run("cat", *files, check=False).stdout.strip() == want["TasksMax"].replace("infinity", "max")
+    return True
+
+
+def test_what_systemd_holds_the_services_to(lab: Lab) -> None:
+    for machine in lab.machines:
+        running = [name for name, pid in processes(machine).items() if pid != "0"]
+        assert len(running) == (4 if machine is lab.server else 2) and all(held(machine, name) for name in running)
+        own = machine.run("cat", f"/proc/{processes(machine)['containerd']}/cmdline").stdout.split("\0")
+        assert own[:3] == ["/usr/bin/containerd", "--config", "/etc/pelamis/containerd.toml"]
+        assert machine.run("systemctl", "is-active", "containerd", check=False).stdout == "inactive\n"
+        logs = machine.run("find", "/var/log/pelamis", "-type", "f", "-not", "-path", "*/pods/*").stdout
+        assert not logs, "the journal has them: there is nothing to rotate"
+        assert "d /run/pelamis 0755 root" in machine.run("systemd-tmpfiles", "--cat-config").stdout
+    timers = lab.server.run("systemctl", "list-timers", "--no-pager").stdout
+    assert all(name in timers for name in ("pelamis-prepare.timer", "pelamis-snapshot.timer"))
+
+
 def test_a_workload_across_the_hosts(lab: Lab) -> None:
     lab.kubectl("apply", "-f", "-", input=WORKLOAD)
     lab.kubectl("rollout", "status", "daemonset/each", "--timeout=150s")
@@ -156,6 +208,30 @@ def test_the_kubelets_serve_with_certificates_of_the_cluster(lab: Lab) -> None:
     for agent in lab.agents:
         own = [line for line in csrs if f"system:node:{agent.name} " in line and "Approved,Issued" in line]
         assert len(own) == 2, csrs
+
+
+def test_names_where_the_hosts_resolver_is_a_stub(lab: Lab) -> None:
+    """As on Ubuntu: pods and the cluster's DNS are given whom systemd-resolved asks, never its own address."""
+    agent, behind = lab.agents[0], "/run/systemd/resolve/resolv.conf"
+    agent.run("sh", "-ec", f"mkdir -p {behind.rpartition('/')[0]}; echo nameserver {lab.server.address} > {behind}; "
+              "echo nameserver 127.0.0.53 > /etc/resolv.conf")
+    pod = {"spec": {"nodeName": agent.name, "dnsPolicy": "Default", "terminationGracePeriodSeconds": 1}}
+    try:
+        lab.kubectl("run", "plain", f"--image={demo.DEMO}", "--overrides", json.dumps(pod))
+        lab.kubectl("wait", "--for=condition=Ready", "pod/plain", "--timeout=150s")
+        given = lab.kubectl("exec", "plain", "--", "/bin/busybox", "cat", "/etc/resolv.conf")
+        assert f"nameserver {lab.server.address}" in given and "127.0.0" not in given
+        name = lab.kubectl("get", "pods", "-l", "app=each", "-o", "name", "--field-selector",
+                           f"spec.nodeName={agent.name}").strip()
+        with subprocess.Popen(lab.server.enter("/root/venv/bin/python", "-c", RESOLVER), stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True) as resolver:
+            assert resolver.stdout is not None and resolver.stdout.readline() == "up\n"
+            asked = ("exec", name, "--", "/bin/busybox", "nslookup", "far.example")
+            eventually(lambda: "192.0.2.7" in lab.kubectl(*asked))
+            resolver.communicate("end\n")
+    finally:
+        lab.kubectl("delete", "pod", "plain", "--ignore-not-found")
+        agent.run("rm", "-r", "/etc/resolv.conf", behind)
 
 
 def requests(lab: Lab) -> int:
@@ -378,6 +454,23 @@ def test_a_snapshot_brings_back_what_was_deleted(lab: Lab) -> None:
     assert "sound" in lab.server.run("pelamis", "store", "check").stdout
 
 
+def test_snapshots_are_forgotten_by_the_policy(lab: Lab) -> None:
+    """Of a snapshot for every hour of 50 days the timer's next run leaves the newest eight, and one of each of seven
+    days and four weeks."""
+    server = lab.server
+    folder = server.root / "var/lib/pelamis/snapshots"
+    server.run("pelamis", "snapshot", "save")
+    newest, now = max(folder.glob("store-*")), datetime.now(UTC)
+    for hours in range(1, 50 * 24):
+        (folder / f"store-{now - timedelta(hours=hours):%Y%m%dT%H%M%S}Z-r1.db").hardlink_to(newest)
+    server.run("systemctl", "start", "pelamis-snapshot")
+    times = sorted((snapshot.time for snapshot in backup.listed(folder)), reverse=True)
+    days, weeks = (list(dict.fromkeys(int(time // length) for time in times)) for length in (DAY, 7 * DAY))
+    assert len(times) <= 8 + 7 + 4 and times[0] - times[7] < DAY, times
+    assert days[:7] == list(range(days[0], days[0] - 7, -1)) and weeks == list(range(weeks[0], weeks[0] - 4, -1))
+    assert "KiB now" in server.run("pelamis", "store", "compact").stdout and lab.ready()
+
+
 def move(machine: Machine, old: str, new: str) -> None:
     """Give a machine another address, as a DHCP server does."""
     machine.run("sh", "-c", f"ip address add {new}/24 dev eth0; ip address del {old}/24 dev eth0; "
@@ -430,11 +523,72 @@ def test_a_node_with_another_address(lab: Lab) -> None:
     eventually(lambda: lab.ready() and answers(lab))
 
 
+def ending(name: str, node: str, takes: int, priority: str) -> dict[str, Any]:
+    """A pod that takes so many seconds to end."""
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
+        "nodeName": node, "priorityClassName": priority,
+        "volumes": [{"name": "told", "hostPath": {"path": "/root/told", "type": "DirectoryOrCreate"}}],
+        "containers": [{"name": "main", "image": demo.DEMO, "imagePullPolicy": "IfNotPresent",
+                        "command": ["/bin/busybox", "sh", "-c", ENDS.replace("TAKES", str(takes))],
+                        "volumeMounts": [{"name": "told", "mountPath": "/told"}]}]}}
+
+
+def test_pods_end_before_the_host_by_their_priority(lab: Lab) -> None:
+    """logind is asked to wait for them; what has a higher priority ends after what has a lower one, slow as that is."""
+    machine = lab.agents[1]
+    conf = machine.root / "etc/pelamis/agent.conf"
+    before = conf.read_text()
+    machine.run("sh", "-ec", f"rm {LOGIND}; systemctl daemon-reload; systemctl start systemd-logind")
+    try:
+        conf.write_text(before.replace('FLAGS=""', 'FLAGS="--shutdown-grace-period-by-pod-priority=0=60s,1000=60s"'))
+        machine.run("systemctl", "restart", "pelamis-agent")
+        eventually(lambda: "shutdown" in machine.run("systemd-inhibit", "--list", "--no-pager", "--no-legend").stdout)
+        lab.kubectl("create", "priorityclass", "later", "--value=1000")
+        for name, takes, priority in (("sooner", 2, ""), ("later", 0, "later")):
+            lab.kubectl("create", "-f", "-", input=json.dumps(ending(name, machine.name, takes, priority)))
+        lab.kubectl("wait", "--for=condition=Ready", "pod/sooner", "pod/later", "--timeout=150s")
+        machine.reboot()
+        assert (machine.root / "root/told/order").read_text().split() == ["sooner", "later"]
+        for name in ("sooner", "later"):
+            status = json.loads(lab.kubectl("get", "pod", name, "-o", "json"))["status"]
+            assert (status["phase"], status["reason"]) == ("Failed", "Terminated")
+            assert status["message"] == "Pod was terminated in response to imminent node shutdown."
+        eventually(lambda: lab.ready() and answers(lab), seconds=120)
+    finally:
+        conf.write_text(before)
+        machine.run("sh", "-ec", f"systemctl stop systemd-logind; ln -sfn /dev/null {LOGIND}; systemctl daemon-reload; "
+                    "systemctl restart pelamis-agent; rm -rf /root/told")
+        lab.kubectl("delete", "pod/sooner", "pod/later", "priorityclass/later", "--ignore-not-found")
+
+
+def since(machine: Machine, name: str, what: str) -> int:
+    """When the service came to be so, on the host's own clock."""
+    return int(machine.run("systemctl", "show", f"pelamis-{name}", "-p", f"{what}TimestampMonotonic", "--value").stdout)
+
+
+def clean(lab: Lab, machine: Machine) -> bool:
+    """Whether a host that was off has all it had and nothing more: no service before the one it needs, no sandbox or
+    address of a pod that is gone, a runtime folder as it is to be, and nothing the doctor finds."""
+    assert since(machine, "containerd", "ActiveEnter") <= since(machine, "agent", "ExecMainStart")
+    if machine is lab.server:
+        assert since(machine, "apiserver", "ActiveEnter") <= since(machine, "controllers", "ExecMainStart")
+        assert "sound" in machine.run("pelamis", "store", "check").stdout
+    assert machine.run("stat", "-c", "%a %U", "/run/pelamis").stdout == "755 root\n"
+    return sound(machine) and lacks(machine, "sandboxes")
+
+
 def test_a_reboot_and_a_power_cut(lab: Lab) -> None:
-    second, third = lab.agents
-    second.reboot()
-    third.cut()
-    third.start()
+    """Of an agent and of the server; the test before has rebooted the other agent."""
+    agent = lab.agents[0]
+    agent.cut()
+    agent.start()
     eventually(lambda: lab.ready() and answers(lab), seconds=120)
     lab.server.reboot()
     eventually(lambda: lab.ready() and answers(lab), seconds=120)
+    lab.kubectl("create", "configmap", "written-last")
+    lab.server.cut()
+    lab.server.start()
+    eventually(lambda: lab.ready() and answers(lab), seconds=120)
+    lab.kubectl("delete", "configmap", "written-last")
+    for machine in lab.machines:
+        eventually(lambda machine=machine: clean(lab, machine), seconds=120)  # type: ignore[misc]
