@@ -14,7 +14,7 @@ from tests.client.cluster import kubectls
 from tests.nightly import vm
 
 pytestmark = pytest.mark.host
-MEMORY_LIMIT = 48 << 20
+MEMORY_LIMIT, HUGE_LIMIT = 48 << 20, 4 << 20
 WORKLOAD = f"""
 apiVersion: apps/v1
 kind: Deployment
@@ -36,12 +36,27 @@ apiVersion: v1
 kind: Service
 metadata: {{name: web}}
 spec: {{selector: {{app: web}}, ports: [{{port: 80}}]}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {{name: huge}}
+spec:
+  terminationGracePeriodSeconds: 0
+  volumes: [{{name: pages, emptyDir: {{medium: HugePages}}}}]
+  containers:
+  - name: huge
+    image: {demo.DEMO}
+    imagePullPolicy: IfNotPresent
+    resources: {{requests: {{cpu: 50m, memory: 32Mi}}, limits: {{memory: 32Mi, hugepages-2Mi: 4Mi}}}}
+    volumeMounts: [{{name: pages, mountPath: /pages}}]
+    command: [/bin/busybox, sleep, infinity]
 """
 SCRIPT = f"""#!/bin/sh
 export HOME=/root KUBECONFIG=/etc/pelamis/admin.kubeconfig NO_COLOR=1
 PATH=/root:$PATH
 chmod +x /root/kubectl
 cd /root
+sysctl -q vm.nr_hugepages=8
 ids() {{ kubectl get pods -o 'jsonpath={{.items[*].status.containerStatuses[0].containerID}}'; }}
 stat -fc 'cgroups: %T' /sys/fs/cgroup
 PELAMIS_VENV=/root/venv /root/pelamis/pelamis install server --node-ip {vm.ADDRESS}; echo "install: $?"
@@ -53,6 +68,13 @@ curl -s --max-time 30 http://$(kubectl get svc web -o 'jsonpath={{.spec.clusterI
 for group in $(find /sys/fs/cgroup/kubepods.slice -name 'cri-containerd*.scope'); do
     echo "limit: $(cat $group/memory.max) $(cat $group/cpu.max)"
 done
+kubectl wait --for=condition=Ready pod/huge --timeout=240s
+for group in $(find /sys/fs/cgroup/kubepods.slice -path '*pod*' -name hugetlb.2MB.max); do
+    echo "huge pages: $(cat $group)"
+done
+kubectl exec huge -- /bin/busybox fallocate -l {HUGE_LIMIT} /pages/all; echo "all of them: $?"
+kubectl exec huge -- /bin/busybox fallocate -l {HUGE_LIMIT // 2} /pages/more; echo "more: $?"
+kubectl delete pod huge
 before=$(ids)
 systemctl restart pelamis-containerd pelamis-agent pelamis-apiserver
 kubectl wait --for=condition=Ready node --all --timeout=120s
@@ -75,6 +97,7 @@ def test_a_node_on_cgroup_v2(tmp_path: Path) -> None:
     told = vm.run(SCRIPT, tmp_path, {"work.yaml": work, "demo.tar": demo.built(demo.DEMO, Paths(tmp_path / "images")),
                                      "kubectl": Path(kubectls()[0]).resolve()})
     for line in ("cgroups: cgroup2fs", "install: 0", "doctor: 0", "rollout: 0", "curl: 0", "containers: the same",
-                 "greedy: 137", "This host is as it was.", "reset: 0"):
+                 "all of them: 0", "more: 1", "greedy: 137", "This host is as it was.", "reset: 0"):
         assert line in told, told[-6000:]
     assert told.count(f"limit: {MEMORY_LIMIT} 50000 100000") == 2, told
+    assert told.count(f"huge pages: {HUGE_LIMIT}") == 2, told  # the pod's group and its container's

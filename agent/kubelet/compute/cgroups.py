@@ -86,31 +86,33 @@ class Cgroups:
             if not self.systemd:
                 (self._make_v2 if self.v2 else self._make_v1)(name, limits)
             path = _slice_path(name) if self.systemd else name.strip("/")
-            for size, limit in limits.hugepages:  # of which systemd knows nothing
+            if self.systemd and self.v2 and limits.hugepages:
+                self._hand_down(path, ("hugetlb",))  # of which systemd knows nothing
+            for size, limit in limits.hugepages:
                 if self.v2:
                     _write(self.mount / path / f"hugetlb.{size}.max", str(limit))
                 else:
                     _write(self.mount / "hugetlb" / path / f"hugetlb.{size}.limit_in_bytes", str(limit))
 
     def _make_v2(self, parent: str, limits: LinuxResources) -> None:
-        folder = self.mount
-        for part in parent.strip("/").split("/"):
-            self._delegate(folder)
-            folder = folder / part
-            folder.mkdir(exist_ok=True)
-        self._delegate(folder)
+        folder = self.mount / parent.strip("/")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._hand_down(parent.strip("/"), V2_WANTED)
         _write(folder / "cpu.weight", str(v2_weight(limits.cpu_shares)))
         _write(folder / "cpu.max", f"{limits.cpu_quota or 'max'} {limits.cpu_period or PERIOD}")
         _write(folder / "memory.max", str(limits.memory_limit or "max"))
         _write(folder / "pids.max", str(limits.pids or "max"))
 
-    def _delegate(self, folder: Path) -> None:
-        with contextlib.suppress(OSError):
-            offered = (folder / "cgroup.controllers").read_text().split()
-            given = (folder / "cgroup.subtree_control").read_text().split()
-            for name in V2_WANTED:
-                if name in offered and name not in given:
-                    _write(folder / "cgroup.subtree_control", f"+{name}")
+    def _hand_down(self, path: str, controllers: Iterable[str]) -> None:
+        """Of the controllers those that there are, from the mount to the group at `path` and what is made in it."""
+        for part in (*reversed(Path(path).parents), Path(path)):
+            folder = self.mount / part
+            with contextlib.suppress(OSError):
+                offered = (folder / "cgroup.controllers").read_text().split()
+                given = (folder / "cgroup.subtree_control").read_text().split()
+                for name in controllers:
+                    if name in offered and name not in given:
+                        _write(folder / "cgroup.subtree_control", f"+{name}")
 
     def _make_v1(self, parent: str, limits: LinuxResources) -> None:
         relative = parent.strip("/")

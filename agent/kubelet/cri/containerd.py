@@ -30,6 +30,7 @@ ANSWER_SECONDS = 2.0
 
 # Snapshotters we never use; each would be probed at start and some log an error on most hosts.
 _DISABLED = tuple(f"io.containerd.snapshotter.v1.{name}" for name in ("aufs", "btrfs", "devmapper", "zfs"))
+_HUGE_PAGES = "disable_hugetlb_controller = false"  # each container is held to its own limit, not its pod alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ def _version_2(paths: Paths, known: Facts) -> str:
 [plugins."{plugin}"]
   sandbox_image = "{PAUSE}"
   enable_cdi = true
+  {_HUGE_PAGES}
   restrict_oom_score_adj = {str(not known.may_lower_oom_score).lower()}
   stream_server_address = "127.0.0.1"
   stream_server_port = "0"
@@ -174,6 +176,7 @@ def _version_3(paths: Paths, known: Facts) -> str:
 [plugins."{images}".registry]
   config_path = "{registries(paths)}"
 [plugins."{runtime}"]
+  {_HUGE_PAGES}
   restrict_oom_score_adj = {str(not known.may_lower_oom_score).lower()}
 """ + _cni(runtime, paths) + _runtime(runtime, known)
 

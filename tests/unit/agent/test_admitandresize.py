@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +109,27 @@ def test_huge_pages_are_held_to_what_is_asked_and_others_to_none(tmp_path, monke
     assert held == {"2MB": str(6 << 20), "1GB": "0"}
     asyncio.run(groups.weigh(100))  # the groups of the classes are not held
     assert (mount / "kubepods/burstable/hugetlb.2MB.max").read_text() == "max"
+
+
+def test_what_systemd_does_not_know_is_handed_down_to_its_slices(tmp_path, monkeypatch):
+    from agent.kubelet.compute import cgroups
+
+    async def made(wanted):
+        """As systemd would make them."""
+    monkeypatch.setattr(cgroups, "PAGES", tmp_path / "pages")
+    (tmp_path / "pages/hugepages-2048kB").mkdir(parents=True)
+    at, mount = "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podu.slice", tmp_path / "mount"
+    (mount / at).mkdir(parents=True)
+    (mount / at / "hugetlb.2MB.max").write_text("max")
+    folders = [mount, *(mount / part for part in Path(at).parents if part.name), mount / at]
+    for folder in folders:
+        (folder / "cgroup.controllers").write_text("cpu memory hugetlb")
+        (folder / "cgroup.subtree_control").write_text("cpu memory")
+    groups = cgroups.Cgroups(systemd=True, mount=mount)
+    monkeypatch.setattr(groups._slices, "set", made)
+    asyncio.run(groups.make(pod({"name": "own", "resources": {"requests": {"cpu": "1m"}}})))
+    assert [(folder / "cgroup.subtree_control").read_text() for folder in folders] == ["+hugetlb"] * 4
+    assert (mount / at / "hugetlb.2MB.max").read_text() == "0"
 
 
 def test_a_sidecar_does_not_go_before_those_it_serves():
