@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
 
 from agent.kubelet import model
 from agent.kubelet.cri import observe, translate
@@ -105,3 +106,56 @@ def test_the_control_group_driver_is_read_from_an_older_containerds_configuratio
     told = '{"containerd": {"runtimes": {"runc": {"options": {"SystemdCgroup": %s}}}}}'
     assert [asks_systemd(text) for text in (told % "true", told % "false", "{}", "", '{"containerd": []}')] == [
         True, False, None, None, None]
+
+
+class Told(grpc.GenericRpcHandler):
+    """A runtime that answers these methods, and no others."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers = answers
+
+    def service(self, details: Any) -> Any:
+        answer = self.answers.get(details.method.rpartition("/")[2])
+        if answer is None:
+            return None
+
+        async def give(request: bytes, context: Any) -> Any:
+            return answer
+        return grpc.unary_unary_rpc_method_handler(give, response_serializer=type(answer).SerializeToString)
+
+
+def handler(name: str, users: bool) -> Any:
+    return cri.RuntimeHandler(name=name, features=cri.RuntimeHandlerFeatures(
+        recursive_read_only_mounts=True, user_namespaces=users))
+
+
+SYSTEMD = cri.RuntimeConfigResponse(linux=cri.LinuxRuntimeConfiguration(cgroup_driver=cri.SYSTEMD))
+CONFIG = '{"enableCDI": %s, "containerd": {"runtimes": {"runc": {"options": {"SystemdCgroup": %s}}}}}'
+RUNTIMES = {
+    "containerd 1.6": ({"Status": cri.StatusResponse(info={"config": CONFIG % ("null", "false")})},
+                       model.Features(systemd=False)),
+    "containerd 1.7": ({"Status": cri.StatusResponse(info={"config": CONFIG % ("true", "true")})},
+                       model.Features(systemd=True, cdi=True)),
+    "containerd 2": ({"Status": cri.StatusResponse(
+        info={"config": CONFIG % ("true", "false")}, runtime_handlers=[handler("", True), handler("runc", True)],
+        features=cri.RuntimeFeatures(supplemental_groups_policy=True)), "RuntimeConfig": SYSTEMD},
+        model.Features(systemd=True, cdi=True, strict_groups=True, handlers=frozenset(("", "runc")),
+                       recursive=frozenset(("", "runc")), user_namespaces=frozenset(("", "runc")))),
+    "CRI-O": ({"Status": cri.StatusResponse(runtime_handlers=[handler("crun", True), handler("kata", False)]),
+               "RuntimeConfig": SYSTEMD},
+              model.Features(systemd=True, cdi=True, handlers=frozenset(("crun", "kata")),
+                             recursive=frozenset(("crun", "kata")), user_namespaces=frozenset(("crun",))))}
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_a_runtime_can_what_it_says_whatever_it_is_called(tmp_path: Path, name: str) -> None:
+    async def body() -> model.Features:
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers((Told(**RUNTIMES[name][0]),))
+        server.add_insecure_port(f"unix://{tmp_path}/cri.sock")
+        await server.start()
+        async with asyncio.timeout(20), Connection(tmp_path / "cri.sock") as connection:
+            found = await Runtime(connection).features()
+        await server.stop(None)
+        return found
+    assert asyncio.run(body()) == RUNTIMES[name][1]
