@@ -91,7 +91,7 @@ def parser(paths: Paths) -> argparse.ArgumentParser:
         "credentials of registries")
     add("--image-credential-provider-bin-dir", type=Path, default=Path("/usr/local/libexec/kubelet"),
         help="folder of these programs")
-    add("-v", "--verbose", action="store_true")
+    add("-v", "--verbose", action="store_true", help="log what helps to find faults, too")
     return flags
 
 

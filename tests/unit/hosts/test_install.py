@@ -1,5 +1,6 @@
 """An install that is killed at any change can be done again, and undone: nothing is left, volumes' data is kept."""
 
+import re
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from controlplane.cli import node
 from controlplane.cli.settings import Settings
-from controlplane.hosts import belongings, census, install, prepare, product, reset, running, units
+from controlplane.hosts import belongings, census, install, options, prepare, product, reset, running, units
 from controlplane.hosts.layout import Layout
 from controlplane.hosts.services import State
 from controlplane.machinery.paths import Paths
@@ -97,6 +98,16 @@ def test_what_an_install_leaves(host):
     put(host)
     assert "anonymous-auth=false" in (layout.paths.etc / "apiserver.conf").read_text(), "a person's file is kept"
     assert "--audit-policy-file" in (layout.paths.etc / "apiserver.conf.new").read_text()
+
+
+@pytest.mark.parametrize("name", options.PARSERS)
+def test_every_flag_of_a_process_is_explained(host, name):
+    layout, _, _ = host
+    put(host)
+    text = (layout.paths.etc / f"{name}.conf").read_text()
+    flags = {word for action in options.PARSERS[name](layout)._actions for word in action.option_strings[-1:]}
+    assert len(flags) > 5
+    assert [flag for flag in flags - {"--help"} if not re.search(rf"(?m)^# {flag}(=.+)?\n#     \S+ \S+", text)] == []
 
 
 def test_killed_at_every_change(host, monkeypatch):
