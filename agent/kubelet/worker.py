@@ -206,6 +206,7 @@ class Worker:
         due = plan.overdue(self.pod)
         if due and now >= due and not self._doomed and not plan.finished(self.pod, self.seen):
             self._doomed = ("DeadlineExceeded", "Pod was active on the node longer than the specified deadline")
+            self.context.tell(self.pod, "Normal", *self._doomed)
         self._prober.sync(self.pod, self.seen, ending=ending, held=self._hooked())
         self._resize(ending or bool(self._doomed))
         made = plan.plan(self.shown, self.seen, now, self._facts())
