@@ -72,6 +72,14 @@ class Ledger:
                 return
             _append(fd, {"n": number + 1, **entry})
 
+    def forget(self, kind: str, **what: Any) -> None:
+        """Note that a change was taken back by whoever made it: what comes to be there later is another's."""
+        wanted = {"kind": kind, **{k: str(v) if isinstance(v, Path) else v for k, v in what.items()}}
+        with self._locked() as fd:
+            for number, entry in _live(self._lines())[0].items():
+                if _same(wanted, entry):
+                    _append(fd, {"undone": number})
+
     def entries(self) -> list[Entry]:
         """The changes not yet undone, oldest first."""
         return list(_live(self._lines())[0].values())

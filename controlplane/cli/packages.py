@@ -58,6 +58,8 @@ def no_services(ledger: Ledger | None = None) -> Iterator[None]:
         yield
     finally:
         POLICY.unlink(missing_ok=True)
+        if ledger is not None:
+            ledger.forget("file", path=POLICY)
 
 
 def _at_work() -> bool:

@@ -299,7 +299,8 @@ def test_the_servers_certificates_are_renewed_beside_the_authority(lab: Lab) -> 
     eventually(lambda: shown(server, 6443) not in (right, ""))
     eventually(lambda: shown(server, 10250) == (server.root / "etc/pelamis/pki/kubelet.crt").read_text().strip())
     assert processes(server) == running, "nothing was started anew"
-    assert "apiserver.crt" in server.run("pelamis", "certs").stdout
+    left = re.search(r"(?m)^apiserver\.crt .* (\d+) +\d{4}-\d\d-\d\d$", server.run("pelamis", "certs").stdout)
+    assert left is not None and 363 <= int(left[1]) <= 365, "days"
     eventually(lambda: lab.ready() and answers(lab))
     assert pods(lab) == before
 

@@ -81,6 +81,9 @@ def test_an_install_killed_at_its_last_step_is_gone_through_again(tmp_path, monk
     packages.install(packages.missing(), ledger)
     assert "systemctl --quiet disable containerd.service" in said.read_text().splitlines()
     assert not policy.exists() and packages.missing() == []
+    policy.write_text("a person's own, of later")
+    ledger.undo(keep=("package",))
+    assert policy.exists() and [entry["kind"] for entry in ledger.entries()] == ["package"]
 
 
 def test_every_python_told_of_may_run_it():
