@@ -168,7 +168,7 @@ class Steps:
             return ""
         found = await self.context.volumes.objects.get(RUNTIME_CLASSES, "", name, self.pod["metadata"]["uid"])
         if found is None:
-            raise ConfigError(f'failed to get sandbox runtime: RuntimeClass "{name}" not found')
+            raise ConfigError(f'runtimeclass.node.k8s.io "{name}" not found')
         return str(found.get("handler") or "")
 
     async def run_sandbox(self, action: plan.RunSandbox) -> None:
