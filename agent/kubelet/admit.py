@@ -151,19 +151,24 @@ def capacity(place: Place) -> dict[str, int]:
             for name, text in place.allocatable.items()}
 
 
-def _fit(pod: dict[str, Any], others: list[dict[str, Any]], place: Place) -> tuple[str, str] | None:
+def shortages(pod: dict[str, Any], others: list[dict[str, Any]], place: Place) -> dict[str, tuple[int, int, int]]:
+    """What the node has not enough of for `pod` beside `others`: how much is wanted, used, and there at all."""
     if not place.allocatable:
-        return None
+        return {}
     have, used = capacity(place), dict.fromkeys(place.allocatable, 0)
     for other in others:
         for name, value in amounts(other).items():
             used[name] = used.get(name, 0) + value
-    for name, wanted in amounts(pod).items():
-        if name in place.devices or ("/" in name and name not in have):
-            continue  # what no node knows of itself is the cluster's to count
-        if wanted and used.get(name, 0) + wanted > have.get(name, 0):
-            return (f"OutOf{name}", f"Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, "
-                                    f"used: {used.get(name, 0)}, capacity: {have.get(name, 0)}")
+    return {name: (wanted, used.get(name, 0), have.get(name, 0)) for name, wanted in amounts(pod).items()
+            # What no node knows of itself is the cluster's to count.
+            if wanted and name not in place.devices and ("/" not in name or name in have)
+            and used.get(name, 0) + wanted > have.get(name, 0)}
+
+
+def _fit(pod: dict[str, Any], others: list[dict[str, Any]], place: Place) -> tuple[str, str] | None:
+    for name, (wanted, used, has) in shortages(pod, others, place).items():
+        return (f"OutOf{name}", f"Pod was rejected: Node didn't have enough resource: {name}, requested: {wanted}, "
+                                f"used: {used}, capacity: {has}")
     return None
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import orjson
 
 from agent.image.pause import PROFILE
-from agent.kubelet import admit
+from agent.kubelet import admit, preemption
 from agent.kubelet.context import Context
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.mirror import Mirrors
@@ -32,6 +32,7 @@ from controlplane.machinery.errors import Finding
 log = logging.getLogger(__name__)
 
 RELIST_SECONDS = 300.0  # the safety net under the event stream
+ROOM_SECONDS = 0.1  # between looks whether those who make room for a critical pod have ended
 RETRY_SECONDS = 1.0  # between attempts to list while the runtime is away
 
 
@@ -215,9 +216,9 @@ class Kubelet:
     def _begin(self, pod: dict[str, Any], *, gone: bool = False, static: bool = False) -> None:
         meta = pod["metadata"]
         seen = self._observed.pop(meta["uid"], None)
-        refused = None
+        refused, leaving = None, list[Worker]()
         if seen is None and not gone and not (pod.get("status") or {}).get("startTime"):
-            refused = admit.judge(pod, self._others(meta["uid"]), self.context.place())
+            refused, leaving = self._admitted(pod)
             if refused is None and self.context.cpus is not None:
                 refused = self.context.cpus.admit(pod, self.alive)
             if refused is not None:
@@ -229,7 +230,21 @@ class Kubelet:
             worker.refresh()  # its objects may have changed, and its tokens want renewal
         self._workers[meta["uid"]] = worker
         fresh = seen is None and not gone and refused is None
-        self._group.create_task(self._work(worker, fresh), name=f"pod {meta.get('namespace', '')}/{meta['name']}")
+        name = f"pod {meta.get('namespace', '')}/{meta['name']}"
+        self._group.create_task(self._work(worker, fresh, leaving), name=name)
+
+    def _admitted(self, pod: dict[str, Any]) -> tuple[tuple[str, str] | None, list[Worker]]:
+        """Why the pod may not run here, or else who has to end first and was told so."""
+        others, place = self._others(pod["metadata"]["uid"]), self.context.place()
+        refused = admit.judge(pod, others, place)
+        weaker = {victim["metadata"]["uid"] for victim in preemption.victims(pod, others, place)} if refused else set()
+        if not weaker or admit.judge(pod, [o for o in others if o["metadata"]["uid"] not in weaker], place):
+            return refused, []
+        leaving = [self._workers[uid] for uid in weaker]
+        for worker in leaving:
+            self.context.tell(worker.pod, "Warning", preemption.REASON, preemption.MESSAGE)
+            worker.doom(preemption.REASON, preemption.MESSAGE, None, preemption.MARK)
+        return None, leaving
 
     async def _lend(self, worker: Worker) -> None:
         """The pod's devices, or its failure for want of them."""
@@ -238,9 +253,11 @@ class Kubelet:
             self.context.tell(worker.pod, "Warning", *refused)
             worker.doom(*refused)
 
-    async def _work(self, worker: Worker, fresh: bool) -> None:
+    async def _work(self, worker: Worker, fresh: bool, leaving: list[Worker]) -> None:
         meta = worker.pod["metadata"]
         try:
+            while any(c.state == "running" for one in leaving for c in one.seen.containers):
+                await self.context.clock.sleep(ROOM_SECONDS)
             if fresh:
                 await self._lend(worker)
             await worker.run()

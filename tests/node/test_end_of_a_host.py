@@ -1,4 +1,4 @@
-"""The pods' end when the host goes down or may not wait: in the right order, within their time, and told."""
+"""Pods that end for others' sake, when the host goes down or runs short: the right ones, in their time, and told."""
 
 from __future__ import annotations
 
@@ -89,4 +89,35 @@ def test_a_soft_threshold_leaves_a_pod_its_time_up_to_a_bound(host: Host) -> Non
             assert await evicted("polite", 60.0) == 7  # a hard threshold leaves one second
             await rig.create("deaf", sh("trap '' TERM; while :; do sleep 600; done"), **hour)
             assert await evicted("deaf", 2.0) == 137  # not after an hour
+    run(host, body)
+
+
+def test_a_critical_pod_finds_room_on_a_full_node(host: Host) -> None:
+    def asks(cpu: str, memory: str) -> dict[str, Any]:
+        return {"requests": {"cpu": cpu, "memory": memory}}
+
+    async def body(rig: Rig) -> None:
+        rig.place = replace(rig.place, allocatable={"cpu": "1", "memory": "1Gi", "pods": "10"})
+        async with rig.kubelet():
+            slow = "trap 'sleep 1; exit 0' TERM; while :; do sleep 600 & wait $!; done"
+            await rig.create("guaranteed", sh(slow, resources={"limits": {"cpu": "100m", "memory": "100Mi"}}),
+                             terminationGracePeriodSeconds=30)
+            await rig.create("burstable", sh(slow, resources=asks("100m", "100Mi")), terminationGracePeriodSeconds=30)
+            await rig.create("best-effort", sh(STAY))
+            for name in ("guaranteed", "burstable", "best-effort"):
+                await rig.pod(name, ready)
+            await rig.create("refused", sh(STAY, resources=asks("1", "1Gi")))
+            refused = await rig.pod("refused", lambda p: p["status"]["phase"] == "Failed")
+            assert refused["status"]["reason"] == "OutOfcpu"
+            await rig.create("critical", sh(STAY, resources=asks("1", "1Gi")), priority=CRITICAL)
+            began = state(await rig.pod("critical", ready))["state"]["running"]["startedAt"]
+            for name in ("guaranteed", "burstable"):
+                pod = await rig.pod(name, lambda p: p["status"]["phase"] == "Failed")
+                assert (pod["status"]["reason"], pod["status"]["message"]) == (
+                    "Preempting", "Preempted in order to admit critical pod")
+                assert conditions(pod)["DisruptionTarget"] == "TerminationByKubelet"
+                ended = state(pod)["state"]["terminated"]
+                assert ended["exitCode"] == 0 and ended["finishedAt"] <= began  # it had its time, and before the other
+            assert ready(rig.api.objects["pods", "default", "best-effort"])
+            await rig.remove("guaranteed", "burstable", "best-effort", "refused", "critical")
     run(host, body)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.kubelet import admit, plan
+from agent.kubelet import admit, plan, preemption
 from agent.kubelet.compute import resize
 from agent.kubelet.model import LinuxResources
 from agent.kubelet.staticpods import parse
@@ -50,6 +50,28 @@ def test_a_pod_is_refused_for_what_the_node_lacks_and_for_nothing_else():
     assert admit.judge(foreign, [], PLACE)[0] == "PodOSNotSupported"
     assert admit.judge(armoured, [], PLACE)[0] == "AppArmor"
     assert admit.judge(armoured, [], replace(PLACE, apparmor=True)) is None
+
+
+def test_a_critical_pod_takes_the_room_of_few_and_of_the_least_guaranteed():
+    place = admit.Place("n", allocatable={"cpu": "2", "memory": "4Gi", "pods": "10"})
+
+    def of(name, cpu="0", guaranteed=False, **more):
+        asked = {"requests": {"cpu": cpu}} if cpu != "0" else {}
+        limits = {"limits": {"cpu": cpu, "memory": "1Mi"}} if guaranteed else {}
+        made = pod({"name": "c", "resources": {**asked, **limits}})
+        made["metadata"].update(name=name, uid=name)
+        made["spec"].update(more)
+        return made
+    others = [of("best"), of("small", "100m"), of("large", "500m"), of("sure", "900m", True),
+              of("other", "300m", priority=admit.CRITICAL)]
+
+    def gone(cpu, priority=admit.CRITICAL):
+        return {p["metadata"]["name"] for p in preemption.victims(of("new", cpu, priority=priority), others, place)}
+    assert gone("200m") == set() == gone("1500m", priority=5)  # it fits, or is not critical
+    assert gone("300m") == {"small"} and gone("400m") == {"large"} and gone("800m") == {"small", "large"}
+    assert gone("900m") == {"sure"} and gone("1700m") == {"small", "large", "sure"}
+    assert gone("2") == set()  # all of them would not be enough
+    assert gone("2", priority=admit.CRITICAL + 1000) == {"small", "large", "sure", "other"}
 
 
 def test_host_ports_clash_by_address_and_protocol():
