@@ -21,7 +21,7 @@ import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from netsetup import addresses, rtnetlink
+from netsetup import addresses, offload, rtnetlink
 from netsetup.rtnetlink import Message, RtNetlink, attribute, nested
 
 NAMES = {4: "pelvxlan", 6: "pelvxlan6"}
@@ -60,6 +60,8 @@ class End:
 def reconcile(netlink: RtNetlink, own: End, others: Iterable[End]) -> int:
     """Make the link and its neighbours so; the index of the link. Raises OSError (EOPNOTSUPP without VXLAN)."""
     index = _link(netlink, own)
+    if carrier := addresses.links_of_addresses().get(own.host):
+        offload.mend(NAMES[own.family], socket.if_indextoname(carrier))
     wanted = {e.mac: e for e in others}
     messages: list[Message] = []
     for mac, host in _present(netlink, AF_BRIDGE, index):

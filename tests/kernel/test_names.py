@@ -200,11 +200,14 @@ class Node:
 @pytest.fixture(scope="module")
 def node(make_namespace: Callable[[str], Namespace], tmp_path_factory) -> Iterator[Node]:
     made = Node(make_namespace, tmp_path_factory.mktemp("names"))
-    made.until(lambda: made.listens() == {DNS, DNS6})
-    for address in (DNS, DNS6):  # by TCP, which is refused at once where a packet would get lost
-        made.until(lambda address=address: made.told("web.t.svc.cluster.local", tcp=True, at=address) == ["10.96.0.7"])
-    yield made
-    made.close()
+    try:
+        made.until(lambda: made.listens() == {DNS, DNS6})
+        for address in (DNS, DNS6):  # by TCP, which is refused at once where a packet would get lost
+            made.until(lambda address=address: made.told("web.t.svc.cluster.local", tcp=True,
+                                                         at=address) == ["10.96.0.7"])
+        yield made
+    finally:
+        made.close()
 
 
 @pytest.mark.parametrize("name, kind, records", [

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from agent.proxy import side
 from agent.proxy.peers import Peers
-from netsetup import links, vxlan
+from agent.proxy.proxy import Proxy
+from netsetup import links, offload, vxlan
 from netsetup.ledger import Ledger
 from netsetup.rtnetlink import RtNetlink
 
 from .conftest import Namespace
-from .proxynode import Api
+from .proxynode import Api, endpoints, service
 
 pytestmark = pytest.mark.kernel
 DEADLINE = 10.0
@@ -181,6 +183,44 @@ def test_pods_of_all_nodes_reach_each_other_without_translation(plan: Plan, node
     three.stop()  # or it would mend what is undone
     assert three.host.run(three.ledger.undo) and three.ledger.findings == []
     assert plan.tunnel not in three.host.sh("ip -o link") and one.pods not in ways(three, plan)
+
+
+@pytest.mark.parametrize("mode", side.MODES)
+def test_what_is_masqueraded_is_not_again_when_it_is_wrapped(plan: Plan, nodes: list[Node], mode: str) -> None:
+    """Or its outer checksum is wrong with some kernels, and its outer port no longer that of its flow with any."""
+    one, two, three = nodes
+    until(lambda: reaches(one, three))
+    api = Api()
+    api.change("services", "ADDED", service("far", "fd00:96::1" if plan.six else "10.96.0.1", node_port=30080))
+    api.change("endpointslices", "ADDED", {**endpoints("far", three.pod_address), "addressType": f"IPv{plan.family}"})
+
+    async def main() -> None:
+        """The rules outlive the proxy."""
+        proxy = Proxy(api, one.name, "fd00:10:244::/56" if plan.six else "10.244.0.0/16", None, mode)
+        running = asyncio.create_task(proxy.run())
+        async with asyncio.timeout(DEADLINE):
+            await proxy.synced.wait()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+    one.host.background(main).result(2 * DEADLINE)
+    assert two.host.tcp(one.address, 30080) == f"n3|{plan.pods(1)}"
+    flows = one.host.sh(f"conntrack -f ipv{plan.family} -L -p udp --dport {vxlan.PORT}").splitlines()
+    wrapped = [line for line in flows if f"dst={three.address} " in line]
+    assert wrapped
+    for line in wrapped:
+        assert line.split("sport=")[1].split()[0] == line.split("dport=")[2].split()[0]
+
+
+def test_cards_that_cannot_see_into_the_tunnel(plan: Plan, nodes: list[Node], monkeypatch) -> None:
+    one, _, three = nodes
+    until(lambda: reaches(one, three))
+    assert one.host.run(offload.fills_in_later, plan.tunnel)
+    monkeypatch.setattr(offload, "BLIND", (one.host.run(offload.driver, "eth0"),))
+    for node in (one, three):
+        node.loop.call_soon_threadsafe(node.peers.look)
+    until(lambda: not any(node.host.run(offload.fills_in_later, plan.tunnel) for node in (one, three)))
+    assert reaches(one, three) and reaches(three, one)
 
 
 def test_five_hundred_far_nodes(make_namespace: Callable[[str], Namespace]) -> None:
