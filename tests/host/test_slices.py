@@ -19,7 +19,8 @@ FILES = {True: ("cpu.weight", "cpu.max", "memory.max", "pids.max"), False: (
 
 def pod(cpu):
     limits = {"cpu": cpu, "memory": "64Mi"}
-    return {"metadata": {"uid": UID}, "spec": {"containers": [{"name": "c", "resources": {"limits": limits}}]}}
+    resources = {"limits": limits, "requests": limits}
+    return {"metadata": {"uid": UID}, "spec": {"containers": [{"name": "c", "resources": resources}]}}
 
 def read(path, *files):
     found = []
