@@ -3,7 +3,7 @@
 Owns `status.loadBalancer` of the Services that the provider handles, and the annotation by which nodes know that an
 address is theirs to announce. The pools are the ConfigMap `kube-system/load-balancer-pools`; while there is none, no
 Service is touched: a cloud-controller-manager may do this work. What a pool cannot be, and a Service that gets nothing,
-are told by events. Called by `manager`.
+are told by events; until a refused pool is mended, every Service keeps the address it has. Called by `manager`.
 
 Upstream: k8s.io/cloud-provider/controllers/service.
 """
@@ -11,6 +11,7 @@ Upstream: k8s.io/cloud-provider/controllers/service.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from typing import Any
 
@@ -43,8 +44,10 @@ class Balancers(Controller):
         self.pools = Informer(context.client, named("configmaps"), NAMESPACE, fields=f"metadata.name={NAME}",
                               clock=context.clock)
         self._cluster_cidr, self._told = cluster_cidr, ""
+        self._spans: list[lab.Span] = []
         self.provider = provider
         self.services.subscribe(self._service_changed)
+        self.nodes.subscribe(self._node_changed)
         self.pools.subscribe(lambda *_: self._read())
 
     async def run(self) -> None:
@@ -61,6 +64,13 @@ class Balancers(Controller):
         elif new["spec"].get("type") == "LoadBalancer" or ANNOUNCED in objects.annotations(new):
             self.queue.add(objects.key(new))
 
+    def _node_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
+        """A node may have come to an address of a pool, or left one."""
+        if kind != "DELETED" and old and _taken(old) == _taken(new):
+            return
+        if self._told or any(ipaddress.ip_address(one) in span for one in _taken(new) for span in self._spans):
+            self._read()
+
     def _all(self) -> None:
         for service in self.services.items():
             if service["spec"].get("type") == "LoadBalancer":
@@ -73,16 +83,15 @@ class Balancers(Controller):
         for one in self.ranges.items():
             used |= dict.fromkeys(one["spec"].get("cidrs") or (), "the Services' range")
         for node in self.nodes.items():
-            used |= {a["address"]: f"node {objects.name(node)}" for a in objects.get(node, "status.addresses", ())
-                     if a.get("type") in ("InternalIP", "ExternalIP")}
-        spans, problems = lab.read((config or {}).get("data") or {}, used)
+            used |= dict.fromkeys(_taken(node), f"node {objects.name(node)}")
+        self._spans, problems = lab.read((config or {}).get("data") or {}, used)
         told = "; ".join(str(problem) for problem in problems)
         if config is not None and told and told != self._told:
             LOG.warning("load balancer pools: %s", told)
             self.recorder.event(config, "Warning", "InvalidPool", told)
         self._told = told
         if isinstance(self.provider, Lab):
-            self.provider.spans = spans
+            self.provider.spans = self._spans
         self._all()
 
     async def reconcile(self, key: Key) -> float | None:
@@ -91,6 +100,8 @@ class Balancers(Controller):
             return None
         balancer = (service.get("status") or {}).get("loadBalancer") or {}
         have, ours = balancer.get("ingress") or [], ANNOUNCED in objects.annotations(service)
+        if have and ours and self._told and service["spec"].get("type") == "LoadBalancer":
+            return None
         wanted: list[Obj] = []
         if self.provider.handles(service):
             try:
@@ -113,3 +124,9 @@ class Balancers(Controller):
             given = ", ".join(entry["ip"] for entry in wanted)
             self.recorder.event(service, "Normal", "EnsuredLoadBalancer", f"Ensured load balancer: {given}")
         return None
+
+
+def _taken(node: Obj) -> list[str]:
+    """The addresses a node has."""
+    return [a["address"] for a in objects.get(node, "status.addresses", ())
+            if a.get("type") in ("InternalIP", "ExternalIP")]
