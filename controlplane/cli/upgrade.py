@@ -39,20 +39,23 @@ def run(args: argparse.Namespace) -> int:
     commands.needs_install(installed)
     kept = settings.load(installed.settings)
     assert kept is not None
-    if args.back:
-        say(good(f"{upgrade.back(installed, kept, services, step)} runs here again."))
-        return 0
-    new = commands.fresh_layout()
+    new = upgrade.previous(installed) if args.back else commands.fresh_layout()
     if new.version == installed.version:
         say(f"{new.version} runs here already")
         return 0
     preflight.check_disk(installed.paths)
     if kept.server:
         upgrade.allowed(new, asyncio.run(upgrade.server_version(installed, kept)))
+
+    def work() -> None:
+        if args.back:
+            upgrade.switch(installed, new, kept, services, step)
+        else:
+            upgrade.upgrade(new, kept, services, step)
     if args.drain:
-        asyncio.run(_drained(lambda: upgrade.upgrade(new, kept, services, step), new, kept, limit))
+        asyncio.run(_drained(work, new, kept, limit))
     else:
-        upgrade.upgrade(new, kept, services, step)
+        work()
     if not kept.server:
         asyncio.run(_tell(new.version, kept))
     say(good(f"{new.version} runs here.") + f" {installed.version} is kept: pelamis upgrade --back")

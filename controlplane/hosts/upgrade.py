@@ -35,19 +35,21 @@ def upgrade(new: Layout, kept: Settings, services: Services, step: Step, source:
             _backup(new)
     with step(f"installing version {new.version} beside {old.version}"):
         product.install(new, Ledger(new.paths.ledger), source)
-    switch(old, new, kept, services, step)
+    try:
+        switch(old, new, kept, services, step)
+    except Finding:
+        shutil.rmtree(new.folder)  # nobody is to go back to it
+        raise
     _forget(new, old)
 
 
-def back(layout: Layout, kept: Settings, services: Services, step: Step) -> str:
-    """Take the version before into use again; its name. Raises Finding when there is none."""
+def previous(layout: Layout) -> Layout:
+    """The version before the one in use. Raises Finding when there is none."""
     others = [p for p in _versions(layout) if p.name != layout.version]
     if not others:
         raise Finding("there is no version to go back to", f"{layout.library} holds only {layout.version}",
                       "upgrade from a checkout of the version you want")
-    target = Layout(layout.paths, others[0].name)
-    switch(layout, target, kept, services, step)
-    return target.version
+    return Layout(layout.paths, others[0].name)
 
 
 def switch(old: Layout, new: Layout, kept: Settings, services: Services, step: Step) -> None:
@@ -61,14 +63,14 @@ def switch(old: Layout, new: Layout, kept: Settings, services: Services, step: S
             asyncio.run(joining.ready(new.paths, kept.node_name, SYSTEM.now()))
     except Finding as finding:
         with step(f"going back to {old.version}"):
-            for path, text in before.items():
-                path.write_text(text)
-            product.use(old, Ledger(old.paths.ledger))
+            for path, text in before.items():  # which name the new one already where an upgrade to it was killed
+                path.write_text(text.replace(str(new.folder), str(old.folder)))
             services.reload()
             services.restart(*_processes(old, kept))
             running.wait(old, services)
         why = finding.fact + (f": {finding.because}" if finding.because else "")
         raise Finding(f"version {new.version} is not healthy, {old.version} runs again", why, finding.fix) from finding
+    product.use(new, Ledger(new.paths.ledger))  # last: an upgrade that was killed is then gone through again
 
 
 def allowed(new: Layout, server_version: str) -> None:
@@ -98,9 +100,7 @@ async def server_version(layout: Layout, kept: Settings) -> str:
 
 
 def _use(new: Layout, kept: Settings, services: Services, before: dict[Path, str]) -> None:
-    ledger = Ledger(new.paths.ledger)
-    product.use(new, ledger)
-    install.write_units(new, kept, ledger)
+    install.write_units(new, kept, Ledger(new.paths.ledger))
     options.write(new, running.components(new, kept))
     services.reload()
     names = _processes(new, kept)

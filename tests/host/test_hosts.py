@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -43,6 +44,13 @@ while sys.stdin not in select.select([listening, sys.stdin], [], [])[0]:
 # A pod's way to say that it ended, and in which order.
 ENDS = ("b=/bin/busybox; trap '$b sleep TAKES; $b hostname >> /told/order; exit 0' TERM; "
         "while :; do $b sleep 600 & wait $!; done")
+KILLED = """
+import os, signal
+from controlplane.cli.__main__ import main
+from controlplane.hosts.services import Services
+Services.restart = lambda self, *units: os.kill(os.getpid(), signal.SIGKILL)
+main(["upgrade"])
+"""
 LOGIND = "/etc/systemd/system/systemd-logind.service"
 WORKLOAD = """
 apiVersion: apps/v1
@@ -345,6 +353,12 @@ def upgrading(name: str, *more: str) -> tuple[str, ...]:
     return ("env", f"PYTHONPATH=/root/{name}", "/root/venv/bin/python", "-m", "controlplane.cli", "upgrade", *more)
 
 
+def killed(machine: Machine, name: str) -> None:
+    """An upgrade that ends when the new version's units are there, and nothing of it runs."""
+    done = machine.run("env", f"PYTHONPATH=/root/{name}", "/root/venv/bin/python", "-c", KILLED, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stdout + done.stderr
+
+
 def upgrade(lab: Lab, name: str, machine: Machine, *more: str) -> subprocess.CompletedProcess[str]:
     return machine.run(*upgrading(name, *more), check=False)
 
@@ -355,9 +369,13 @@ def test_an_upgrade_restarts_no_container(lab: Lab) -> None:
     early = upgrade(lab, folder, lab.agents[0])
     assert early.returncode == 1 and "upgrade the server first" in early.stderr, early
     for machine in lab.machines:
+        if machine is lab.agents[1]:
+            killed(machine, folder)
         done = upgrade(lab, folder, machine)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "0.2.0" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
+        assert all("/0.2.0" in machine.run("cat", f"/proc/{pid}/cmdline").stdout
+                   for name, pid in processes(machine).items() if name != "containerd" and pid != "0")
         if machine is lab.server:
             skewed(lab)
     eventually(lambda: lab.ready() and answers(lab))
@@ -414,6 +432,18 @@ def test_a_version_that_fails_is_given_up(lab: Lab) -> None:
     assert "0.2.9" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
     eventually(lambda: lab.ready() and answers(lab))
     assert pods(lab) == before
+
+
+def test_back_to_the_version_before(lab: Lab) -> None:
+    """Not to one that was given up; the server's own is what agents are told from then on."""
+    running = pods(lab)
+    for machine in (lab.agents[0], lab.server):
+        done = machine.run("pelamis", "upgrade", "--back")
+        assert "0.2.0" in done.stdout and "0.2.0" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
+    told = lab.kubectl("-n", "kube-public", "get", "configmap", "cluster-info", "-o", "jsonpath={.data.pelamis}")
+    assert json.loads(told)["version"].startswith("0.2.0")
+    eventually(lambda: lab.ready() and answers(lab))
+    assert pods(lab) == running
 
 
 def sound(machine: Machine) -> bool:
