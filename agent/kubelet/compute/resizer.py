@@ -110,8 +110,9 @@ class Resizer:
             self._save()
 
     async def actuate(self, pod: dict[str, Any], seen: ObservedPod, changes: list[resize.Change]) -> None:
-        """Bring cgroups and running containers to what is granted. Raises CallError or OSError to be tried again."""
-        context = self._context
+        """Bring cgroups and running containers to what is granted now; what is granted meanwhile is the next call's.
+        Raises CallError or OSError to be tried again."""
+        context, granted = self._context, self.allocated
         old, new = resize.with_resources(pod, self.actual), self.view(pod)
         try:
             self._room(old, new, seen, changes)
@@ -123,12 +124,12 @@ class Resizer:
                     continue
                 await context.runtime.update_container(
                     found.id, resources.linux_resources(new, spec, context.node.memory, context.node.pages))
-                self.actual[change.name] = self.allocated[change.name]
+                self.actual[change.name] = granted[change.name]
                 self._save()
             if all(not c.restart for c in changes):
                 await context.cgroups.make(new)
-                if resize.WHOLE in self.allocated:
-                    self.actual[resize.WHOLE] = self.allocated[resize.WHOLE]
+                if resize.WHOLE in granted:
+                    self.actual[resize.WHOLE] = granted[resize.WHOLE]
                     self._save()
             self._error = ""
         except (CallError, OSError) as error:
