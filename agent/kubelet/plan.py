@@ -8,15 +8,13 @@ touched. Never performs I/O and never reads a clock. Called by `worker`, which p
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from agent.kubelet.backoff import INITIAL, BackOff, duration
 from agent.kubelet.model import ObservedContainer, ObservedPod
-from agent.kubelet.restarts import asking, init_policy, is_sidecar, lasting, policy, restarts
+from agent.kubelet.restarts import asking, follows, init_policy, is_sidecar, lasting, outdated, policy
 from controlplane.machinery import podfacts
 from controlplane.machinery.clock import parse_rfc3339
 
@@ -123,12 +121,6 @@ def deleting(pod: dict[str, Any]) -> bool:
     return bool(pod["metadata"].get("deletionTimestamp"))
 
 
-def container_hash(container: dict[str, Any]) -> str:
-    """Identity of a container's definition: as upstream, of what may change on a live pod and needs a new process."""
-    text = json.dumps([container.get("name"), container.get("image")])
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
 def of_pod(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Every container of the pod: init, main, ephemeral."""
     for group in ("initContainers", "containers", "ephemeralContainers"):
@@ -158,10 +150,10 @@ def finished(pod: dict[str, Any], seen: ObservedPod) -> bool:
     for container in pod["spec"].get("initContainers") or ():
         last = seen.container(container["name"])
         if last is not None and last.state == "exited" and last.exit_code and not is_sidecar(container) \
-                and not restarts(init_policy(pod), last.exit_code, container):
+                and not follows(init_policy(pod), last, container):
             return True
     ends = [(c, seen.container(c["name"])) for c in pod["spec"]["containers"]]
-    return all(e is not None and e.state == "exited" and not restarts(policy(pod), e.exit_code, c) for c, e in ends)
+    return all(e is not None and e.state == "exited" and not follows(policy(pod), e, c) for c, e in ends)
 
 
 def overdue(pod: dict[str, Any]) -> float:
@@ -196,6 +188,7 @@ def plan(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts = NOTH
         return _sandbox(pod, seen, facts, now)
     draft = _Draft(pod, seen, now, facts, sandbox.id)
     draft.tidy()
+    draft.visitors()
     if draft.init():
         draft.main()
     return Plan(tuple(draft.actions), draft.waiting, min(filter(None, draft.wakes), default=0.0))
@@ -277,6 +270,7 @@ class _Draft:
         self.actions: list[Action] = []
         self.waiting: dict[str, tuple[str, str]] = {}
         self.wakes: list[float] = [overdue(pod)]
+        self.hooked = False  # a container before this one has not run its postStart hook yet
 
     def tidy(self) -> None:
         """Stop what runs twice or beside the sandbox; remove attempts nobody can ask for, and sandboxes that hold no
@@ -315,8 +309,16 @@ class _Draft:
         return True
 
     def main(self) -> None:
+        """As with upstream, a postStart hook holds back the starts of the containers named after its own: pods rely on
+        it where one program has to be up before another."""
         for spec in self.pod["spec"]["containers"]:
             self.keep(spec, policy(self.pod))
+            if (spec.get("lifecycle") or {}).get("postStart"):
+                starting = {a.name for a in self.actions if isinstance(a, StartContainer)}
+                self.hooked = self.hooked or spec["name"] in self.facts.busy | starting
+
+    def visitors(self) -> None:
+        """Ephemeral containers look in whatever the others are at."""
         for spec in self.pod["spec"].get("ephemeralContainers") or ():
             if self.seen.container(spec["name"]) is None:
                 self.keep(spec, "Never")
@@ -329,12 +331,12 @@ class _Draft:
         found = self.here.get(name)
         if found is None:
             before = self.seen.container(name)
-            if once or before is None or before.state != "exited" or restarts(rule, before.exit_code, spec):
+            if once or before is None or before.state != "exited" or follows(rule, before, spec):
                 self.start(spec, None if once or self.outlived(before) else before)
         elif found.state == "created":
             self.actions.append(RemoveContainer(found.id))  # left by a crash between create and start
         elif found.state == "exited":
-            if restarts(rule, found.exit_code, spec):
+            if follows(rule, found, spec):
                 self.start(spec, found)
         else:
             self.check(spec, found)
@@ -348,7 +350,7 @@ class _Draft:
         grace: float | None = None
         if found.state == "unknown":
             reason, why = "Unknown", "is in an unknown state, try killing it before restart"
-        elif found.hash and found.hash != container_hash(spec):
+        elif outdated(found, spec):
             reason, why = "Changed", "definition changed, will be restarted"
         elif found.name in self.facts.resized:
             reason, why = "Resized", "resize requires restart"
@@ -371,7 +373,7 @@ class _Draft:
         until = max(until, self.facts.not_before.get(name, 0.0))
         if until > self.now:
             self.wakes.append(until)
-        else:
+        elif not self.hooked:
             self.actions.append(StartContainer(name, next_attempt(self.pod, self.seen, name), failed_at))
 
 

@@ -9,6 +9,8 @@ Upstream: pkg/kubelet/container/helpers.go; KEP 5307 and 5532.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,6 +48,22 @@ def restarts(pod_policy: str, exit_code: int, spec: dict[str, Any] | None = None
         return said in (ONE, ALL)
     own = (spec or {}).get("restartPolicy") or pod_policy
     return own == "Always" or (own == "OnFailure" and exit_code != 0)
+
+
+def container_hash(container: dict[str, Any]) -> str:
+    """Identity of a container's definition: as upstream, of what may change on a live pod and needs a new process."""
+    text = json.dumps([container.get("name"), container.get("image")])
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def outdated(found: ObservedContainer, spec: dict[str, Any]) -> bool:
+    """Whether the container was made of a definition that has been changed since."""
+    return bool(found.hash) and found.hash != container_hash(spec)
+
+
+def follows(pod_policy: str, ended: ObservedContainer, spec: dict[str, Any]) -> bool:
+    """Whether a container's end is followed by a new start: always, where it is not what the pod says any more."""
+    return outdated(ended, spec) or restarts(pod_policy, ended.exit_code, spec)
 
 
 def lasting(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:

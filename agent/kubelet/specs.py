@@ -24,7 +24,8 @@ from agent.kubelet.model import (
     SandboxSpec,
     Security,
 )
-from agent.kubelet.plan import DEFAULT_GRACE, container_hash
+from agent.kubelet.plan import DEFAULT_GRACE
+from agent.kubelet.restarts import container_hash
 from agent.kubelet.volumes.plugins import read_only
 
 SUBORDINATE = (LENGTH, 1024)  # more pods than any node runs, from the first block that is not the host's own

@@ -101,6 +101,32 @@ def test_the_wait_doubles_to_its_limit_and_is_forgotten_after_a_good_run(
     run(host, body)
 
 
+def test_a_changed_image_is_run_whatever_the_policy_and_hooks_hold_back_the_next(host: Host, tmp_path: Path) -> None:
+    async def body(rig: Rig) -> None:
+        policies = ("Never", "OnFailure", "Always")
+        async with rig.kubelet():
+            for policy in policies:
+                await rig.create(policy.lower(), sh(STAY), sh(STAY, name="other"), restartPolicy=policy)
+            hook = {"postStart": {"exec": {"command": ["sh", "-c", "sleep 1; echo hook >> /v/ran"]}}}
+            await rig.create("ordered", sh("echo first >> /v/ran; " + STAY, name="first", lifecycle=hook, **MOUNT),
+                             sh("echo second >> /v/ran; " + STAY, name="second", **MOUNT), **noting(tmp_path))
+            before = {policy: await rig.pod(policy.lower(), ready) for policy in policies}
+            for policy in policies:
+                await rig.api.patch(PODS, policy.lower(), {"spec": {"containers": [
+                    {"name": "c", "image": "docker.io/library/busybox:1"}]}}, "default")
+            for policy in policies:
+                after = await rig.pod(policy.lower(), lambda p: ready(p) and state(p)["restartCount"] == 1)
+                assert state(after)["lastState"]["terminated"]["exitCode"] == 0
+                assert state(after, "other")["containerID"] == state(before[policy], "other")["containerID"]
+                phases = {o["status"].get("phase") for _, plural, o in rig.api.log
+                          if plural == "pods" and o["metadata"]["name"] == policy.lower()}
+                assert phases == {"Pending", "Running"}  # it never seemed to have ended
+            await rig.pod("ordered", ready)
+            await eventually(lambda: holds((tmp_path / "ran").read_text().split() == ["first", "hook", "second"]))
+            await rig.remove("ordered", *(policy.lower() for policy in policies))
+    run(host, body)
+
+
 def test_an_ephemeral_container_looks_in_and_is_started_once(host: Host, tmp_path: Path) -> None:
     async def body(rig: Rig) -> None:
         async with rig.kubelet():
@@ -120,12 +146,18 @@ def test_an_ephemeral_container_looks_in_and_is_started_once(host: Host, tmp_pat
             assert (tmp_path / "found").read_text() == "own\n"
             assert ready(after) and state(after)["containerID"] == state(before)["containerID"]
             uid = after["metadata"]["uid"]
+            await rig.create("stuck", sh(STAY), initContainers=[init("one", "until [ -e /v/go ]; do sleep 0.1; done")],
+                             **noting(tmp_path))
+            await rig.pod("stuck", lambda p: "running" in state(p, "one", "initContainerStatuses").get("state", {}))
+            await rig.api.patch(PODS, "stuck", {"spec": {"ephemeralContainers": [
+                {"name": "help", "image": "busybox:1", **sh("touch /v/go", **MOUNT)}]}}, "default")
+            await rig.pod("stuck", ready)
         async with rig.kubelet():  # nor is it started again by another kubelet
             await rig.create("late", sh(STAY))
             await rig.pod("late", ready)
             attempts = [c.attempt for c in (await rig.runtime.observe(uid))[uid].containers if c.name == "look"]
             assert attempts == [0]
-            await rig.remove("seen", "late")
+            await rig.remove("seen", "late", "stuck")
     run(host, body)
 
 

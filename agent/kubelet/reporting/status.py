@@ -14,7 +14,7 @@ from agent.kubelet.compute.resize import with_resources
 from agent.kubelet.compute.resources import held
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.reporting.containerstatus import Report, container_status
-from agent.kubelet.restarts import asking, init_policy, is_sidecar, may_reset, policy, restarts
+from agent.kubelet.restarts import asking, init_policy, is_sidecar, may_reset, outdated, policy, restarts
 from controlplane.machinery import podresources
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.podfacts import ENDED
@@ -43,7 +43,8 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         entries = _group(pod, group, key, seen, old, report, idle)
         if entries:
             status[key] = entries
-    status["phase"] = str(old.get("phase")) if resetting and not report.doomed else phase(pod, status, old, report)
+    status["phase"] = str(old.get("phase")) if resetting and not report.doomed else phase(
+        pod, status, old, report, seen)
     if status["phase"] in ENDED and old.get("phase") not in ENDED and any(
             c.state in ("running", "unknown") for c in seen.containers):
         status["phase"] = str(old.get("phase") or "Pending")  # whoever waits for the end may take what it still has
@@ -105,7 +106,8 @@ def _initialized(pod: dict[str, Any], seen: ObservedPod, report: Report) -> bool
     return True
 
 
-def phase(pod: dict[str, Any], status: dict[str, Any], old: dict[str, Any], report: Report) -> str:
+def phase(pod: dict[str, Any], status: dict[str, Any], old: dict[str, Any], report: Report,
+          seen: ObservedPod) -> str:
     """The pod's phase by upstream's rules."""
     if old.get("phase") in ENDED:
         return str(old["phase"])
@@ -130,7 +132,9 @@ def phase(pod: dict[str, Any], status: dict[str, Any], old: dict[str, Any], repo
         elif "terminated" in state:
             stopped += 1
             succeeded += state["terminated"]["exitCode"] == 0
-            again += restarts(policy(pod), state["terminated"]["exitCode"], spec)
+            found = seen.container(spec["name"])
+            again += (found is not None and outdated(found, spec)) or restarts(
+                policy(pod), state["terminated"]["exitCode"], spec)
         elif last:
             stopped += 1
             again += 1

@@ -12,7 +12,7 @@ from typing import Any
 from agent.kubelet import plan
 from agent.kubelet.context import Context
 from agent.kubelet.model import ObservedPod
-from agent.kubelet.restarts import init_policy, policy, restarts
+from agent.kubelet.restarts import follows, init_policy, policy
 
 PULL_SHOWN = 3.0  # seconds ErrImagePull is shown before it becomes ImagePullBackOff
 PULL_REASONS = ("ErrImagePull", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError")
@@ -59,5 +59,5 @@ def _stays(pod: dict[str, Any], seen: ObservedPod, name: str) -> bool:
     """Whether the container has ended for good: its end is told then, and nothing is waited for."""
     newest, spec = seen.container(name), plan.named(pod, name)
     init = any(c["name"] == name for c in pod["spec"].get("initContainers") or ())
-    return newest is not None and newest.state == "exited" and not restarts(
-        init_policy(pod) if init else policy(pod), newest.exit_code, spec)
+    return newest is not None and spec is not None and newest.state == "exited" and not follows(
+        init_policy(pod) if init else policy(pod), newest, spec)

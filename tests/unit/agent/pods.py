@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from agent.kubelet.model import ObservedContainer, ObservedPod, ObservedSandbox
-from agent.kubelet.plan import container_hash
+from agent.kubelet.restarts import container_hash
 
 NOW = 1_700_000_000.0
 

@@ -55,6 +55,28 @@ def test_a_sidecar_gates_until_started_and_ends_last():
     assert steps(mesh, only_side, NOW + 10, terminating_since=NOW) == ["kill side0 20s Ended"]
 
 
+def test_a_hook_at_the_start_holds_back_the_containers_named_after_its_own():
+    made = pod({"name": "a", "lifecycle": {"postStart": {"exec": {"command": ["x"]}}}}, "b")
+    assert steps(made, seen(box())) == ["start a/0"]
+    assert steps(made, seen(box(), up("a")), busy=frozenset({"a"})) == []
+    assert steps(made, seen(box(), up("a"))) == ["start b/0"]
+    assert steps(made, seen(box()), not_before={"a": NOW + 9}) == ["start b/0"]  # no image, no hook
+
+
+def test_ephemeral_containers_do_not_wait_for_initialization():
+    made = pod("main", init=("one",))
+    made["spec"]["ephemeralContainers"] = [{"name": "visitor", "image": "busybox"}]
+    assert steps(made, seen(box(), up("one"))) == ["start visitor/0"]
+
+
+def test_a_changed_definition_is_started_whatever_the_policy_and_the_exit():
+    for policy in ("Never", "OnFailure"):
+        made = pod("a", "b", policy=policy)
+        assert steps(made, seen(box(), up("a", image="old"), up("b"))) == ["kill a0 30s Changed"]
+        assert steps(made, seen(box(), down("a", image="old"), up("b"))) == ["start a/1"]
+        assert steps(made, seen(box(), down("a", image="old"), down("b"))) == ["start a/1"]
+
+
 def test_restart_policy_decides_what_an_exit_means():
     for policy, code, expected in (("Always", 0, ["start c/1"]), ("Always", 1, ["start c/1"]),
                                    ("OnFailure", 1, ["start c/1"]), ("OnFailure", 0, ["StopSandbox box0"]),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from agent.kubelet import plan
 from agent.kubelet.model import ObservedContainer, ObservedPod, ObservedSandbox
-from agent.kubelet.restarts import ALL, asking, is_sidecar, policy, restarts
+from agent.kubelet.restarts import ALL, asking, container_hash, is_sidecar, policy, restarts
 from tests.unit.agent.pods import NOW, pod
 
 ROUNDS = 60  # a pod of five containers in any state needs fewer
@@ -36,7 +36,7 @@ class World:
         spec = plan.named(self.pod, c.name)
         box = self.boxes.get(c.sandbox_id)
         newest = max(self.boxes.values(), key=lambda b: b.attempt, default=None)
-        return (c.state == "running" and spec is not None and c.hash == plan.container_hash(spec)
+        return (c.state == "running" and spec is not None and c.hash == container_hash(spec)
                 and box is not None and box.ready and box is newest)
 
     @property
@@ -84,7 +84,7 @@ class World:
         once = any(c["name"] == name and not is_sidecar(c) for c in self.pod["spec"].get("initContainers") or ())
         self.containers[f"{name}-{attempt}-{self.now}"] = ObservedContainer(
             f"{name}-{attempt}-{self.now}", name, attempt, "exited" if once else "running", box.id, self.now, self.now,
-            finished_at=self.now if once else 0.0, restart_count=attempt, hash=plan.container_hash(spec))
+            finished_at=self.now if once else 0.0, restart_count=attempt, hash=container_hash(spec))
 
     def live(self, **facts: Any) -> None:
         """Plan and act until nothing is left to do."""
@@ -138,7 +138,7 @@ def worlds(draw: st.DrawFn) -> World:
                 f"{spec['name']}-was{attempt}", spec["name"], 1 - attempt, state, box.id, NOW + 1 - attempt, NOW,
                 finished_at=NOW + 5 if state == "exited" else 0.0, exit_code=draw(st.sampled_from((0, 1, 42))),
                 restart_count=1 - attempt,
-                hash=plan.container_hash(spec) if draw(st.booleans()) else "other"))
+                hash=container_hash(spec) if draw(st.booleans()) else "other"))
     return World(the_pod, ObservedPod("u", "default", "p", tuple(reversed(boxes)), tuple(
         sorted(containers, key=lambda c: (-c.created_at, -c.attempt)))))
 
