@@ -119,6 +119,16 @@ def destinations(family: int) -> set[bytes]:
                 for entry in islice(_listed(link, Match(family)), MANY)}
 
 
+def translated(family: int) -> set[bytes]:
+    """The packed addresses that answer in the place of another, of the first `MANY` connections. Raises OSError."""
+    source, destination = (3, 4) if family == 6 else (1, 2)
+    with _opened() as link:
+        ends = [(attributes(attributes(entry[CTA_TUPLE_ORIG], 0)[CTA_TUPLE_IP], 0)[destination],
+                 attributes(attributes(entry[CTA_TUPLE_REPLY], 0)[CTA_TUPLE_IP], 0)[source])
+                for entry in islice(_listed(link, Match(family)), MANY)]
+    return {answers for asked, answers in ends if answers != asked}
+
+
 def _opened() -> socket.socket:
     link = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER)
     link.settimeout(TIMEOUT)

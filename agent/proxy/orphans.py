@@ -5,7 +5,8 @@ is connected stays so. Or its pod is gone, and its own node has forgotten its co
 into silence until a time-out. So, once the rules are in, each pod that left is looked at: has this node connections to
 it at all (a netlink question), and if so, does the API still know the pod? Connections to a pod that is gone are
 deleted; the client's next packet reaches another endpoint, which resets the connection. A pod that left alive is looked
-at again now and then while connections to it last. Nothing runs while no endpoint leaves.
+at again now and then while connections to it last. Nothing runs while no endpoint leaves. What left while no agent ran
+is looked for once, at the start: connections that were translated to a pod's first address at which there is no pod.
 
 Run by `proxy`, which tells of slices that changed.
 """
@@ -13,6 +14,7 @@ Run by `proxy`, which tells of slices that changed.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -28,6 +30,7 @@ from netsetup import flows
 
 log = logging.getLogger(__name__)
 AGAIN = 30.0  # seconds until a pod that left its Service alive, or could not be asked for, is looked at again
+STRANGERS = 32  # addresses asked for at the start at most: each costs the API a look at all pods
 MOST = 5000  # pods remembered at most: as many as a whole large Service; what is more ends by its own time-outs
 
 Obj = dict[str, Any]
@@ -53,11 +56,14 @@ def pods_of(piece: Obj | None) -> set[Pod]:
 
 
 class Orphans:
-    """`do` runs blocking work on the proxy's worker thread."""
+    """`ranges` are the pods' of the cluster. `do` runs blocking work on the proxy's worker thread."""
 
-    def __init__(self, client: Any, slices: Informer, do: Callable[[Callable[[], Any]], Any],
+    def __init__(self, client: Any, slices: Informer, ranges: list[str], do: Callable[[Callable[[], Any]], Any],
                  clock: Clock = SYSTEM) -> None:
         self._client, self._slices, self._do, self._clock = client, slices, do, clock
+        # Of two families pods have IPv4 first: by that address the API finds them.
+        self._range = min(map(ipaddress.ip_network, ranges), key=lambda network: network.version)
+        self._begun = False
         self._left: set[Pod] = set()  # rules may still lead to them
         self._due: set[Pod] = set()
         self._wake = asyncio.Event()
@@ -70,7 +76,7 @@ class Orphans:
 
     def rules_are_in(self) -> None:
         """No new connection goes to whoever has left until now."""
-        if self._left:
+        if self._left or not self._begun:
             self._due |= self._left
             self._left = set()
             self._wake.set()
@@ -84,12 +90,29 @@ class Orphans:
             except TimeoutError:
                 pass
             self._wake.clear()
+            if not self._begun:
+                self._begun = True
+                await self._begin()
             due, self._due = self._due, set()
             for pod in await self._do(partial(_connected, due)):
                 if not await self._lives(pod):
                     await self._do(partial(_forget, pod.address))
                 elif len(self._due) < MOST:
                     self._due.add(pod)
+
+    async def _begin(self) -> None:
+        """Forget connections to pods that went before this process came."""
+        known = {address for piece in self._slices.items() for entry in piece.get("endpoints") or ()
+                 for address in entry.get("addresses") or ()}
+        strangers = {address for address in await self._do(partial(_translated, self._range)) if address not in known}
+        for address in sorted(strangers)[:STRANGERS]:
+            try:
+                pods, _ = await self._client.list(named("pods"), fields=f"status.podIP={address}")
+            except (ApiError, Unreachable) as error:
+                log.debug("whether there is a pod at %s cannot be asked: %s", address, error)
+                continue
+            if all(podfacts.finished(pod) for pod in pods):
+                await self._do(partial(_forget, address))
 
     async def _lives(self, pod: Pod) -> bool:
         """Whether the pod, or by now another one, answers at the address; True as well when nobody can say."""
@@ -103,6 +126,15 @@ class Orphans:
             return True
         return not gone or any(other.address == pod.address and other.uid != pod.uid
                                for piece in self._slices.items() for other in pods_of(piece))
+
+
+def _translated(pods: ipaddress.IPv4Network | ipaddress.IPv6Network) -> set[str]:
+    """The addresses in the range that connections were translated to."""
+    try:
+        return {str(one) for one in map(ipaddress.ip_address, flows.translated(pods.version)) if one in pods}
+    except OSError as error:
+        log.debug("connections of IPv%d cannot be listed: %s", pods.version, error)
+        return set()
 
 
 def _connected(pods: set[Pod]) -> set[Pod]:

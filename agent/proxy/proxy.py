@@ -67,7 +67,7 @@ class Proxy:
         self._guard: Guard | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
         self._health = HealthServers()
-        self._orphans = Orphans(client, self.slices, self._do, clock)
+        self._orphans = Orphans(client, self.slices, self._pods, self._do, clock)
         self.report = Report(mode, clock)
         self.synced = asyncio.Event()  # set once the kernel holds every service known at start
         self.syncs = 0

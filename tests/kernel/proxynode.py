@@ -19,7 +19,7 @@ from netsetup.rtnetlink import RtNetlink
 
 from .conftest import Namespace
 
-NODE, PODS = "192.168.77.1", "10.244.1.0/24"
+NODE, PODS = "192.168.77.1", "10.244.0.0/16"
 A, B, C = "10.244.1.2", "10.244.1.3", "10.244.2.9"  # two pods here, one on another node
 DEADLINE = 10.0
 
@@ -51,6 +51,12 @@ class Api:
             raise NotFound.of(resource.plural, name)
         return copy.deepcopy(found)
 
+    async def list(self, resource, fields: str = "") -> tuple[list[dict], str]:
+        """`fields`: status.podIP, as far as it goes here."""
+        address = fields.removeprefix("status.podIP=")
+        return [copy.deepcopy(o) for o in self.objects[resource.plural].values()
+                if o["status"].get("podIP") == address], str(self.revision)
+
     async def pages(self, resource, **_: Any) -> AsyncIterator[tuple[list[dict], str]]:
         self.queues[resource.plural] = asyncio.Queue()
         yield [copy.deepcopy(o) for o in self.objects[resource.plural].values()], str(self.revision)
@@ -77,7 +83,8 @@ def endpoints(name: str, *addresses: str, port: int = 8080, protocol: str = "TCP
 
 def pod(address: str) -> dict:
     """Who the endpoint at this address is."""
-    return {"metadata": {"namespace": "t", "name": f"pod-{address}"}, "status": {"phase": "Running"}}
+    return {"metadata": {"namespace": "t", "name": f"pod-{address}"},
+            "status": {"phase": "Running", "podIP": address}}
 
 
 class Cluster:

@@ -15,7 +15,7 @@ from agent.proxy import nftables, nfttrace, trace
 
 from . import proxynode
 from .conftest import ask
-from .proxynode import NODE, A, B, C, Cluster, endpoints, service
+from .proxynode import NODE, A, B, C, Cluster, endpoints, pod, service
 
 pytestmark = pytest.mark.kernel
 cluster = proxynode.cluster
@@ -181,6 +181,29 @@ def test_what_changed_while_nobody_followed_is_made_good(cluster: Cluster) -> No
     assert ask(client, "10.96.3.23", 53) == f"a|{B}"  # the rules and the connection outlive the proxy
     cluster.start()
     cluster.until(lambda: ask(client, "10.96.3.23", 53) == f"c|{B}")
+
+
+def test_connections_to_pods_that_went_meanwhile_are_reset(cluster: Cluster) -> None:
+    cluster.put(service("lost", "10.96.3.24"), endpoints("lost", C), service("kept", "10.96.3.25"),
+                endpoints("kept", A))
+    lost, kept = cluster.b.connect("10.96.3.24", 80), cluster.b.connect("10.96.3.25", 80)
+    assert lost.recv(100) == f"c|{B}".encode() and kept.recv(100) == f"a|{B}".encode()
+    cluster.stop()
+    cluster.other.sh(f"ip addr del {C}/32 dev lo; ip route add blackhole {C}/32")
+    cluster.api.change("pods", "DELETED", pod(C))
+    for key, piece in list(cluster.api.objects["endpointslices"].items()):  # nobody names its address any more
+        if any(C in entry["addresses"] for entry in piece["endpoints"]):
+            cluster.api.change("endpointslices", "MODIFIED", endpoints(key[1].removesuffix("-x"), A))
+    cluster.api.change("endpointslices", "MODIFIED", endpoints("kept", B))  # this one only left its Service
+    cluster.start()
+    cluster.until(lambda: f"src={C} " not in cluster.node.sh("conntrack -L 2>/dev/null"))
+    lost.sendall(b"anybody?")
+    with pytest.raises(ConnectionResetError):
+        lost.recv(100)
+    kept.sendall(b"still here")
+    assert kept.recv(100) == b"still here"
+    cluster.other.sh(f"ip route del blackhole {C}/32; ip addr add {C}/32 dev lo")
+    cluster.loop.call_soon_threadsafe(cluster.api.change, "pods", "ADDED", pod(C))
 
 
 def test_sctp_is_balanced_like_the_others(cluster: Cluster) -> None:
