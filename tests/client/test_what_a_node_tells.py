@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.machinery.clock import parse_rfc3339
 from tests.client.cluster import NODE_IP, eventually
 
 pytestmark = pytest.mark.client
@@ -62,7 +63,10 @@ def test_the_kubelet_answers_for_its_pods(cluster, busy):
         """The pod by /stats/summary: what its group has used is what the kernel says."""
         summary = json.loads(proxied(cluster, "stats/summary"))
         (pod,) = (one for one in summary["pods"] if one["podRef"]["name"] == busy)
-        assert summary["node"]["nodeName"] == NODE and summary["node"]["fs"]["capacityBytes"] > 0
+        node, since = summary["node"], re.search(r"btime (\d+)", Path("/proc/stat").read_text())[1]
+        assert node["nodeName"] == NODE and node["fs"]["capacityBytes"] > 0
+        assert parse_rfc3339(node["startTime"]) == float(since)
+        assert ("psi" in node["cpu"]) == Path("/proc/pressure/cpu").exists()
         assert pod["network"]["txBytes"] >= 0 and pod["containers"][0]["memory"]["workingSetBytes"] > 0
         return 1_000_000 < pod["containers"][0]["cpu"]["usageNanoCores"] < 120_000_000
     eventually(measured, why="60m is all it may use")

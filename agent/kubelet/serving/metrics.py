@@ -19,7 +19,7 @@ from typing import Any
 from agent.kubelet.compute.cgroups import Cgroups
 from agent.kubelet.host.nodestatus import KUBELET_VERSION
 from agent.kubelet.model import ObservedPod
-from agent.kubelet.serving.usage import Usage, Usages
+from agent.kubelet.serving.usage import WAITS, Usage, Usages
 from controlplane.machinery.clock import SYSTEM, Clock
 from cri_proto.tally import BOUNDS, Tally
 
@@ -106,6 +106,11 @@ class Metrics:
         for kind, count in (("pgfault", used.faults), ("pgmajfault", used.major_faults)):
             samples["container_memory_failures_total"].append(
                 f'{{failure_type="{kind}",scope="hierarchy",{labels}}} {count}')
+        for what, stalls in self._usages.pressure(folder).items():
+            for how, who in _STALLS.items():
+                if who in stalls:
+                    samples[f"container_pressure_{what}_{how}_seconds_total"].append(
+                        f"{{{labels}}} {stalls[who]['total'] / 1e6:.9g}")
 
     def _network(self, samples: Samples, pod: dict[str, Any], container: str, labels: str) -> None:
         for t in self._usages.network(self._cgroups.folder(pod, container)):
@@ -182,6 +187,7 @@ def _process() -> Samples:
             "process_open_fds": [f" {len(os.listdir('/proc/self/fd'))}"]}
 
 
+_STALLS = {"stalled": "full", "waiting": "some"}
 _RESOURCE = (
     *((f"{who}_{what}", kind, f"{text} of the {who}") for who in ("container", "node", "pod")
       for what, kind, text in (("cpu_usage_seconds_total", "counter", "CPU time in core-seconds"),
@@ -203,6 +209,9 @@ _CADVISOR = (
     ("container_spec_memory_limit_bytes", "gauge", "Memory limit for the container; 0 = none."),
     *((f"container_network_{way}_{what}_total", "counter", f"Cumulative count of {what.replace('_', ' ')}, {way}d.")
       for way in ("receive", "transmit") for what in ("bytes", "errors", "packets", "packets_dropped")),
+    *((f"container_pressure_{what}_{how}_seconds_total", "counter",
+       f"Total time duration {who} tasks in the container have waited for {what}.") for what in WAITS
+      for how, who in (("stalled", "all"), ("waiting", "some"))),
     ("container_last_seen", "gauge", "When the container was last looked at, seconds since the epoch."),
     ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds."),
     ("machine_cpu_cores", "gauge", "Number of logical CPU cores."),

@@ -87,11 +87,13 @@ class Stats:
     def _of_node(self, now: float, seen: dict[str, tuple[float, int]]) -> dict[str, Any]:
         time = rfc3339(now)
         running, limit = signals.processes()
-        groups = [{"name": "pods", **self._shown("/pods", used, now, seen)}
-                  ] if (used := self._usages.of(self._cgroups.top)) is not None else []
+        top = self._cgroups.top
+        groups = [{"name": "pods", **self._shown("/pods", used, top, now, seen)}
+                  ] if (used := self._usages.of(top)) is not None else []
         place, size = self._images()
         space = self._filesystem(place or str(self._root), now)
-        return {"nodeName": self._node, "systemContainers": groups, **self._shown("", self._usages.host(), now, seen),
+        return {"nodeName": self._node, "startTime": rfc3339(self._usages.booted()), "systemContainers": groups,
+                **self._shown("", self._usages.host(), "", now, seen),
                 "network": _network(self._usages.network(), time), "fs": self._filesystem(str(self._root), now),
                 "runtime": {"imageFs": {**space, "usedBytes": size} if space and size else space,
                             "containerFs": space},
@@ -112,12 +114,12 @@ class Stats:
         whole, disk = self._usages.of(folder), self._disks.get(pod["metadata"]["uid"])
         if whole is None:
             return {}
-        containers = [{"name": c.name, "startTime": rfc3339(c.started_at), **self._shown(c.id, used, now, seen),
+        containers = [{"name": c.name, "startTime": rfc3339(c.started_at), **self._shown(c.id, used, inner, now, seen),
                        **self._layer(disk, c.name, now)} for c in observed.containers if c.state == "running"
-                      and (used := self._usages.of(self._cgroups.folder(pod, c.id))) is not None]
+                      and (used := self._usages.of(inner := self._cgroups.folder(pod, c.id))) is not None]
         told = {"podRef": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
                 "startTime": (pod.get("status") or {}).get("startTime"), "containers": containers,
-                **self._shown(meta["uid"], whole, now, seen),
+                **self._shown(meta["uid"], whole, folder, now, seen),
                 "process_stats": {"process_count": self._cgroups.pids_of(pod)}}
         running = next((c for c in observed.containers if c.state == "running"), None)
         if running is not None and not pod["spec"].get("hostNetwork"):
@@ -139,8 +141,9 @@ class Stats:
         logs = disk.logs.get(name, 0)
         return {"rootfs": {**space, "usedBytes": disk.containers[name] - logs}, "logs": {**space, "usedBytes": logs}}
 
-    def _shown(self, key: str, used: Usage, now: float, seen: dict[str, tuple[float, int]]) -> dict[str, Any]:
-        time = rfc3339(now)
+    def _shown(self, key: str, used: Usage, folder: str, now: float,
+               seen: dict[str, tuple[float, int]]) -> dict[str, Any]:
+        time, waits = rfc3339(now), self._usages.pressure(folder)
         cpu: dict[str, Any] = {"time": time, "usageCoreNanoSeconds": used.cpu}
         if key in seen and now > seen[key][0]:
             cpu["usageNanoCores"] = max(0, int((used.cpu - seen[key][1]) / (now - seen[key][0])))
@@ -149,7 +152,10 @@ class Stats:
                   "rssBytes": used.rss, "pageFaults": used.faults, "majorPageFaults": used.major_faults}
         if used.limit:
             memory["availableBytes"] = max(0, used.limit - used.working_set)
-        return {"cpu": cpu, "memory": memory}
+        told = {"cpu": cpu, "memory": memory, **({"io": {"time": time}} if "io" in waits else {})}
+        for what, psi in waits.items():
+            told[what]["psi"] = psi
+        return told
 
 
 def _network(found: list[Traffic], time: str) -> dict[str, Any]:

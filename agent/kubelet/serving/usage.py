@@ -1,4 +1,4 @@
-"""What a control group or the host uses, read from kernel files: CPU, memory, and the network of the processes in it.
+"""What a control group or the host uses, read from kernel files: CPU, memory, network, and what it has to wait for.
 
 Owns the formats of cgroup v2, of v1 and of /proc. Promises that what vanishes while it is read is None. Called by
 `stats` and `exposition`.
@@ -6,6 +6,7 @@ Owns the formats of cgroup v2, of v1 and of /proc. Promises that what vanishes w
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class Traffic:
     sent_dropped: int = 0
 
 
+Stalls = dict[str, dict[str, float]]  # `some` and `full`: `total` in microseconds, `avg10` … in per cent
+WAITS = ("cpu", "memory", "io")  # what the kernel tells such pressure of
 _UNLIMITED = 1 << 62  # v1 writes a number near the largest for no limit
 
 
@@ -95,6 +98,13 @@ def traffic(text: str) -> list[Traffic]:
     return found
 
 
+def stalls(text: str) -> Stalls:
+    """How long some, and how long all, had to wait, as the kernel writes a file of pressure."""
+    return {kind: {name: int(value) if name == "total" else float(value)
+                   for name, _, value in (pair.partition("=") for pair in pairs)}
+            for kind, *pairs in (line.split() for line in text.splitlines())}
+
+
 class Usages:
     """Readings of one host's groups."""
 
@@ -119,6 +129,20 @@ class Usages:
     def host(self) -> Usage:
         return usage_of_node(Path("/proc/stat").read_text(), Path("/proc/meminfo").read_text(),
                              os.sysconf("SC_CLK_TCK"))
+
+    def booted(self) -> float:
+        """When the host came up, in seconds since the epoch."""
+        return keyed(Path("/proc/stat").read_text()).get("btime", 0)
+
+    def pressure(self, folder: str = "") -> dict[str, Stalls]:
+        """What the processes of a group, or of the host with "", wait for; nothing where the kernel does not tell: it
+        does of groups of version 2 alone."""
+        found = {}
+        for what in WAITS:
+            path = self._cgroups.mount / folder / f"{what}.pressure" if folder else Path("/proc/pressure", what)
+            with contextlib.suppress(OSError):
+                found[what] = stalls(path.read_text())
+        return found
 
     def network(self, folder: str = "") -> list[Traffic]:
         """Interfaces that the processes of a group see; of the host itself with ""."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from types import SimpleNamespace
 from typing import Any
@@ -34,13 +35,17 @@ def test_both_cgroup_versions_say_the_same():
     assert (eth.name, eth.received, eth.receive_errors, eth.sent, eth.send_errors) == ("eth0", 1500, 1, 700, 3)
 
 
+PRESSURE = "some avg10=1.50 avg60=0.25 avg300=0.00 total=2500000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=40\n"
+
+
 def groups(tmp_path, *folders: str) -> Cgroups:
     (tmp_path / "cgroup.controllers").write_text("cpu memory pids\n")
     for folder in folders:
         place = tmp_path / folder
         place.mkdir(parents=True)
         for name, text in (("cpu.stat", "usage_usec 2000000\n"), ("memory.current", "5000\n"), ("pids.current", "3\n"),
-                           ("memory.stat", "inactive_file 1000\nanon 10\n"), ("memory.max", "9000\n")):
+                           ("memory.stat", "inactive_file 1000\nanon 10\n"), ("memory.max", "9000\n"),
+                           *((f"{what}.pressure", PRESSURE) for what in ("cpu", "memory", "io"))):
             (place / name).write_text(text)
     return Cgroups(mount=tmp_path)
 
@@ -67,6 +72,9 @@ def test_the_summary_tells_of_disk_processes_and_what_is_left(tmp_path):
     assert (container["rootfs"]["usedBytes"], container["logs"]["usedBytes"]) == (500, 200)
     assert told["ephemeral-storage"]["usedBytes"] == 900 and told["volume"][0]["usedBytes"] == 50
     assert told["process_stats"] == {"process_count": 3}
+    waited = {"some": {"avg10": 1.5, "avg60": 0.25, "avg300": 0.0, "total": 2500000},
+              "full": {"avg10": 0.0, "avg60": 0.0, "avg300": 0.0, "total": 40}}
+    assert [container[what]["psi"] for what in ("cpu", "memory", "io")] == [waited] * 3
     assert summary["node"]["fs"]["capacityBytes"] > summary["node"]["fs"]["availableBytes"] > 0
     assert summary["node"]["rlimit"]["curproc"] > 0 and summary["node"]["nodeName"] == "n"
 
@@ -83,6 +91,8 @@ def test_metrics_carry_upstreams_names_and_labels(tmp_path):
     where = 'namespace="default",pod="p"'
     assert f'container_cpu_usage_seconds_total{{container="c",{where}}} 2 ' in metrics.resource()
     text = metrics.cadvisor()
+    assert re.search(r'container_pressure_memory_waiting_seconds_total{container="c",[^}]*} 2.5$', text, re.MULTILINE)
+    assert re.search(r'container_pressure_io_stalled_seconds_total{container="c",[^}]*} 4e-05$', text, re.MULTILINE)
     assert f'name="c0",{where}}} 4000' in text and "container_memory_working_set_bytes" in text
     assert 'kubelet_evictions{eviction_signal="memory.available"} 2' in metrics.kubelet()
     told = metrics.kubelet([{"name": "v", "pvcRef": {"namespace": "a", "name": "b"}, "usedBytes": 7}] * 2).splitlines()
