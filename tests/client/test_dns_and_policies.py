@@ -57,7 +57,7 @@ def test_names_policies_and_trace(cluster: Cluster) -> None:
 
     told = cluster.pelamis("trace", pod, "demo:80").stdout
     assert f"is {address}" in told and "KUBE-SVC-" in told and "delivered to 10.244.0." in told
-    assert "pod default/demo-" in told
+    assert "pod default/demo-" in told and f"dst={address} " in told  # a connection of before, still remembered
     cluster.kubectl("apply", "-f", "-", input=ONLY_DNS)
     eventually(lambda: not inside("timeout", "1", "wget", "-qO-", "http://demo/"))
     assert f"Address: {address}" in inside("nslookup", "demo.default.svc.cluster.local")

@@ -151,6 +151,28 @@ def test_policies_hold(node: Node) -> None:
     link.sendall(b"still here")
     assert link.recv(100) == b"still here"
 
+    node.put("networkpolicies", policy("from-client", {"app": "web"}, ingress=[
+        {"from": [{"namespaceSelector": {"matchLabels": {"team": "red"}}}]}]))
+    assert not reached(client) and not reached(node.ext)
+    node.put("namespaces", {"metadata": {"name": "t", "labels": {"team": "red"}}})  # a label makes a namespace a peer
+    assert reached(client) and reached(client, port=8080) and not reached(node.ext)
+    assert ask(client.udp_socket(), target, 8081).startswith("web|")  # no ports are all ports
+    node.put("networkpolicies", policy("from-client", {"app": "web"}, ingress=[{"from": [{
+        "namespaceSelector": {"matchLabels": {"team": "red"}}, "podSelector": {"matchLabels": {"app": "client"}}}],
+        "ports": [{"protocol": "UDP", "port": 8081}]}]))
+    assert not reached(client) and ask(client.udp_socket(), target, 8081).startswith("web|")
+    link.sendall(b"still here")
+    assert link.recv(100) == b"still here"
+
+    node.put("networkpolicies", policy("to-other", {"app": "client"}, policyTypes=["Egress"], egress=[
+        {"to": [{"podSelector": {"matchLabels": {"role": "other"}}}], "ports": [{"port": 8080}]},
+        {"to": [{"ipBlock": {"cidr": f"{OUTSIDE}/32"}}]}]))
+    node.put("pods", pod("other", role="other"))
+    node.put("networkpolicies", policy("to-all", {"app": "other"}, ingress=[{}]))
+    assert reached(client, ADDRESSES["other"]) and not reached(client, "192.168.77.1") and reached(client, OUTSIDE)
+    assert ask(client.udp_socket(), ADDRESSES["other"], 8081) == "TIMEOUT"
+    node.put("networkpolicies", policy("to-other"), policy("to-all"), kind="DELETED")
+
     node.put("networkpolicies", policy("no-way-out", {"app": "web"}, policyTypes=["Egress"]))
     assert not reached(web, OUTSIDE) and not reached(web, "192.168.77.1")
     assert ask(web.udp_socket(), "10.96.0.10", 54) == "TIMEOUT"
