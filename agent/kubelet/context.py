@@ -59,7 +59,8 @@ class Context:
         self.turns = Turns(self.clock, self.node.cpu / 1000)
         self.devices = Devices(self.node, self.client, self.clock)
 
-    def tell(self, pod: dict[str, Any], kind: str, reason: str, message: str, container: str = "") -> None:
+    def tell(self, pod: dict[str, Any], kind: str, reason: str, message: str, container: str = "",
+             annotations: dict[str, str] | None = None) -> None:
         """An event about the pod, or about one of its containers."""
         meta = pod["metadata"]
         about = {"kind": "Pod", "apiVersion": "v1", "name": meta["name"], "namespace": meta.get("namespace", ""),
@@ -70,4 +71,4 @@ class Context:
             group = next((g for g in ("initContainers", "ephemeralContainers")
                           if any(c["name"] == container for c in pod["spec"].get(g) or ())), "containers")
             about["fieldPath"] = f"spec.{group}{{{container}}}"
-        self.recorder.event(about, kind, reason, message)
+        self.recorder.event(about, kind, reason, message, annotations)

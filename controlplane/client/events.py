@@ -37,6 +37,7 @@ COMBINED = "(combined from similar events): "
 
 Obj = dict[str, Any]
 Key = tuple[str, ...]
+Notes = dict[str, str]  # annotations of an event
 
 
 @dataclass(slots=True)
@@ -88,13 +89,14 @@ class Recorder:
         self.client, self.component, self.host = client, component, host
         self.dropped = 0
         self._correlator = Correlator()
-        self._queue: asyncio.Queue[tuple[Obj, str, str, str, float]] = asyncio.Queue(QUEUE_LIMIT)
+        self._queue: asyncio.Queue[tuple[Obj, str, str, str, float, Notes]] = asyncio.Queue(QUEUE_LIMIT)
         self._told: OrderedDict[Key, _Told] = OrderedDict()
 
-    def event(self, obj: Obj, type: str, reason: str, message: str) -> None:
+    def event(self, obj: Obj, type: str, reason: str, message: str, annotations: Notes | None = None) -> None:
         """Tell `message` about `obj` (any object, or an ObjectReference); `type` is Normal or Warning."""
         try:
-            self._queue.put_nowait((reference(obj), type, reason, clipped(message), self.client.clock.now()))
+            self._queue.put_nowait((reference(obj), type, reason, clipped(message), self.client.clock.now(),
+                                    annotations or {}))
         except asyncio.QueueFull:
             self.dropped += 1
         except Exception:  # an event must never harm what it tells about
@@ -104,9 +106,9 @@ class Recorder:
     async def run(self) -> None:
         """Send what is told until cancelled."""
         while True:
-            about, type_, reason, message, when = await self._queue.get()
+            about, type_, reason, message, when, notes = await self._queue.get()
             try:
-                await self._tell(about, type_, reason, message, when)
+                await self._tell(about, type_, reason, message, when, notes)
             except ApiError as error:
                 self.dropped += 1
                 log.debug("event %s dropped: %s", reason, error.message)
@@ -120,7 +122,7 @@ class Recorder:
         """Wait until everything told so far is sent or dropped."""
         await self._queue.join()
 
-    async def _tell(self, about: Obj, type_: str, reason: str, message: str, when: float) -> None:
+    async def _tell(self, about: Obj, type_: str, reason: str, message: str, when: float, notes: Notes) -> None:
         now = self.client.clock.monotonic()
         if not self._correlator.allow(about.get("uid") or about.get("name", ""), now):
             self.dropped += 1
@@ -129,14 +131,15 @@ class Recorder:
         distinct, message = self._correlator.wording(alike, message, now)
         for attempt in range(1, TRIES + 1):
             try:
-                await self._send((*alike, distinct), about, type_, reason, clipped(message), when)
+                await self._send((*alike, distinct), about, type_, reason, clipped(message), when, notes)
                 return
             except Unreachable:
                 if attempt == TRIES:
                     raise
                 await self.client.clock.sleep(self.client.clock.jitter(RETRY_SECONDS))
 
-    async def _send(self, key: Key, about: Obj, type_: str, reason: str, message: str, when: float) -> None:
+    async def _send(self, key: Key, about: Obj, type_: str, reason: str, message: str, when: float,
+                    notes: Notes) -> None:
         stamp = rfc3339(when)
         namespace = about.get("namespace") or "default"
         told = self._told.get(key)
@@ -150,8 +153,9 @@ class Recorder:
             except NotFound:
                 pass  # it has expired: tell it anew
         name = f"{about.get('name', '')[:200]}.{self.client.clock.random.getrandbits(64):016x}"
+        metadata = {"name": name, "namespace": namespace, **({"annotations": dict(notes)} if notes else {})}
         await self.client.create(EVENTS, {
-            "apiVersion": "v1", "kind": "Event", "metadata": {"name": name, "namespace": namespace},
+            "apiVersion": "v1", "kind": "Event", "metadata": metadata,
             "involvedObject": about, "type": type_, "reason": reason, "message": message,
             "source": {"component": self.component} | ({"host": self.host} if self.host else {}),
             "firstTimestamp": stamp, "lastTimestamp": stamp, "count": 1, "eventTime": None,

@@ -70,7 +70,7 @@ def test_a_soft_threshold_leaves_a_pod_its_time_up_to_a_bound(host: Host) -> Non
                     Keeping(parse("", "memory.available<20%", "memory.available=1s"), max_grace=bound), lambda: free,
                     kubelet.workers,
                     Accounting(context.node.root, context.node.log_folder, context.cgroups, rig.runtime.layers), None,
-                    lambda pod, reason, message: None, lambda: None, SYSTEM)
+                    lambda pod, reason, message, notes=None: None, lambda: None, SYSTEM)
                 await rig.pod(name, ready)
                 free["memory.available"] = Reading(10, 100)
                 await evictions.look()

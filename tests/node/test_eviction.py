@@ -28,7 +28,7 @@ def test_the_pod_that_uses_most_goes_and_its_disk_is_free(host: Host) -> None:
             evictions = Evictions(
                 Keeping(parse("nodefs.available<10%,memory.available<10%")), lambda: free, kubelet.workers,
                 Accounting(context.node.root, context.node.log_folder, context.cgroups, rig.runtime.layers), reclaim,
-                lambda pod, reason, message: told.append(reason), lambda: None, SYSTEM)
+                lambda pod, reason, message, notes=None: told.append(reason), lambda: None, SYSTEM)
             volume = {"volumeMounts": [{"name": "e", "mountPath": "/e"}]}
             await rig.create("small", sh("head -c 100000 /dev/zero > /e/x; sleep 600", **volume),
                              volumes=[{"name": "e", "emptyDir": {}}])

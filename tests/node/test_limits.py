@@ -143,7 +143,7 @@ def test_who_takes_more_local_storage_than_it_may_goes_and_no_one_else(host: Hos
             told: list[str] = []
             accounting = Accounting(context.node.root, context.node.log_folder, context.cgroups, rig.runtime.layers)
             evictions = Evictions(Keeping(evictions=()), dict, kubelet.workers, accounting, None,
-                                  lambda pod, reason, message: told.append(reason), lambda: None, SYSTEM)
+                                  lambda pod, reason, message, notes=None: told.append(reason), lambda: None, SYSTEM)
             write = f"head -c {3 * MI} /dev/zero"
             wanted = {
                 "volume": (stores(f"{write} > /e/x"), "1Mi", 'Usage of EmptyDir volume "e" exceeds the limit "1Mi". '),

@@ -50,7 +50,7 @@ class Short:
         self.evictions = Evictions(
             Keeping(with_pods(parse(hard)), transition=0.0), read, kubelet.workers,
             Accounting(self.context.node.root, self.context.node.log_folder, groups, rig.runtime.layers), reclaim,
-            lambda pod, reason, message: self.told.append(reason), lambda: None, SYSTEM)
+            lambda pod, reason, message, notes=None: self.told.append(reason), lambda: None, SYSTEM)
 
     async def drive(self, rig: Rig, name: str, condition: str, why: str) -> None:
         """Look until the shortage is seen: the pod called `name` goes for it, and with it the shortage."""

@@ -48,11 +48,11 @@ class Victim(Protocol):
 
 class Evictions:
     """`reclaim(resource)` clears what no pod needs, `tell(pod or None, reason, message)` is an event of the pod or of
-    the node, `changed()` is called when the conditions are others."""
+    the node (of an evicted pod with its annotations), `changed()` is called when the conditions are others."""
 
     def __init__(self, keeping: Keeping, signals: Callable[[], dict[str, Reading]],
                  pods: Callable[[], Iterable[Victim]], accounting: Accounting,
-                 reclaim: Callable[[str], Awaitable[None]], tell: Callable[[Object | None, str, str], None],
+                 reclaim: Callable[[str], Awaitable[None]], tell: Callable[..., None],
                  changed: Callable[[], None], clock: Clock) -> None:
         self._keeping, self._signals, self._pods, self._accounting = keeping, signals, pods, accounting
         self._reclaim, self._tell, self._changed, self._clock = reclaim, tell, changed, clock
@@ -110,7 +110,7 @@ class Evictions:
         uses = await self._accounting.disk([(v.pod, v.seen) for v in limited])
         gone = [(v, why) for v, use in zip(limited, uses) if (why := victims.overstepped(v.pod, use))]
         for victim, why in gone:
-            self._end(victim, "ephemeral-storage limit", why, HARD_GRACE)
+            self._end(victim, "ephemeral-storage limit", why, HARD_GRACE, {})
         return bool(gone)
 
     async def _evict(self, threshold: Threshold, reading: Reading) -> None:
@@ -127,7 +127,7 @@ class Evictions:
         pod, use = ranked[0]
         why = victims.message(pod, use, threshold, reading)
         self._end(by_uid[pod["metadata"]["uid"]], threshold.signal, why, self._grace(pod, threshold),
-                  (*victims.MARK, why))
+                  victims.offence(pod, use, threshold.resource), (*victims.MARK, why))
 
     def _grace(self, pod: Object, threshold: Threshold) -> float:
         if not threshold.grace:
@@ -135,10 +135,11 @@ class Evictions:
         own = grace_of(pod)
         return min(own, self._keeping.max_grace) if self._keeping.max_grace else own
 
-    def _end(self, victim: Victim, signal: str, why: str, grace: float, *marks: tuple[str, str, str, str]) -> None:
+    def _end(self, victim: Victim, signal: str, why: str, grace: float, notes: dict[str, str],
+             *marks: tuple[str, str, str, str]) -> None:
         meta = victim.pod["metadata"]
         log.warning("evicting pod %s/%s: %s", meta.get("namespace", ""), meta["name"], why)
         self.count[signal] += 1
-        self._tell(victim.pod, victims.REASON, why)
+        self._tell(victim.pod, victims.REASON, why, notes)
         victim.doom(victims.REASON, why, grace, *marks)
         self._leaving.append((victim, self._clock.monotonic()))

@@ -50,10 +50,11 @@ class Housekeeping:
         if context.volumes.csi is not None:
             node.volumes = context.volumes.csi.in_use
 
-    def _tell(self, pod: dict[str, Any] | None, reason: str, message: str) -> None:
+    def _tell(self, pod: dict[str, Any] | None, reason: str, message: str,
+              annotations: dict[str, str] | None = None) -> None:
         """A warning about a pod, or about the node."""
         if pod is not None:
-            self._context.tell(pod, "Warning", reason, message)
+            self._context.tell(pod, "Warning", reason, message, annotations=annotations)
             return
         name = self._context.node.name
         self._context.recorder.event({"kind": "Node", "apiVersion": "v1", "name": name, "uid": name}, "Warning",

@@ -8,7 +8,7 @@ Upstream: pkg/kubelet/eviction/{helpers,eviction_manager}.go.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,14 +72,26 @@ def message(pod: Object, use: Use, threshold: Threshold, reading: Reading) -> st
             f"{_shown(reading.available, resource)}. ")
     if resource not in ("memory", STORAGE):
         return text
+    for name, has, asked in _offenders(pod, use, resource):
+        text += f"Container {name} was using {_kibi(has)}, request is {binary(asked)}, has larger consumption of " \
+                f"{resource}. "
+    return text
+
+
+def _offenders(pod: Object, use: Use, resource: str) -> Iterator[tuple[str, int, int]]:
+    """The containers that use more than they asked for: by name, how much they have, and how much they asked for."""
     used = use.memories if resource == "memory" else use.containers
     for container in pod["spec"]["containers"]:
         asked = resources.whole(container.get("resources"), "requests", resource) or 0
-        has = used.get(container["name"], 0)
-        if has > asked:
-            text += (f"Container {container['name']} was using {_kibi(has)}, request is {binary(asked)}, has larger "
-                     f"consumption of {resource}. ")
-    return text
+        if (has := used.get(container["name"], 0)) > asked:
+            yield container["name"], has, asked
+
+
+def offence(pod: Object, use: Use, resource: str) -> dict[str, str]:
+    """The same for programs: annotations of the event."""
+    found = list(_offenders(pod, use, resource)) if resource in ("memory", STORAGE) else []
+    return {"offending_containers": ",".join(name for name, _, _ in found),
+            "offending_containers_usage": ",".join(binary(has) for _, has, _ in found), "starved_resource": resource}
 
 
 def _shown(amount: int, resource: str) -> str:

@@ -96,7 +96,7 @@ class Node:
                                         holds=lambda p: False)
         self.evictions = Evictions(
             Keeping(thresholds.parse("nodefs.available<15%,memory.available<5%")), self._signals, lambda: self.pods,
-            accounts, self._reclaim, lambda p, reason, message: self.done.append((reason, message)), lambda: None,
+            accounts, self._reclaim, lambda p, reason, text, *notes: self.done.append((reason, text)), lambda: None,
             FakeClock())
         self.clears = 0
 
@@ -118,6 +118,14 @@ class Node:
         self.done.clear()
         asyncio.run(self.evictions.look())
         return self.done
+
+
+def test_programs_are_told_who_used_too_much():
+    made = pod({"name": "c", "resources": {"requests": {"memory": "1Mi"}}}, "d", "e")
+    use = Use(memories={"c": MI, "d": 3 * MI, "e": 1025})
+    assert victims.offence(made, use, "memory") == {"offending_containers": "d,e", "starved_resource": "memory",
+                                                    "offending_containers_usage": "3Mi,1025"}
+    assert victims.offence(made, use, "pids")["offending_containers"] == ""
 
 
 def test_what_nobody_needs_is_cleared_before_a_pod_goes_and_one_goes_at_a_time():

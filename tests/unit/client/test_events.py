@@ -18,9 +18,10 @@ def test_repeats_raise_the_count():
             recorder = Recorder(client, "tester", "node-1")
             task = asyncio.create_task(recorder.run())
             for _ in range(3):
-                recorder.event(pod("x"), "Warning", "Failed", "no such thing")
+                recorder.event(pod("x"), "Warning", "Failed", "no such thing", {"why": "it is gone"})
             await recorder.drained()
             (event,) = told(server)
+            assert event["metadata"]["annotations"] == {"why": "it is gone"}
             assert event["count"] == 3 and event["metadata"]["namespace"] == "a"
             assert event["source"] == {"component": "tester", "host": "node-1"}
             await server.put(next(p for p in server.objects if "/events/" in p), event, "DELETED")
