@@ -24,6 +24,7 @@ NODES, PODS = named("nodes"), named("pods")
 PAUSE = 0.5
 NAMED = 5  # pods that a message names: more would hide the fix
 MIRROR = "kubernetes.io/config.mirror"
+MARK = "pelamis.io/drained"  # on a node that nobody but us closed: opened again by the next drain where we are killed
 
 
 def leaving(pods: Iterable[dict]) -> list[dict]:  # type: ignore[type-arg]
@@ -42,8 +43,11 @@ async def drained(paths: Paths, name: str, say: Callable[[str], None], limit: fl
     """How many pods left the node; while this lasts, none is placed on it. What it waits for is told by `say`. Raises
     Finding when a pod does not leave within `limit` seconds."""
     async with Client(load(paths.kubeconfig("node")), user_agent="pelamis-drain") as client:
-        closed = bool(((await client.get(NODES, name)).get("spec") or {}).get("unschedulable"))
-        await client.patch(NODES, name, {"spec": {"unschedulable": True}})
+        node = await client.get(NODES, name)
+        closed = (node.get("spec") or {}).get("unschedulable") and MARK not in objects.annotations(node)
+        if not closed:
+            await client.patch(NODES, name, {"metadata": {"annotations": {MARK: "true"}},
+                                             "spec": {"unschedulable": True}})
     try:
         async with Client(load(paths.kubeconfig("node")), user_agent="pelamis-drain") as client:
             gone = await _empty(client, name, say, limit, clock)
@@ -51,7 +55,8 @@ async def drained(paths: Paths, name: str, say: Callable[[str], None], limit: fl
     finally:
         if not closed:
             async with Client(load(paths.kubeconfig("node")), user_agent="pelamis-drain") as client:
-                await client.patch(NODES, name, {"spec": {"unschedulable": None}})
+                await client.patch(NODES, name, {"metadata": {"annotations": {MARK: None}},
+                                                 "spec": {"unschedulable": None}})
 
 
 async def _empty(client: Client, name: str, say: Callable[[str], None], limit: float, clock: Clock) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from agent.image import demo
+from controlplane.hosts.drain import MARK
 from controlplane.store import backup
 from controlplane.store.backup import DAY
 from tests.client.cluster import eventually
@@ -408,6 +409,8 @@ def test_an_upgrade_that_drains_first(lab: Lab) -> None:
     stopped = upgrade(lab, "drained", machine, "--drain", "--drain-timeout", "1s")
     assert stopped.returncode == 1 and "did not leave host3 within 1 s" in stopped.stderr, stopped
     assert "budget skewed needs 4 healthy pods" in stopped.stderr and "--drain-timeout" in stopped.stderr, stopped
+    lab.kubectl("annotate", "node", machine.name, f"{MARK}=true")  # both as a drain leaves them that was killed
+    lab.kubectl("cordon", machine.name)
     command = machine.enter(*upgrading("drained", "--drain"))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiting:
         assert waiting.stdout is not None

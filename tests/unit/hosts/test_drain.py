@@ -8,6 +8,8 @@ from controlplane.apiserver.writing.eviction import judge
 from controlplane.hosts import drain
 from controlplane.machinery.clock import FakeClock, settle
 from controlplane.machinery.errors import Finding
+from controlplane.machinery.patch import merge_patch
+from controlplane.machinery.paths import Paths
 
 BUDGET = {"metadata": {"name": "web"}, "status": {"desiredHealthy": 2, "currentHealthy": 2, "disruptionsAllowed": 0}}
 
@@ -40,6 +42,42 @@ def test_who_leaves():
     mirror["metadata"]["annotations"] = {drain.MIRROR: "x"}
     pods = [pod("a"), pod("each", owner="DaemonSet"), pod("done", phase="Succeeded"), mirror]
     assert drain.leaving(pods) == [pods[0]]
+
+
+@pytest.mark.parametrize(("marks", "unschedulable", "after"), [
+    ({}, None, (None, None)),
+    ({}, True, (None, True)),  # a person's will
+    ({drain.MARK: "true"}, True, (None, None))])  # what a drain that was killed left
+def test_a_node_is_as_open_afterwards_as_a_person_had_it(tmp_path, monkeypatch, marks, unschedulable, after):
+    node = {"metadata": {"annotations": marks}, "spec": {"unschedulable": unschedulable}}
+
+    class Client:
+        def __init__(self, config, user_agent):
+            pass
+
+        async def __aenter__(self):
+            return self
+
+        async def __aexit__(self, *error):
+            pass
+
+        async def get(self, resource, name):
+            return node
+
+        async def patch(self, resource, name, patch):
+            node.update(merge_patch(node, patch))
+
+        async def list(self, resource, fields):
+            assert node["spec"]["unschedulable"]
+            return [], "1"
+
+    async def body():
+        async with drain.drained(Paths(tmp_path), "lab-2", print, 60.0) as gone:
+            assert gone == 0 and (drain.MARK in node["metadata"]["annotations"]) == (after[1] is None)
+    monkeypatch.setattr(drain, "load", lambda path: None)
+    monkeypatch.setattr(drain, "Client", Client)
+    asyncio.run(body())
+    assert (node["metadata"]["annotations"].get(drain.MARK), node["spec"].get("unschedulable")) == after
 
 
 def test_a_budget_is_named_and_waited_for():
