@@ -29,7 +29,9 @@ metadata: {name: each}
 spec:
   selector: {matchLabels: {app: each}}
   template:
-    metadata: {labels: {app: each}}
+    metadata:
+      labels: {app: each}
+      annotations: {kubernetes.io/ingress-bandwidth: 80M, kubernetes.io/egress-bandwidth: 40M}
     spec: {terminationGracePeriodSeconds: 1, containers: [{name: web, image: "IMAGE", imagePullPolicy: IfNotPresent}]}
 """.replace("IMAGE", demo.DEMO)
 
@@ -162,6 +164,8 @@ def test_pods_of_two_hosts(pair: tuple[Cluster, Joined]) -> None:
         return cluster.run("kubectl", "exec", pod["metadata"]["name"], "--", "timeout", "2", "wget", "-qO-", url,
                            check=False).stdout.strip()
 
+    for shaped in (cluster.run("tc", "qdisc").stdout, second.host.call("tc", "qdisc")):
+        assert "tbf" in shaped and "rate 80Mbit" in shaped  # what the pod receives; what it sends is held in the pod
     for one, other in ((here, there), (there, here)):
         assert fetch(one, f"http://{other['status']['podIP']}/") == other["metadata"]["name"]
         eventually(lambda one=one: {fetch(one, "http://each/") for _ in range(8)} == names)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
 from netsetup import links, xtables
 from netsetup.addresses import node_address
@@ -232,6 +233,22 @@ def test_somebody_elses_network_is_respected(node: Node, make_namespace: Callabl
     theirs.unlink()
     node.do(node.daemon.configure("10.244.3.0/24"))
     assert ours.exists() and "-A PELAMIS-FORWARD" in node.host.sh("iptables-save")
+
+
+def test_a_kernel_that_takes_no_rules_is_told(node: Node, monkeypatch) -> None:
+    node.do(node.daemon.configure("10.244.3.0/24"))
+    node.host.sh("iptables -F PELAMIS-FORWARD")
+
+    def without_nat(self: xtables.Backend, text: str) -> None:
+        raise xtables.RestoreError("iptables-restore: can't initialize iptables table `nat': Table does not exist")
+
+    with monkeypatch.context() as less:
+        less.setattr(xtables.Backend, "restore", without_nat)
+        with pytest.raises(Finding, match="does not take the rules of the pod network") as told:
+            node.do(node.daemon.configure("10.244.3.0/24"))
+    assert "Table does not exist" in told.value.because and "nat table" in told.value.fix
+    node.do(node.daemon.configure("10.244.3.0/24"))
+    assert "-A PELAMIS-FORWARD" in node.host.sh("iptables-save")
 
 
 def test_wiring_is_quick_and_purge_leaves_nothing(make_namespace: Callable[[str], Namespace], tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Never
 
 import pytest
 
@@ -221,6 +223,20 @@ def test_cards_that_cannot_see_into_the_tunnel(plan: Plan, nodes: list[Node], mo
         node.loop.call_soon_threadsafe(node.peers.look)
     until(lambda: not any(node.host.run(offload.fills_in_later, plan.tunnel) for node in (one, three)))
     assert reaches(one, three) and reaches(three, one)
+
+
+def test_a_kernel_without_tunnels_keeps_what_it_can_reach(plan: Plan, nodes: list[Node], monkeypatch, caplog) -> None:
+    one, two, three = nodes
+    until(lambda: reaches(one, two) and reaches(one, three))
+
+    def unknown(*_: object) -> Never:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(vxlan, "reconcile", unknown)
+    one.loop.call_soon_threadsafe(one.peers.look)
+    until(lambda: f"the tunnel {plan.tunnel} cannot be made" in caplog.text)
+    assert "load the kernel module vxlan" in caplog.text and three.pods in caplog.text
+    assert reaches(one, two)
 
 
 def test_five_hundred_far_nodes(make_namespace: Callable[[str], Namespace]) -> None:

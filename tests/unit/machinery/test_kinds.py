@@ -176,6 +176,12 @@ def test_defaults(name, path, want):
      "spec: Invalid value: {}: either `defaultBackend` or `rules` must be specified"),
     ("networkpolicies.networking.k8s.io", {"spec": {"ingress": [{"from": [{}]}]}},
      "spec.ingress[0].from[0]: Required value: must specify a peer"),
+    ("networkpolicies.networking.k8s.io", {"spec": {"podSelector": {"matchExpressions": [{
+        "key": "a", "operator": "X"}]}}},
+     'spec.podSelector.matchExpressions[0].operator: Invalid value: "X": not a valid selector operator'),
+    ("networkpolicies.networking.k8s.io", {"spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {
+        "cidr": "10.0.0.0/8", "except": ["11.0.0.0/16"]}}]}]}},
+     'spec.ingress[0].from[0].ipBlock.except[0]: Invalid value: "11.0.0.0/16": must be a strict subset of `cidr`'),
     ("persistentvolumeclaims", {"spec": {"accessModes": []}},
      "spec.accessModes: Required value: at least 1 access mode is required"),
     ("persistentvolumes", {"spec": {"capacity": {"storage": "1"}, "accessModes": ["ReadWriteOnce"]}},

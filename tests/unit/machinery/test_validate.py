@@ -135,6 +135,8 @@ def service(**spec):
     ("services", service(ports=[{"port": 1}, {"port": 2, "name": "b"}]), "spec.ports[0].name: Required value"),
     ("services", service(ports=[{"port": 0, "targetPort": 1}]),
      "spec.ports[0].port: Invalid value: 0: must be between 1 and 65535"),
+    ("services", service(selector={"a b": "c"}), 'spec.selector: Invalid value: "a b": name part must consist of'),
+    ("services", service(selector={"a": "c d"}), 'spec.selector: Invalid value: "c d": a valid label must be'),
     ("services", service(type="X"), 'spec.type: Unsupported value: "X": supported values: "ClusterIP", "ExternalName"'),
     ("services", service(type="NodePort", clusterIP="None"), "may not be set to 'None' for NodePort services"),
     ("services", service(type="ExternalName"), "spec.externalName: Required value"),
