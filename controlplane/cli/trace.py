@@ -113,8 +113,8 @@ async def _trace(paths: Paths, settings: Settings, args: argparse.Namespace) -> 
         raise Finding(f"pod {args.pod} has no address yet", "its sandbox was not made",
                       f"kubectl describe pod {args.pod}")
     name = f"{target.service}.{target.namespace}.svc.{settings.cluster_domain}"
-    address = _resolve(name, settings.dns_ip)
     cluster_ip = service["spec"].get("clusterIP") or ""
+    address = _resolve(name, settings.dns_ip, 6 if ":" in (cluster_ip or source) else 4)
     number = port_number(service, target.port, args.protocol)
     if cluster_ip not in ("", "None") and address and address != cluster_ip:
         say(f"     but the service's address is {cluster_ip}: the answer is old")
@@ -126,16 +126,17 @@ async def _trace(paths: Paths, settings: Settings, args: argparse.Namespace) -> 
     return _follow(settings, source, destination, number, args.protocol, owners)
 
 
-def _resolve(name: str, server: str) -> str:
-    """Ask the cluster's DNS, and tell what it said; "" without an address."""
+def _resolve(name: str, server: str, family: int) -> str:
+    """Ask the cluster's DNS for an address of `family`, and tell what it said; "" without one."""
     import dnslib
     say(good("DNS"))
+    question = dnslib.DNSRecord.question(name, "AAAA" if family == 6 else "A")
     try:
-        answer = dnslib.DNSRecord.parse(dnslib.DNSRecord.question(name).send(server, 53, timeout=ANSWER_SECONDS))
+        answer = dnslib.DNSRecord.parse(question.send(server, 53, timeout=ANSWER_SECONDS, ipv6=":" in server))
     except (OSError, dnslib.DNSError) as error:
         say(f"     {server} does not answer: {error or 'time-out'}")
         return ""
-    found = [str(r.rdata) for r in answer.rr if r.rtype == dnslib.QTYPE.A]
+    found = [str(r.rdata) for r in answer.rr if r.rtype == question.q.qtype]
     say(f"     {server} says {name} is {', '.join(found) or dnslib.RCODE[answer.header.rcode]}")
     return found[0] if found else ""
 

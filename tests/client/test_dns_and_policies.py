@@ -20,6 +20,18 @@ spec:
   - to: [{namespaceSelector: {}, podSelector: {matchLabels: {k8s-app: kube-dns}}}]
     ports: [{port: 53, protocol: UDP}, {port: 53}]
 """
+MORE_ADDRESSES = """
+apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: more}
+spec: {cidrs: [10.196.0.0/24]}
+"""
+FAR = """
+apiVersion: v1
+kind: Service
+metadata: {name: far}
+spec: {clusterIP: 10.196.0.77, selector: {app: demo}, ports: [{port: 80}]}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +77,12 @@ def test_names_policies_and_trace(cluster: Cluster) -> None:
     assert refused.returncode == 1 and "PELAMIS-NPE-" in refused.stdout and "DROPPED" in refused.stdout
     cluster.kubectl("delete", "networkpolicy", "only-dns")
     eventually(lambda: inside("timeout", "1", "wget", "-qO-", "http://demo/").startswith("demo-"))
+    cluster.kubectl("apply", "-f", "-", input=MORE_ADDRESSES)
+    eventually(lambda: cluster.kubectl("create", "-f", "-", input=FAR), 10)
+    eventually(lambda: inside("timeout", "1", "wget", "-qO-", "http://10.196.0.77/").startswith("demo-"))
+    assert "services" in cluster.kubectl("get", "ipaddress", "10.196.0.77")
+    assert "far.default.svc.cluster.local" in inside("nslookup", "10.196.0.77")
+    cluster.kubectl("delete", "service/far", "servicecidr/more")
     cluster.kubectl("create", "service", "clusterip", "nobody", "--tcp=80")
     nobody = eventually(lambda: cluster.pelamis("trace", pod, "nobody:80", check=False), 10)
     assert nobody.returncode == 1 and "REFUSED" in nobody.stdout and "no ready endpoints" in nobody.stdout

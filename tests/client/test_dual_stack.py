@@ -91,6 +91,7 @@ def test_a_cluster_of_ipv6_alone() -> None:
                                              "web.default.svc.cluster.local").stdout
         told = made.pelamis("trace", "web", "web:80").stdout
         assert "delivered to [fd00:10:244:" in told or "delivered to fd00:10:244:" in told
+        assert f"fd00:96::a says web.default.svc.cluster.local is {spec['clusterIP']}" in told
         agent = (made.host.paths.log / "agent.log").read_text()
         assert " W " not in agent and "forbidden" not in agent  # nothing is asked before it is allowed
     finally:

@@ -166,9 +166,12 @@ def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster
     client.start()
     cluster.stop()
     cluster.start()
+    for also in ([B], [C], [B, C], []):  # nor are changes
+        cluster.put(endpoints("heal", A, *also), service("beside", "10.96.2.2"), endpoints("beside", *also))
     over.set()
     client.join()
     assert failures == []
+    cluster.put(service("beside", "10.96.2.2"), kind="DELETED")
     assert cluster.rules() == saved
 
 
