@@ -50,13 +50,15 @@ class StartContainer:
 
 @dataclass(frozen=True, slots=True)
 class KillContainer:
-    """`grace` is seconds from now; `message` is the text of the Killing event."""
+    """`grace` is seconds from now; `message` is the text of the Killing event. Its end comes after those of the
+    containers `after`, but nobody waits for another beyond the grace."""
 
     id: str
     name: str
     grace: float
     reason: str
     message: str
+    after: tuple[str, ...] = ()  # container ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,13 +244,11 @@ def _end(pod: dict[str, Any], seen: ObservedPod, now: float, facts: Facts, *, fi
     given = grace_of(pod) if facts.grace is None else facts.grace
     grace = max(given - (now - since), FORCED_GRACE)
     sidecars = [c["name"] for c in pod["spec"].get("initContainers") or () if is_sidecar(c)]
-    live = _running(seen)
-    first = [c for c in live if c.name not in sidecars]
-    if not first and live:
-        order = {name: i for i, name in enumerate(sidecars)}
-        first = [max(live, key=lambda c: order.get(c.name, 0))]
-    if first:
-        return Plan(tuple(KillContainer(c.id, c.name, grace, "Ended", f"Stopping container {c.name}") for c in first))
+    turns = sorted(_running(seen), key=lambda c: -sidecars.index(c.name) if c.name in sidecars else -len(sidecars))
+    if turns:
+        return Plan(tuple(
+            KillContainer(c.id, c.name, grace, "Ended", f"Stopping container {c.name}",
+                          tuple(o.id for o in turns[:turns.index(c)]) if c.name in sidecars else ()) for c in turns))
     if facts.busy:
         return Plan()  # a start or a removal is under way; its end wakes us
     if final:

@@ -47,7 +47,7 @@ class StepFailed(Exception):  # noqa: N818 - reads as what happened
 
 
 class Steps:
-    """Actions on one pod. `pod` and `seen` are kept current by the worker."""
+    """Actions on one pod. `pod` is kept current by the worker, `seen` by `look`."""
 
     def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod) -> None:
         self.context, self.pod, self.seen = context, pod, seen
@@ -58,6 +58,13 @@ class Steps:
         self._prepared: dict[str, asyncio.Task[Any]] = {}
         self._sandbox_spec: SandboxSpec | None = None
         self._hosts_text = ""
+        self._news = asyncio.Event()  # of the look after this one
+
+    def look(self, seen: ObservedPod) -> None:
+        """What the runtime has of the pod now."""
+        self.seen = seen
+        self._news.set()
+        self._news = asyncio.Event()
 
     def _tell(self, kind: str, reason: str, message: str, container: str = "") -> None:
         self.context.tell(self.pod, kind, reason, message, container)
@@ -291,7 +298,7 @@ class Steps:
             await self.context.runtime.stop_container(id, plan.grace_of(self.pod))
 
     async def kill(self, action: plan.KillContainer) -> None:
-        """preStop hook, stop signal, and the end within the grace period."""
+        """preStop hook, the ends of those that come before it, stop signal, and the end within the grace period."""
         clock, began = self.context.clock, self.context.clock.monotonic()
         self._tell("Normal", "Killing", action.message, action.name)
         spec = plan.named(self.pod, action.name) or {}
@@ -306,6 +313,12 @@ class Steps:
                            action.name)
             except Failed as error:
                 self._tell("Warning", "FailedPreStopHook", f"PreStopHook failed: {error}", action.name)
+        if action.after:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace - (clock.monotonic() - began)):
+                    while any(c.id in action.after and c.state == "running" for c in self.seen.containers):
+                        await self._news.wait()
+        if grace > 0 and (hook or action.after):
             grace = max(grace - (clock.monotonic() - began), MIN_GRACE)
         own = (spec.get("lifecycle") or {}).get("stopSignal")
         if own:

@@ -197,7 +197,7 @@ class Worker:
                 del self._kills[id]
             meta = self.pod["metadata"]
             self.seen = found.get(self.uid) or ObservedPod(self.uid, meta.get("namespace", ""), meta["name"])
-            self.steps.seen = self.seen
+            self.steps.look(self.seen)
         now = self.clock.now()
         ending = self.gone or plan.deleting(self.pod)
         if ending and not self._ending_since:

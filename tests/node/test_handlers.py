@@ -256,3 +256,31 @@ def test_a_hook_that_fails_is_told_and_holds_up_no_end(host: Host, tmp_path: Pat
             assert "no good" in told(rig, "FailedPreStopHook")["fails"] and "no good" in told(
                 rig, "FailedPostStartHook")["c"]
     run(host, body)
+
+
+def test_hooks_of_sidecars_run_at_once_and_their_ends_wait_no_longer_than_the_grace(host: Host, tmp_path: Path) -> None:
+    """The main program of the first pod does not end before all hooks have run, that of the second one never."""
+    def side(name: str) -> dict[str, Any]:
+        hook = {"preStop": {"exec": {"command": ["sh", "-c", f"echo hook {name} >> /h/log"]}}}
+        return {"name": name, "image": "busybox:1", "restartPolicy": "Always", "lifecycle": hook, **MOUNT,
+                **sh(f"trap 'echo down {name} >> /h/log; exit 0' TERM; while :; do sleep 600 & wait $!; done")}
+
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet():
+            last = "until [ $(grep -c hook /h/log) = 2 ]; do sleep 0.1; done; echo down main >> /h/log; exit 0"
+            for name, grace, main in (("turns", 60, f"trap '{last}' TERM; touch /h/up; while :; do sleep 0.1; done"),
+                                      ("late", 2, "trap '' TERM; touch /h/up; while :; do sleep 0.1; done")):
+                folder = tmp_path / name
+                folder.mkdir()
+                await rig.create(name, sh(main, **MOUNT), initContainers=[side("one"), side("two")],
+                                 terminationGracePeriodSeconds=grace,
+                                 volumes=[{"name": "h", "hostPath": {"path": str(folder)}}])
+                await rig.pod(name, ready)
+                await eventually(lambda folder=folder: holds((folder / "up").exists()))
+                await rig.remove(name)
+            lines = (tmp_path / "turns/log").read_text().splitlines()
+            assert sorted(lines[:2]) == ["hook one", "hook two"]
+            assert lines[2:] == ["down main", "down two", "down one"]
+            assert set((tmp_path / "late/log").read_text().splitlines()) == {
+                "hook one", "hook two", "down one", "down two"}
+    run(host, body)

@@ -50,7 +50,11 @@ def test_a_sidecar_gates_until_started_and_ends_last():
     assert steps(mesh, seen(box(), down("side", 1), up("main"))) == ["start side/1"]
     mesh["metadata"]["deletionTimestamp"] = "2023-11-14T22:13:20Z"
     mesh["metadata"]["deletionGracePeriodSeconds"] = 30
-    assert steps(mesh, seen(box(), up("side"), up("main"))) == ["kill main0 30s Ended"]
+    assert steps(mesh, seen(box(), up("side"), up("main"))) == ["kill main0 30s Ended", "kill side0 30s Ended"]
+    turns = pod("main", "beside", init=tuple({"name": n, "restartPolicy": "Always"} for n in ("one", "two")))
+    ends = p.plan(turns, seen(box(), up("one"), up("two"), up("main"), up("beside")), NOW, p.Facts(gone=True)).actions
+    assert [(a.name, set(a.after)) for a in ends if isinstance(a, p.KillContainer)] == [
+        ("main", set()), ("beside", set()), ("two", {"main0", "beside0"}), ("one", {"main0", "beside0", "two0"})]
     only_side = seen(box(), up("side"), down("main"))
     assert steps(mesh, only_side, NOW + 10, terminating_since=NOW) == ["kill side0 20s Ended"]
 
@@ -185,4 +189,4 @@ def test_an_exit_may_begin_the_whole_pod_again():
     assert isinstance(p.plan(job, lost, NOW).actions[0], p.Reset)
     assert steps(job, seen(box(), down("main", 1), up("beside"), down("one"), up("side"))) == []
     job["metadata"]["deletionTimestamp"] = "2023-11-14T22:13:20Z"
-    assert steps(job, running) == ["kill beside0 30s Ended"]
+    assert steps(job, running) == ["kill beside0 30s Ended", "kill side0 30s Ended"]

@@ -64,6 +64,9 @@ class Steps:
     def drop(self) -> None:
         pass
 
+    def look(self, observed: ObservedPod) -> None:
+        pass
+
 
 async def until(holds: Callable[[], bool]) -> None:
     while not holds():  # noqa: ASYNC110 - what is waited for has no event; each turn lets all others run
