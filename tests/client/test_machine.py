@@ -2,9 +2,11 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,67 @@ def test_kill_9_loses_nothing(cluster, workload, name):
     eventually(lambda: cluster.get("pod", f"after-{name}")["status"].get("phase") == "Running")
     cluster.kubectl("delete", "pod", f"after-{name}", "--now")
     assert containers(cluster) == before
+
+
+CHURN = """
+apiVersion: v1
+kind: Pod
+metadata: {{name: {name}, labels: {{churn: "{round}"}}}}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{{name: kept, configMap: {{name: kept}}}}, {{name: own, emptyDir: {{medium: Memory}}}}]
+  initContainers: [{{name: init, image: "pelamis.local/demo:1", command: [sh, -c, "cp /kept/a /own/a"], {mounts}}}]
+  containers:
+  - {{name: main, image: "pelamis.local/demo:1", command: [sh, -c, "exec sleep 600"], {mounts}}}
+  - {{name: side, image: "pelamis.local/demo:1", command: [sh, -c, "exec sleep 600"]}}
+"""
+MOUNTS = "volumeMounts: [{name: kept, mountPath: /kept}, {name: own, mountPath: /own}]"
+ROUNDS = int(os.environ.get("PELAMIS_FAULT_ROUNDS", "3"))  # the supervisor waits longer each time
+AT_ONCE = 3
+
+
+def test_an_agent_killed_in_the_middle_of_anything_loses_and_doubles_nothing(cluster, workload):
+    """While pods come and go, at moments of chance: whatever it was at, the next one takes it up."""
+    seed = int(os.environ.get("PELAMIS_FAULT_SEED", "0")) or random.SystemRandom().randrange(1, 1 << 31)
+    print(f"PELAMIS_FAULT_SEED={seed}")
+    dice = random.Random(seed)
+    for number in range(ROUNDS):
+        eventually(lambda: component(cluster, "agent")["state"] == "running")
+        pid = component(cluster, "agent")["pid"]
+        cluster.kubectl("create", "-f", "-", input="---".join(
+            CHURN.format(name=f"churn-{number}-{i}", round=number, mounts=MOUNTS) for i in range(AT_ONCE)))
+        cluster.kubectl("delete", "pods", "-l", f"churn,churn!={number}", "--wait=false")
+        time.sleep(dice.uniform(0.0, 1.5))
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda pid=pid: component(cluster, "agent")["pid"] != pid)
+
+    def settled():
+        pods = {p["metadata"]["uid"]: p for p in cluster.get("pods")["items"]}
+        assert sorted(p["metadata"]["labels"]["churn"] for p in pods.values() if "churn" in p["metadata"]["labels"]) \
+            == [str(ROUNDS - 1)] * AT_ONCE
+        seen = observed(cluster)
+        assert set(seen) == set(pods), "the runtime has pods that nobody knows, or lacks some"
+        for uid, pod in pods.items():
+            told = sorted(s["containerID"].rpartition("/")[2] for s in pod["status"]["containerStatuses"]
+                          if s["ready"])
+            assert len(told) == len(pod["spec"]["containers"]) and told == seen[uid], pod["metadata"]["name"]
+        return True
+    eventually(settled, 120)
+    assert cluster.kubectl("exec", f"churn-{ROUNDS - 1}-0", "-c", "main", "--", "cat", "/own/a") == "1"
+    cluster.kubectl("delete", "pods", "-l", "churn")
+    folders = cluster.host.paths.kubelet / "pods"
+    eventually(lambda: {path.name for path in folders.iterdir()} == set(observed(cluster)))
+
+
+def observed(cluster):
+    """The ids of the containers that run, by pod."""
+    found = {}
+
+    async def body(runtime, images):
+        for uid, pod in (await runtime.observe()).items():
+            found[uid] = sorted(c.id for c in pod.containers if c.state == "running")
+    cluster.host.run(body)
+    return found
 
 
 def test_a_killed_supervisor_leaves_all_running(cluster, workload):
