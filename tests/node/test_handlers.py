@@ -17,7 +17,7 @@ import pytest
 from aiohttp import web
 
 from controlplane.machinery.clock import SYSTEM
-from tests.node.nodekubelet import STAY, Rig, eventually, holds, ready, run, sh, state
+from tests.node.nodekubelet import PODS, STAY, Rig, eventually, holds, ready, run, sh, state
 from tests.node.rig import Host
 
 pytestmark = pytest.mark.node
@@ -283,4 +283,48 @@ def test_hooks_of_sidecars_run_at_once_and_their_ends_wait_no_longer_than_the_gr
             assert lines[2:] == ["down main", "down two", "down one"]
             assert set((tmp_path / "late/log").read_text().splitlines()) == {
                 "hook one", "hook two", "down one", "down two"}
+    run(host, body)
+
+
+def test_what_probes_have_shown_outlives_the_kubelet_and_readiness_the_order_to_end(host: Host, tmp_path: Path) -> None:
+    def flag(name: str) -> dict[str, Any]:
+        return {**OFTEN, "exec": {"command": ["test", "-e", f"/h/{name}"]}}
+
+    async def body(rig: Rig) -> None:
+        shared = {"volumes": [{"name": "h", "hostPath": {"path": str(tmp_path)}}]}
+        (tmp_path / "well").touch()
+        async with rig.kubelet():
+            side = {"name": "side", "image": "busybox:1", "restartPolicy": "Always", **MOUNT, **sh(STAY),
+                    "startupProbe": flag("well")}
+            await rig.create("steady", sh(STAY, readinessProbe=flag("well"), **MOUNT),
+                             sh(STAY, name="unready", readinessProbe=flag("never"), **MOUNT),
+                             sh(STAY, name="unborn", startupProbe={**flag("never"), "failureThreshold": 1000}, **MOUNT),
+                             initContainers=[side], **shared)
+            leaves = ("trap 'rm /h/here; until [ -e /h/go ]; do sleep 0.1; done; exit 0' TERM; touch /h/here; "
+                      "while :; do sleep 0.1; done")
+            await rig.create("leaving", sh(leaves, readinessProbe=flag("here"), livenessProbe={
+                **flag("here"), "initialDelaySeconds": 1, "failureThreshold": 3}, **MOUNT),
+                terminationGracePeriodSeconds=60, **shared)
+            await rig.pod("steady", lambda p: state(p).get("ready") and state(p, "unborn").get("state"))
+            await rig.pod("leaving", ready)
+        async with rig.kubelet():
+            seen = len(rig.api.log)
+            uid = rig.api.objects["pods", "default", "steady"]["metadata"]["uid"]
+            main = (await rig.runtime.observe(uid))[uid].container("unready")
+            assert main is not None
+            await rig.runtime.stop_container(main.id, 5)  # what comes behind a sidecar comes back
+            again = await rig.pod("steady", lambda p: state(p, "unready").get("restartCount") == 1
+                                  and "running" in state(p, "unready")["state"])
+            assert not state(again, "side", "initContainerStatuses")["restartCount"]
+            told = [o for _, plural, o in rig.api.log[seen:] if plural == "pods" and o["metadata"]["name"] == "steady"]
+            assert all(state(o)["ready"] and not state(o, "unready")["ready"] and not state(o, "unborn")["started"]
+                       for o in told)
+            await rig.api.delete(PODS, "leaving", "default")
+            late = await rig.pod("leaving", lambda p: not state(p)["ready"] and "running" in state(p)["state"])
+            assert late["metadata"]["deletionTimestamp"]
+            (tmp_path / "go").touch()
+            last = [o for _, plural, o in rig.api.log if plural == "pods" and o["metadata"]["name"] == "leaving"]
+            await rig.pod("leaving", lambda p: p is None)
+            assert not any(state(o).get("restartCount") for o in last)
+            await rig.remove("steady")
     run(host, body)

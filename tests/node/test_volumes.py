@@ -225,3 +225,20 @@ def test_read_only_goes_as_deep_as_asked_and_no_part_leads_out(host: Host, tmp_p
             await rig.remove("disabled", "ifpossible", "enabled", "sub-out", "sub-to")
         host.call("umount", str(tmp_path / "below"))
     run(host, body)
+
+
+def test_what_was_mounted_inside_a_volume_goes_with_it(host: Host) -> None:
+    """Also the file of last words, where a container has it in a volume that shares its mounts with the node."""
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet():
+            script = "mkdir /v/below; mount -t tmpfs below /v/below; echo words > /v/words; exit 0"
+            mount = {"name": "v", "mountPath": "/v", "mountPropagation": "Bidirectional"}
+            await rig.create("nested", sh(script, terminationMessagePath="/v/words", volumeMounts=[mount],
+                                          securityContext={"privileged": True}),
+                             restartPolicy="Never", volumes=[{"name": "v", "emptyDir": {}}])
+            pod = await rig.pod("nested", lambda p: p["status"]["phase"] == "Succeeded")
+            assert state(pod)["state"]["terminated"]["message"] == "words\n"
+            await rig.remove("nested")
+            assert pod["metadata"]["uid"] not in host.call("cat", "/proc/mounts")
+            assert not (host.paths.kubelet / "pods" / pod["metadata"]["uid"]).exists()
+    run(host, body)
