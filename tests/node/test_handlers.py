@@ -144,11 +144,13 @@ def test_every_handler_gates_the_start_and_readiness_and_restarts_the_sick(host:
                 await rig.pod(probe, lambda p: all(state(p, name).get(key) == value for name in probes[probe]))
             doomed = {**OFTEN, "failureThreshold": 2, "exec": {"command": ["sh", "-c", "echo not yet; exit 1"]}}
             for probe, names in probes.items():  # a pod of its own each: of one pod only so many events are told
-                await rig.create(probe, *map(probed, names), hostNetwork=True, terminationGracePeriodSeconds=1,
-                                 **peer.mounted())
+                containers = [probed(name) for name in names]
                 await peer.turn(*names, well=probe == "liveness")
+                await rig.create(probe, *containers, hostNetwork=True, terminationGracePeriodSeconds=1,
+                                 **peer.mounted())
             await rig.create("doomed", sh(STAY, startupProbe=doomed))
-            await eventually(lambda: holds({*probes["startup"], *probes["readiness"]} <= told(rig, "Unhealthy").keys()))
+            sick = {*probes["startup"], *probes["readiness"]}
+            await eventually(lambda: holds(sick <= told(rig, "Unhealthy").keys()), 90)
             complaints = told(rig, "Unhealthy")
             assert not complaints.keys() & {*probes["liveness"]}
             assert complaints["readiness-http"] == "Readiness probe failed: HTTP probe failed with statuscode: 500"
@@ -219,10 +221,11 @@ def test_every_handler_is_a_hook_at_the_start_and_before_the_end(host: Host, tmp
                                peer.handler(kind, f"{word}-{kind}", host=HERE) for word in ("hello", "bye"))
                 return sh(STAY, name=kind, **MOUNT, lifecycle={"postStart": first, "preStop": last})
             second = {"sleep": {"seconds": 1}}
-            await rig.create("hooked", *map(hooked, ("exec", "http", "https", "tcp")),
+            containers = [hooked(kind) for kind in ("exec", "http", "https", "tcp")]
+            await peer.turn("hello-tcp", "bye-tcp", well=True)
+            await rig.create("hooked", *containers,
                              sh(STAY, name="sleep", lifecycle={"postStart": second, "preStop": second}),
                              terminationGracePeriodSeconds=30, **peer.mounted())
-            await peer.turn("hello-tcp", "bye-tcp", well=True)
             pod = await rig.pod("hooked", ready)
             uid, now = pod["metadata"]["uid"], SYSTEM.now()
             slept = (await rig.runtime.observe(uid))[uid].container("sleep")

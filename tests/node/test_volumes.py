@@ -176,10 +176,9 @@ def test_an_empty_folder_is_the_pods_alone_and_outlives_its_containers(host: Hos
                 sh(STAY, name="other", resources=memory, securityContext={"runAsUser": 1000}, volumeMounts=[
                     {"name": "disk", "mountPath": "/d"}, {"name": "disk", "mountPath": "/ro", "readOnly": True}]),
                 volumes=[{"name": "disk", "emptyDir": {}}, {"name": "memory", "emptyDir": {"medium": "Memory"}}])
-            pod = await rig.pod("shares", ready)
-            assert state(pod)["restartCount"] == 1
-            assert await rig.inside("shares", "wc -l < /disk/ran; wc -l < /memory/ran; stat -c %a /disk /memory") \
-                == "2\n2\n777\n777"
+            pod = await rig.pod("shares", lambda p: ready(p) and state(p)["restartCount"] == 1)
+            assert await rig.inside("shares", "until [ $(wc -l < /memory/ran) = 2 ]; do :; done; wc -l < /disk/ran; "
+                                              "stat -c %a /disk /memory") == "2\n777\n777"
             assert await rig.inside("shares", "echo mine > /d/f; cat /ro/f; echo x 2>/dev/null > /ro/f || echo refused",
                                     "other") == "mine\nrefused"
             # What the pod may not use, its files in memory need not hold.
@@ -188,6 +187,28 @@ def test_an_empty_folder_is_the_pods_alone_and_outlives_its_containers(host: Hos
             assert (folder / "volumes/kubernetes.io~empty-dir/disk/f").read_text() == "mine\n"
             await rig.remove("shares")
             assert not folder.exists()
+    run(host, body)
+
+
+def test_huge_pages_are_a_folder_too(host: Host) -> None:
+    if "hugetlbfs" not in Path("/proc/filesystems").read_text():
+        pytest.skip("this kernel has no huge pages")
+    asked = {"hugepages-2Mi": "4Mi", "memory": "32Mi", "cpu": "100m"}
+
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet():
+            volumes = [{"name": "any", "emptyDir": {"medium": "HugePages"}},
+                       {"name": "two", "emptyDir": {"medium": "HugePages-2Mi"}}]
+            await rig.create("huge", sh(STAY, resources={"limits": asked, "requests": asked}, **mounts(
+                any="/any", two="/two")), volumes=volumes)
+            await rig.create("none", sh(STAY), volumes=volumes[1:])
+            await rig.pod("huge", ready)
+            found = [line.split() for line in (await rig.inside("huge", "cat /proc/mounts")).splitlines()]
+            assert {path: "pagesize=2M" in options for _, path, kind, options, *_ in found if kind == "hugetlbfs"} == {
+                "/any": True, "/two": True}
+            await eventually(lambda: holds(any("not in container resource requests" in message
+                                               for message in failed(rig, "FailedMount"))))
+            await rig.remove("huge", "none")
     run(host, body)
 
 

@@ -10,10 +10,11 @@ import os
 from typing import Any
 
 from agent.kubelet.model import ObservedContainer, ObservedPod
-from agent.kubelet.plan import named
+from agent.kubelet.plan import named, of_pod
 from agent.kubelet.specs import Node
 
 FILE_LIMIT = 4096  # bytes of a termination message: upstream's limit
+POD_LIMIT = 12 * 1024  # bytes for all containers of a pod, each of which has the same part: upstream's limit
 LOG_LIMIT, LOG_LINES = 2048, 80  # of a log's tail instead of a message: upstream's limits
 
 
@@ -47,7 +48,8 @@ class LastWords:
                 text = file.read(FILE_LIMIT).decode(errors="replace")
         except OSError:
             pass
-        return text or (tail(container.log_path) if _falls_back(pod, container) else "")
+        text = text or (tail(container.log_path) if _falls_back(pod, container) else "")
+        return text.encode()[:POD_LIMIT // len(list(of_pod(pod)))].decode(errors="ignore")
 
 
 def _falls_back(pod: dict[str, Any], container: ObservedContainer) -> bool:

@@ -38,3 +38,7 @@ def test_the_file_goes_before_the_log_and_success_has_no_words_of_a_log(tmp_path
     assert LastWords(Node(tmp_path)).of(pod("File"), ended(log)) == {"1": ""}
     (tmp_path / "c-0").write_text("written")
     assert LastWords(Node(tmp_path)).of(pod(), ended(log)) == {"1": "written"}
+    many, long = pod(), "ä" * 2048
+    many["spec"]["containers"] *= 12
+    (tmp_path / "c-0").write_text(long)
+    assert [LastWords(Node(tmp_path)).of(p, ended(log))["1"] for p in (pod(), many)] == [long, long[:512]]
