@@ -257,22 +257,31 @@ def aged(lab: Lab, machine: Machine, days: int, folder: str) -> None:
 
 
 def test_certificates_are_renewed_while_the_agent_runs(lab: Lab) -> None:
+    """Its own, the one it serves with and the proxy's: by itself when they are old, and when a person says so."""
     agent = lab.agents[0]
     aged(lab, agent, 300, "etc/pelamis/pki")
-    old = (agent.root / "etc/pelamis/pki/kubelet.crt").read_bytes()
     before, issued = pods(lab), requests(lab)
-    agent.run("systemctl", "restart", "pelamis-agent")
-    pid = agent.run("systemctl", "show", "pelamis-agent", "-p", "MainPID", "--value").stdout
 
-    def renewed() -> bool:
-        return (agent.root / "etc/pelamis/pki/kubelet.crt").read_bytes() != old
-    eventually(renewed)
-    eventually(lambda: requests(lab) == issued + 3)
+    def kept() -> dict[str, str]:
+        return {name: (agent.root / f"etc/pelamis/pki/{name}.crt").read_text().strip()
+                for name in ("node", "kubelet", "kube-proxy")}
+
+    def renewed(old: dict[str, str], count: int) -> bool:
+        new = kept()
+        return all(new[name] != old[name] for name in old) and shown(agent, 10250) == new["kubelet"] and (
+            requests(lab) == issued + count)
+    old = kept()
+    agent.run("systemctl", "restart", "pelamis-agent")
+    pid = processes(agent)["agent"]
+    eventually(lambda: renewed(old, 3))
+    old = kept()
+    agent.pelamis("certs", "renew")
+    eventually(lambda: renewed(old, 6))
     eventually(lab.ready)
     name = lab.kubectl("get", "pods", "-l", "app=each", "-o", "name", "--field-selector",
                        f"spec.nodeName={agent.name}").strip()
     eventually(lambda: lab.kubectl("exec", name, "--", "/bin/busybox", "echo", "still") == "still\n")
-    assert agent.run("systemctl", "show", "pelamis-agent", "-p", "MainPID", "--value").stdout == pid
+    assert processes(agent)["agent"] == pid
     assert pods(lab) == before, "no container was restarted"
 
 
