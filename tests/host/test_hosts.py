@@ -438,7 +438,7 @@ def test_an_upgrade_that_drains_first(lab: Lab) -> None:
 
 
 def test_a_version_that_fails_is_given_up(lab: Lab) -> None:
-    before, machine = pods(lab), lab.agents[0]
+    before, machine = pods(lab), lab.server
     done = upgrade(lab, another(lab, "bad", "0.2.10", broken=True), machine)
     assert done.returncode == 1 and "runs again" in done.stderr, done.stdout + done.stderr
     assert "0.2.9" in machine.run("readlink", "/usr/local/lib/pelamis/current").stdout
