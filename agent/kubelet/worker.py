@@ -99,6 +99,11 @@ class Worker:
         return not self.gone and not self._doomed and not plan.finished(self.pod, self.seen)
 
     @property
+    def empty(self) -> bool:
+        """Whether nothing of the pod runs any more and its volumes are given back."""
+        return (self._released or self._ended) and not any(c.state == "running" for c in self.seen.containers)
+
+    @property
     def probed(self) -> Mapping[tuple[str, str, str], int]:
         """How often each probe ended how: by container name, kind and outcome."""
         return self._prober.results if hasattr(self, "_prober") else {}

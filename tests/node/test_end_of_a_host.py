@@ -28,14 +28,21 @@ def conditions(pod: dict[str, Any]) -> dict[str, str]:
 
 def test_critical_pods_end_after_the_others_and_none_outlives_its_time(host: Host, tmp_path: Path) -> None:
     def writes(name: str) -> dict[str, Any]:
-        return sh(f"trap 'sleep 1; echo {name} >> /h/log; exit 0' TERM; while :; do sleep 600 & wait $!; done",
-                  volumeMounts=[{"name": "h", "mountPath": "/h"}])
+        """It notes when it ends, and whether another's volume was still there when it was asked to."""
+        look = "ls -d /pods/*/volumes/kubernetes.io~empty-dir/of-web >> /h/log; " if name == "dns" else ""
+        return sh(f"trap '{look}sleep 1; echo {name} >> /h/log; exit 0' TERM; while :; do sleep 600 & wait $!; done",
+                  volumeMounts=[{"name": "h", "mountPath": "/h"}, {"name": f"of-{name}", "mountPath": "/pods"}])
 
     async def body(rig: Rig) -> None:
-        where = {"volumes": [{"name": "h", "hostPath": {"path": str(tmp_path)}}], "terminationGracePeriodSeconds": 30}
+        pods = {"hostPath": {"path": str(host.paths.kubelet / "pods"), "type": "DirectoryOrCreate"}}
+
+        def where(**more: Any) -> dict[str, Any]:
+            volumes = [{"name": "h", "hostPath": {"path": str(tmp_path)}},
+                       *({"name": name, **source} for name, source in more.items())]
+            return {"volumes": volumes, "terminationGracePeriodSeconds": 30}
         async with rig.kubelet() as kubelet:
-            await rig.create("dns", writes("dns"), priority=CRITICAL, **where)
-            await rig.create("web", writes("web"), priority=10, **where)
+            await rig.create("dns", writes("dns"), priority=CRITICAL, **where(**{"of-dns": pods}))
+            await rig.create("web", writes("web"), priority=10, **where(**{"of-web": {"emptyDir": {}}}))
             await rig.create("deaf", sh("trap '' TERM; while :; do sleep 600; done"),
                              terminationGracePeriodSeconds=3600)
             for name in ("dns", "web", "deaf"):

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from agent.kubelet.admit import CRITICAL, critical
 from agent.kubelet.host.logind import Logind
@@ -47,11 +47,18 @@ def phases(pods: Iterable[Object], keeping: Keeping) -> list[tuple[float, list[s
     return [(seconds, uids) for (_, seconds), uids in zip(groups, found) if uids]
 
 
+class Leaving(Victim, Protocol):
+    """A pod's worker that tells when it has nothing left."""
+
+    @property
+    def empty(self) -> bool: ...
+
+
 class Shutdown:
     """`pods()` are the workers, `changed()` is called when `going` has changed; `dropin` is the file of logind's
     configuration that is ours."""
 
-    def __init__(self, keeping: Keeping, pods: Callable[[], Iterable[Victim]], changed: Callable[[], None],
+    def __init__(self, keeping: Keeping, pods: Callable[[], Iterable[Leaving]], changed: Callable[[], None],
                  clock: Clock, ledger: Ledger, dropin: Path = DROPIN) -> None:
         self._keeping, self._pods, self._changed, self._clock = keeping, pods, changed, clock
         self._ledger, self._dropin = ledger, dropin
@@ -114,6 +121,6 @@ class Shutdown:
                 pod = workers[uid].pod
                 workers[uid].doom(REASON, MESSAGE, min(seconds, grace_of(pod)), (*MARK, MESSAGE))
             until = self._clock.monotonic() + seconds
-            while self._clock.monotonic() < until and any(
-                    c.state == "running" for uid in uids for c in workers[uid].seen.containers):
+            # Those that come later may be what gives back the volumes of those that end now.
+            while self._clock.monotonic() < until and not all(workers[uid].empty for uid in uids):
                 await self._clock.sleep(LOOK_SECONDS)

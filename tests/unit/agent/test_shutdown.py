@@ -78,6 +78,10 @@ def test_the_host_waits_for_its_pods(tmp_path):
     ended = []
 
     class Worker(SimpleNamespace):
+        @property
+        def empty(self) -> bool:
+            return not self.seen.containers
+
         def doom(self, reason: str, text: str, grace: float, mark: Any) -> None:
             ended.append((self.pod["metadata"]["name"], reason, text, grace))
             self.seen = seen()
