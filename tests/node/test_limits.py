@@ -56,7 +56,7 @@ def test_each_class_has_its_place_its_weight_and_its_score(host: Host) -> None:
     async def body(rig: Rig) -> None:
         async with rig.kubelet() as kubelet:
             groups, seen = kubelet.context.cgroups, Groups(kubelet.context.cgroups)
-            await groups.hold(1500, 512 * MI)
+            await groups.hold(1500, 512 * MI, 5000)
             await groups.weigh(100)
             await rig.create("guaranteed", sh(STAY, **sized("500m", "64Mi")))
             await rig.create("burstable", sh(STAY, resources={"requests": {"cpu": "100m", "memory": "256Mi"}}))
@@ -72,7 +72,7 @@ def test_each_class_has_its_place_its_weight_and_its_score(host: Host) -> None:
                 assert await rig.inside(name, "cat /proc/1/oom_score_adj") == score
                 id = state(pod)["containerID"].rpartition("/")[2]
                 assert any("sleep 600" in line for line in seen.processes(groups.folder(pod, id)))
-            assert seen.limits(groups.top)[1] == str(512 * MI) and seen.weighs(groups.top, 1536)
+            assert seen.limits(groups.top)[1:] == (str(512 * MI), "5000") and seen.weighs(groups.top, 1536)
             assert seen.weighs(f"{groups.top}/burstable", 102) and seen.weighs(f"{groups.top}/besteffort", 2)
             await rig.remove(*places)
     run(host, body)

@@ -180,9 +180,10 @@ class Cgroups:
                             found.add(match[1].replace("_", "-"))
         return sorted(uid for uid in found if not known(uid))
 
-    async def hold(self, cpu: int, memory: int) -> None:
-        """Hold all pods together to so many milli-cores by weight and so many bytes by limit (0: no limit)."""
-        await self._make({self._class(): LinuxResources(cpu_shares=shares(cpu), memory_limit=memory)})
+    async def hold(self, cpu: int, memory: int, pids: int = 0) -> None:
+        """Hold all pods together to so many milli-cores by weight, and so many bytes and processes by limit (0: no
+        limit)."""
+        await self._make({self._class(): LinuxResources(cpu_shares=shares(cpu), memory_limit=memory, pids=pids)})
 
     async def weigh(self, burstable: int) -> None:
         """Weigh the groups of the two lower classes: the milli-cores all Burstable pods ask for, and next to none."""

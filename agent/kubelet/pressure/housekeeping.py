@@ -91,8 +91,10 @@ class Housekeeping:
 
     async def _hold(self) -> None:
         """Hold all pods to what the node does not keep for itself."""
+        cpu = self._host.cpus * 1000 - self._keeping.reserved("cpu")
+        kept = self._keeping.reserved("pid") // 1000 if self._keeping.enforce else 0
         try:
-            await self._context.cgroups.hold(self._host.cpus * 1000 - self._keeping.reserved("cpu"), self._memory())
+            await self._context.cgroups.hold(cpu, self._memory(), signals.processes()[1] - kept if kept else 0)
         except OSError as error:
             log.warning("cannot hold pods to what is allocatable: %s", error)
 
