@@ -204,8 +204,8 @@ class Proxy:
                 whole = sum([await self._do(side.write) for side in sides])
         finally:
             self._writing = False
-        if any(side.writer.suspicious() for side in sides if not side.writer.tells):
-            self._look.set()  # somebody else wrote at the same time
+        if whole or any(side.writer.suspicious() for side in sides if not side.writer.tells):
+            self._look.set()  # somebody else wrote at the same time, or may have while nobody could tell
         return whole
 
     @contextmanager
@@ -216,7 +216,6 @@ class Proxy:
             return
         with self._guard.deaf():
             yield
-        self._look.set()
 
     def _plan(self, key: ServiceKey, family: int) -> tuple[ServicePort, ...]:
         slices = self.slices.by("service", f"{key[0]}/{key[1]}")

@@ -37,10 +37,18 @@ class Namespace:
         os.close(descriptor)
 
     def background(self, main: Callable[[], Any]) -> Future[Any]:
-        """Run a coroutine function on a loop of its own, on a second thread inside."""
-        pool = ThreadPoolExecutor(1, initializer=self._enter)
-        future = pool.submit(lambda: asyncio.run(main()))
-        pool.shutdown(wait=False)
+        """Run a coroutine function on a loop of its own, on a second thread inside. One that a test which failed left
+        running keeps nobody from ending."""
+        future: Future[Any] = Future()
+
+        def work() -> None:
+            try:
+                self._enter()
+                future.set_result(asyncio.run(main()))
+            except BaseException as error:
+                future.set_exception(error)
+
+        threading.Thread(target=work, daemon=True).start()
         return future
 
     def run(self, work: Callable[..., Any], *args: Any) -> Any:

@@ -175,6 +175,27 @@ def test_a_foreign_flush_is_healed_and_a_restart_is_not_noticed(cluster: Cluster
     assert cluster.rules() == saved
 
 
+def test_a_flush_while_everything_is_loaded_is_noticed(cluster: Cluster, monkeypatch) -> None:
+    """By whoever starts at the same time, as Docker does when a host boots."""
+    if cluster.mode == "nftables":
+        pytest.skip("the table is ours alone")
+    cluster.put(service("early", "10.96.2.3"), endpoints("early", A))
+    cluster.stop()
+    command, restore, flushed = cluster.backend.command(""), xtables.Backend.restore, threading.Event()
+    cluster.node.sh(f"{command} -t nat -F")
+
+    def with_others(self: xtables.Backend, text: str) -> None:
+        restore(self, text)
+        if not flushed.is_set():
+            flushed.set()
+            subprocess.run([command, "-t", "nat", "-F"], check=True)
+
+    monkeypatch.setattr(xtables.Backend, "restore", with_others)
+    cluster.start()
+    assert flushed.is_set()
+    cluster.until(lambda: cluster.b.tcp("10.96.2.3", 80) == f"a|{B}")
+
+
 def test_a_guard_that_is_deaf_costs_no_events(make_namespace: Callable[[str], Namespace]) -> None:
     node = make_namespace("node")
     guard = node.run(Guard, lambda: None)
