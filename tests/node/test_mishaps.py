@@ -19,6 +19,7 @@ import pytest
 
 from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.host import nodestatus
+from agent.kubelet.host.addresswatch import AddressWatch
 from agent.kubelet.host.clockwatch import ClockWatch
 from agent.kubelet.host.node import NODES, NodeAgent
 from agent.kubelet.host.nodestatus import Host as Machine
@@ -184,6 +185,37 @@ def test_a_file_system_that_hangs_holds_up_nobody_else(host: Host, tmp_path: Pat
                 await rig.pod("well", ready)
                 await rig.remove("hung", "well")  # neither does it hold up its own pod's end
     run(host, body)
+
+
+def test_an_address_that_goes_makes_the_node_unreachable_until_it_is_back(host: Host) -> None:
+    async def body(runtime: Runtime, images: Images) -> None:
+        news = asyncio.Event()
+
+        async def ip(*words: str) -> None:
+            await asyncio.to_thread(host.call, "ip", *words)
+        mine = ("192.0.2.9/24", "dev", "card")
+
+        async def told(problem: str) -> None:
+            async with asyncio.timeout(30):
+                while watch.problem != problem:
+                    news.clear()
+                    await news.wait()
+        await ip("link", "add", "card", "type", "veth", "peer", "name", "wire")
+        await ip("address", "add", *mine)
+        watch = AddressWatch(("192.0.2.9",), news.set, SYSTEM)
+        task = asyncio.create_task(watch.run())
+        await eventually(lambda: holds("192.0.2.9" in watch._had))
+        try:
+            await ip("address", "del", *mine)
+            await told('node IP: "192.0.2.9" not found in the host\'s network interfaces')
+            found = nodestatus.conditions(nodestatus.Health(unreachable=watch.problem), SYSTEM.timestamp(), {})
+            assert (found[-1]["type"], found[-1]["status"], found[-1]["message"]) == ("Ready", "False", watch.problem)
+            await ip("address", "add", *mine)
+            await told("")
+        finally:
+            task.cancel()
+            await ip("link", "del", "card")
+    host.run(body)
 
 
 def test_a_dead_runtime_makes_the_node_not_ready(host: Host) -> None:
