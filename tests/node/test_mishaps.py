@@ -153,6 +153,33 @@ def test_a_full_disk_is_named_and_pods_start_when_it_is_not(host: Host) -> None:
     run(host, body)
 
 
+def immutable(flag: str, path: Path) -> bool:
+    """Make that nobody may remove the file, or undo it; whether its file system could."""
+    return subprocess.run(["chattr", flag, path], capture_output=True).returncode == 0
+
+
+def test_a_volume_that_cannot_be_removed_says_why_and_the_pod_ends_when_it_can(host: Host) -> None:
+    async def body(rig: Rig) -> None:
+        async with rig.kubelet() as kubelet:
+            await rig.create("sticky", sh("touch /e/kept; exec sleep 600", volumeMounts=[
+                {"name": "e", "mountPath": "/e"}]), volumes=[{"name": "e", "emptyDir": {}}])
+            pod = await rig.pod("sticky", ready)
+            kept = kubelet.context.node.pod_folder(pod["metadata"]["uid"]) / "volumes/kubernetes.io~empty-dir/e/kept"
+            await eventually(lambda: holds(kept.exists()))
+            if not immutable("+i", kept):
+                pytest.skip("this file system knows no immutable files")
+            try:
+                await rig.api.delete(PODS, "sticky", "default")
+                await eventually(lambda: holds("Operation not permitted" in told(rig, "FailedUnMount")))
+                assert not (await rig.runtime.observe()).get(pod["metadata"]["uid"])
+                assert rig.api.objects["pods", "default", "sticky"]["metadata"]["deletionTimestamp"]
+            finally:
+                immutable("-i", kept)
+            await rig.pod("sticky", lambda p: p is None)
+            assert not kept.exists()
+    run(host, body)
+
+
 @contextmanager
 def hanging(folder: Path) -> Iterator[None]:
     """While it lasts, whoever looks at `folder` hears nothing, as where an NFS server is gone."""
