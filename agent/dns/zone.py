@@ -2,8 +2,9 @@
 
 Pure. Owns what exists under the cluster's domain and in the reverse names of its addresses. A name here is answered
 here, with an error if need be: it is never for anybody else to know. Promises upstream's answers: a service's cluster
-IPs; of a headless service every ready endpoint; endpoints by their host name or dashed address; SRV of named ports;
-a CNAME for an external name; pods by their dashed address, unverified, if their namespace exists.
+IPs; of a headless service every ready endpoint, and no such name while there is none; endpoints by their host name or
+dashed address; SRV of named ports; a CNAME for an external name; pods by their dashed address, unverified, if their
+namespace exists.
 
 Called by `server` for each question that its cache cannot answer. Upstream: CoreDNS, plugin kubernetes.
 """
@@ -125,12 +126,12 @@ class Zone:
         spec = service.get("spec") or {}
         if spec.get("type") == "ExternalName":
             return _external(name, spec.get("externalName", ""), kind)
-        if kind == SRV:
-            return self._all_ports(asked, service, name)
-        if not _headless(service):
-            return Answer(answers=_addresses(name, _cluster_ips(service), kind))
-        return Answer(answers=_addresses(name, (t.address for t in self._targets(asked.namespace, asked.service)),
-                                         kind))
+        addresses = [t.address for t in self._targets(asked.namespace, asked.service)] if _headless(service) else \
+            _cluster_ips(service)
+        if not addresses:
+            return Answer(NXDOMAIN)  # as the specification has it
+        return self._all_ports(asked, service, name) if kind == SRV else Answer(
+            answers=_addresses(name, addresses, kind))
 
     def _ports(self, asked: Asked, service: Obj, name: str, kind: int) -> Answer:
         found = [(target, number) for target, port, protocol, number in self._srv(asked, service)
@@ -170,7 +171,7 @@ class Zone:
             ports = tuple((p.get("name") or "", (p.get("protocol") or "TCP").lower(), p["port"])
                           for p in piece.get("ports") or () if p.get("port"))
             for entry in piece.get("endpoints") or ():
-                if (entry.get("conditions") or {}).get("ready") is False:
+                if not _ready(entry):
                     continue
                 for address in entry.get("addresses") or ():
                     label = (entry.get("hostname") or names.dashed(address)).lower()
@@ -184,7 +185,7 @@ class Zone:
             for piece in self.source.slices_at(text):
                 owner = (piece["metadata"].get("labels") or {}).get("kubernetes.io/service-name")
                 targets += [f"{e['hostname']}.{owner}.{piece['metadata']['namespace']}.svc.{self.domain}"
-                            for e in piece.get("endpoints") or () if owner and e.get("hostname")
+                            for e in piece.get("endpoints") or () if owner and e.get("hostname") and _ready(e)
                             and text in (e.get("addresses") or ())]
         if targets:
             return Answer(answers=[Record(name, PTR, t) for t in sorted(set(targets))] if kind in (PTR, ANY) else [])
@@ -198,6 +199,10 @@ def _path(service: Obj) -> str:
 
 def _headless(service: Obj) -> bool:
     return (service.get("spec") or {}).get("clusterIP") in (None, "", "None")
+
+
+def _ready(endpoint: Obj) -> bool:
+    return (endpoint.get("conditions") or {}).get("ready") is not False
 
 
 def _cluster_ips(service: Obj) -> list[str]:

@@ -265,6 +265,8 @@ def test_changes_are_in_the_next_answers(node: Node) -> None:
     assert len(node.told(name)) == 2
     node.put("endpointslices", slices("db", ("10.244.0.5", "db-0")))
     node.until(lambda: node.told(name) == ["10.244.0.5"])
+    node.put("endpointslices", slices("db"))
+    node.until(lambda: node.ask(name).header.rcode == dnslib.RCODE.NXDOMAIN)
     stubs = {"stubDomains": json.dumps({"world.example": [f"{OUT}:{CORP_PORT}"]})}
     node.put("configmaps", {"metadata": {"namespace": "kube-system", "name": "kube-dns"}, "data": stubs})
     node.until(lambda: node.told(f"at-{time.monotonic_ns()}.world.example") == ["198.51.100.2"])

@@ -63,7 +63,8 @@ WEB, DB = "web.a.svc.cluster.local", "db.a.svc.cluster.local"
     (f"db-0.{DB}", zone.A, ["10.244.0.5"]), (f"10-244-1-6.{DB}", zone.A, ["10.244.1.6"]),
     (f"db-2.{DB}", zone.A, None), (f"_peer._tcp.{DB}", zone.SRV, [(7000, 50, f"10-244-1-6.{DB}"),
                                                                   (7000, 50, f"db-0.{DB}")]),
-    ("empty.a.svc.cluster.local", zone.A, []), ("none.a.svc.cluster.local", zone.A, None),
+    ("empty.a.svc.cluster.local", zone.A, None), ("empty.a.svc.cluster.local", zone.SRV, None),
+    ("none.a.svc.cluster.local", zone.A, None),
     ("web.b.svc.cluster.local", zone.A, None), ("a.svc.cluster.local", zone.A, []), ("b.svc.cluster.local", 1, None),
     ("svc.cluster.local", zone.A, []), ("cluster.local", zone.A, []), ("x.cluster.local", zone.A, None),
     ("1-2-3-4.a.pod.cluster.local", zone.A, ["1.2.3.4"]), ("1-2-3-4.b.pod.cluster.local", zone.A, None),
@@ -71,7 +72,8 @@ WEB, DB = "web.a.svc.cluster.local", "db.a.svc.cluster.local"
     ("out.a.svc.cluster.local", zone.A, ["example.org"]), ("dns-version.cluster.local", zone.TXT, ["1.1.0"]),
     ("cluster.local", zone.NS, ["ns.dns.cluster.local"]), ("ns.dns.cluster.local", zone.A, ["10.96.0.10"]),
     ("7.0.96.10.in-addr.arpa", zone.PTR, [WEB]), ("5.0.244.10.in-addr.arpa", zone.PTR, [f"db-0.{DB}"]),
-    ("6.1.244.10.in-addr.arpa", zone.PTR, None), ("9.9.96.10.in-addr.arpa", zone.PTR, None),
+    ("6.1.244.10.in-addr.arpa", zone.PTR, None), ("7.1.244.10.in-addr.arpa", zone.PTR, None),
+    ("9.9.96.10.in-addr.arpa", zone.PTR, None),
     ("7." + "0." * 27 + "0.0.d.f.ip6.arpa", zone.PTR, [WEB]),
 ])
 def test_answers(name: str, kind: int, data: list | None) -> None:
