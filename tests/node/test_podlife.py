@@ -261,9 +261,13 @@ def test_static_pods_run_without_an_api_and_show_themselves_in_it(host: Host, tm
             mirror = await rig.pod("fixed-n1", ready)
             assert mirror["metadata"]["annotations"]["kubernetes.io/config.source"] == "file"
             await eventually(lambda: holds("InvalidStaticPod" in rig.api.events()))
-            await rig.api.delete(PODS, "fixed-n1", "default", grace=0)  # only the image goes
-            again = await rig.pod("fixed-n1", lambda p: ready(p) and p["metadata"]["uid"] != mirror["metadata"]["uid"])
-            assert state(again)["containerID"] == state(mirror)["containerID"]
+            again = mirror
+            for grace in (0, 30):  # only the image goes, at once or by and by
+                gone = again["metadata"]["uid"]
+                await rig.api.delete(PODS, "fixed-n1", "default", grace=grace)
+                again = await rig.pod("fixed-n1", lambda p, gone=gone: ready(p) and p["metadata"]["uid"] != gone)
+                assert state(again)["containerID"] == state(mirror)["containerID"]
+                assert "observedGeneration" not in again["status"]
             assert [p["metadata"]["name"] for p in kubelet.pods()] == ["fixed-n1"]
         async with rig.kubelet():  # a restart adopts it
             (tmp_path / "fixed.yaml").write_text(STATIC % "echo second")
