@@ -186,14 +186,14 @@ def dotted(sysctl: str) -> str:
 
 
 def _apparmor(pod: dict[str, Any], spec: dict[str, Any], node: Node) -> str:
-    """`RuntimeDefault`, `Unconfined` or `Localhost:<name>`; "" leaves it to the runtime, which has its own default."""
-    base, own = pod["spec"].get("securityContext") or {}, spec.get("securityContext") or {}
-    profile = own.get("appArmorProfile") or base.get("appArmorProfile")
-    if not node.apparmor:
-        return ""
-    if profile is None:
-        return ""
+    """`RuntimeDefault`, `Unconfined` or `Localhost:<name>`; "" leaves it to the runtime, which has its own default.
+    Raises ConfigError for one that this host cannot enforce: of an ephemeral container, admission knew nothing."""
+    profile = _over(pod, spec, "appArmorProfile") or {}
     kind = str(profile.get("type", ""))
+    if not node.apparmor:
+        if kind not in ("", "Unconfined"):
+            raise ConfigError("Cannot enforce AppArmor: AppArmor is not enabled on the host")
+        return ""
     return f"Localhost:{profile.get('localhostProfile', '')}" if kind == "Localhost" else kind
 
 

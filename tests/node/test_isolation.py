@@ -191,14 +191,21 @@ def test_nothing_runs_without_the_protection_it_asks_for(host: Host) -> None:
             for name, (_, why) in waits.items():
                 await rig.pod(name, lambda p, why=why: why in state(p).get("state", {}).get(
                     "waiting", {}).get("message", ""))
+            await rig.create("seen", one("c"))
+            seen = await rig.pod("seen", ready)
+            await rig.api.patch(PODS, "seen", {"spec": {"ephemeralContainers": [
+                one("look", appArmorProfile={"type": "RuntimeDefault"})]}}, "default")
+            await rig.pod("seen", lambda p: "Cannot enforce AppArmor" in str(state(
+                p, "look", "ephemeralContainerStatuses")))
             if not (await rig.runtime.features()).user_namespaces:
                 await rig.create("mapped", one("c"), hostUsers=False)
                 await eventually(lambda: holds(any(
                     "user namespaces (hostUsers: false) are not supported" in o.get("message", "")
                     for (plural, _, _), o in rig.api.objects.items() if plural == "events")))
                 waits["mapped"] = one("c"), ""
-            assert not [c for p in (await rig.runtime.observe()).values() for c in p.containers if c.state == "running"]
-            await rig.remove(*failed, *waits)
+            every = [c for p in (await rig.runtime.observe()).values() for c in p.containers]
+            assert [f"containerd://{c.id}" for c in every if c.state == "running"] == [state(seen)["containerID"]]
+            await rig.remove(*failed, *waits, "seen")
     run(host, body)
 
 

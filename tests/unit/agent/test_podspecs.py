@@ -154,6 +154,9 @@ def test_profiles_and_kernel_parameters_reach_the_runtime_in_its_own_spelling():
                                           "supplementalGroupsPolicy": "Strict"}
     first, second = (specs.security(the_pod, c, armed) for c in the_pod["spec"]["containers"])
     assert (first.apparmor, second.apparmor, first.strict_groups) == ("Localhost:mine", "RuntimeDefault", True)
+    with pytest.raises(ConfigError, match="Cannot enforce AppArmor"):
+        specs.security(the_pod, asked, NODE)
+    asked["securityContext"]["appArmorProfile"] = {"type": "Unconfined"}
     assert specs.security(the_pod, asked, NODE).apparmor == ""  # the field alone makes an old runtime refuse
 
 
