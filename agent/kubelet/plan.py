@@ -129,6 +129,12 @@ def of_pod(pod: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from pod["spec"].get(group) or ()
 
 
+def inside(pod: dict[str, Any]) -> tuple[Any, ...]:
+    """What of a pod its containers may see in their files and variables, and what may change."""
+    meta = pod["metadata"]
+    return meta.get("labels"), meta.get("annotations"), [c.get("resources") for c in of_pod(pod)]
+
+
 def named(pod: dict[str, Any], name: str) -> dict[str, Any] | None:
     return next((c for c in of_pod(pod) if c["name"] == name), None)
 

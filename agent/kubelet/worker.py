@@ -35,12 +35,6 @@ FINISH = "/finish"
 REFRESH, RESIZE, RELEASE = "/refresh", "/resize", "/release"
 
 
-def _inside(pod: dict[str, Any]) -> tuple[Any, ...]:
-    """What of a pod its containers may see in their files and variables, and what may change."""
-    meta = pod["metadata"]
-    return meta.get("labels"), meta.get("annotations"), [c.get("resources") for c in plan.of_pod(pod)]
-
-
 class Worker:
     def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod, *, gone: bool = False,
                  doomed: tuple[str, str] | None = None, static: bool = False) -> None:
@@ -79,7 +73,7 @@ class Worker:
 
     def update(self, pod: dict[str, Any]) -> None:
         """The API has a newer object. What failed for the old one's sake is tried again."""
-        if _inside(pod) != _inside(self.pod):
+        if plan.inside(pod) != plan.inside(self.pod):
             self.refresh()
         if pod["spec"] != self.pod["spec"]:
             self._failures.forgive()
