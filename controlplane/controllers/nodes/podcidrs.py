@@ -85,7 +85,7 @@ class PodCidrs(Controller):
     def __init__(self, context: Context, ranges: str) -> None:
         self.nodes = context.informer(NODES)
         super().__init__(context, self.nodes)
-        self.ranges = [Blocks(text) for text in ranges.split(",")]
+        self.ranges, self._text = [Blocks(text) for text in ranges.split(",")], ranges
         self._held: dict[str, list[str]] = {}  # by node: what it says it has, or what we wrote and have not seen yet
         self._without: set[str] = set()  # nodes for which nothing was left
         self.nodes.subscribe(self._changed)
@@ -120,7 +120,8 @@ class PodCidrs(Controller):
         blocks = self._held.get(name) or [block for cluster in self.ranges if (block := cluster.free()) is not None]
         if len(blocks) < len(self.ranges):
             self._without.add(name)
-            self.recorder.event(node, "Normal", "CIDRNotAvailable", f"Node {name} status is now: CIDRNotAvailable")
+            self.recorder.event(node, "Normal", "CIDRNotAvailable", f"Node {name} status is now: CIDRNotAvailable; of "
+                                f"{self._text} no block is left: delete the Nodes of hosts that are gone")
             return None
         self._without.discard(name)
         self._hold(name, blocks)  # before the write: whether an unanswered one took place is unknown

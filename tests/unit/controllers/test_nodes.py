@@ -5,6 +5,7 @@ And many that do: nobody is driven away when it is the network."""
 import asyncio
 
 from controlplane.client.config import ClientConfig
+from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
 from controlplane.controllers.nodes import health, zones
@@ -90,6 +91,31 @@ def test_silence_taint_eviction_return():
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+    asyncio.run(main())
+
+
+def test_a_range_of_pods_that_is_given_out_waits_for_a_node_to_go():
+    async def main():
+        async with cluster(cluster_cidr="10.244.0.0/23") as c:
+            events = Informer(c.client, named("events"))
+            events.subscribe(lambda *_: c.changed.set())
+            following = asyncio.create_task(events.run())
+
+            def block(name):
+                return objects.get(c.of("nodes").get("", name) or {}, "spec.podCIDR", "")
+
+            for name in ("one", "two"):
+                await c.client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+                await c.until(lambda name=name: block(name))
+            held = block("one"), block("two")
+            await c.client.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "three"}})
+            told = await c.until(lambda: [event for event in events.items() if event["reason"] == "CIDRNotAvailable"])
+            assert "of 10.244.0.0/23 no block is left" in told[0]["message"] and not block("three")
+            assert sorted(held) == ["10.244.0.0/24", "10.244.1.0/24"] and held == (block("one"), block("two"))
+            await c.client.delete(NODES, "one")
+            await c.until(lambda: block("three") == held[0])
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
     asyncio.run(main())
 
 
