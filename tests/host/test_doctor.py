@@ -49,6 +49,10 @@ def changed(machine: Machine, do: str, undo: str) -> Iterator[None]:
 HOST = [  # what is done to a host without a cluster, how it is undone, the fact, its fix
     ("umount -l /sys/fs/cgroup/memory", "mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory",
      "cgroup controllers memory are not enabled", "cgroup_enable=memory"),
+    ("d=/lib/modules/$(uname -r); mkdir -p $d /root/none; echo kernel/fs/ext4/ext4.ko > $d/modules.builtin; "
+     "mount --bind /root/none /sys/module; [ ! -e /proc/modules ] || mount --bind /dev/null /proc/modules",
+     "umount /sys/module; [ ! -e /proc/modules ] || umount /proc/modules; rm -r /lib/modules/$(uname -r) /root/none",
+     "the kernel module vxlan is not there", "modprobe vxlan"),
     ("printf 'F T S U P\\n/swapfile file 1 0 -2\\n' > /root/swaps; mount --bind /root/swaps /proc/swaps",
      "umount /proc/swaps", "swap is on: /swapfile", "swapoff"),
     ("mkdir /var/log/pelamis; mount -t tmpfs -o size=1m,nr_inodes=40 none /var/log/pelamis; "
