@@ -51,7 +51,8 @@ class Steps:
 
     def __init__(self, context: Context, pod: dict[str, Any], seen: ObservedPod) -> None:
         self.context, self.pod, self.seen = context, pod, seen
-        self.made: Callable[[str], None] = lambda name: None  # told of every container that was made
+        # Told of every container that was made, and of the pod it was made for.
+        self.made: Callable[[str, dict[str, Any]], None] = lambda name, pod: None
         self.renew_at = 0.0  # when a mounted token wants renewal
         self.images: dict[str, str] = {}  # volume name -> the image it was made of
         self.making: set[str] = set()  # containers the runtime is at: to break that off would leave a half one
@@ -197,8 +198,8 @@ class Steps:
 
     async def start(self, action: plan.StartContainer) -> None:
         """Create and start one container. Raises StepFailed."""
-        spec = plan.named(self.pod, action.name)
-        sandbox = self.seen.sandbox
+        pod, sandbox = self.pod, self.seen.sandbox  # as it is now: a pull may take long
+        spec = plan.named(pod, action.name)
         if spec is None or sandbox is None:
             return
         name = action.name
@@ -208,24 +209,25 @@ class Steps:
         async with self.context.turns.turn(turns.CONTAINER):
             self.making.add(name)
             try:
-                id = await self._launched(spec, sandbox, made, action.attempt)
+                id = await self._launched(pod, spec, sandbox, made)
             finally:
                 self.making.discard(name)
         self._tell("Normal", "Started", f"Started container {name}", name)
         await self._post_start(spec, id)
 
-    async def _launched(self, spec: dict[str, Any], sandbox: ObservedSandbox, made: ContainerSpec, attempt: int) -> str:
+    async def _launched(self, pod: dict[str, Any], spec: dict[str, Any], sandbox: ObservedSandbox,
+                        made: ContainerSpec) -> str:
         """The id of the container made and started. Raises StepFailed."""
         name, runtime = spec["name"], self.context.runtime
         try:
             box = self._sandbox_spec = self._sandbox_spec or await self._sandbox(sandbox.attempt)
-            self._write_files(spec, attempt)
+            self._write_files(spec, made.attempt)
             id = await runtime.create_container(sandbox.id, box, made)
         except (CallError, ConfigError, ApiError, OSError) as error:
             message = getattr(error, "details", "") or str(error)
             self._tell("Warning", "Failed", f"Error: {message}", name)
             raise StepFailed("CreateContainerError", str(message)) from error
-        self.made(name)
+        self.made(name, pod)
         self._tell("Normal", "Created", f"Created container: {name}", name)
         try:
             await runtime.start_container(id)

@@ -103,10 +103,11 @@ class Resizer:
             self._save()
             self._context.tell(pod, "Normal", "ResizeStarted", f"Pod resize started: {self._summary(pod)}")
 
-    def started(self, name: str) -> None:
-        """A new process of `name` has been made with what is granted."""
-        if self.actual.get(name) != self.allocated.get(name):
-            self.actual[name] = self.allocated.get(name, {})
+    def started(self, name: str, pod: dict[str, Any]) -> None:
+        """A new process of `name` has been made with what `pod`, a `view`, asks for: more may be granted since."""
+        has = resize.wished(pod).get(name)
+        if has is not None and self.actual.get(name) != has:
+            self.actual[name] = has
             self._save()
 
     async def actuate(self, pod: dict[str, Any], seen: ObservedPod, changes: list[resize.Change]) -> None:

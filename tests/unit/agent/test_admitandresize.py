@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from agent.kubelet import admit, plan, preemption
 from agent.kubelet.compute import resize
+from agent.kubelet.compute.resizer import Resizer
 from agent.kubelet.model import LinuxResources
 from agent.kubelet.staticpods import parse
 from tests.unit.agent.pods import box, down, pod, seen, up
@@ -105,6 +107,18 @@ def test_what_a_pod_has_as_a_whole_is_resized_with_the_containers_that_live_by_i
     assert made["spec"] == whole("8Mi")["spec"] | {"containers": [
         c | {"resources": c.get("resources", {})} for c in whole("8Mi")["spec"]["containers"]]}
     assert resize.changes(whole("9Mi"), before, before, ["own", "free", "again"]) == []
+
+
+def test_a_container_has_what_it_was_made_with_whatever_is_granted_meanwhile(tmp_path):
+    before, after = asking("100m"), asking("200m")
+    resizer = Resizer(SimpleNamespace(node=SimpleNamespace(pod_folder=lambda uid: tmp_path)), before)  # type: ignore[arg-type]
+    resizer.allocated = resize.wished(after)
+    resizer.started("c", before)  # its image took long to pull
+    assert resize.changes(after, resizer.allocated, resizer.actual, ["c"]) == [resize.Change("c", False)]
+    resizer.started("c", resizer.view(before))
+    assert not resize.changes(after, resizer.allocated, resizer.actual, ["c"])
+    resizer.started("some-init-container", before)
+    assert resizer.actual.keys() == {"c"}
 
 
 def test_huge_pages_are_held_to_what_is_asked_and_others_to_none(tmp_path, monkeypatch):
