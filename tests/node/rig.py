@@ -8,6 +8,7 @@ nsenter and never by `ip netns exec`, which would remount /sys and hide the cgro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -235,15 +236,26 @@ class Host:
                 self.stop_containerd()
 
     def _end_processes(self) -> None:
+        limit = time.monotonic() + STOP_SECONDS
+        while left := self._left():
+            if time.monotonic() > limit:
+                raise AssertionError(f"processes {left} of the test host do not end")
+            for pid in left:
+                _signal(pid)
+            time.sleep(0.02)  # the kernel takes a moment to end them; each round looks anew
+
+    def _left(self) -> set[int]:
+        """Processes of the host, and those of containers whose shim was killed, which no runtime knows of any more."""
+        found: set[int] = set()
+        for file in (file for top in self._groups() for file in top.rglob("cgroup.procs")):
+            with contextlib.suppress(OSError):  # the group went meanwhile
+                found.update(map(int, file.read_text().split()))
+        found.discard(0)  # of no process this one can see
         if self.holder is not None and self.holder.poll() is None:
-            mine, own = os.readlink(f"/proc/{self.holder.pid}/ns/mnt"), os.readlink("/proc/self/ns/mnt")
-            limit = time.monotonic() + STOP_SECONDS
-            while mine != own and (left := [pid for pid in processes_of(mine) if pid != self.holder.pid]):
-                if time.monotonic() > limit:
-                    raise AssertionError(f"processes {left} of the test host do not end")
-                for pid in left:
-                    _signal(pid)
-                time.sleep(0.02)  # the kernel takes a moment to end them; each round looks anew
+            mine = os.readlink(f"/proc/{self.holder.pid}/ns/mnt")
+            if mine != os.readlink("/proc/self/ns/mnt"):
+                found |= {*processes_of(mine)} - {self.holder.pid}
+        return found
 
     def _end_holder(self) -> None:
         if self.holder is not None:
@@ -253,10 +265,13 @@ class Host:
                 self.holder.stdout.close()
         subprocess.run(["ip", "netns", "del", self.netns], stderr=subprocess.DEVNULL)
 
+    def _groups(self) -> list[Path]:
+        """Only our own, named by our id, in every hierarchy."""
+        return [Path("/sys/fs/cgroup", hierarchy, self.cgroup.strip("/"))
+                for hierarchy in ("", *os.listdir("/sys/fs/cgroup"))]
+
     def _remove_groups(self) -> None:
-        """Only our own, named by our id."""
-        for hierarchy in ("", *os.listdir("/sys/fs/cgroup")):
-            top = Path("/sys/fs/cgroup", hierarchy, self.cgroup.strip("/"))
+        for top in self._groups():
             for folder, _, _ in os.walk(top, topdown=False):
                 try:
                     os.rmdir(folder)
