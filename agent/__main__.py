@@ -183,7 +183,7 @@ class Agent:
                     cpu=host.cpus * 1000, memory=host.memory, apparmor=config.apparmor(),
                     strict_groups=self._features.strict_groups, recursive="" in self._features.recursive,
                     user_namespaces=self._features.user_namespaces, subordinate=delegated() or SUBORDINATE,
-                    oom_group=cgroups.v2, pages=cgroups.pages, cdi=self._features.cdi,
+                    unified=cgroups.unified(), pages=cgroups.pages, cdi=self._features.cdi,
                     runtime=host.runtime_version.partition("://")[0])
         credentials = Credentials(SYSTEM, read(options.providers) if options.providers else [], options.provider_folder,
                                   [options.root, Path.home() / ".docker", Path("/.docker")])

@@ -42,7 +42,7 @@ class LinuxResources:
     oom_score_adj: int = 0
     hugepages: tuple[tuple[str, int], ...] = ()  # (size of a page as the kernel names it, such as `2MB`; bytes)
     pids: int = 0  # processes and threads
-    oom_group: bool = False  # out of memory, all its processes end together (cgroup v2)
+    unified: tuple[tuple[str, str], ...] = ()  # more files of cgroup v2, with what is written to them
     cpus: str = ""  # the CPUs it may run on, as the kernel lists them: `0-1,4`
 
 

@@ -59,7 +59,7 @@ class Node:
     user_namespaces: frozenset[str] = frozenset()  # the runtime's handlers that know them
     strict_groups: bool = False  # the runtime can leave out the groups of the image's /etc/group
     recursive: bool = False  # the runtime can make mounts read-only down to those below them
-    oom_group: bool = False  # the kernel can end all processes of a container that is out of memory
+    unified: tuple[tuple[str, str], ...] = ()  # what every container of this node has in files of cgroup v2
     pages: tuple[str, ...] = ()  # sizes of huge pages that control groups count
     cdi: bool = False  # the runtime puts CDI devices into containers
     runtime: str = "containerd"  # what the ids of containers are told to be of
@@ -139,7 +139,7 @@ def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: So
         working_dir=spec.get("workingDir") or "", env=tuple(variables.items()),
         mounts=_mounts(pod, spec, node, volumes, kind, attempt),
         devices=tuple((volumes[d["devicePath"]], d["devicePath"], "mrw") for d in spec.get("volumeDevices") or ()),
-        resources=replace(resources.linux_resources(pod, spec, node.memory, node.pages), oom_group=node.oom_group),
+        resources=replace(resources.linux_resources(pod, spec, node.memory, node.pages), unified=node.unified),
         security=security(pod, spec, node, image_user),
         log_path=f"{spec['name']}/{attempt}.log", stdin=bool(spec.get("stdin")), stdin_once=bool(spec.get("stdinOnce")),
         tty=bool(spec.get("tty")), stop_signal=((spec.get("lifecycle") or {}).get("stopSignal") or ""),

@@ -82,7 +82,7 @@ def kernel(host: Host, node: Node) -> Iterator[Diagnosis]:
 def swap(host: Host, node: Node) -> Iterator[Diagnosis]:
     if host.swap:
         yield Diagnosis("swap", WARNING, f"swap is on: {', '.join(host.swap)}",
-                        "a pod at its memory limit is swapped and slow instead of ended",
+                        "the host swaps and is slow where pods would be evicted; on cgroup v1 pods are swapped too",
                         "swapoff -a; sed -i '/\\sswap\\s/s/^/#/' /etc/fstab")
 
 

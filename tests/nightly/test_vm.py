@@ -50,6 +50,10 @@ spec:
     resources: {{requests: {{cpu: 50m, memory: 32Mi}}, limits: {{memory: 32Mi, hugepages-2Mi: 4Mi}}}}
     volumeMounts: [{{name: pages, mountPath: /pages}}]
     command: [/bin/busybox, sleep, infinity]
+  - name: free
+    image: {demo.DEMO}
+    imagePullPolicy: IfNotPresent
+    command: [/bin/busybox, sleep, infinity]
 """
 SCRIPT = f"""#!/bin/sh
 export HOME=/root KUBECONFIG=/etc/pelamis/admin.kubeconfig NO_COLOR=1
@@ -65,15 +69,16 @@ pelamis image import /root/demo.tar
 kubectl apply -f /root/work.yaml
 kubectl rollout status deploy/web --timeout=240s; echo "rollout: $?"
 curl -s --max-time 30 http://$(kubectl get svc web -o 'jsonpath={{.spec.clusterIP}}')/; echo "curl: $?"
-for group in $(find /sys/fs/cgroup/kubepods.slice -name 'cri-containerd*.scope'); do
-    echo "limit: $(cat $group/memory.max) $(cat $group/cpu.max)"
-done
 kubectl wait --for=condition=Ready pod/huge --timeout=240s
+for group in $(find /sys/fs/cgroup/kubepods.slice -name 'cri-containerd*.scope'); do
+    echo "limit: $(cat $group/memory.max) $(cat $group/cpu.max)" \
+        "swap $(cat $group/memory.swap.max) together $(cat $group/memory.oom.group)"
+done
 for group in $(find /sys/fs/cgroup/kubepods.slice -path '*pod*' -name hugetlb.2MB.max); do
     echo "huge pages: $(cat $group)"
 done
-kubectl exec huge -- /bin/busybox fallocate -l {HUGE_LIMIT} /pages/all; echo "all of them: $?"
-kubectl exec huge -- /bin/busybox fallocate -l {HUGE_LIMIT // 2} /pages/more; echo "more: $?"
+kubectl exec huge -c huge -- /bin/busybox fallocate -l {HUGE_LIMIT} /pages/all; echo "all of them: $?"
+kubectl exec huge -c huge -- /bin/busybox fallocate -l {HUGE_LIMIT // 2} /pages/more; echo "more: $?"
 kubectl delete pod huge
 before=$(ids)
 systemctl restart pelamis-containerd pelamis-agent pelamis-apiserver
@@ -100,4 +105,5 @@ def test_a_node_on_cgroup_v2(tmp_path: Path) -> None:
                  "all of them: 0", "more: 1", "greedy: 137", "This host is as it was.", "reset: 0"):
         assert line in told, told[-6000:]
     assert told.count(f"limit: {MEMORY_LIMIT} 50000 100000") == 2, told
+    assert "limit: max max 100000 swap 0 together 1" in told, told
     assert told.count(f"huge pages: {HUGE_LIMIT}") == 2, told  # the pod's group and its container's

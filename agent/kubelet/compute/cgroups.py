@@ -67,6 +67,14 @@ class Cgroups:
         sizes = [int(path.name.removeprefix("hugepages-").removesuffix("kB")) for path in PAGES.glob("hugepages-*")]
         return tuple(page(size << 10) for size in sorted(sizes)) if counted else ()
 
+    def unified(self) -> tuple[tuple[str, str], ...]:
+        """What containers have on version 2: out of memory, all processes of one end together; and where the kernel
+        counts swap, none of it is used, as long as nobody can ask for it."""
+        if not self.v2:
+            return ()
+        swap = (("memory.swap.max", "0"),) if any(self.mount.glob("*/memory.swap.max")) else ()
+        return (("memory.oom.group", "1"), *swap)
+
     def parent(self, pod: dict[str, Any]) -> str:
         return cgroup_parent(pod, self.prefix, systemd=self.systemd)
 

@@ -142,7 +142,7 @@ def resources(wanted: model.LinuxResources) -> Any:
     return cri.LinuxContainerResources(
         cpu_shares=wanted.cpu_shares, cpu_quota=wanted.cpu_quota, cpu_period=wanted.cpu_period,
         memory_limit_in_bytes=wanted.memory_limit, oom_score_adj=wanted.oom_score_adj, cpuset_cpus=wanted.cpus,
-        unified={"memory.oom.group": "1"} if wanted.oom_group else None,
+        unified=dict(wanted.unified),
         hugepage_limits=[cri.HugepageLimit(page_size=size, limit=limit) for size, limit in wanted.hugepages])
 
 

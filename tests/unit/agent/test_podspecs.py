@@ -98,8 +98,9 @@ def test_a_container_spec_says_all_the_runtime_needs():
     assert made.security.add_capabilities == ("NET_ADMIN",) and made.security.no_new_privs
     assert made.security.seccomp == "RuntimeDefault" and made.security.selinux is None
     spec["securityContext"]["seLinuxOptions"] = {"type": "spc_t", "level": "s0:c1"}
-    made = specs.container(the_pod, spec, replace(NODE, oom_group=True), Sources(pod_ips=("10.1.1.1",)), image="i",
-                           attempt=0, volumes={"/v": "/host/v"})
+    together = replace(NODE, unified=(("memory.oom.group", "1"),))
+    made = specs.container(the_pod, spec, together, Sources(pod_ips=("10.1.1.1",)), image="i", attempt=0,
+                           volumes={"/v": "/host/v"})
     message = translate.container_config(SandboxSpec("u", "n", "p"), made).linux
     assert message.security_context.selinux_options.type == "spc_t"
     assert dict(message.resources.unified) == {"memory.oom.group": "1"}
@@ -208,6 +209,10 @@ def test_pod_groups_are_made_and_removed_on_both_hierarchies(tmp_path):
     v2.mkdir()
     (v2 / "cgroup.controllers").write_text("cpu memory")
     new = cgroups.Cgroups(mount=v2)
+    assert (old.unified(), new.unified()) == ((), (("memory.oom.group", "1"),))
+    (v2 / "init.scope").mkdir()
+    (v2 / "init.scope/memory.swap.max").write_text("max")
+    assert new.unified()[1:] == (("memory.swap.max", "0"),)
     asyncio.run(new.make(the_pod))
     assert (v2 / "kubepods/podu/cpu.max").read_text() == "100000 100000"
     for file in (v2 / "kubepods/podu").iterdir():
