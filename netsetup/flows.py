@@ -106,27 +106,29 @@ def answering(addresses: Collection[str], family: int) -> set[str]:
                     found.add(address)
             return found
         wanted = {packed(address): address for address in addresses}
-        source = 3 if family == 6 else 1
-        return {wanted[raw] for entry in _listed(link, Match(family)) if (raw := attributes(attributes(
-            entry.get(CTA_TUPLE_REPLY, b""), 0).get(CTA_TUPLE_IP, b""), 0).get(source, b"")) in wanted}
+        return {wanted[raw] for entry in _listed(link, Match(family))
+                if (raw := _ends(entry, CTA_TUPLE_REPLY, family)[0]) in wanted}
 
 
 def destinations(family: int) -> set[bytes]:
     """The packed addresses that clients connected to, of the first `MANY` connections listed. Raises OSError."""
-    destination = 4 if family == 6 else 2
     with _opened() as link:
-        return {attributes(attributes(entry[CTA_TUPLE_ORIG], 0)[CTA_TUPLE_IP], 0)[destination]
-                for entry in islice(_listed(link, Match(family)), MANY)}
+        return {_ends(entry, CTA_TUPLE_ORIG, family)[1] for entry in islice(_listed(link, Match(family)), MANY)}
 
 
 def translated(family: int) -> set[bytes]:
     """The packed addresses that answer in the place of another, of the first `MANY` connections. Raises OSError."""
-    source, destination = (3, 4) if family == 6 else (1, 2)
     with _opened() as link:
-        ends = [(attributes(attributes(entry[CTA_TUPLE_ORIG], 0)[CTA_TUPLE_IP], 0)[destination],
-                 attributes(attributes(entry[CTA_TUPLE_REPLY], 0)[CTA_TUPLE_IP], 0)[source])
+        both = [(_ends(entry, CTA_TUPLE_ORIG, family)[1], _ends(entry, CTA_TUPLE_REPLY, family)[0])
                 for entry in islice(_listed(link, Match(family)), MANY)]
-    return {answers for asked, answers in ends if answers != asked}
+    return {answers for asked, answers in both if answers != asked}
+
+
+def _ends(entry: dict[int, bytes], way: int, family: int) -> tuple[bytes, bytes]:
+    """The packed source and destination of a connection, as it was asked for or as it is answered; b"" untold."""
+    told = attributes(attributes(entry.get(way, b""), 0).get(CTA_TUPLE_IP, b""), 0)
+    source, destination = (3, 4) if family == 6 else (1, 2)
+    return told.get(source, b""), told.get(destination, b"")
 
 
 def _opened() -> socket.socket:

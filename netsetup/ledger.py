@@ -60,7 +60,7 @@ class Ledger:
         """
         if kind not in IDENTITY:
             raise ValueError(f"the ledger knows no kind {kind!r}")
-        entry: Entry = {"kind": kind, **{k: str(v) if isinstance(v, Path) else v for k, v in what.items()}}
+        entry = _entry(kind, what)
         if kind == "iptables":
             entry.setdefault("family", 4)
         self._open_folder()
@@ -74,7 +74,7 @@ class Ledger:
 
     def forget(self, kind: str, **what: Any) -> None:
         """Note that a change was taken back by whoever made it: what comes to be there later is another's."""
-        wanted = {"kind": kind, **{k: str(v) if isinstance(v, Path) else v for k, v in what.items()}}
+        wanted = _entry(kind, what)
         with self._locked() as fd:
             for number, entry in _live(self._lines())[0].items():
                 if _same(wanted, entry):
@@ -243,6 +243,10 @@ def _live(lines: Iterator[Entry]) -> tuple[dict[int, Entry], int]:
             found[line["n"]] = line
             highest = max(highest, line["n"])
     return found, highest
+
+
+def _entry(kind: str, what: dict[str, Any]) -> Entry:
+    return {"kind": kind, **{k: str(v) if isinstance(v, Path) else v for k, v in what.items()}}
 
 
 def _same(a: Entry, b: Entry) -> bool:

@@ -14,11 +14,11 @@ from typing import Any
 
 from agent.kubelet import admit
 from agent.kubelet.admit import amounts
+from agent.kubelet.pressure.victims import MARK as BY_KUBELET
 from controlplane.machinery.podresources import qos_class
 
 REASON, MESSAGE = "Preempting", "Preempted in order to admit critical pod"
-MARK = ("DisruptionTarget", "True", "TerminationByKubelet",
-        "Pod was preempted by Kubelet to accommodate a critical pod.")
+MARK = (*BY_KUBELET, "Pod was preempted by Kubelet to accommodate a critical pod.")
 Object = dict[str, Any]
 
 

@@ -117,12 +117,15 @@ class Steps:
         await self.set_up_volumes()
 
     def _sources(self, objects: dict[tuple[str, str], dict[str, Any] | None] | None = None) -> Sources:
-        context, sandbox = self.context, self.seen.sandbox
-        ips = sandbox.ips if sandbox else ()
-        if self.pod["spec"].get("hostNetwork"):
-            ips = context.node.ips
-        return Sources(objects or {}, tuple(context.services.items()), ips, context.node.ips,
+        context = self.context
+        return Sources(objects or {}, tuple(context.services.items()), self._ips(), context.node.ips,
                        admit.capacity(context.place()))
+
+    def _ips(self) -> tuple[str, ...]:
+        """The pod's addresses, as far as it has them."""
+        if self.pod["spec"].get("hostNetwork"):
+            return self.context.node.ips
+        return self.seen.sandbox.ips if self.seen.sandbox else ()
 
     async def _image(self, spec: dict[str, Any]) -> Image:
         """The container's image, which this node has from then on. Raises StepFailed."""
@@ -272,7 +275,7 @@ class Steps:
 
     def _write_files(self, spec: dict[str, Any], attempt: int) -> None:
         node, uid = self.context.node, self.pod["metadata"]["uid"]
-        text = hosts.render(self.pod, self._sources().pod_ips, node.name, node.cluster_domain,
+        text = hosts.render(self.pod, self._ips(), node.name, node.cluster_domain,
                             _read("/etc/hosts") if self.pod["spec"].get("hostNetwork") else "")
         if text != self._hosts_text:
             node.hosts_file(uid).write_text(text)
@@ -286,7 +289,7 @@ class Steps:
     # --- hooks and ends
 
     def _pod_ip(self) -> str:
-        return next(iter(self._sources().pod_ips), "127.0.0.1")
+        return next(iter(self._ips()), "127.0.0.1")
 
     async def _post_start(self, spec: dict[str, Any], id: str) -> None:
         hook = (spec.get("lifecycle") or {}).get("postStart")
