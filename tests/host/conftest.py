@@ -16,6 +16,21 @@ from tests.host.machine import Machine, Segment, obstacle
 
 IMAGE = "demo.tar"
 KUBECTL_SECONDS = 180.0  # more than what any command here is told to wait
+WORKLOAD = """
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: each}
+spec:
+  selector: {matchLabels: {app: each}}
+  template:
+    metadata: {labels: {app: each}}
+    spec: {terminationGracePeriodSeconds: 1, containers: [{name: web, image: "IMAGE", imagePullPolicy: IfNotPresent}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: each}
+spec: {selector: {app: each}, ports: [{port: 80, targetPort: 80}]}
+""".replace("IMAGE", demo.DEMO)
 
 
 class Lab:
@@ -58,6 +73,25 @@ class Lab:
         lines = [line.split() for line in self.kubectl("get", "nodes", "--no-headers").splitlines()]
         found = {words[0] for words in lines if words[1] == "Ready"}
         assert found == set(names or [m.name for m in self.machines]), lines
+        return True
+
+    def pods(self) -> dict[str, str]:
+        """Node → the container of the workload that runs there, and since when."""
+        form = ("jsonpath={range .items[*]}{.spec.nodeName} {.status.containerStatuses[0].containerID}/"
+                "{.status.containerStatuses[0].state.running.startedAt}{'\\n'}{end}")
+        return dict(line.split() for line in self.kubectl("get", "pods", "-l", "app=each", "-o", form).splitlines())
+
+    def pod_on(self, machine: Machine) -> str:
+        """The workload's pod there."""
+        return self.kubectl("get", "pods", "-l", "app=each", "-o", "name", "--field-selector",
+                            f"spec.nodeName={machine.name}").strip()
+
+    def answers(self) -> bool:
+        """Whether the workload's Service answers on every host."""
+        where = self.kubectl("get", "service", "each", "-o", "jsonpath={.spec.clusterIP}")
+        for machine in self.machines:
+            done = machine.run("curl", "-sf", "--max-time", "5", f"http://{where}/", check=False)
+            assert done.returncode == 0, f"{machine.name}: {done.stderr}"
         return True
 
     def forget(self, machine: Machine) -> None:
@@ -116,3 +150,10 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield made
     finally:
         made.close()
+
+
+@pytest.fixture(scope="session")
+def workload(lab: Lab) -> None:
+    """A pod on every host, and a Service before them: what must run on, whatever is done to the hosts."""
+    lab.kubectl("apply", "-f", "-", input=WORKLOAD)
+    lab.kubectl("rollout", "status", "daemonset/each", "--timeout=150s")

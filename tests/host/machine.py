@@ -150,6 +150,22 @@ exec env -i container=lxc PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/system
         return self.run("env", "PYTHONPATH=/root/pelamis", "/root/venv/bin/python", "-B", "-c", program, *arguments,
                         check=check)
 
+    def processes(self) -> dict[str, str]:
+        """Service → its process, "0" when it has none."""
+        return {name: self.run("systemctl", "show", f"pelamis-{name}", "-p", "MainPID", "--value").stdout.strip()
+                for name in ("apiserver", "controllers", "agent", "containerd")}
+
+    def certificate(self, port: int) -> str:
+        """What is served there."""
+        return self.run("/root/venv/bin/python", "-c", "import ssl, sys; "
+                        "print(ssl.get_server_certificate(('127.0.0.1', int(sys.argv[1]))))", str(port)).stdout.strip()
+
+    def sound(self) -> bool:
+        """Whether the doctor finds nothing."""
+        done = self.run("pelamis", "doctor", check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return True
+
     def reboot(self) -> None:
         """Shut down in order and start again."""
         assert self.holder is not None

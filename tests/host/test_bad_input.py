@@ -11,7 +11,6 @@ import pytest
 from controlplane.machinery.clock import SYSTEM, parse_rfc3339
 from tests.client.cluster import eventually
 from tests.host.conftest import Lab, Stranger
-from tests.host.test_hosts import shown
 
 pytestmark = pytest.mark.host
 SERVER = "https://192.168.79.11:6443"
@@ -81,11 +80,11 @@ def test_a_server_that_cannot_be_reached(lab: Lab, stranger: Stranger, command: 
 
 @pytest.mark.parametrize("days", ["1", "-370"])
 def test_a_clock_that_is_off(lab: Lab, stranger: Stranger, command: dict[str, str], days: str) -> None:
-    server, right = lab.server, shown(lab.server, 6443)
+    server, right = lab.server, lab.server.certificate(6443)
     try:
         server.python(OTHER_TIME, days)
         server.run("systemctl", "reload", "pelamis-apiserver")
-        eventually(lambda: shown(server, 6443) != right)
+        eventually(lambda: server.certificate(6443) != right)
         said = join(stranger, command)
         assert "not valid at the time this host has" in said and "timedatectl" in said, said
     finally:
