@@ -32,7 +32,6 @@ from controlplane.machinery.errors import Finding
 log = logging.getLogger(__name__)
 
 RELIST_SECONDS = 300.0  # the safety net under the event stream
-ROOM_SECONDS = 0.1  # between looks whether those who make room for a critical pod have ended
 RETRY_SECONDS = 1.0  # between attempts to list while the runtime is away
 
 
@@ -88,7 +87,7 @@ class Kubelet:
     def running_logs(self) -> list[tuple[str, str]]:
         """Id and log file of every running container: what log rotation looks at."""
         return [(container.id, container.log_path) for worker in self._workers.values()
-                for container in worker.seen.containers if container.state == "running" and container.log_path]
+                for container in worker.seen.running if container.log_path]
 
     def changed(self, uids: set[str]) -> None:
         """An object these pods use has changed."""
@@ -256,8 +255,8 @@ class Kubelet:
     async def _work(self, worker: Worker, fresh: bool, leaving: list[Worker]) -> None:
         meta = worker.pod["metadata"]
         try:
-            while any(c.state == "running" for one in leaving for c in one.seen.containers):
-                await self.context.clock.sleep(ROOM_SECONDS)
+            for one in leaving:
+                await one.stopped()
             if fresh:
                 await self._lend(worker)
             await worker.run()

@@ -196,6 +196,10 @@ class ObservedPod:
     def sandbox(self) -> ObservedSandbox | None:
         return self.sandboxes[0] if self.sandboxes else None
 
+    @property
+    def running(self) -> tuple[ObservedContainer, ...]:
+        return tuple(c for c in self.containers if c.state == "running")
+
     def container(self, name: str) -> ObservedContainer | None:
         """The newest attempt of the container called `name`."""
         return next((c for c in self.containers if c.name == name), None)

@@ -59,13 +59,18 @@ class Steps:
         self._prepared: dict[str, asyncio.Task[Any]] = {}
         self._sandbox_spec: SandboxSpec | None = None
         self._hosts_text = ""
-        self._news = asyncio.Event()  # of the look after this one
+        self._news = asyncio.Event()  # of the pass after this one
 
     def look(self, seen: ObservedPod) -> None:
-        """What the runtime has of the pod now."""
+        """The worker has made a pass: what the runtime has of the pod now."""
         self.seen = seen
         self._news.set()
         self._news = asyncio.Event()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Sleep until it holds after a pass."""
+        while not holds():
+            await self._news.wait()
 
     def _tell(self, kind: str, reason: str, message: str, container: str = "") -> None:
         self.context.tell(self.pod, kind, reason, message, container)
@@ -321,8 +326,7 @@ class Steps:
         if action.after:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace - (clock.monotonic() - began)):
-                    while any(c.id in action.after and c.state == "running" for c in self.seen.containers):
-                        await self._news.wait()
+                    await self.until(lambda: not any(c.id in action.after for c in self.seen.running))
         if grace > 0 and (hook or action.after):
             grace = max(grace - (clock.monotonic() - began), MIN_GRACE)
         own = (spec.get("lifecycle") or {}).get("stopSignal")

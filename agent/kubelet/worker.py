@@ -92,10 +92,13 @@ class Worker:
         """Whether the pod holds what it asked for: it neither failed nor finished."""
         return not self.gone and not self._doomed and not plan.finished(self.pod, self.seen)
 
-    @property
-    def empty(self) -> bool:
-        """Whether nothing of the pod runs any more and its volumes are given back."""
-        return (self._released or self._ended) and not any(c.state == "running" for c in self.seen.containers)
+    async def stopped(self) -> None:
+        """Until nothing of the pod runs any more."""
+        await self.steps.until(lambda: not self.seen.running)
+
+    async def emptied(self) -> None:
+        """Until its volumes are given back, too."""
+        await self.steps.until(lambda: (self._released or self._ended) and not self.seen.running)
 
     @property
     def probed(self) -> Mapping[tuple[str, str, str], int]:
@@ -161,7 +164,9 @@ class Worker:
                                                                                      name))
             while not self._done:
                 self._wake.clear()
-                await self._wait(await self._pass())
+                wake_at = await self._pass()
+                self.steps.look(self.seen)
+                await self._wait(wake_at)
             self.steps.drop()
             self._prober.sync(self.pod, ObservedPod(self.uid, "", ""), ending=True)
             for task in [*self._tasks.values(), *self._quiet_tasks]:
@@ -194,9 +199,7 @@ class Worker:
             self._unseen -= ended
             for id in ended & self._kills.keys():
                 del self._kills[id]
-            meta = self.pod["metadata"]
-            self.seen = found.get(self.uid) or ObservedPod(self.uid, meta.get("namespace", ""), meta["name"])
-            self.steps.look(self.seen)
+            self.seen = found.get(self.uid) or replace(self.seen, sandboxes=(), containers=())
         now = self.clock.now()
         ending = self.gone or plan.deleting(self.pod)
         if ending and not self._ending_since:
@@ -379,8 +382,8 @@ class Worker:
         """Clean the host, give the API the last status, then the object back."""
         await self.steps.finish()
         self._ended = True
+        self._wake.set()
         if self.gone:
-            self._done = True
             return
         self._report({}, self.clock.now())
         assert self._writer is not None
@@ -395,4 +398,3 @@ class Worker:
             except ApiError as error:
                 log.debug("cannot delete pod %s: %s", meta["name"], error.message)
                 await self.clock.sleep(self.clock.jitter(DELETE_RETRY))
-        self._done = self.gone

@@ -72,7 +72,7 @@ class Resizer:
         else:
             self._pending = None
         made = resize.changes(pod, self.allocated, self.actual,
-                              [c.name for c in seen.containers if c.state == "running"])
+                              [c.name for c in seen.running])
         if self._active and not made:
             self._context.tell(pod, "Normal", "ResizeCompleted", f"Pod resize completed: {self._summary(pod)}")
         self._active = bool(made)

@@ -11,6 +11,8 @@ Upstream: pkg/kubelet/nodeshutdown.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterable
@@ -31,7 +33,7 @@ REASON, MESSAGE = "Terminated", "Pod was terminated in response to imminent node
 RETRY_SECONDS = 60.0  # between attempts to reach logind
 RELOAD_SECONDS = 5.0  # logind reads its configuration within moments
 DROPIN = Path("/etc/systemd/logind.conf.d/99-kubelet.conf")  # upstream's name
-LOOK_SECONDS = 0.1  # between looks whether all have ended, while a shutdown is under way
+LOOK_SECONDS = 0.1  # between looks whether it has
 Object = dict[str, Any]
 
 
@@ -50,8 +52,7 @@ def phases(pods: Iterable[Object], keeping: Keeping) -> list[tuple[float, list[s
 class Leaving(Victim, Protocol):
     """A pod's worker that tells when it has nothing left."""
 
-    @property
-    def empty(self) -> bool: ...
+    async def emptied(self) -> None: ...
 
 
 class Shutdown:
@@ -120,7 +121,8 @@ class Shutdown:
             for uid in uids:
                 pod = workers[uid].pod
                 workers[uid].doom(REASON, MESSAGE, min(seconds, grace_of(pod)), (*MARK, MESSAGE))
-            until = self._clock.monotonic() + seconds
             # Those that come later may be what gives back the volumes of those that end now.
-            while self._clock.monotonic() < until and not all(workers[uid].empty for uid in uids):
-                await self._clock.sleep(LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    for uid in uids:
+                        await workers[uid].emptied()

@@ -59,7 +59,7 @@ class Accounting:
 
     def memory(self, pod: dict[str, Any], seen: ObservedPod) -> Use:
         """Memory and processes: a few files of the cgroup."""
-        each = {c.name: self._cgroups.memory_of(pod, c.id) for c in seen.containers if c.state == "running"}
+        each = {c.name: self._cgroups.memory_of(pod, c.id) for c in seen.running}
         return Use(memory=self._cgroups.memory_of(pod, ""), pids=self._cgroups.pids_of(pod), memories=each)
 
     def holds(self, pod: dict[str, Any]) -> bool:

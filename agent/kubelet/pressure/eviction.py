@@ -100,7 +100,7 @@ class Evictions:
         """Whether an earlier victim is still stopping, or holds what it had."""
         now = self._clock.monotonic()
         self._leaving = [(v, at) for v, at in self._leaving if now - at < GONE_SECONDS
-                         and (any(c.state == "running" for c in v.seen.containers) or self._accounting.holds(v.pod))]
+                         and (v.seen.running or self._accounting.holds(v.pod))]
         return bool(self._leaving)
 
     async def _limits(self) -> bool:

@@ -46,7 +46,7 @@ class Prober:
     def sync(self, pod: dict[str, Any], seen: ObservedPod, *, ending: bool, held: Collection[str] = ()) -> None:
         """Follow what runs now. While the pod is `ending` only readiness goes on; of the containers called as in
         `held` the start is not complete yet."""
-        running = {c.id: c for c in seen.containers if c.state == "running"}
+        running = {c.id: c for c in seen.running}
         for key in [k for k in self._tasks if k[0] not in running or (ending and k[1] != "readiness")]:
             self._tasks.pop(key).cancel()
         for id in [i for i in self._started if i not in running]:

@@ -63,11 +63,10 @@ class Metrics:
         add("node", "", self._usages.host())
         for pod, observed in self._pods():
             add("pod", f"{{{place(pod)}}}", self._usages.of(self._cgroups.folder(pod)))
-            for container in observed.containers:
-                if container.state == "running":
-                    labels = f'{{container="{container.name}",{place(pod)}}}'
-                    add("container", labels, self._usages.of(self._cgroups.folder(pod, container.id)))
-                    samples["container_start_time_seconds"].append(f"{labels} {container.started_at:.3f} {stamp}")
+            for container in observed.running:
+                labels = f'{{container="{container.name}",{place(pod)}}}'
+                add("container", labels, self._usages.of(self._cgroups.folder(pod, container.id)))
+                samples["container_start_time_seconds"].append(f"{labels} {container.started_at:.3f} {stamp}")
         samples["resource_scrape_error"].append(" 0")
         return exposition(_RESOURCE, samples)
 
@@ -78,14 +77,13 @@ class Metrics:
         for pod, observed in self._pods():
             folder, where = self._cgroups.folder(pod), place(pod)
             self._group(samples, f'container="",id="/{folder}",image="",name="",{where}', folder, stamp)
-            running = [c for c in observed.containers if c.state == "running"]
-            for c in running:
+            for c in observed.running:
                 inner = self._cgroups.folder(pod, c.id)
                 labels = f'container="{c.name}",id="/{inner}",image="{c.image}",name="{c.id}",{where}'
                 self._group(samples, labels, inner, stamp)
                 samples["container_start_time_seconds"].append(f"{{{labels}}} {c.started_at:.0f}")
-            if running and not pod["spec"].get("hostNetwork"):
-                self._network(samples, pod, running[0].id, f'id="/{folder}",image="",{where}')
+            if observed.running and not pod["spec"].get("hostNetwork"):
+                self._network(samples, pod, observed.running[0].id, f'id="/{folder}",image="",{where}')
         samples["cadvisor_version_info"].append(f'{{kernelVersion="{os.uname().release}",osVersion="linux"}} 1')
         samples["machine_cpu_cores"].append(f" {os.cpu_count() or 1}")
         samples["machine_memory_bytes"].append(f" {os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')}")
@@ -126,7 +124,7 @@ class Metrics:
         tells them), and what this process uses."""
         seen = list(self._pods())
         states = Counter(c.state for _, observed in seen for c in observed.containers)
-        running = sum(any(c.state == "running" for c in o.containers) for _, o in seen)
+        running = sum(bool(o.running) for _, o in seen)
         samples: Samples = {
             "kubernetes_build_info": [f'{{git_version="{KUBELET_VERSION}",platform="linux"}} 1'],
             "kubelet_node_name": [f'{{node="{self._node}"}} 1'],

@@ -165,7 +165,7 @@ class Server:
     async def _running_pods(self, request: web.BaseRequest, rest: list[str]) -> web.StreamResponse:
         items = []
         for pod in (await self._runtime.observe()).values():
-            running = [{"name": c.name, "image": c.image} for c in pod.containers if c.state == "running"]
+            running = [{"name": c.name, "image": c.image} for c in pod.running]
             if running:
                 items.append({"metadata": {"name": pod.name, "namespace": pod.namespace, "uid": pod.uid},
                               "spec": {"containers": running}, "status": {}})

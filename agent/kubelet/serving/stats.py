@@ -115,15 +115,15 @@ class Stats:
         if whole is None:
             return {}
         containers = [{"name": c.name, "startTime": rfc3339(c.started_at), **self._shown(c.id, used, inner, now, seen),
-                       **self._layer(disk, c.name, now)} for c in observed.containers if c.state == "running"
-                      and (used := self._usages.of(inner := self._cgroups.folder(pod, c.id))) is not None]
+                       **self._layer(disk, c.name, now)} for c in observed.running
+                      if (used := self._usages.of(inner := self._cgroups.folder(pod, c.id))) is not None]
         told = {"podRef": {"name": meta["name"], "namespace": meta["namespace"], "uid": meta["uid"]},
                 "startTime": (pod.get("status") or {}).get("startTime"), "containers": containers,
                 **self._shown(meta["uid"], whole, folder, now, seen),
                 "process_stats": {"process_count": self._cgroups.pids_of(pod)}}
-        running = next((c for c in observed.containers if c.state == "running"), None)
-        if running is not None and not pod["spec"].get("hostNetwork"):
-            told["network"] = _network(self._usages.network(self._cgroups.folder(pod, running.id)), time)
+        if observed.running and not pod["spec"].get("hostNetwork"):
+            first = self._cgroups.folder(pod, observed.running[0].id)
+            told["network"] = _network(self._usages.network(first), time)
         volumes = [{"time": time, **found} for found in self._full.get(meta["uid"], ())]
         if disk is not None:
             volumes += [{"name": name, **self._filesystem(str(self._root), now), "usedBytes": size}

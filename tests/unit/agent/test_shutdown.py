@@ -78,9 +78,8 @@ def test_the_host_waits_for_its_pods(tmp_path):
     ended = []
 
     class Worker(SimpleNamespace):
-        @property
-        def empty(self) -> bool:
-            return not self.seen.containers
+        async def emptied(self) -> None:
+            assert not self.seen.containers
 
         def doom(self, reason: str, text: str, grace: float, mark: Any) -> None:
             ended.append((self.pod["metadata"]["name"], reason, text, grace))

@@ -16,8 +16,8 @@ from agent.kubelet.cri.runtime import Unreachable
 from agent.kubelet.devices.devices import Devices
 from agent.kubelet.model import ObservedPod, RuntimeEvent
 from agent.kubelet.specs import Node
-from agent.kubelet.worker import Worker
-from controlplane.machinery.clock import SYSTEM
+from agent.kubelet.worker import RELEASE, Worker
+from controlplane.machinery.clock import SYSTEM, Clock
 from tests.unit.agent.pods import box, down, pod, seen, up
 
 
@@ -173,6 +173,47 @@ def test_what_holds_up_a_deletion_is_in_the_pods_events(tmp_path: Path, away: st
         running = asyncio.create_task(worker.run())
         async with asyncio.timeout(10):
             await until(lambda: ("Warning", "FailedKillPod", "error killing pod: connection refused") in events)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+    asyncio.run(body())
+
+
+def test_who_waits_for_a_pods_end_hears_of_it_without_looking(tmp_path: Path) -> None:
+    """First that nothing of it runs, then that its volumes are given back: no clock has to tick for it."""
+    class Still(Clock):
+        async def sleep(self, seconds: float) -> None:
+            await asyncio.Event().wait()
+
+    async def body() -> None:
+        runtime, ends, unmounted = SlowRuntime(), asyncio.Event(), asyncio.Event()
+        runtime.gate.set()
+        runtime.now = seen(box(), up("c"))
+
+        async def stop_container(id: str, grace: float) -> None:
+            await ends.wait()
+            runtime.now = seen(box(), down("c"))
+
+        async def stop_sandbox(id: str) -> None:
+            runtime.now = seen(box(ready=False), down("c"))
+
+        async def tear_down(uid: str, *, whole: bool) -> None:
+            await unmounted.wait()
+        runtime.stop_container, runtime.stop_sandbox = stop_container, stop_sandbox  # type: ignore[attr-defined]
+        around = context(tmp_path, runtime, Client())
+        around.clock, around.volumes = Still(), SimpleNamespace(release=lambda uid: None, tear_down=tear_down)
+        worker = Worker(around, pod("c"), runtime.now)
+        running = asyncio.create_task(worker.run())
+        stopped, emptied = asyncio.create_task(worker.stopped()), asyncio.create_task(worker.emptied())
+        worker.doom("Preempting", "")
+        async with asyncio.timeout(10):
+            await until(lambda: bool(worker._kills))
+            assert not stopped.done()
+            ends.set()
+            await stopped
+            await until(lambda: RELEASE in worker._tasks)
+            assert not emptied.done()
+            unmounted.set()
+            await emptied
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
     asyncio.run(body())
