@@ -36,7 +36,7 @@ class Agent:
     def __init__(self, options: Options, paths: Paths) -> None:
         self.options, self.paths = options, paths
         self.ready = asyncio.Event()
-        self._clients: dict[str, Any] = {}  # by the identity they have
+        self._clients: dict[Path, Any] = {}  # by the kubeconfig that says who they are
         self._keeping: Any = None
 
     async def run(self) -> None:
@@ -46,6 +46,7 @@ class Agent:
         self.options.root.mkdir(parents=True, exist_ok=True, mode=0o750)
         async with Connection(self.options.socket) as connection, \
                 Client(kubeconfig.load(self.options.kubeconfig), user_agent="kubelet") as client:
+            self._clients[self.options.kubeconfig] = client
             await self._parts(connection, client)
 
     async def end_pods(self) -> None:
@@ -106,29 +107,20 @@ class Agent:
         server = self._server(runtime, kubelet, client, context, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         parts = (pods, services, nodes, recorder, objects, network, conflists, node, server, rotator, keeping, kubelet,
-                 *self._devices(context, kubelet, node, drivers))
+                 *self._devices(context, kubelet, node, drivers), *self._rotation(client, server),
+                 *self._services(network, conflists, ledger))
         try:
-            await self._run_together(parts, client, server, network, conflists, ledger,
-                                     (kubelet.relisted, network.listening, server.listening))
+            await self._run_together(parts, server, (kubelet.relisted, network.listening, server.listening))
         finally:
             await context.checks.close()
 
-    async def _run_together(self, parts: Iterable[Any], client: Any, server: Any, network: Any, conflists: Any,
-                            ledger: Any, begun: Iterable[asyncio.Event]) -> None:
-        """Run the parts, and those that few options ask for; the agent is ready when all of `begun` have."""
+    async def _run_together(self, parts: Iterable[Any], server: Any, begun: Iterable[asyncio.Event]) -> None:
+        """Run the parts; the agent is ready when all of `begun` have."""
         from controlplane.client import identity
-        options = self.options
         async with asyncio.TaskGroup() as group:
             for part in parts:
                 group.create_task(part.run(), name=type(part).__name__)
-            self._clients["node"], files = client, {options.kubeconfig: client}
-            group.create_task(identity.follow(files, server.reload), name="certificates")
-            if options.rotate:
-                from agent.kubelet.host.rotation import Rotation
-                rotation = Rotation(self.paths, options.name, options.node_ip, self._clients, server.reload)
-                group.create_task(rotation.run(), name="Rotation")
-            if options.proxy_kubeconfig is not None:
-                group.create_task(self._proxy(ledger, network, conflists, files), name="Proxy")
+            group.create_task(identity.follow(self._clients, server.reload), name="certificates")
             await asyncio.gather(*(event.wait() for event in begun))
             gc.collect()
             gc.freeze()  # what is built by now lives as long as the process
@@ -238,32 +230,17 @@ class Agent:
         return Server(runtime, kubelet.pods, settings, Access(client, options.name), stats,
                       volumes=LocalVolumes(self.paths.volumes), metrics=metrics)
 
-    async def _proxy(self, ledger: Any, network: Any, conflists: Any, files: dict[Path, Any]) -> None:
-        from agent.dns.dns import Dns
-        from agent.proxy.policies import Policies
-        from agent.proxy.proxy import Proxy
-        from controlplane.client import config as kubeconfig
-        from controlplane.client.rest import Client
-        options = self.options
-        assert options.proxy_kubeconfig is not None
-        async with Client(kubeconfig.load(options.proxy_kubeconfig), user_agent="kube-proxy") as client:
-            self._clients["kube-proxy"] = files[options.proxy_kubeconfig] = client
-            async def repair() -> None:
-                await network.repair()
-                await dns.repair()
-                await policies.repair()
+    def _rotation(self, client: Any, server: Any) -> tuple[Any, ...]:
+        if not self.options.rotate:
+            return ()
+        from agent.kubelet.host.rotation import Rotation
+        return (Rotation(self.paths, self.options.name, self.options.node_ip, client, self._clients, server.reload),)
 
-            proxy = Proxy(client, options.name, options.cluster_cidr, ledger, options.proxy_mode, repair=repair,
-                          aside=conflists.foreign)
-            conflists.subscribe(proxy.look_at_routes)
-            dns = Dns(client, proxy.services, proxy.slices, options.cluster_domain,
-                      (*options.service_cidr.split(","), *options.cluster_cidr.split(",")), ledger)
-            families = tuple(6 if ":" in cidr else 4 for cidr in options.cluster_cidr.split(","))
-            policies = Policies(client, options.name, dns.namespaces, proxy.services, ledger, families=families)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(proxy.run(), name="Proxy")
-                group.create_task(dns.run(), name="Dns")
-                group.create_task(policies.run(), name="Policies")
+    def _services(self, network: Any, conflists: Any, ledger: Any) -> tuple[Any, ...]:
+        if self.options.proxy_kubeconfig is None:
+            return ()
+        from agent.services import Services
+        return (Services(self.options, self.options.proxy_kubeconfig, network, conflists, ledger, self._clients),)
 
 
 async def run(options: Options, paths: Paths) -> int:

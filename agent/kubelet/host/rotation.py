@@ -26,11 +26,12 @@ log = logging.getLogger("agent")
 
 
 class Rotation:
-    """`clients` are the connections by the file of their identity; `reload` lets the kubelet's API take its new one."""
+    """`client` is the node's own and asks; `clients` are all by their kubeconfig; `reload` lets the kubelet's API take
+    its new certificate."""
 
-    def __init__(self, paths: Paths, name: str, address: str, clients: Mapping[str, Client], reload: Callable[[], None],
-                 clock: Clock = SYSTEM) -> None:
-        self._paths, self._clients, self._reload, self._clock = paths, clients, reload, clock
+    def __init__(self, paths: Paths, name: str, address: str, client: Client, clients: Mapping[Path, Client],
+                 reload: Callable[[], None], clock: Clock = SYSTEM) -> None:
+        self._paths, self._client, self._clients, self._reload, self._clock = paths, client, clients, reload, clock
         self._wanted = certificates.of_node(name, address)
 
     async def run(self) -> None:
@@ -51,11 +52,11 @@ class Rotation:
         return max(1.0, min(first - self._clock.now(), LOOK_SECONDS))
 
     async def _renew(self, wanted: certificates.Wanted) -> None:
-        client = self._clients["node"]
-        pair = await certificates.obtain(client, wanted)
-        certificates.store(self._paths, client.config.server, client.config.ca, wanted, pair)
+        pair = await certificates.obtain(self._client, wanted)
+        certificates.store(self._paths, self._client.config.server, self._client.config.ca, wanted, pair)
         log.info("renewed the certificate %s", wanted.file)
+        file = self._paths.kubeconfig(wanted.file)
         if not wanted.config:
             self._reload()
-        elif wanted.file in self._clients:
-            await self._clients[wanted.file].renew(load(Path(self._paths.kubeconfig(wanted.file))))
+        elif file in self._clients:
+            await self._clients[file].renew(load(file))
