@@ -19,6 +19,8 @@ from netsetup.ledger import Ledger
 
 # tool -> Debian package that brings it
 NEEDED = {"containerd": "containerd", "runc": "runc", "iptables-restore": "iptables", "conntrack": "conntrack"}
+WELCOME = {"crun": "crun"}  # starts containers faster than runc; a release without it goes on without it
+RUNTIME = {"containerd", "runc", "crun"}  # what a host does not need that brings a runtime of its own
 POLICY = Path("/usr/sbin/policy-rc.d")  # invoke-rc.d asks it before it starts a freshly installed service
 NO_SERVICES = "#!/bin/sh\n# written by pelamis while it installs packages\nexit 101\n"
 APT_SECONDS = 900  # a slow mirror is no reason to give up early
@@ -27,14 +29,33 @@ UNFINISHED = ("U", "F", "H", "HR", "UR", "FR")  # unpacked, half configured, hal
 SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin:/usr/bin:/bin"
 
 
-def missing() -> list[str]:
+def missing(*, new: bool, foreign: bool = False) -> list[str]:
     """The packages whose tool is not on this machine, or that dpkg was killed at, sorted; all of them when an install
-    was killed before its end, which is then gone through again."""
+    was killed before its end, which is then gone through again. What is only welcome is taken along with others, or on
+    a `new` host: where there is none, nobody is asked again. `foreign`: the host brings a runtime, and needs none."""
+    wanted = {tool: package for tool, package in {**NEEDED, **WELCOME}.items() if not foreign or package not in RUNTIME}
     if _at_work():
-        return sorted(NEEDED.values())
+        return sorted(wanted.values())
     found = states() if shutil.which("dpkg-query", path=SEARCH) else {}
-    return sorted(package for tool, package in NEEDED.items()
-                  if shutil.which(tool, path=SEARCH) is None or found.get(package, "")[1:] in UNFINISHED)
+    lacking = {package for tool, package in wanted.items()
+               if shutil.which(tool, path=SEARCH) is None or found.get(package, "")[1:] in UNFINISHED}
+    return sorted(lacking) if new or lacking - set(WELCOME.values()) else []
+
+
+@contextmanager
+def as_welcome(packages: Sequence[str]) -> Iterator[None]:
+    """What cannot be had for packages that are all only welcome is no failure."""
+    try:
+        yield
+    except Finding:
+        if not set(packages) <= set(WELCOME.values()):
+            raise
+
+
+def offered(packages: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    """`packages` without those that are only welcome and that apt does not know."""
+    return [package for package in packages if package not in WELCOME.values() or subprocess.run(
+        ["apt-cache", *options, "show", package], capture_output=True, timeout=APT_SECONDS).returncode == 0]
 
 
 def states() -> dict[str, str]:
@@ -119,7 +140,7 @@ def install(packages: list[str], ledger: Ledger, options: Sequence[str] = ()) ->
 def _install(packages: list[str], ledger: Ledger, options: Sequence[str]) -> list[str]:
     refresh(options)
     _finish_interrupted(options)
-    before = states()
+    before, packages = states(), offered(packages, options)
     plan = subprocess.run(["apt-get", *options, "-s", "install", "--no-install-recommends", *packages],
                           capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}, timeout=APT_SECONDS)
     fresh = sorted({line.split()[1] for line in plan.stdout.splitlines() if line.startswith("Inst ")}

@@ -20,9 +20,9 @@ from controlplane.machinery.errors import Finding
 TIERS = ("tidy", "unit", "golden", "kernel", "node", "client", "host")
 NEEDS_ROOT = {"kernel", "node", "client", "host", "nightly"}
 # tool -> Debian package: what the tests use beyond what a node needs
-TOOLS = {**packages.NEEDED, "ip": "iproute2", "nsenter": "util-linux", "busybox": "busybox-static",
+TOOLS = {**packages.NEEDED, **packages.WELCOME, "ip": "iproute2", "nsenter": "util-linux", "busybox": "busybox-static",
          "docker-registry": "docker-registry", "nft": "nftables", "curl": "curl", "ps": "procps",
-         "mmdebstrap": "mmdebstrap", "crun": "crun"}
+         "mmdebstrap": "mmdebstrap"}
 
 # emulated machines, and a Vagrant lab of them
 NIGHTLY_TOOLS = {"qemu-system-x86_64": "qemu-system-x86", "qemu-img": "qemu-utils", "mke2fs": "e2fsprogs",

@@ -83,9 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _packages(ledger: Ledger) -> None:
     from controlplane.cli import packages
-    lacking = packages.missing()
+    lacking = packages.missing(new=not ledger.entries())
     if lacking:
-        with step(f"installing {', '.join(lacking)} from Debian"):
+        with step(f"installing {', '.join(lacking)} from Debian"), packages.as_welcome(lacking):
             packages.install(lacking, ledger)
 
 

@@ -116,7 +116,8 @@ def _debs(folder: Path) -> None:
     from controlplane.cli import packages
     folder.mkdir(parents=True)
     entries = []
-    wanted = debian.closure([*sorted(set(packages.NEEDED.values())), *EXTRA_PACKAGES])
+    wanted = debian.closure([*packages.offered(sorted({*packages.NEEDED.values(), *packages.WELCOME.values()})),
+                             *EXTRA_PACKAGES])
     for path in debian.fetch_all(wanted, folder):
         entries.append(f"{debian.control(path)}Filename: ./{path.name}\nSize: {path.stat().st_size}\n"
                        f"SHA256: {_digest(path)}\n")

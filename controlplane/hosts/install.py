@@ -75,7 +75,7 @@ def put(layout: Layout, wanted: Settings, services: Services, step: Step, source
     ledger = Ledger(layout.paths.ledger)
     note(layout)
     if layout.paths.root == Path("/"):
-        _packages(ledger, wanted, step, bundled)
+        _packages(ledger, not layout.installed, wanted, step, bundled)
     with step(f"installing version {layout.version}"):
         product.install(layout, ledger, source)
         product.use(layout, ledger)
@@ -123,11 +123,11 @@ def note(layout: Layout) -> None:
     files.write(layout.before, json.dumps(found).encode(), files.PUBLIC)
 
 
-def _packages(ledger: Ledger, wanted: Settings, step: Step, bundled: Path | None) -> None:
+def _packages(ledger: Ledger, new: bool, wanted: Settings, step: Step, bundled: Path | None) -> None:
     from controlplane.cli import packages
-    lacking = [p for p in packages.missing() if not wanted.runtime or p not in ("containerd", "runc")]
+    lacking = packages.missing(new=new, foreign=bool(wanted.runtime))
     if lacking:
-        with step(f"installing {', '.join(lacking)} from {bundled or 'Debian'}"):
+        with step(f"installing {', '.join(lacking)} from {bundled or 'Debian'}"), packages.as_welcome(lacking):
             if bundled is not None:
                 from controlplane.hosts import bundle
                 bundle.install_packages(bundled, lacking, ledger)

@@ -37,19 +37,18 @@ CLONE_NEWNET, CLONE_NEWNS, CLONE_FS = 0x40000000, 0x20000, 0x200
 STOP_SECONDS = 15
 SOCKET_LIMIT = 100  # of a Unix socket's path
 KEPT = Path("/var/tmp/pelamis-test-images")  # built once for all runs on this machine
-UNIFIED = Path("/sys/fs/cgroup/unified")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def processes_of(namespace: str) -> list[int]:
-    """The processes in the mount namespace `namespace` (a readlink of /proc/<pid>/ns/mnt) and all their descendants:
+    """The processes in the network namespace `namespace` (a readlink of /proc/<pid>/ns/net) and all their descendants:
     containers have namespaces of their own, but their shims do not."""
     parents, found = {}, set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                if os.readlink(entry / "ns/mnt") == namespace:
+                if os.readlink(entry / "ns/net") == namespace:
                     found.add(int(entry.name))
             except OSError:
                 pass  # ended meanwhile
@@ -63,10 +62,9 @@ def processes_of(namespace: str) -> list[int]:
 
 class Host:
     """One test host. `run_containerd=False` leaves containerd to the code under test; `version` is the containerd to
-    run where it is not the host's own; `hybrid=False` hides a cgroup v2 tree that is mounted beside v1, as crun runs
-    with either and not with both."""
+    run where it is not the host's own; `spreading=False` leaves mounts private, as in most containers."""
 
-    def __init__(self, run_containerd: bool = True, version: str = "", hybrid: bool = True) -> None:
+    def __init__(self, run_containerd: bool = True, version: str = "", spreading: bool = True) -> None:
         self.id = uuid.uuid4().hex[:8]
         self.netns = f"pelamis-{self.id}"
         self.root = Path("/tmp") / self.netns
@@ -76,14 +74,15 @@ class Host:
         self.containerd: subprocess.Popen[bytes] | None = None
         self.holder: subprocess.Popen[bytes] | None = None
         self._attempts = 0
-        self._hybrid = hybrid
         try:
-            self._open(run_containerd)
+            self._open(spreading)
+            if run_containerd:
+                self.serve()
         except BaseException:
             self.close()
             raise
 
-    def _open(self, run_containerd: bool) -> None:
+    def _open(self, spreading: bool) -> None:
         self.root.mkdir()
         self.paths.lib.mkdir(parents=True)
         KEPT.mkdir(exist_ok=True)
@@ -95,18 +94,18 @@ class Host:
         # vanish with the holder.
         script = ("for folder in /run/netns /run/containerd /var/lib/cni; do mkdir -p $folder && "
                   "mount -t tmpfs tmpfs $folder || exit 1; done; "
-                  "mount --make-rshared / && echo ready && exec sleep infinity")
-        if not self._hybrid and UNIFIED.is_mount():
-            script = f"umount {UNIFIED} && mount -t tmpfs tmpfs {UNIFIED} && {script}"
+                  f"mount --make-r{'shared' if spreading else 'private'} / && echo ready && exec sleep infinity")
         self.holder = subprocess.Popen(
             ["nsenter", f"--net=/run/netns/{self.netns}", "unshare", "-m", "--propagation", "private", "sh", "-c",
              script], stdout=subprocess.PIPE)
         assert self.holder.stdout is not None
         assert self.holder.stdout.readline() == b"ready\n"
-        if run_containerd:
-            self.network()
-            self.start_containerd()
-            asyncio.run(self.install(pause.NAME, demo.BUSYBOX))
+
+    def serve(self) -> None:
+        """Run containerd, with a network for pods and the images that most tests use."""
+        self.network()
+        self.start_containerd()
+        asyncio.run(self.install(pause.NAME, demo.BUSYBOX))
 
     def enter(self, *command: str) -> list[str]:
         """`command` as run on this host: in its network and mount namespaces."""
@@ -142,12 +141,15 @@ class Host:
     def start_containerd(self) -> None:
         assert len(str(self.paths.containerd_socket)) < SOCKET_LIMIT
 
+        command: list[str] = []
+
         async def prepare() -> None:
             containerd.prepare(self.paths, self.programs)
+            command.extend(self.enter(*containerd.command(self.paths, self.programs)))
         self.inside(prepare)
         with open(self.root / "containerd.log", "ab") as log:
-            self.containerd = subprocess.Popen(self.enter(*containerd.command(self.paths, self.programs)), stdout=log,
-                                               stderr=log, env=os.environ | {"PATH": self.programs})
+            self.containerd = subprocess.Popen(command, stdout=log, stderr=log,
+                                               env=os.environ | {"PATH": self.programs})
         asyncio.run(containerd.ready(self.paths))
 
     def stop_containerd(self, how: signal.Signals = signal.SIGTERM) -> None:
@@ -252,8 +254,8 @@ class Host:
                 found.update(map(int, file.read_text().split()))
         found.discard(0)  # of no process this one can see
         if self.holder is not None and self.holder.poll() is None:
-            mine = os.readlink(f"/proc/{self.holder.pid}/ns/mnt")
-            if mine != os.readlink("/proc/self/ns/mnt"):
+            mine = os.readlink(f"/proc/{self.holder.pid}/ns/net")
+            if mine != os.readlink("/proc/self/ns/net"):
                 found |= {*processes_of(mine)} - {self.holder.pid}
         return found
 

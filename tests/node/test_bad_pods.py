@@ -42,7 +42,7 @@ WAITING: dict[str, Wrong] = {
     "never": (sh(STAY, image="absent:1", imagePullPolicy="Never"), {}, "ErrImageNeverPull",
               'Container image "absent:1" is not present with pull policy of Never')}
 EVENTS: dict[str, Wrong] = {
-    "command": ({"command": ["/no/such"]}, {}, "Failed", "no such file or directory"),
+    "command": ({"command": ["/no/such"]}, {}, "Failed", "o such file or directory"),  # runc's or crun's words
     "volume": (*mounting(configMap={"name": "absent"}), "FailedMount", 'configmap "absent" not found'),
     "item": (*mounting(secret={"secretName": "here", "items": [{"key": "absent", "path": "p"}]}), "FailedMount",
              "references non-existent secret key: absent"),

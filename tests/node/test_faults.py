@@ -34,7 +34,7 @@ def named_like(host: Host, words: tuple[bytes, ...]) -> list[int]:
     """Processes of this test host whose command line begins with one of `words`."""
     assert host.holder is not None
     found = []
-    for pid in processes_of(os.readlink(f"/proc/{host.holder.pid}/ns/mnt")):
+    for pid in processes_of(os.readlink(f"/proc/{host.holder.pid}/ns/net")):
         try:
             program = os.path.basename(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0])
         except OSError:

@@ -61,15 +61,16 @@ def test_each_class_has_its_place_its_weight_and_its_score(host: Host) -> None:
             await rig.create("guaranteed", sh(STAY, **sized("500m", "64Mi")))
             await rig.create("burstable", sh(STAY, resources={"requests": {"cpu": "100m", "memory": "256Mi"}}))
             await rig.create("besteffort", sh(STAY))
-            least = "-997" if may_lower_oom_score(own_status()) else "0"  # the runtime gives what it may
-            places = {"guaranteed": ("", 512, least), "burstable": ("/burstable", 102, "750"),
-                      "besteffort": ("/besteffort", 2, "1000")}
-            for name, (place, shares, score) in places.items():
+            # Where the runtime may give no less, it gives its own, or its shim's.
+            least = ("-997",) if may_lower_oom_score(own_status()) else ("0", "1")
+            places = {"guaranteed": ("", 512, least), "burstable": ("/burstable", 102, ("750",)),
+                      "besteffort": ("/besteffort", 2, ("1000",))}
+            for name, (place, shares, scores) in places.items():
                 pod = await rig.pod(name, ready)
                 assert pod["status"]["qosClass"].lower() == name
                 folder = groups.folder(pod)
                 assert folder == f"{groups.top}{place}/pod{pod['metadata']['uid']}" and seen.weighs(folder, shares)
-                assert await rig.inside(name, "cat /proc/1/oom_score_adj") == score
+                assert await rig.inside(name, "cat /proc/1/oom_score_adj") in scores
                 id = state(pod)["containerID"].rpartition("/")[2]
                 assert any("sleep 600" in line for line in seen.processes(groups.folder(pod, id)))
             assert seen.limits(groups.top)[1:] == (str(512 * MI), "5000") and seen.weighs(groups.top, 1536)

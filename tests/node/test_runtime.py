@@ -113,7 +113,7 @@ def test_exits_execs_and_out_of_memory_are_told_apart(host: Host) -> None:
 def test_a_pod_whose_shim_dies_is_removed_all_the_same(host: Host) -> None:
     def shim_of(sandbox: str) -> int:
         assert host.holder is not None
-        for pid in processes_of(os.readlink(f"/proc/{host.holder.pid}/ns/mnt")):
+        for pid in processes_of(os.readlink(f"/proc/{host.holder.pid}/ns/net")):
             words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
             if words[0].endswith(b"containerd-shim-runc-v2") and sandbox.encode() in words:
                 return pid

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent.image.pause import NAME as PAUSE
-from agent.kubelet.cri import trial
+from agent.kubelet.cri import crun, trial
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.paths import Paths
@@ -40,7 +40,7 @@ class Facts:
     major: int
     systemd_cgroups: bool
     may_lower_oom_score: bool
-    crun: str = ""  # its path, when it is installed and works: then it runs the pods that choose no other
+    crun: str = ""  # its program, when it is installed and works: then it runs the pods that choose no other
     crun_fault: str = ""  # why not, when it is installed and does not
 
 
@@ -69,7 +69,7 @@ def binary(programs: str = PROGRAMS) -> str:
     return str(shutil.which("containerd", path=programs))
 
 
-def facts(programs: str = PROGRAMS) -> Facts:
+def facts(paths: Paths, programs: str = PROGRAMS) -> Facts:
     """The facts of this host. Raises Finding when containerd is missing or does not tell its version."""
     output = subprocess.run([binary(programs), "--version"], capture_output=True, text=True,
                             timeout=VERSION_SECONDS).stdout
@@ -77,10 +77,9 @@ def facts(programs: str = PROGRAMS) -> Facts:
     if match is None:
         raise Finding("containerd does not tell its version", f"it said {output.strip()!r}",
                       "install the distribution's containerd, 1.6 or newer")
-    systemd, crun = systemd_cgroups(), shutil.which("crun", path=programs) or ""
-    fault = trial.fault(crun, systemd=systemd) if crun else ""
-    return Facts(int(match[1]), systemd, may_lower_oom_score(own_status()),
-                 "" if fault else crun, fault)
+    systemd, found = systemd_cgroups(), crun.find(paths, programs)
+    fault = trial.fault(*found.command, systemd=systemd) if found.path else ""
+    return Facts(int(match[1]), systemd, may_lower_oom_score(own_status()), "" if fault else found.program, fault)
 
 
 def config_path(paths: Paths) -> Path:
@@ -184,10 +183,11 @@ def _version_3(paths: Paths, known: Facts) -> str:
 def prepare(paths: Paths, programs: str = PROGRAMS) -> Path:
     """Write the configuration and make the folders it names; the configuration's path. `programs` is where containerd
     and the runtimes are looked for, as in PATH. Raises Finding."""
-    text = config(paths, facts(programs))
+    text = config(paths, facts(paths, programs))
     for folder in (registries(paths), paths.cni_conf, paths.cni_bin, paths.containerd, paths.containerd_socket.parent):
         folder.mkdir(parents=True, exist_ok=True)
     adopt_registries(registries(paths), HOST_REGISTRIES)
+    crun.find(paths, programs).write()
     path = config_path(paths)
     path.write_text(text)
     return path
@@ -195,7 +195,8 @@ def prepare(paths: Paths, programs: str = PROGRAMS) -> Path:
 
 def command(paths: Paths, programs: str = PROGRAMS) -> list[str]:
     """What to run, after `prepare`. It logs to stderr and stops on SIGTERM; containers run on."""
-    return [binary(programs), "--config", str(config_path(paths)), "--log-level", "warn"]
+    before = crun.find(paths, programs).before
+    return [*before, binary(programs), "--config", str(config_path(paths)), "--log-level", "warn"]
 
 
 async def ready(paths: Paths, clock: Clock = SYSTEM, seconds: float = READY_SECONDS) -> tuple[str, str]:

@@ -35,8 +35,9 @@ def bundle(name: str, systemd: bool) -> dict[str, Any]:
                               "syscalls": [{"names": ["kexec_load"], "action": "SCMP_ACT_ERRNO"}]}}}
 
 
-def fault(program: str, *, systemd: bool) -> str:
-    """Why `program` cannot run containers here, "" when it can. `systemd` says whose the control groups are."""
+def fault(*program: str, systemd: bool) -> str:
+    """Why `program`, with words before it or none, cannot run containers here, "" when it can. `systemd` says whose the
+    control groups are."""
     name = f"pelamis-trial-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory(prefix=name) as scratch:
         root = Path(scratch, "rootfs")
@@ -45,7 +46,7 @@ def fault(program: str, *, systemd: bool) -> str:
         (root / "pause").write_bytes(pause.program())
         (root / "pause").chmod(0o755)
         Path(scratch, "config.json").write_text(json.dumps(bundle(name, systemd)))
-        command = [program, "--root", f"{scratch}/state", *(["--systemd-cgroup"] if systemd else [])]
+        command = [*program, "--root", f"{scratch}/state", *(["--systemd-cgroup"] if systemd else [])]
         try:
             return _said(*command, "create", "--bundle", scratch, name) or _said(*command, "start", name)
         finally:

@@ -104,7 +104,7 @@ def _configuration_fix(obj: Object, message: str) -> str:
     if missing := re.search(r"couldn't find key (\S+) in (ConfigMap|Secret) (\S+)", message):
         key, kind, name = missing.groups()
         return f"add the key {key} to {kind.lower()} {name.rpartition('/')[2]}, or mark it optional in the pod"
-    if "executable file not found" in message or "no such file or directory" in message:
+    if "executable file not found" in message or "no such file or directory" in message.lower():
         return "the image has no such command: correct `command` of the container"
     return f"kubectl describe {target(obj)}"
 

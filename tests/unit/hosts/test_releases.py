@@ -35,7 +35,7 @@ def test_containerd_and_resolvers(tmp_path, monkeypatch, release, says, dialect,
         (tmp_path / name).write_text(f"#!/bin/sh\necho containerd github.com/containerd/containerd {says}\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setattr(containerd, "systemd_cgroups", lambda: True)  # both versions of systemd, on cgroup v2 alone
-    facts = containerd.facts(str(tmp_path))
+    facts = containerd.facts(Paths(), str(tmp_path))
     written = tomllib.loads(containerd.config(Paths(), facts))
     assert written["version"] == dialect and "'SystemdCgroup': True" in str(written)
     assert upstreams.choose(files, []) == (("192.168.56.1", 53),), "never the stub, which may ask us"
@@ -44,12 +44,35 @@ def test_containerd_and_resolvers(tmp_path, monkeypatch, release, says, dialect,
 
 
 def test_packages_of_a_fresh_host(tmp_path, monkeypatch):
-    """The same names on every release; what Docker brought is not installed again."""
+    """The same names on every release; what Docker brought is not installed again, and crun alone only at first."""
     monkeypatch.setattr(packages, "SEARCH", str(tmp_path))
-    assert packages.missing() == ["conntrack", "containerd", "iptables", "runc"]
+    assert packages.missing(new=False) == ["conntrack", "containerd", "crun", "iptables", "runc"]
+    assert packages.missing(new=True, foreign=True) == ["conntrack", "iptables"]
     for name in ("containerd", "runc", "iptables-restore"):
         (tmp_path / name).touch(0o755)
-    assert packages.missing() == ["conntrack"]
+    assert packages.missing(new=False) == ["conntrack", "crun"]
+    (tmp_path / "conntrack").touch(0o755)
+    assert packages.missing(new=True) == ["crun"] and packages.missing(new=False) == []
+
+
+@pytest.mark.parametrize(("known", "taken"), [("containerd", "containerd"), ("containerd crun", "containerd crun")])
+def test_a_release_without_crun_goes_on_without_it(tmp_path, monkeypatch, known, taken):
+    said = tmp_path / "said"
+    (tmp_path / "apt-get").write_text(f'#!/bin/sh\necho "$@" >> {said}\n')
+    (tmp_path / "apt-cache").write_text(f'#!/bin/sh\ncase " {known} " in *" $2 "*) ;; *) exit 100;; esac\n')
+    for name in ("dpkg", "dpkg-query"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+    for name in ("apt-get", "apt-cache", "dpkg", "dpkg-query"):
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(packages, "POLICY", tmp_path / "policy-rc.d")
+    packages.install(["containerd", "crun"], Ledger(tmp_path / "ledger"))
+    assert said.read_text().splitlines()[-1].endswith(f"install -y --no-install-recommends {taken}")
+    (tmp_path / "apt-get").write_text("#!/bin/sh\nexit 1\n")
+    with packages.as_welcome(["crun"]):
+        packages.install(["crun"], Ledger(tmp_path / "ledger"))
+    with pytest.raises(Finding), packages.as_welcome(["containerd", "crun"]):
+        packages.install(["containerd", "crun"], Ledger(tmp_path / "ledger"))
 
 
 class Killed(BaseException):
@@ -59,7 +82,7 @@ class Killed(BaseException):
 def test_an_install_killed_at_its_last_step_is_gone_through_again(tmp_path, monkeypatch):
     """Between apt and the distribution's containerd being left off: it would run beside ours at the next boot."""
     said, policy = tmp_path / "said", tmp_path / "policy-rc.d"
-    for tool in packages.NEEDED:
+    for tool in (*packages.NEEDED, *packages.WELCOME):
         (tmp_path / tool).touch(0o755)
     for name in ("apt-get", "dpkg", "dpkg-query", "systemctl"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {said}\n'
@@ -77,10 +100,11 @@ def test_an_install_killed_at_its_last_step_is_gone_through_again(tmp_path, monk
         packages.install(["containerd"], ledger)
     policy.write_text(packages.NO_SERVICES)  # nobody took it away
     (tmp_path / "there").touch()
-    assert packages.missing() == ["conntrack", "containerd", "iptables", "runc"]
-    packages.install(packages.missing(), ledger)
+    again = packages.missing(new=False)
+    assert again == ["conntrack", "containerd", "crun", "iptables", "runc"]
+    packages.install(again, ledger)
     assert "systemctl --quiet disable containerd.service" in said.read_text().splitlines()
-    assert not policy.exists() and packages.missing() == []
+    assert not policy.exists() and packages.missing(new=True) == []
     policy.write_text("a person's own, of later")
     ledger.undo(keep=("package",))
     assert policy.exists() and [entry["kind"] for entry in ledger.entries()] == ["package"]
