@@ -276,8 +276,16 @@ def _exited_now(pod: dict[str, Any]) -> bool:
     return any("terminated" in s["state"] for s in (pod.get("status") or {}).get("containerStatuses") or ())
 
 
+async def low_level(paths: Paths) -> str:
+    """What runs the pods that choose no runtime class."""
+    async with Connection(paths.containerd_socket) as connection:
+        status = await connection.runtime.Status(cri.StatusRequest(verbose=True), timeout=LIMIT_SECONDS)
+    return str(json.loads(status.info["config"])["containerd"]["defaultRuntimeName"])
+
+
 async def _measure(paths: Paths, idle_seconds: float, kubelet: str) -> list[dict[str, object]]:
     await have_image(paths)
+    say(f"{await low_level(paths)} runs the pods")
     async with rest.Client(config.load(paths.admin_kubeconfig)) as client:
         bench = Bench(paths, client)
         async with space(client):

@@ -21,10 +21,11 @@ from tests.client.fresh import CHECKOUT, COMMAND_SECONDS, KEPT, MIRROR, SKIPPED,
 
 OWN = "bookworm"  # its Python is that of these tests
 RELEASE = os.environ.get("PELAMIS_HOST_RELEASE", OWN)
-ARCHIVE = KEPT.with_name(f"host-{RELEASE}.tar")
-TREE = Path(f"/var/tmp/pelamis-host-{RELEASE}")
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "udev", "libpam-systemd", "containerd", "runc", "iptables", "iproute2",
-            "python3", "python3-venv", "curl", "kmod", "procps", "conntrack", "ca-certificates", "nftables")
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "udev", "libpam-systemd", "containerd", "runc", "crun", "iptables",
+            "iproute2", "python3", "python3-venv", "curl", "kmod", "procps", "conntrack", "ca-certificates", "nftables")
+HELD = hashlib.sha256(" ".join(PACKAGES).encode()).hexdigest()[:8]  # a tree of other packages is another tree
+ARCHIVE = KEPT.with_name(f"host-{RELEASE}-{HELD}.tar")
+TREE = Path(f"/var/tmp/pelamis-host-{RELEASE}-{HELD}")
 # Services of the distribution that would do nothing but cost time here, or that touch what the machines share.
 MASKED = ("systemd-udevd.service", "systemd-udev-trigger.service", "systemd-sysctl.service", "containerd.service",
           "systemd-modules-load.service", "console-getty.service", "getty.target", "systemd-logind.service",

@@ -9,7 +9,7 @@ from tests.host.machine import Machine, Segment, obstacle
 
 pytestmark = pytest.mark.host
 OFFLINE = ("env", "-u", "http_proxy", "-u", "https_proxy")
-TOOLS = ("containerd", "runc", "iptables", "conntrack", "nftables")
+TOOLS = ("containerd", "runc", "crun", "iptables", "conntrack", "nftables")
 
 
 def test_a_server_without_a_network():

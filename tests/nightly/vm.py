@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 
 from tests.client.fresh import CHECKOUT, COMMAND_SECONDS, MIRROR, SKIPPED
-from tests.host.machine import PACKAGES
+from tests.host.machine import HELD, PACKAGES
 
-TREE = Path("/var/tmp/pelamis-vm-root")
+TREE = Path(f"/var/tmp/pelamis-vm-{HELD}")
 ADDRESS = "192.168.56.10"
 DISK = "4G"
 MEMORY = "2048"

@@ -43,9 +43,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
         made.close()
 
 
-def test_a_runtime_that_does_not_work_is_not_used(host: Host) -> None:
+def test_a_runtime_that_does_not_work_is_not_used(host: Host, tmp_path: Path) -> None:
     written = containerd.config_path(host.paths).read_text()
     assert 'default_runtime_name = "runc"' in written
     assert "crun is installed and cannot be used: it has no idea" in written
-    assert trial.fault(str(shutil.which("runc")), systemd=containerd.systemd_cgroups()) == ""
+    systemd, silent = containerd.systemd_cgroups(), tmp_path / "silent"
+    silent.write_text('#!/bin/sh\ncase "$*" in features) echo unknown command >&2; exit 1;; esac; exec runc "$@"\n')
+    silent.chmod(0o755)
+    assert trial.fault(str(silent), systemd=systemd) == ""
+    assert trial.fault(str(silent), systemd=systemd, features=True) == "unknown command"
     assert not list(Path("/tmp").glob("pelamis-trial-*")) and not list(Path("/sys/fs/cgroup").glob("*/pelamis-trial-*"))

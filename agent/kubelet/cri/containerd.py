@@ -77,9 +77,10 @@ def facts(paths: Paths, programs: str = PROGRAMS) -> Facts:
     if match is None:
         raise Finding("containerd does not tell its version", f"it said {output.strip()!r}",
                       "install the distribution's containerd, 1.6 or newer")
-    systemd, found = systemd_cgroups(), crun.find(paths, programs)
-    fault = trial.fault(*found.command, systemd=systemd) if found.path else ""
-    return Facts(int(match[1]), systemd, may_lower_oom_score(own_status()), "" if fault else found.program, fault)
+    major, systemd, found = int(match[1]), systemd_cgroups(), crun.find(paths, programs)
+    # containerd 2 asks what it can do: an old one would cost pods what runc tells, such as users of their own.
+    fault = trial.fault(*found.command, systemd=systemd, features=major >= 2) if found.path else ""
+    return Facts(major, systemd, may_lower_oom_score(own_status()), "" if fault else found.program, fault)
 
 
 def config_path(paths: Paths) -> Path:

@@ -35,9 +35,9 @@ def bundle(name: str, systemd: bool) -> dict[str, Any]:
                               "syscalls": [{"names": ["kexec_load"], "action": "SCMP_ACT_ERRNO"}]}}}
 
 
-def fault(*program: str, systemd: bool) -> str:
+def fault(*program: str, systemd: bool, features: bool = False) -> str:
     """Why `program`, with words before it or none, cannot run containers here, "" when it can. `systemd` says whose the
-    control groups are."""
+    control groups are, `features` that it has to tell what it can do."""
     name = f"pelamis-trial-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory(prefix=name) as scratch:
         root = Path(scratch, "rootfs")
@@ -48,7 +48,8 @@ def fault(*program: str, systemd: bool) -> str:
         Path(scratch, "config.json").write_text(json.dumps(bundle(name, systemd)))
         command = [*program, "--root", f"{scratch}/state", *(["--systemd-cgroup"] if systemd else [])]
         try:
-            return _said(*command, "create", "--bundle", scratch, name) or _said(*command, "start", name)
+            return (_said(*command, "create", "--bundle", scratch, name) or _said(*command, "start", name)
+                    or (_said(*program, "features") if features else ""))
         finally:
             _said(*command, "delete", "--force", name)
 
