@@ -103,6 +103,7 @@ class Agent:
         node = NodeAgent(host, client, runtime, images, clock, nodes, assigned, options.pod_cidr,
                          options.sysctls)
         conflists.subscribe(node.reassign)
+        kubelet.interrupted = node.check
         keeping = self._keeping = Housekeeping(context, kubelet, node, ledger)
         server = self._server(runtime, kubelet, client, context, keeping)
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)

@@ -51,6 +51,7 @@ class Kubelet:
                                                  self._complain)
         context.others = self._others
         self.relisted = asyncio.Event()  # the runtime has been read once
+        self.interrupted: Callable[[], object] = lambda: None  # called when the runtime goes, and when it is back
 
     # --- for others
 
@@ -187,10 +188,11 @@ class Kubelet:
             self._adopt_orphans()
 
     async def _events(self) -> None:
-        """Runtime events to workers. A `relist` event says the stream was interrupted."""
+        """Runtime events to workers. What the stream says of itself is that of the runtime."""
         async for event in self.context.runtime.events():
             if not event.uid:
-                if self.relisted.is_set():
+                self.interrupted()
+                if event.kind == "relist" and self.relisted.is_set():
                     await self._everything()
             elif event.uid in self._workers:
                 self._workers[event.uid].hear(event)

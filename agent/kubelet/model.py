@@ -208,10 +208,10 @@ class ObservedPod:
 @dataclass(frozen=True, slots=True)
 class RuntimeEvent:
     """Something changed for a pod. `exit_code` and `finished_at` are set for an exit, since the runtime's own status
-    lags behind its events by tens of milliseconds. uid "" means: relist, the event stream was interrupted."""
+    lags behind its events by tens of milliseconds. uid "" is the event stream's own: it broke, or stands (again)."""
 
     uid: str
-    kind: str  # exited | oom | changed | relist
+    kind: str  # exited | oom | changed | lost | relist
     container_id: str = ""
     exit_code: int = 0
     finished_at: float = 0.0

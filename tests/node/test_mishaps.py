@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -245,27 +244,38 @@ def test_an_address_that_goes_makes_the_node_unreachable_until_it_is_back(host: 
     host.run(body)
 
 
-def test_a_dead_runtime_makes_the_node_not_ready(host: Host) -> None:
+def test_a_dead_runtime_makes_the_node_not_ready_at_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the break of its events: the next look by itself would be a day later."""
+    monkeypatch.setattr("agent.kubelet.host.node.CHECK_SECONDS", 86400.0)
+
     async def body(rig: Rig) -> None:
         async def assigned(cidr: str) -> None:
             """No pods are run for it."""
         api: Any = rig.api
+        nodes = Informer(api, NODES)
         node = NodeAgent(Machine("n1", ("10.0.0.1",), 2, 4 << 30, 100 << 30), api, rig.runtime, rig.images, SYSTEM,
-                         Informer(api, NODES), assigned, "10.244.7.0/24")
+                         nodes, assigned, "10.244.7.0/24")
 
-        async def ready_condition() -> Any:
-            found = nodestatus.conditions(await node.health(), SYSTEM.timestamp(), {})
-            return SimpleNamespace(**next(c for c in found if c["type"] == "Ready"))
-
-        async def well() -> bool:
-            return bool((await ready_condition()).status == "True")
-        await eventually(well)
-        await asyncio.to_thread(host.stop_containerd)
-        try:
-            bad = await ready_condition()
-            assert (bad.status, bad.reason) == ("False", "KubeletNotReady")
-            assert bad.message.startswith("container runtime is down: ") and "connect" in bad.message
-        finally:
-            await asyncio.to_thread(host.start_containerd)
-        await eventually(well)
+        def found(seen: dict[str, Any] | None) -> dict[str, Any]:
+            status = (seen or {}).get("status") or {}
+            return next((c for c in status.get("conditions") or () if c["type"] == "Ready"), {"status": "Unknown"})
+        async with rig.kubelet() as kubelet:
+            stands = asyncio.Event()
+            kubelet.interrupted = lambda: (stands.set(), node.check())
+            tasks = [asyncio.create_task(work) for work in (nodes.run(), node.run())]
+            try:
+                await stands.wait()
+                await api.until(NODES, "n1", lambda n: found(n)["status"] == "True")
+                await asyncio.to_thread(host.stop_containerd)
+                try:
+                    bad = found(await api.until(NODES, "n1", lambda n: found(n)["status"] == "False"))
+                finally:
+                    await asyncio.to_thread(host.start_containerd)
+                assert bad["reason"] == "KubeletNotReady" and "connect" in bad["message"]
+                assert bad["message"].startswith("container runtime is down: ")
+                await api.until(NODES, "n1", lambda n: found(n)["status"] == "True")
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
     run(host, body)

@@ -2,8 +2,9 @@
 
 Owns the reading side of the runtime. Promises one listing of sandboxes and one of containers per observation, a status
 call only for what is new or has changed, and consistency: the runtime's status lags some tens of milliseconds behind
-its events, so an exit already delivered is laid over a listing that still says "running". Never polls; an interrupted
-stream ends in a `relist` event, since the runtime replays nothing. Called by `runtime` only.
+its events, so an exit already delivered is laid over a listing that still says "running". Never polls; a stream that
+breaks is a `lost` event, and a `relist` event once it stands again, since the runtime replays nothing. Called by
+`runtime` only.
 """
 
 from __future__ import annotations
@@ -218,7 +219,8 @@ class Observer:
 
     # --- events
     async def events(self) -> AsyncIterator[model.RuntimeEvent]:
-        """Events for ever; `relist` first and after each interruption. Raises nothing but cancellation."""
+        """Events for ever; `relist` first and after each interruption, which `lost` tells. Raises nothing but
+        cancellation."""
         pause = RETRY_SECONDS
         source = self._from_containerd
         while True:
@@ -230,6 +232,7 @@ class Observer:
                 if error.code() == grpc.StatusCode.UNIMPLEMENTED and source == self._from_containerd:
                     source = self._from_cri  # not containerd: the CRI's own stream, which lacks OOM marks
                     continue
+            yield model.RuntimeEvent("", "lost")
             await self._clock.sleep(self._clock.jitter(pause))
             pause = min(pause * 2, RETRY_LIMIT)
 

@@ -27,6 +27,7 @@ from cri_proto.client import Connection, describe, metadata
 from cri_proto.messages import containerd, cri
 
 CALL_SECONDS = 120.0  # upstream's runtimeRequestTimeout: a busy disk may take a minute, a hung runtime must not hold us
+STATUS_SECONDS = 30.0  # a runtime that does not say how it is for so long is down; upstream's
 SANDBOX_SECONDS = 240.0  # a sandbox also waits for the network plugin
 NAME_ATTEMPTS = 8  # how often a name still held by an interrupted attempt is waited for
 NAME_PAUSE = 0.25  # the runtime lets go of such a name within a few hundred milliseconds
@@ -123,7 +124,7 @@ class Runtime:
 
     async def status(self) -> dict[str, tuple[bool, str, str]]:
         """Conditions by type (`RuntimeReady`, `NetworkReady`): whether they hold, reason and message."""
-        answer = await self._call("Status", cri.StatusRequest())
+        answer = await self._call("Status", cri.StatusRequest(), STATUS_SECONDS)
         return {c.type: (c.status, c.reason, c.message) for c in answer.status.conditions}
 
     async def features(self) -> model.Features:
@@ -318,5 +319,6 @@ class Runtime:
                 for one in answer.stats}
 
     def events(self) -> AsyncIterator[model.RuntimeEvent]:
-        """What happens from now on, for ever: a `relist` event first and after every interruption of the stream."""
+        """What happens from now on, for ever: a `relist` event first and after every interruption, a `lost` event when
+        the stream breaks."""
         return self._observer.events()

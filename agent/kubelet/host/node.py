@@ -2,14 +2,15 @@
 
 Owns the Node object's status and the Lease in kube-node-lease. Promises a patch only when something changed or every
 five minutes, a lease renewed every ten seconds, a Node that is made again when somebody deletes it, and Ready only
-while the runtime and its network are. Waits for `spec.podCIDR` and hands it on, again when it changes. Called by
-`agent.__main__`.
+while the runtime and its network are: a runtime that goes is told within seconds. Waits for `spec.podCIDR` and
+hands it on, again when it changes. Called by `agent.__main__`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import platform
 from collections.abc import Awaitable, Callable
@@ -36,9 +37,10 @@ log = logging.getLogger(__name__)
 
 LEASE_NAMESPACE = "kube-node-lease"
 LEASE_SECONDS, RENEW_SECONDS = 40, 10.0  # upstream's: four missed renewals and the node is not ready
-CHECK_SECONDS = 30.0  # between looks at images and the runtime's own word
+CHECK_SECONDS = 30.0  # between looks at images and the runtime's own word, while all is well
+AWAY_SECONDS = 2.0  # a runtime that is back by then was only restarted; pods of a node not ready leave their Services
 REPORT_SECONDS = 300.0  # a status is patched this often even without change
-RETRY_FIRST, RETRY_LIMIT = 0.2, 7.0
+RETRY_FIRST, RETRY_LIMIT = 0.3, 7.0  # the fourth try falls behind AWAY_SECONDS
 NODES, LEASES = named("nodes"), named("leases.coordination.k8s.io")
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm", "ppc64le": "ppc64le", "s390x": "s390x"}
 
@@ -98,6 +100,7 @@ class NodeAgent:
         self._uid = ""
         self._lease: dict[str, Any] | None = None
         self._told_at = 0.0
+        self._away_since = math.inf  # when the runtime was first found not to be there
         self._wake = asyncio.Event()
         self._range = asyncio.Event()
         self.registered = asyncio.Event()
@@ -154,32 +157,42 @@ class NodeAgent:
     # --- status
 
     async def _statuses(self) -> None:
-        """Register, then patch when something changed; woken by `check` and at intervals."""
+        """Register, then patch when something changed; woken by `check` and at intervals, which are short while the API
+        or the runtime is away."""
         delay = RETRY_FIRST
         while True:
             self._wake.clear()
+            well = False
             try:
-                await self._tell()
-                delay, pause = RETRY_FIRST, CHECK_SECONDS
+                well = await self._tell()
             except ApiError as error:
                 log.log(logging.WARNING if delay == RETRY_FIRST else logging.DEBUG,
                         "cannot tell the API of this node: %s", error.message)
-                pause, delay = delay, min(delay * 2, RETRY_LIMIT)
+            pause = CHECK_SECONDS if well else delay
+            delay = RETRY_FIRST if well else min(delay * 2, RETRY_LIMIT)
             try:
                 async with asyncio.timeout(self._clock.jitter(pause, 0.1)):
                     await self._wake.wait()
+                delay = RETRY_FIRST
             except TimeoutError:
                 pass
 
-    async def _tell(self) -> None:
+    async def _tell(self) -> bool:
+        """Whether runtime and network are well."""
         now = self._clock.timestamp()
         if not self._uid or not self.registered.is_set():  # the watch may tell of the Node before we asked for it
             await self._register(await self.health(), now)
         health = await self.health()  # after a restart the API has just told of the pods' range
+        clock = self._clock.monotonic()
+        self._away_since = min(self._away_since, clock) if health.runtime else math.inf
+        if health.runtime and clock - self._away_since < AWAY_SECONDS:
+            return False
         status = nodestatus.status(self.host, health, now, self._known)
-        late = self._clock.monotonic() - self._told_at >= REPORT_SECONDS
-        if not late and not nodestatus.differs(self._known, status):
-            return
+        if clock - self._told_at >= REPORT_SECONDS or nodestatus.differs(self._known, status):
+            await self._patch(status)
+        return not (health.runtime or health.network)
+
+    async def _patch(self, status: dict[str, Any]) -> None:
         try:
             answer = await self._client.patch(NODES, self.host.name, nodestatus.patch(self._known, status),
                                               subresource="status")
@@ -211,13 +224,14 @@ class NodeAgent:
         images: tuple[tuple[tuple[str, ...], int], ...] = ()
         try:
             conditions = await self._runtime.status()
-            good, _, message = conditions.get("RuntimeReady", (False, "", "no RuntimeReady condition"))
-            runtime = "" if good else message or "unknown"
+            good, reason, message = conditions.get("RuntimeReady", (False, "", "no RuntimeReady condition"))
+            runtime = "" if good else (f"container runtime not ready: RuntimeReady=false reason:{reason} "
+                                       f"message:{message}")
             good, _, message = conditions.get("NetworkReady", (True, "", ""))
             network = "" if good else message or "unknown"
             images = tuple(((*i.digests, *i.tags), i.size) for i in await self._images.list() if i.tags or i.digests)
         except (CallError, ImageError) as error:
-            runtime = runtime or str(error)
+            runtime = runtime or f"container runtime is down: {error}"
         if not network and not self._pod_cidr:
             network = "this node has no pod range yet"
         return Health(runtime=runtime, network=network, pressures=self.pressures(), volumes=tuple(self.volumes()),

@@ -55,7 +55,7 @@ class Host:
 class Health:
     """What does. Problems are "" when there is none."""
 
-    runtime: str = ""
+    runtime: str = ""  # as the condition tells it
     network: str = ""
     pressures: frozenset[str] = frozenset()  # conditions that hold
     volumes: tuple[str, ...] = ()  # of storage drivers, mounted here
@@ -142,7 +142,7 @@ def conditions(health: Health, now: str, old: dict[str, Any]) -> list[dict[str, 
     """MemoryPressure, DiskPressure, PIDPressure and Ready, after those that others keep."""
     problems = []
     if health.runtime:
-        problems.append(f"container runtime is down: {health.runtime}")
+        problems.append(health.runtime)
     elif health.network:
         problems.append(f"container runtime network not ready: NetworkReady=false reason:NetworkPluginNotReady "
                         f"message:{health.network}")

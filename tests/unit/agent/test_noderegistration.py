@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pytest
 
+from agent.kubelet.cri.runtime import Unreachable
 from agent.kubelet.host import nodestatus, registration
 from agent.kubelet.host.node import LEASE_NAMESPACE, LEASES, NODES, NodeAgent
 from agent.kubelet.host.nodestatus import Health, Host
 from controlplane.client.config import ClientConfig
 from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
+from controlplane.machinery import objects
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.errors import Finding, NotFound
 from tests.unit.apiserver.harness import serving
@@ -23,6 +25,19 @@ SECONDS = 15.0
 class Runtime:
     async def status(self):
         return {"RuntimeReady": (True, "", ""), "NetworkReady": (True, "", "")}
+
+
+class Restarting(Runtime):
+    """Does not answer the next `away` times."""
+
+    away = answered = 0
+
+    async def status(self):
+        if self.away:
+            self.away -= 1
+            raise Unreachable("connection refused")
+        self.answered += 1
+        return await super().status()
 
 
 class Images:
@@ -79,6 +94,44 @@ def test_a_node_that_is_made_anew_may_be_given_another_range():
     asyncio.run(main())
 
 
+def test_a_runtime_that_goes_is_told_unless_it_is_only_restarted(monkeypatch):
+    """Told at once and asked again soon, not at the next interval."""
+    monkeypatch.setattr("agent.kubelet.host.node.CHECK_SECONDS", 86400.0)
+    told, away = [], ("gone", "False", "container runtime is down: connection refused")
+
+    def heard(kind, old, new):
+        ready = objects.condition(new, "Ready")
+        told.append((new["metadata"]["labels"].get("phase"), ready["status"], ready["message"]))
+
+    async def until(holds):
+        while not holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    async def assigned(cidr):
+        pass
+
+    async def main():
+        async with serving() as api, Client(ClientConfig(api.url)) as client:
+            nodes, runtime = Informer(client, NODES), Restarting()
+            nodes.subscribe(heard)
+            async with asyncio.timeout(SECONDS), asyncio.TaskGroup() as group:
+                watching = group.create_task(nodes.run())
+                await nodes.synced()
+                node = NodeAgent(HOST, client, runtime, Images(), SYSTEM, nodes, assigned, "10.244.0.0/24")
+                working = group.create_task(node.run())
+                await until(lambda: told and told[-1][1] == "True")
+                for phase, seconds in (("restarted", 86400.0), ("gone", 0.0)):
+                    monkeypatch.setattr("agent.kubelet.host.node.AWAY_SECONDS", seconds)
+                    await client.patch(NODES, "n1", {"metadata": {"labels": {"phase": phase}}})
+                    await until(lambda phase=phase: told[-1][0] == phase)
+                    runtime.away, before = 2, runtime.answered
+                    node.check()
+                    await until(lambda before=before: runtime.answered > before)
+                await until(lambda: away in told and told[-1][1] == "True")
+                working.cancel()
+                watching.cancel()
+    asyncio.run(main())
+    assert {status for phase, status, _ in told if phase == "restarted"} == {"True"}
 def registered(*arguments):
     flags = argparse.ArgumentParser()
     registration.add_flags(flags)

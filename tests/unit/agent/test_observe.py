@@ -91,14 +91,14 @@ def test_another_runtimes_events_are_understood(tmp_path: Path) -> None:
         async with asyncio.timeout(20), Connection(tmp_path / "cri.sock") as connection:
             async for event in Runtime(connection).events():
                 got.append(event)
-                if len(got) == 4:
+                if len(got) == 5:
                     break
         await server.stop(None)
         return got
-    relist, box, exited, again = asyncio.run(body())
+    relist, box, exited, lost, again = asyncio.run(body())
     assert (relist.kind, box.kind) == ("relist", "changed")  # nothing of the start, which was our own
     assert exited == model.RuntimeEvent("u", "exited", "c", 4, 8.0)
-    assert again.kind == "relist"  # the stream ended: whoever listens must look anew
+    assert (lost.kind, again.kind) == ("lost", "relist")  # the stream ended: whoever listens must look anew
 
 
 def test_the_control_group_driver_is_read_from_an_older_containerds_configuration() -> None:
