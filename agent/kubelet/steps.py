@@ -140,8 +140,7 @@ class Steps:
         try:
             full = normalise(image)
             found = await context.images.find(image) if policy != "Always" else None
-            auths = await pullsecrets.of(self.pod, context.volumes.objects, lambda *why: self._tell("Warning", *why)) \
-                if found is None or not context.images.may_use(found.id, full) else []
+            auths = await pullsecrets.of(self.pod, context.volumes.objects, lambda *why: self._tell("Warning", *why))
             if found is not None and context.images.may_use(found.id, full, auths):
                 self._tell("Normal", "Pulled", f'Container image "{image}" already present on machine and can be '
                                                "accessed by the pod", name)

@@ -52,9 +52,9 @@ EVENTS: dict[str, Wrong] = {
               'persistentvolumeclaims "absent" not found'),
     "class": (sh(STAY), {"runtimeClassName": "absent"}, "FailedCreatePodSandBox",
               'runtimeclass.node.k8s.io "absent" not found'),
-    "pull-secret": (sh(STAY, image="127.0.0.1:1/a:1"), {"imagePullSecrets": [{"name": "absent"}]},
-                    "FailedToRetrieveImagePullSecret",
-                    "Unable to retrieve some image pull secrets (absent); attempting to pull the image may not")}
+    "pull-secret": (sh(STAY), {"imagePullSecrets": [{"name": n} for n in ("absent", "here", "", "gone")]},
+                    "FailedToRetrieveImagePullSecret",  # although the image is here
+                    "Unable to retrieve some image pull secrets (absent, gone); attempting to pull the image may not")}
 
 
 def waits(reason: str, message: str) -> Callable[[Any], bool]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agent.kubelet import credentials
+from agent.kubelet import credentials, pullsecrets
 from agent.kubelet.images import auth_message
 from agent.kubelet.images import credentials as chosen
-from controlplane.machinery.errors import Finding
+from controlplane.machinery.errors import Finding, Forbidden
 
 
 def test_patterns_fit_hosts_label_by_label_and_the_longest_wins():
@@ -43,3 +46,26 @@ def test_a_providers_answer_is_taken_only_as_the_protocol_says(tmp_path: Path):
         config.write_text(json.dumps({"providers": [entry | bad]}))
         with pytest.raises(Finding):
             credentials.read(config)
+
+
+def test_pull_secrets_of_both_forms_are_read_and_those_that_are_not_there_told_together():
+    entry = {"quay.io": {"username": "u", "password": "p"}}
+
+    def secret(key: str, said: Any) -> dict[str, Any]:
+        return {"data": {key: base64.b64encode(json.dumps(said).encode()).decode()}}
+
+    known = {"new": secret(".dockerconfigjson", {"auths": entry}), "old": secret(".dockercfg", entry),
+             "list": secret(".dockerconfigjson", ["auths"]), "word": secret(".dockercfg", {"quay.io": "p"}),
+             "other": secret("key", {})}
+
+    class Objects:
+        async def get(self, kind: str, namespace: str, name: str, uid: str) -> Any:
+            if name == "secret":
+                raise Forbidden("no")
+            return known.get(name)
+    names, told = ("new", "absent", "list", "", "old", "word", "other", "secret"), list[tuple[str, str]]()
+    pod = {"metadata": {"namespace": "n", "uid": "u"}, "spec": {"imagePullSecrets": [{"name": n} for n in names]}}
+    found = asyncio.run(pullsecrets.of(pod, Objects(), lambda *why: told.append(why)))  # type: ignore[arg-type]
+    assert [auths for auths in found if auths] == [entry, entry]
+    assert told == [("FailedToRetrieveImagePullSecret", "Unable to retrieve some image pull secrets (absent, secret); "
+                                                        "attempting to pull the image may not succeed.")]
