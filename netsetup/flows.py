@@ -110,12 +110,6 @@ def answering(addresses: Collection[str], family: int) -> set[str]:
                 if (raw := _ends(entry, CTA_TUPLE_REPLY, family)[0]) in wanted}
 
 
-def destinations(family: int) -> set[bytes]:
-    """The packed addresses that clients connected to, of the first `MANY` connections listed. Raises OSError."""
-    with _opened() as link:
-        return {_ends(entry, CTA_TUPLE_ORIG, family)[1] for entry in islice(_listed(link, Match(family)), MANY)}
-
-
 def translated(family: int) -> set[bytes]:
     """The packed addresses that answer in the place of another, of the first `MANY` connections. Raises OSError."""
     with _opened() as link:

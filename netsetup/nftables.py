@@ -65,6 +65,16 @@ class Set:
     size: int = 65535
 
 
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule's expressions. `protocol`: what an xtables target in it needs the packet to be, 0 for anything; `comment`:
+    kept beside it, of 254 bytes at most."""
+
+    expressions: bytes
+    protocol: int = 0
+    comment: str = ""
+
+
 def width(kinds: Iterable[int]) -> int:
     return sum(16 if kind == IPV6 else 4 for kind in kinds)
 
@@ -120,9 +130,18 @@ class Table:
     def delete_chain(self, name: str) -> None:
         self._add(DELCHAIN, 0, self._named, attribute(3, name))
 
-    def rules(self, chain: str, rules: Iterable[bytes]) -> None:
+    def rules(self, chain: str, rules: Iterable[Rule | bytes]) -> None:
+        named = attribute(2, chain)
         for rule in rules:
-            self._add(NEWRULE, CREATE | APPEND, self._named, attribute(2, chain), nested(4, rule))
+            if isinstance(rule, bytes):
+                rule = Rule(rule)
+            parts = [self._named, named, nested(4, rule.expressions)]
+            if rule.protocol:
+                parts.append(nested(5, number(1, rule.protocol), number(2, 0)))
+            if rule.comment:
+                text = rule.comment.encode() + b"\0"
+                parts.append(attribute(7, bytes((0, len(text))) + text))
+            self._add(NEWRULE, CREATE | APPEND, *parts)
 
     def set(self, name: str, spec: Set) -> None:
         self._sets += 1

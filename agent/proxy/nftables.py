@@ -10,7 +10,6 @@ Called by `side`, on the proxy's worker thread.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
 from dataclasses import replace
 
 from agent.proxy.maps import MapChange
@@ -35,10 +34,12 @@ class Writer:
         self._sizes: dict[str, int] = {}
         self._holds = -1
 
-    def load(self, everything: MapChange, urgent: Callable[[], MapChange] | None = None) -> None:
-        """Make the table hold exactly this, whatever it held before. Raises OSError.
+    def bare(self) -> bool:
+        """A load is one transaction, and quick: nobody need stand in."""
+        return False
 
-        A load is one transaction: nothing comes before it, however `urgent`."""
+    def load(self, everything: MapChange) -> None:
+        """Make the table hold exactly this, whatever it held before. Raises OSError."""
         if self._ledger:
             self._ledger.record("nftables", table=TABLE)
         table = self._open()

@@ -152,7 +152,7 @@ class _Writer:
 
     def to(self, address: str, what: str) -> str:
         port, protocol = self.port.port, self.port.protocol
-        return f"-d {address}/{self.host} -p {protocol} {self.says(what)} -m {protocol} --dport {port}"
+        return f"-d {address}/{self.host} -p {protocol} -m {protocol} --dport {port} {self.says(what)}"
 
     def to_node(self, what: str) -> str:
         port, protocol = self.port.node_port, self.port.protocol
@@ -212,8 +212,8 @@ class _Writer:
         for address in port.load_balancer_ips:
             self.dispatch(address, "loadbalancer IP", self.fw if port.source_ranges else self.ext)
         if port.node_port:
-            self.line("nat", "KUBE-NODEPORTS", f"-p {port.protocol} {self.says('')} -m {port.protocol} "
-                                               f"--dport {port.node_port} -j {self.ext}")
+            self.line("nat", "KUBE-NODEPORTS", f"-p {port.protocol} -m {port.protocol} --dport {port.node_port} "
+                                               f"{self.says('')} -j {self.ext}")
         if ("nat", self.svc) not in self.piece.own:
             self.own(self.svc, self._balance(port.cluster))
         self.own(self.ext, self._external_chain())

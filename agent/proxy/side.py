@@ -10,20 +10,19 @@ Called by `proxy`, which has one per family.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 from agent.proxy import conntrack, iptables, maps, nftables, rules
 from agent.proxy.model import ServiceKey, ServicePort
-from netsetup import flows, xtables
+from netsetup import xtables
 from netsetup.ledger import Ledger
-from netsetup.rtnetlink import packed
 
+log = logging.getLogger(__name__)
 MODES: dict[str, Callable[[str, int], Planner]] = {"iptables": rules.RuleSet, "nftables": maps.MapSet}  # and who plans
-URGENT = 200  # services that a load which takes seconds puts first: they take a tenth of one
-MANY = 500  # services from which on a load is worth `uncollected`
+MANY = 500  # services from which on a load is worth `uncollected` and somebody who stands in meanwhile
 
 
 class Planner(Protocol):
@@ -35,7 +34,8 @@ class Planner(Protocol):
 class Writer(Protocol):
     @property
     def tells(self) -> bool: ...
-    def load(self, everything: Any, urgent: Callable[[], Any] | None) -> None: ...
+    def bare(self) -> bool: ...
+    def load(self, everything: Any) -> None: ...
     def fits(self, change: Any) -> bool: ...
     def apply(self, change: Any) -> None: ...
     def suspicious(self) -> bool: ...
@@ -65,9 +65,8 @@ class Side:
 
     def __init__(self, mode: str, pods: str, family: int, ledger: Ledger | None = None,
                  backend: xtables.Backend | None = None) -> None:
-        self.family = family
-        self._make_planner: Callable[[], Planner] = partial(MODES[mode], pods, family)
-        self._planner = self._make_planner()
+        self.family, self._pods, self._ledger = family, pods, ledger
+        self._planner = MODES[mode](pods, family)
         self.writer: Writer
         if isinstance(self._planner, maps.MapSet):
             self.writer = nftables.Writer(self._planner.chains, ledger)
@@ -76,6 +75,7 @@ class Side:
         self.ports: dict[ServiceKey, tuple[ServicePort, ...]] = {}
         self.stale: list[conntrack.Flow] = []  # to be forgotten once the rules are in
         self._whole = self._first = True
+        self._stood_in = False  # maps serve beside the writer's rules
         self._change: Any = None
 
     def plan(self, services: Mapping[ServiceKey, tuple[ServicePort, ...]]) -> list[tuple[ServicePort, ...]]:
@@ -109,28 +109,31 @@ class Side:
     def write(self) -> bool:
         """Make the kernel agree; whether everything was loaded. Raises OSError, RestoreError or Finding."""
         whole = self.loads
-        if self._first:
-            self.writer.leave()
         if whole:
             with uncollected(len(self.ports)):
-                self.writer.load(self._planner.everything(), self._urgent if len(self.ports) > URGENT else None)
+                if len(self.ports) > MANY and self.writer.bare():
+                    self._stand_in()
+                self.writer.load(self._planner.everything())
+            if self._first or self._stood_in:  # what served until now sees every packet too
+                self.writer.leave()
         else:
             self.writer.apply(self._change)
-        self._whole = self._first = False
+        self._whole = self._first = self._stood_in = False
         self._change = None
         return whole
 
-    def _urgent(self) -> Any:
-        """Everything for the services that clients are connected to, and for the first ones: the API, names."""
+    def _stand_in(self) -> None:
+        """Have every service answer by maps, which are in at once, while chains are loaded that take seconds."""
+        planner = maps.MapSet(self._pods, self.family)
+        planner.update(self.ports)
+        writer = nftables.Writer(planner.chains, self._ledger)
         try:
-            used = flows.destinations(self.family)
-        except OSError:
-            used = set()
-        addresses = {key: packed(ports[0].cluster_ip) for key, ports in self.ports.items()}
-        first = sorted(addresses, key=lambda key: (addresses[key] not in used, addresses[key]))[:URGENT]
-        planner = self._make_planner()
-        planner.update({key: self.ports[key] for key in first})
-        return planner.everything()
+            writer.load(planner.everything())
+            self._stood_in = True
+        except OSError as error:
+            log.info("services answer when all are loaded, not before: %s", error)
+        finally:
+            writer.close()
 
     def lost(self) -> bool:
         """Look whether somebody removed rules; then the next write loads everything."""

@@ -21,6 +21,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
 from time import perf_counter
 from typing import Any
+from unittest import mock
 
 import psutil
 
@@ -58,20 +59,18 @@ def timed(into: list[float]) -> Iterator[None]:
 
 
 @contextmanager
-def inside(writer: str, into: list[float]) -> Iterator[None]:
-    """Times what is not ours: the same rules given to iptables-restore, or the same messages to the kernel."""
-    owner, name = (nftables.Table, "commit") if writer == "nftables" else (xtables.Backend, "restore")
-    real = getattr(owner, name)
+def inside(into: list[float]) -> Iterator[None]:
+    """Times what is not ours: the same rules given to iptables-restore, the same messages to the kernel."""
+    def watched(real: Callable[..., None]) -> Callable[..., None]:
+        def call(*arguments: Any) -> None:
+            with timed(into):
+                real(*arguments)
 
-    def watched(*arguments: Any) -> None:
-        with timed(into):
-            real(*arguments)
+        return call
 
-    setattr(owner, name, watched)
-    try:
+    with (mock.patch.object(nftables.Table, "commit", watched(nftables.Table.commit)),
+          mock.patch.object(xtables.Backend, "restore", watched(xtables.Backend.restore))):
         yield
-    finally:
-        setattr(owner, name, real)
 
 
 def load(side: Side, count: int) -> tuple[float, float]:
@@ -174,7 +173,7 @@ def one_run(writer: str, count: int) -> dict[str, Any]:
     backend = xtables.Backend(writer.partition("-")[2]) if writer != "nftables" else None
     side, again = (Side("nftables" if backend is None else "iptables", PODS, 4, backend=backend) for _ in range(2))
     others: list[float] = []
-    with inside(writer, others):
+    with inside(others):
         plan, write = load(side, count)
         whole = sum(others)
         others.clear()
@@ -266,10 +265,10 @@ async def _reactions(writer: str, count: int) -> dict[str, float]:
 
 async def _heal(proxy: Proxy, client: Objects, backend: xtables.Backend,
                 until: Callable[[Callable[[], bool]], Any]) -> dict[str, float]:
-    """Milliseconds from a foreign flush to whole rules, and to a new connection to the last service with clients."""
-    used = client.known["services"][-1]
+    """Milliseconds from a foreign flush to whole rules, and to a new connection to the last service."""
+    last = client.known["services"][-1]
     piece = slice_of(len(client.known["services"]) - 1)
-    piece["metadata"]["labels"] = {"kubernetes.io/service-name": used["metadata"]["name"]}
+    piece["metadata"]["labels"] = {"kubernetes.io/service-name": last["metadata"]["name"]}
     syncs = proxy.syncs
     client.put("endpointslices", {**piece, "endpoints": [{"addresses": [SERVER], "nodeName": "other"}]})
     await until(lambda: proxy.syncs > syncs)
@@ -277,7 +276,7 @@ async def _heal(proxy: Proxy, client: Objects, backend: xtables.Backend,
 
     def connect() -> None:
         while not answers.is_set():
-            with suppress(OSError), socket.create_connection((used["spec"]["clusterIP"], 80), 0.02):
+            with suppress(OSError), socket.create_connection((last["spec"]["clusterIP"], 80), 0.02):
                 answers.set()
 
     await asyncio.to_thread(connect)
@@ -344,17 +343,16 @@ def measure(args: Namespace) -> list[dict[str, object]]:
 
     present = [w for w in WRITERS if w == "nftables" or shutil.which(f"{w}-restore", path=xtables.PATH)]
     for writer in present:
-        floor = "the kernel" if writer == "nftables" else "iptables-restore"
         for count in SIZES:
             found, last = separately(writer, str(count)), count == SIZES[-1]
             what = f"{writer}, {count:,} services"
             row(f"{what}: everything", found["plan"] + found["write"], "ms", AIMS[writer, "load"] if last else "")
             row(f"{what}: of which planning", found["plan"], "ms")
-            row(f"{what}: of which {floor}", found["floor"], "ms")
+            row(f"{what}: of which the kernel", found["floor"], "ms")
             row(f"{what}: everything, where it is already", found["again"], "ms")
             row(f"{what}: one endpoint, median", found["change"], "ms", AIMS[writer, "change"] if last else "")
             row(f"{what}: one endpoint, worst", found["worst"], "ms", WORST if last and writer == "nftables" else "")
-            row(f"{what}: one endpoint, of which {floor}", found["change_floor"], "ms")
+            row(f"{what}: one endpoint, of which the kernel", found["change_floor"], "ms")
             row(f"{what}: connection to the first", found["first"], "µs")
             row(f"{what}: last above first", found["last"] - found["first"], "µs", "5" if last else "")
             row(f"{what}: connection past them", found["direct"], "µs")
@@ -364,8 +362,8 @@ def measure(args: Namespace) -> list[dict[str, object]]:
             if args.kube_proxy and (writer != "nftables" or peerproxy.speaks_nftables(args.kube_proxy)):
                 beside(row, what, args.kube_proxy, writer, count)
             if "heal" in quick:
-                row(f"{what}: a flushed service in use answers", quick["answers"], "ms", "1,000" if last else "")
-                row(f"{what}: healed after a flush", quick["heal"], "ms", "1,000")
+                row(f"{what}: every service answers after a flush", quick["answers"], "ms", "1,000")
+                row(f"{what}: every rule is there after a flush", quick["heal"], "ms")
             if "udp" in found:
                 row(f"forget a UDP service, {FLOWS:,} flows", found["udp"], "ms", "20")
     row("wire one pod", separately("wiring"), "ms", "3")

@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from agent.proxy.iptables import Writer, listed
+from agent.proxy import compat
+from agent.proxy.iptables import TRIAL, TRIAL_TARGET, Writer, listed
 from agent.proxy.model import service_ports
-from agent.proxy.rules import RuleSet
+from agent.proxy.rules import Change, Hook, RuleSet
 from netsetup import xtables
 from tests.unit.proxy.test_golden import SERVICES
 from tests.unit.proxy.test_semantics import in_family
@@ -75,9 +76,9 @@ def test_what_is_right_already_is_not_written_again(make_namespace: Callable[[st
     backend, host = xtables.Backend(variant, family), make_namespace("host")
     if not backend.present:
         pytest.skip(f"iptables-{variant} is not installed")
-    given: list[str] = []
-    restore = xtables.Backend.restore
-    monkeypatch.setattr(xtables.Backend, "restore", lambda self, text: (given.append(text), restore(self, text)))
+    given: list[tuple[Change, Sequence[Hook]]] = []
+    write = Writer._write
+    monkeypatch.setattr(Writer, "_write", lambda self, *what: (given.append(what), write(self, *what))[1])
     pods, services = in_family((PODS, SERVICES), family)
     planner = RuleSet(pods, family)
     planner.update({("t", one["metadata"]["name"]): service_ports(one, [
@@ -87,14 +88,53 @@ def test_what_is_right_already_is_not_written_again(make_namespace: Callable[[st
     have = listed(host.run(backend.save))
     otherwise = [chain for chain, lines in everything.items() if have[chain] != lines]
     assert 4 * len(otherwise) < len(everything)  # none by iptables 1.8.9 and 1.8.11; others spell most alike
-    given.clear()
     host.run(Writer(backend).load, everything)  # as an agent does that was started again
-    assert "".join(given).count("\n:") == len(otherwise)
+    change, hooks = given[-1]
+    assert set(change.write) == set(otherwise) and not change.delete and not hooks
     host.sh(f"{backend.command('')} -t nat -F PREROUTING; {backend.command('')} -t nat -F KUBE-POSTROUTING")
-    given.clear()
     host.run(Writer(backend).load, everything)
-    assert "".join(given).count("\n:") == len({*otherwise, ("nat", "KUBE-POSTROUTING")})
-    assert "-I PREROUTING 1 " in "".join(given)
+    change, hooks = given[-1]
+    assert set(change.write) == {*otherwise, ("nat", "KUBE-POSTROUTING")}
+    assert [chain for _, chain, _ in hooks] == ["PREROUTING"]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_rules_sent_to_the_kernel_are_told_as_iptables_own(make_namespace: Callable[[str], Namespace],
+                                                           family: int) -> None:
+    backend, host = xtables.Backend("nft", family), make_namespace("host")
+    if not backend.present:
+        pytest.skip("iptables-nft is not installed")
+    rules = compat.specimens(family, "KUBE-TO")
+    lines = "\n".join(f"-A KUBE-OWN {rule}" for rule in rules)
+    host.run(backend.restore, f"*nat\n:KUBE-TO - [0:0]\n:KUBE-OWN - [0:0]\n{lines}\nCOMMIT\n")
+    writer = Writer(backend)
+    host.run(writer._send, Change({("nat", "KUBE-SENT"): rules}))
+    assert host.run(backend.rules, "nat", "KUBE-SENT") == host.run(backend.rules, "nat", "KUBE-OWN") == list(rules)
+    assert host.run(writer._understood)
+    writer.close()
+    again = host.run(backend.save)
+    host.run(backend.restore, again)  # as a host does that puts back what it saved
+    assert listed(host.run(backend.save)) == listed(again)
+
+
+def test_an_iptables_that_misreads_what_is_sent_writes_it_itself(make_namespace: Callable[[str], Namespace],
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, host = xtables.Backend("nft"), make_namespace("host")
+    if not backend.present:
+        pytest.skip("iptables-nft is not installed")
+    told, sent = xtables.Backend.rules, Writer._send
+    monkeypatch.setattr(xtables.Backend, "rules", lambda self, table, chain: (
+        told(self, table, chain) or [])[:-1] if chain == TRIAL else told(self, table, chain))
+    chains: list[str] = []
+    monkeypatch.setattr(Writer, "_send", lambda self, change: (
+        chains.extend(name for _, name in change.write), sent(self, change))[1])
+    planner = RuleSet(PODS)
+    planner.update({("t", "one"): service_ports(service("one", "10.96.0.1"), [endpoints("one", A, B)], "n1")})
+    host.run(Writer(backend).load, planner.everything())
+    assert set(chains) == {TRIAL, TRIAL_TARGET}
+    have = listed(host.run(backend.save))
+    assert {chain: have.get(chain) for chain in planner.everything()} == planner.everything()
+    assert not {("nat", TRIAL), ("nat", TRIAL_TARGET)} & have.keys()
 
 
 @pytest.mark.parametrize("variant", xtables.BACKENDS)

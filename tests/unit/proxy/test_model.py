@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.proxy import conntrack, guard, iptables, rules
+from agent.proxy import compat, conntrack, guard, iptables, rules
 from agent.proxy.conntrack import Flow
 from agent.proxy.health import HealthServers
 from agent.proxy.model import Candidates, Endpoint, ServicePort, choose, service_ports
@@ -116,6 +116,71 @@ def test_differences_add_up_to_everything_and_never_lead_nowhere(steps: list[dic
     fresh.update({("n", key): value for key, value in last.items()})
     assert fresh.everything() == made.everything()
     assert kernel.keys() == made.everything().keys()
+
+
+def missing(kernel: dict) -> set[rules.Chain]:
+    """Chains that rules lead to and that are not there."""
+    return {(table, line.rpartition("-j ")[2].split()[0]) for (table, _), lines in kernel.items()
+            for line in lines if "-j KUBE-" in line} - kernel.keys()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(names, st.one_of(st.just(()), ports), min_size=1), max_size=8))
+def test_parts_add_up_to_the_change_and_never_lead_nowhere(steps: list[dict]) -> None:
+    made, kernel = rules.RuleSet("10.0.0.0/8"), {}
+    changes = [rules.Change(made.everything())]
+    for step in steps:
+        made.update({("n", key): named(key, value) for key, value in step.items()})
+        changes.append(made.change())
+    for change in changes:
+        for known, part in iptables.parts(change):
+            assert not known or all(table == "nat" and all(map(compat.knows, lines))
+                                    for (table, _), lines in part.write.items())
+            kernel |= part.write
+            kernel = {chain: lines for chain, lines in kernel.items() if chain not in part.delete}
+            assert not missing(kernel)
+    assert kernel == made.everything()
+
+
+def test_one_endpoint_is_one_transaction_of_our_own() -> None:
+    made = rules.RuleSet("10.0.0.0/8")
+    one = slices(("1.1.1.1", "it", READY))
+    made.update({("d", "s"): service_ports(service(), one, "me"),
+                 ("d", "beside"): service_ports(service(clusterIP="10.96.4.1"), one, "me")})  # in the same leaf
+    made.everything()
+    made.update({("d", "s"): service_ports(service(), slices(("1.1.1.2", "it", READY)), "me")})
+    (known, part), = iptables.parts(made.change())
+    assert known and len(part.write) == 1
+    made.update({("d", "s"): ()})
+    (known, part), = iptables.parts(made.change())
+    assert known and part.write and part.delete
+
+
+def test_a_load_puts_next_to_each_other_what_the_kernel_comes_to_in_turn() -> None:
+    made = rules.RuleSet("10.0.0.0/8")
+    made.update({("d", str(n)): service_ports(service(clusterIP=f"10.96.{n}.{n * 7 % 256}"),
+                                              slices(("1.1.1.1", "it", READY)), "me") for n in range(50)})
+    everything, met = made.everything(), []
+
+    def meet(name: str) -> None:
+        if name in met or ("nat", name) not in everything:
+            return
+        met.append(name)
+        for line in everything["nat", name]:
+            meet(line.rpartition("-j ")[2])
+
+    meet("KUBE-SERVICES")
+    _, part = next(iptables.parts(rules.Change(everything)))
+    assert [c for _, c in part.write if c.startswith("KUBE-SVC-")] == [c for c in met if c.startswith("KUBE-SVC-")]
+
+
+def test_rules_that_are_not_known_go_by_iptables_restore() -> None:
+    long = "x" * (compat.COMMENT_BYTES + 1)
+    for rule in ("-m addrtype --dst-type LOCAL -j KUBE-NODEPORTS", "-p sctp -m sctp --dport 7 -j KUBE-SVC-A",
+                 "-m recent --name KUBE-SEP-A --rcheck -j KUBE-SEP-A", f'-m comment --comment "{long}" -j KUBE-SVC-A',
+                 "-j DROP", "-j MASQUERADE --random-fully"):
+        assert not compat.knows(rule)
+    assert all(compat.knows(rule) for family in (4, 6) for rule in compat.specimens(family, "KUBE-SVC-A"))
 
 
 def test_balancing_gives_every_endpoint_the_same_chance() -> None:
