@@ -61,11 +61,11 @@ class Agent:
         from agent.image.pause import NAME as PAUSE
         from agent.kubelet.cri.runtime import Runtime
         from agent.kubelet.host.node import NodeAgent, describe_host
-        from agent.kubelet.images import Images
+        from agent.kubelet.images.images import Images
+        from agent.kubelet.images.pulls import FILE as PULLS
+        from agent.kubelet.images.pulls import Pulls
         from agent.kubelet.kubelet import Kubelet
         from agent.kubelet.pressure.housekeeping import Housekeeping
-        from agent.kubelet.pulls import FILE as PULLS
-        from agent.kubelet.pulls import Pulls
         from agent.kubelet.registry import home
         from agent.kubelet.serving.logrotate import Rotator
         from agent.kubelet.volumes.build import build
@@ -163,8 +163,8 @@ class Agent:
         from agent.kubelet.compute.cgroups import Cgroups
         from agent.kubelet.compute.userns import delegated
         from agent.kubelet.context import Context
-        from agent.kubelet.credentials import Credentials, read
         from agent.kubelet.cri.containerd import systemd_cgroups
+        from agent.kubelet.images.credentials import Credentials, read
         from agent.kubelet.probing.checks import Checks
         from agent.kubelet.specs import SUBORDINATE, Node
         options = self.options

@@ -15,11 +15,11 @@ from agent.kubelet.admit import Place
 from agent.kubelet.compute.cgroups import Cgroups
 from agent.kubelet.compute.cpumanager import CpuManager
 from agent.kubelet.compute.userns import UserNamespaces
-from agent.kubelet.credentials import Credentials
 from agent.kubelet.cri.runtime import Runtime
 from agent.kubelet.cri.turns import Turns
 from agent.kubelet.devices.devices import Devices
-from agent.kubelet.images import Images
+from agent.kubelet.images.credentials import Credentials
+from agent.kubelet.images.images import Images
 from agent.kubelet.model import DNS
 from agent.kubelet.probing.checks import Checks
 from agent.kubelet.probing.prober import PARALLEL

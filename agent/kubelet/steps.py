@@ -17,12 +17,13 @@ from dataclasses import replace
 from typing import Any
 
 from agent.image.reference import ImageError, normalise
-from agent.kubelet import admit, env, hosts, plan, pullsecrets, specs
+from agent.kubelet import admit, env, hosts, plan, specs
 from agent.kubelet.context import Context
 from agent.kubelet.cri import turns
 from agent.kubelet.cri.runtime import CallError
 from agent.kubelet.env import ConfigError, Sources
-from agent.kubelet.images import Image
+from agent.kubelet.images import pullsecrets
+from agent.kubelet.images.images import Image
 from agent.kubelet.model import ContainerSpec, ObservedPod, ObservedSandbox, SandboxSpec
 from agent.kubelet.probing.checks import Failed
 from agent.kubelet.staticpods import SOURCE

@@ -140,7 +140,7 @@ async def _import(files: list[Path]) -> int:
 
 async def _list() -> int:
     from agent.image.reference import ImageError
-    from agent.kubelet.images import Images
+    from agent.kubelet.images.images import Images
     from controlplane.machinery.errors import Finding
 
     async with _runtime() as connection:

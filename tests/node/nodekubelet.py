@@ -12,9 +12,9 @@ from typing import Any
 from agent.kubelet.admit import Place
 from agent.kubelet.compute.cgroups import Cgroups
 from agent.kubelet.context import Context
-from agent.kubelet.credentials import Credentials
 from agent.kubelet.cri.runtime import CallError, Runtime
-from agent.kubelet.images import Images
+from agent.kubelet.images.credentials import Credentials
+from agent.kubelet.images.images import Images
 from agent.kubelet.kubelet import Kubelet
 from agent.kubelet.model import Features
 from agent.kubelet.probing.checks import Checks

@@ -25,9 +25,9 @@ from typing import Any
 from agent.image import debian, demo, pause
 from agent.kubelet.cri import containerd
 from agent.kubelet.cri.runtime import Runtime
-from agent.kubelet.images import Images
+from agent.kubelet.images.images import Images
+from agent.kubelet.images.pulls import FILE, Pulls
 from agent.kubelet.model import ContainerSpec, SandboxSpec
-from agent.kubelet.pulls import FILE, Pulls
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.paths import Paths
 from cri_proto.client import Connection

@@ -20,7 +20,7 @@ from agent.image import archive, demo, oci, pause
 from agent.image.layer import Layer
 from agent.image.reference import ImageError, normalise
 from agent.kubelet.cri.runtime import Runtime
-from agent.kubelet.images import Images
+from agent.kubelet.images.images import Images
 from agent.kubelet.pressure.collection import Collector
 from agent.kubelet.pressure.keeping import Keeping
 from controlplane.machinery.clock import SYSTEM

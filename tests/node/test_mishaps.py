@@ -22,7 +22,7 @@ from agent.kubelet.host.addresswatch import AddressWatch
 from agent.kubelet.host.clockwatch import ClockWatch
 from agent.kubelet.host.node import NODES, NodeAgent
 from agent.kubelet.host.nodestatus import Host as Machine
-from agent.kubelet.images import Images
+from agent.kubelet.images.images import Images
 from agent.kubelet.volumes import patience
 from controlplane.client.informer import Informer
 from controlplane.machinery.clock import SYSTEM, Clock

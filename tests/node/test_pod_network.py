@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.kubelet.cri.runtime import Runtime
-from agent.kubelet.images import Images
+from agent.kubelet.images.images import Images
 from netsetup.ipam import Ipam
 from tests.node.rig import Host
 

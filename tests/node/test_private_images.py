@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent.kubelet.credentials import Credentials, read
+from agent.kubelet.images.credentials import Credentials, read
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.resources import named
 from tests.node.nodekubelet import Rig, ready, run, sh

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.kubelet.cri.runtime import Runtime, TimedOut
-from agent.kubelet.images import Images
+from agent.kubelet.images.images import Images
 from agent.kubelet.model import LinuxResources, RuntimeEvent, Security
 from tests.node.rig import Host, processes_of
 

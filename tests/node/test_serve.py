@@ -16,7 +16,7 @@ import pytest
 
 from agent.kubelet.compute.cgroups import Cgroups
 from agent.kubelet.cri.runtime import Runtime
-from agent.kubelet.images import Images
+from agent.kubelet.images.images import Images
 from agent.kubelet.model import SandboxSpec
 from agent.kubelet.pressure.keeping import READ_ONLY_PORT
 from agent.kubelet.serving.logrotate import Rotator

@@ -23,7 +23,7 @@ from agent.kubelet.cri.runtime import CallError, Runtime
 from agent.kubelet.host import nodestatus
 from agent.kubelet.host.nodestatus import Health, Host
 from agent.kubelet.host.registration import Registration
-from agent.kubelet.images import Images
+from agent.kubelet.images.images import Images
 from agent.kubelet.model import Features
 from agent.kubelet.pressure.keeping import Keeping
 from agent.kubelet.pressure.victims import binary

@@ -17,7 +17,7 @@ from typing import Any
 
 from agent.image.reference import ImageError, normalise
 from agent.kubelet.cri.runtime import CallError
-from agent.kubelet.images import Image, Images
+from agent.kubelet.images.images import Image, Images
 from agent.kubelet.model import ObservedPod
 from agent.kubelet.plan import finished, of_pod
 from agent.kubelet.pressure.keeping import Keeping

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from agent.kubelet import credentials, pullsecrets
-from agent.kubelet.images import auth_message
-from agent.kubelet.images import credentials as chosen
+from agent.kubelet.images import credentials, pullsecrets
+from agent.kubelet.images.images import auth_message
+from agent.kubelet.images.images import credentials as chosen
 from controlplane.machinery.errors import Finding, Forbidden
 
 

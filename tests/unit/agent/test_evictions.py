@@ -12,7 +12,7 @@ import pytest
 from agent.kubelet.admit import Place, judge
 from agent.kubelet.compute.cgroups import Cgroups
 from agent.kubelet.host.nodestatus import Host, allocatable
-from agent.kubelet.images import Image
+from agent.kubelet.images.images import Image
 from agent.kubelet.pressure import accounting, collection, thresholds, victims
 from agent.kubelet.pressure.collection import Known
 from agent.kubelet.pressure.eviction import Evictions

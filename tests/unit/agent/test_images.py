@@ -9,7 +9,7 @@ import pytest
 
 from agent.image.reference import ImageError, normalise
 from agent.kubelet.cri import containerd
-from agent.kubelet.images import auth_message, credentials
+from agent.kubelet.images.images import auth_message, credentials
 from controlplane.machinery.paths import Paths
 
 

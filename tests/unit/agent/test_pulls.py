@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.kubelet.pulls import Pulls, repository
+from agent.kubelet.images.pulls import Pulls, repository
 from controlplane.machinery.clock import SYSTEM
 
 NAME = "r.example:5000/team/app:1"

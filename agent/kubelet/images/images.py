@@ -23,8 +23,8 @@ import grpc
 import grpc.aio
 
 from agent.image.reference import DEFAULT_REGISTRY, ImageError, normalise
-from agent.kubelet.credentials import fits
-from agent.kubelet.pulls import Pulls
+from agent.kubelet.images.credentials import fits
+from agent.kubelet.images.pulls import Pulls
 from controlplane.machinery.clock import SYSTEM, Clock
 from cri_proto.client import Connection, describe
 from cri_proto.messages import cri

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from agent.kubelet.images import Auths
+from agent.kubelet.images.images import Auths
 from agent.kubelet.volumes.objects import Objects
 from controlplane.machinery.errors import ApiError
 
