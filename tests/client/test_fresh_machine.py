@@ -110,6 +110,7 @@ def test_from_nothing_through_every_kill_to_a_cluster_and_back(machine):
     torn(machine, "runc")
     done = machine.run(PELAMIS, "up", "--demo").stdout
     assert "all 3 replicas answered, to " in done and "The cluster is ready." in done
+    assert "crun" in machine.run("dpkg-query", "-W").stdout  # taken along, as Debian has it
 
     running = processes(machine)
     assert "installing" not in machine.run(PELAMIS, "up", "--demo").stdout
