@@ -65,6 +65,7 @@ ids() {{ kubectl get pods -o 'jsonpath={{.items[*].status.containerStatuses[0].c
 stat -fc 'cgroups: %T' /sys/fs/cgroup
 PELAMIS_VENV=/root/venv /root/pelamis/pelamis install server --node-ip {vm.ADDRESS}; echo "install: $?"
 pelamis doctor; echo "doctor: $?"
+grep default_runtime_name /etc/pelamis/containerd.toml
 pelamis image import /root/demo.tar
 kubectl apply -f /root/work.yaml
 kubectl rollout status deploy/web --timeout=240s; echo "rollout: $?"
@@ -102,7 +103,8 @@ def test_a_node_on_cgroup_v2(tmp_path: Path) -> None:
     told = vm.run(SCRIPT, tmp_path, {"work.yaml": work, "demo.tar": demo.built(demo.DEMO, Paths(tmp_path / "images")),
                                      "kubectl": Path(kubectls()[0]).resolve()})
     for line in ("cgroups: cgroup2fs", "install: 0", "doctor: 0", "rollout: 0", "curl: 0", "containers: the same",
-                 "all of them: 0", "more: 1", "greedy: 137", "This host is as it was.", "reset: 0"):
+                 'default_runtime_name = "crun"', "all of them: 0", "more: 1", "greedy: 137", "This host is as it was.",
+                 "reset: 0"):
         assert line in told, told[-6000:]
     assert told.count(f"limit: {MEMORY_LIMIT} 50000 100000") == 2, told
     assert "limit: max max 100000 swap 0 together 1" in told, told
