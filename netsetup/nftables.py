@@ -137,7 +137,7 @@ class Table:
                 rule = Rule(rule)
             parts = [self._named, named, nested(4, rule.expressions)]
             if rule.protocol:
-                parts.append(nested(5, number(1, rule.protocol), number(2, 0)))
+                parts.append(_only(rule.protocol))
             if rule.comment:
                 text = rule.comment.encode() + b"\0"
                 parts.append(attribute(7, bytes((0, len(text))) + text))
@@ -348,6 +348,12 @@ def _leading(elements: list[tuple[bytes, Value]]) -> Iterator[bytes]:
 def _target(chain: str) -> bytes:
     """The data of an element that leads to a chain; "" drops."""
     return nested(2, verdict(GOTO, chain) if chain else verdict(DROP))
+
+
+@lru_cache(maxsize=8)
+def _only(protocol: int) -> bytes:
+    """What an xtables target is told of the packets that come to it."""
+    return nested(5, number(1, protocol), number(2, 0))
 
 
 def delete(name: str, families: Sequence[int] = (4, 6)) -> int:

@@ -108,10 +108,11 @@ def _chance(text: str) -> bytes:
     return _wrapped("match", "statistic", struct.pack("=HHI16x", 0, 0, round(float(text) * 2**31)), 0)
 
 
+_RANGE = struct.Struct("=I16s16s2s2s8x")  # struct nf_nat_range2: from this address and port to the same
+_DNAT = _wrapped("target", "DNAT", bytes(_RANGE.size), 2)[:-_RANGE.size]  # what surrounds it is always the same
+
+
 def _dnat(end: str) -> bytes:
-    """struct nf_nat_range2: from this address and port to the same."""
     address, _, port = end.rpartition(":")
-    value = packed(address.strip("[]")).ljust(16, b"\0")
-    number = struct.pack(">H", int(port))
-    return _wrapped("target", "DNAT",
-                    struct.pack("=I16s16s2s2s8x", _MAP_ADDRESS_AND_PORT, value, value, number, number), 2)
+    value, number = packed(address.strip("[]")), struct.pack(">H", int(port))
+    return _DNAT + _RANGE.pack(_MAP_ADDRESS_AND_PORT, value, value, number, number)
