@@ -44,7 +44,8 @@ def components(paths: Paths, settings: Settings, interpreter: str = sys.executab
 
     def python(name: str, module: str, flags: list[str], **more: Any) -> Component:
         return Component(name, (interpreter, "-m", module, *flags), env, reloads=True, **more)
-    found = [] if settings.runtime else [Component("containerd", tuple(containerd.command(paths)))]
+    found = [] if settings.runtime else [
+        Component("containerd", tuple(containerd.command(paths)), containerd.environment(paths))]
     if not settings.server:
         found += [python("apiserver", "controlplane.apiserver", _apiserver(paths, settings)),
                   python("controllers", "controlplane.controllers", _controllers(paths, settings),

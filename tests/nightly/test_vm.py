@@ -72,6 +72,7 @@ kubectl rollout status deploy/web --timeout=240s; echo "rollout: $?"
 curl -s --max-time 30 http://$(kubectl get svc web -o 'jsonpath={{.spec.clusterIP}}')/; echo "curl: $?"
 kubectl wait --for=condition=Ready pod/huge --timeout=240s
 for group in $(find /sys/fs/cgroup/kubepods.slice -name 'cri-containerd*.scope'); do
+    [ -d $group/container ] && group=$group/container
     echo "limit: $(cat $group/memory.max) $(cat $group/cpu.max)" \
         "swap $(cat $group/memory.swap.max) together $(cat $group/memory.oom.group)"
 done

@@ -147,9 +147,9 @@ class Host:
             containerd.prepare(self.paths, self.programs)
             command.extend(self.enter(*containerd.command(self.paths, self.programs)))
         self.inside(prepare)
+        env = {**os.environ, **containerd.environment(self.paths), "PATH": self.programs}
         with open(self.root / "containerd.log", "ab") as log:
-            self.containerd = subprocess.Popen(command, stdout=log, stderr=log,
-                                               env=os.environ | {"PATH": self.programs})
+            self.containerd = subprocess.Popen(command, stdout=log, stderr=log, env=env)
         asyncio.run(containerd.ready(self.paths))
 
     def stop_containerd(self, how: signal.Signals = signal.SIGTERM) -> None:

@@ -151,7 +151,11 @@ class Cgroups:
         top = _slice_path(parent) if self.systemd else parent.strip("/")
         if not container:
             return top
-        return f"{top}/cri-containerd-{container}.scope" if self.systemd else f"{top}/{container}"
+        if not self.systemd:
+            return f"{top}/{container}"
+        scope = f"{top}/cri-containerd-{container}.scope"
+        inner = f"{scope}/container"  # crun leaves the scope to systemd, and gives the container one in it
+        return inner if (self.mount / inner).is_dir() else scope
 
     def pids_of(self, pod: dict[str, Any]) -> int:
         """Processes and threads of the pod; 0 when its group is not to be found."""

@@ -200,6 +200,12 @@ def command(paths: Paths, programs: str = PROGRAMS) -> list[str]:
     return [*before, binary(programs), "--config", str(config_path(paths)), "--log-level", "warn"]
 
 
+def environment(paths: Paths) -> dict[str, str]:
+    """What the process has in its environment besides. A low-level runtime mounts its own program there for a moment;
+    one that is killed then leaves the mount, which goes with the folder."""
+    return {"_LIBCONTAINER_STATEDIR": str(paths.containerd_socket.parent)}
+
+
 async def ready(paths: Paths, clock: Clock = SYSTEM, seconds: float = READY_SECONDS) -> tuple[str, str]:
     """Wait until it answers over CRI; its name and version. Raises Finding after `seconds`."""
     import grpc.aio

@@ -165,13 +165,18 @@ def sized(requests=None, limits=None):
     return {"name": "c", "resources": {"requests": requests or {}, "limits": limits or {}}}
 
 
-def test_classes_and_control_groups_follow_requests_and_limits():
+def test_classes_and_control_groups_follow_requests_and_limits(tmp_path):
     guaranteed = pod(sized(limits={"cpu": "500m", "memory": "64Mi"}))
     burstable, best = pod(sized({"cpu": "250m", "memory": "512Mi"})), pod("c")
     assert [qos_class(p["spec"]) for p in (guaranteed, burstable, best)] == ["Guaranteed", "Burstable", "BestEffort"]
     assert [cgroups.cgroup_parent(p, "kubepods", systemd=False) for p in (guaranteed, burstable)] == [
         "/kubepods/podu", "/kubepods/burstable/podu"]
     assert cgroups.cgroup_parent(best, "kubepods", systemd=True) == "kubepods-besteffort-podu.slice"
+    groups, below = cgroups.Cgroups(systemd=True, mount=tmp_path), "kubepods.slice/kubepods-besteffort.slice/"
+    scope = below + "kubepods-besteffort-podu.slice/cri-containerd-c1.scope"
+    assert groups.folder(best, "c1") == scope
+    (tmp_path / scope / "container").mkdir(parents=True)  # by crun
+    assert groups.folder(best, "c1") == scope + "/container"
     made = resources.linux_resources(guaranteed, guaranteed["spec"]["containers"][0], 1 << 30)
     assert (made.cpu_shares, made.cpu_quota, made.memory_limit, made.oom_score_adj) == (512, 50_000, 64 << 20, -997)
     assert resources.oom_score(burstable, burstable["spec"]["containers"][0], 1 << 30) == 500
