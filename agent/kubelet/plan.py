@@ -22,6 +22,9 @@ SANDBOX = "/sandbox"  # the busy mark of sandbox work; no container can have thi
 RESET = "/reset"  # that of clearing the way for all containers
 DEFAULT_GRACE = 30  # seconds; what the API defaults terminationGracePeriodSeconds to
 KEPT_ATTEMPTS = 2  # the newest attempt and the one before it, which lastState and `logs --previous` show
+# Seconds that a container runs on after an edit for which it must restart: several edits in a row cost one restart, and
+# who made one still finds the pod as it was (upstream's kubelet needs up to a second to notice an end).
+SETTLE = 1.0
 FORCED_GRACE = 1  # seconds; a forced deletion still lets the runtime deliver the signal
 
 
@@ -107,6 +110,7 @@ class Facts:
     grace: float | None = None  # seconds instead of the pod's own, when the node needs its place
     gone: bool = False  # the object is no longer in the API
     terminating_since: float = 0.0
+    edited_at: float = 0.0  # when the pod's specification last changed under our eyes
 
 
 NOTHING = Facts()
@@ -357,6 +361,9 @@ class _Draft:
         if found.state == "unknown":
             reason, why = "Unknown", "is in an unknown state, try killing it before restart"
         elif outdated(found, spec):
+            if self.facts.edited_at <= self.now < self.facts.edited_at + SETTLE:  # else the clock was set
+                self.wakes.append(self.facts.edited_at + SETTLE)
+                return
             reason, why = "Changed", "definition changed, will be restarted"
         elif found.name in self.facts.resized:
             reason, why = "Resized", "resize requires restart"

@@ -46,7 +46,6 @@ class Worker:
         self.steps.made = self.resizer.started
         self.static = static  # from a file of this node: the API has an image of it, which `mirrored` tells of
         self._wake = asyncio.Event()
-        self._wake.set()
         self._look = False  # the runtime may have news
         self._refresh = False  # an object in a volume or the environment changed
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -58,7 +57,7 @@ class Worker:
         self._doomed = doomed
         self._marks: tuple[tuple[str, str, str, str], ...] = ()
         self._short_grace: float | None = None  # instead of the pod's own, for an eviction
-        self._first_seen, self._ending_since = self.clock.now(), 0.0
+        self._first_seen, self._ending_since, self._edited_at = self.clock.now(), 0.0, 0.0
         self._done = False
         self._released = False  # an ended pod's volumes are given back
         self._ended = False  # everything is stopped and cleaned; the API may drop the pod
@@ -77,6 +76,7 @@ class Worker:
             self.refresh()
         if pod["spec"] != self.pod["spec"]:
             self._failures.forgive()
+            self._edited_at = self.clock.now()
         self.pod = pod
         if self._writer is not None:
             self._writer.learn(pod)
@@ -251,7 +251,7 @@ class Worker:
             busy=frozenset(self._tasks) - {REFRESH, RESIZE} | self._unseen, resized=self._resized,
             grace=self._short_grace, backoffs=self._failures.backoffs, not_before=self._failures.not_before,
             unhealthy=self._prober.unhealthy, started=self._prober.started, stopped=frozenset(self._stopped),
-            doomed=self._doomed, gone=self.gone, terminating_since=self._ending_since)
+            doomed=self._doomed, gone=self.gone, terminating_since=self._ending_since, edited_at=self._edited_at)
 
     # --- telling
 

@@ -107,7 +107,12 @@ def test_crash_loop_waits_ten_seconds_then_doubles_and_says_so():
 
 
 def test_a_changed_image_and_a_failed_probe_replace_the_process_and_nothing_else_does():
-    assert steps(pod({"name": "c", "image": "other"}), seen(box(), up("c"))) == ["kill c0 30s Changed"]
+    edited, running = pod({"name": "c", "image": "other"}), seen(box(), up("c"))
+    assert steps(edited, running) == ["kill c0 30s Changed"]
+    made = p.plan(edited, running, NOW, p.Facts(edited_at=NOW - 0.4))
+    assert not made.actions and made.wake_at == NOW - 0.4 + p.SETTLE  # more edits may come
+    assert steps(edited, running, edited_at=NOW - p.SETTLE) == ["kill c0 30s Changed"]
+    assert steps(edited, running, edited_at=NOW + 60) == ["kill c0 30s Changed"]  # the clock was set back
     sick = {"c0": p.Unhealthy("Liveness", 5.0)}
     made = p.plan(pod(), seen(box(), up("c")), NOW, p.Facts(unhealthy=sick)).actions[0]
     assert (made.grace, made.message) == (5.0, "Container c failed liveness probe, will be restarted")
