@@ -16,8 +16,8 @@ from agent.proxy.iptables import TRIAL, TRIAL_TARGET, Writer, listed
 from agent.proxy.model import service_ports
 from agent.proxy.rules import Change, Hook, RuleSet
 from netsetup import xtables
-from tests.unit.proxy.test_golden import SERVICES
-from tests.unit.proxy.test_semantics import in_family
+from tests.unit.agent.proxy.test_golden import SERVICES
+from tests.unit.agent.proxy.test_semantics import in_family
 
 from . import proxynode
 from .conftest import Namespace
