@@ -18,6 +18,7 @@ from controlplane.machinery.errors import ApiError
 
 log = logging.getLogger(__name__)
 CURRENT, OLD = ".dockerconfigjson", ".dockercfg"
+WORDS = ("username", "password", "auth", "identitytoken", "registrytoken")  # of an entry
 
 
 async def of(pod: dict[str, Any], objects: Objects, warn: Callable[[str, str], None]) -> list[Auths]:
@@ -44,4 +45,6 @@ def _read(data: dict[str, str]) -> Auths:
     auths = (said.get("auths") or {}) if CURRENT in data and isinstance(said, dict) else said
     if not isinstance(auths, dict) or not all(isinstance(entry, dict) for entry in auths.values()):
         raise ValueError("no credentials by registry")
+    if not all(isinstance(entry.get(word, ""), str) for entry in auths.values() for word in WORDS):
+        raise ValueError("credentials that are no words")
     return auths

@@ -56,14 +56,14 @@ def test_pull_secrets_of_both_forms_are_read_and_those_that_are_not_there_told_t
 
     known = {"new": secret(".dockerconfigjson", {"auths": entry}), "old": secret(".dockercfg", entry),
              "list": secret(".dockerconfigjson", ["auths"]), "word": secret(".dockercfg", {"quay.io": "p"}),
-             "other": secret("key", {})}
+             "number": secret(".dockercfg", {"quay.io": {"username": 7}}), "other": secret("key", {})}
 
     class Objects:
         async def get(self, kind: str, namespace: str, name: str, uid: str) -> Any:
             if name == "secret":
                 raise Forbidden("no")
             return known.get(name)
-    names, told = ("new", "absent", "list", "", "old", "word", "other", "secret"), list[tuple[str, str]]()
+    names, told = ("new", "absent", "list", "", "old", "word", "number", "other", "secret"), list[tuple[str, str]]()
     pod = {"metadata": {"namespace": "n", "uid": "u"}, "spec": {"imagePullSecrets": [{"name": n} for n in names]}}
     found = asyncio.run(pullsecrets.of(pod, Objects(), lambda *why: told.append(why)))  # type: ignore[arg-type]
     assert [auths for auths in found if auths] == [entry, entry]
