@@ -49,7 +49,7 @@ def fault(*program: str, systemd: bool, features: bool = False) -> str:
         command = [*program, "--root", f"{scratch}/state", *(["--systemd-cgroup"] if systemd else [])]
         try:
             return (_said(*command, "create", "--bundle", scratch, name) or _said(*command, "start", name)
-                    or (_said(*program, "features") if features else ""))
+                    or (_said(*command, "features") if features else ""))
         finally:
             _said(*command, "delete", "--force", name)
 
