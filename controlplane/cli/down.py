@@ -104,8 +104,12 @@ async def _stop_pod(runtime: Runtime, groups: Cgroups, pod: ObservedPod) -> None
 
 
 def kill_shims(paths: Paths) -> None:
-    """End what a containerd that died left behind: shims of our own socket, and the processes below them."""
+    """End what a containerd that died left behind: shims of our own socket, and the processes below them; and the
+    container of a trial that was killed."""
     import psutil
+
+    from agent.kubelet.cri import containerd
+    containerd.clear(paths)
     ours: list[psutil.Process] = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.kubelet.cri import containerd
+from agent.kubelet.cri import containerd, trial
 from controlplane.cli.components import Component
 from controlplane.cli.control import environment
 from controlplane.cli.settings import Settings
@@ -110,6 +110,7 @@ def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> Prepared:
     issued = settings.server == "" and issue(paths, settings)
     before = _read(containerd.config_path(paths))
     if not settings.runtime:
+        ledger.record("cgroup", path=f"/{trial.name(paths.run)}")  # in case it is killed
         containerd.prepare(paths)
     cni.install(paths, ledger)
     return Prepared(bool(issued), before != _read(containerd.config_path(paths)))

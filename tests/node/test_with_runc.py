@@ -50,6 +50,28 @@ def test_a_runtime_that_does_not_work_is_not_used(host: Host, tmp_path: Path) ->
     systemd, silent = containerd.systemd_cgroups(), tmp_path / "silent"
     silent.write_text('#!/bin/sh\ncase "$*" in *features) echo unknown command >&2; exit 1;; esac; exec runc "$@"\n')
     silent.chmod(0o755)
-    assert trial.fault(str(silent), systemd=systemd) == ""
-    assert trial.fault(str(silent), systemd=systemd, features=True) == "unknown command"
-    assert not list(Path("/tmp").glob("pelamis-trial-*")) and not list(Path("/sys/fs/cgroup").glob("*/pelamis-trial-*"))
+    assert trial.fault(tmp_path, str(silent), systemd=systemd) == ""
+    assert trial.fault(tmp_path, str(silent), systemd=systemd, features=True) == "unknown command"
+    assert not remains(tmp_path)
+
+
+def test_what_a_killed_trial_left_is_cleared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if os.geteuid() != 0 or shutil.which("runc") is None:
+        pytest.skip("needs root and runc")
+    runc, systemd = str(shutil.which("runc")), containerd.systemd_cgroups()
+
+    def killed() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(trial, "clear", lambda *_, **__: None)
+            assert trial.fault(tmp_path, runc, systemd=systemd) == ""
+        assert remains(tmp_path)
+
+    killed()
+    assert trial.fault(tmp_path, runc, systemd=systemd) == "" and not remains(tmp_path)
+    killed()
+    trial.clear(tmp_path, runc, systemd=systemd)
+    assert not remains(tmp_path)
+
+
+def remains(run: Path) -> list[Path]:
+    return [*run.glob("trial"), *Path("/sys/fs/cgroup").glob(f"**/*{trial.name(run)}*")]

@@ -79,7 +79,7 @@ def facts(paths: Paths, programs: str = PROGRAMS) -> Facts:
                       "install the distribution's containerd, 1.6 or newer")
     major, systemd, found = int(match[1]), systemd_cgroups(), crun.find(paths, programs)
     # containerd 2 asks what it can do: an old one would cost pods what runc tells, such as users of their own.
-    fault = trial.fault(*found.command, systemd=systemd, features=major >= 2) if found.path else ""
+    fault = trial.fault(paths.run, *found.command, systemd=systemd, features=major >= 2) if found.path else ""
     return Facts(major, systemd, may_lower_oom_score(own_status()), "" if fault else found.program, fault)
 
 
@@ -192,6 +192,13 @@ def prepare(paths: Paths, programs: str = PROGRAMS) -> Path:
     path = config_path(paths)
     path.write_text(text)
     return path
+
+
+def clear(paths: Paths, programs: str = PROGRAMS) -> None:
+    """End what a `prepare` that was killed had running."""
+    found = crun.find(paths, programs)
+    if found.path:
+        trial.clear(paths.run, *found.command, systemd=systemd_cgroups())
 
 
 def command(paths: Paths, programs: str = PROGRAMS) -> list[str]:
