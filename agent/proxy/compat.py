@@ -4,7 +4,7 @@ Pure. Owns the translation of those forms of rules that are written by the ten t
 to its endpoints. `knows` tells whether a rule has one of them; the others go by iptables-restore. Sent by ourselves,
 a chain needs no process, and the comment is kept beside the rule, where `iptables-save` and `nft list` print it alike
 but the kernel need not pass it each time it checks the table: for one changed endpoint among 10,000 services both
-together are a third of the time. What an installed iptables makes of it can be tried with `specimens`.
+together save a quarter of the time. What an installed iptables makes of it can be tried with `specimens`.
 
 Called by `iptables`. Source: what iptables-nft 1.8.9 sends; linux/netfilter/xt_statistic.h, xt_mark.h and nf_nat.h.
 """

@@ -89,7 +89,7 @@ def parts(change: Change) -> Iterator[tuple[bool, Change]]:
 
 def _followed(write: Mapping[Chain, Rules]) -> list[Chain]:
     """Chains in the order in which the kernel comes to them when it checks a table. What was put next to each other in
-    memory it goes through in two thirds of the time."""
+    memory it goes through in three quarters of the time."""
     found: dict[Chain, None] = {}
     ahead = sorted(write, key=lambda c: (rank(c), c[1]))
     while ahead:
