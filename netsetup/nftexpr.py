@@ -22,7 +22,7 @@ INVALID, ESTABLISHED, RELATED, NEW = 1, 2, 4, 8  # connection states
 DST_NAT = 1 << 5  # a connection's status
 NETWORK, TRANSPORT = 1, 2  # bases of payload
 RTN_LOCAL = 2
-SOURCE, DESTINATION = 1, 2  # flags of fib
+SOURCE, DESTINATION = 1, 2  # whose address; flags of fib
 FULLY_RANDOM = 16  # NF_NAT_RANGE_PROTO_RANDOM_FULLY
 _UPDATE = 1
 
@@ -38,6 +38,12 @@ def expression(name: str, *parts: bytes) -> bytes:
 
 def payload(base: int, offset: int, length: int, register: int) -> bytes:
     return expression("payload", number(1, register), number(2, base), number(3, offset), number(4, length))
+
+
+def address(whose: int, size: int, register: int) -> bytes:
+    """The source or destination address, of `size` bytes."""
+    first = 8 if size == 16 else 12  # the source's place in the header; the destination comes right after it
+    return payload(NETWORK, first if whose == SOURCE else first + size, size, register)
 
 
 def meta(key: int, register: int) -> bytes:

@@ -16,12 +16,12 @@ import re
 import struct
 from functools import lru_cache
 
+from agent.proxy.nftchains import PORTS
 from netsetup import nftexpr as nft
 from netsetup.nftables import Rule
 from netsetup.rtnetlink import attribute, packed
 
 REG = 1  # the register that iptables uses; of 16 bytes
-PROTOCOLS = {"tcp": 6, "udp": 17, "sctp": 132}
 _FORM = re.compile(
     r'(?:(! )?-s (\S+) )?(?:-d (\S+) )?(?:-p (tcp|udp|sctp) )?(?:-m (?:tcp|udp) --dport (\d+) )?'
     r'(?:-m statistic --mode random --probability (\S+) )?(?:-m comment --comment "([^"\\]*)" )?'
@@ -55,9 +55,9 @@ def rule(text: str) -> Rule:
     inverted, source, destination, protocol, port, chance, comment, chain, end, value, mask = found.groups()
     parts = []
     if source:
-        parts.append(_address(source, True, nft.UNEQUAL if inverted else nft.EQUAL))
+        parts.append(_address(nft.SOURCE, source, nft.UNEQUAL if inverted else nft.EQUAL))
     if destination:
-        parts.append(_address(destination, False, nft.EQUAL))
+        parts.append(_address(nft.DESTINATION, destination, nft.EQUAL))
     if protocol:
         parts.append(_protocol(protocol))
     if port:
@@ -71,7 +71,7 @@ def rule(text: str) -> Rule:
         parts.append(_dnat(end))
     else:
         parts.append(_wrapped("target", "MARK", struct.pack("=II", int(value, 0), int(mask, 0)), 2))
-    return Rule(b"".join(parts), PROTOCOLS[protocol] if end else 0, comment or "")
+    return Rule(b"".join(parts), PORTS[protocol] if end else 0, comment or "")
 
 
 def _wrapped(kind: str, name: str, value: bytes, revision: int) -> bytes:
@@ -79,12 +79,11 @@ def _wrapped(kind: str, name: str, value: bytes, revision: int) -> bytes:
     return nft.expression(kind, attribute(1, name), nft.number(2, revision), attribute(3, value))
 
 
-def _address(text: str, source: bool, how: int) -> bytes:
+def _address(whose: int, text: str, how: int) -> bytes:
     address, _, prefix = text.partition("/")
     value = packed(address)
     size = len(value)
-    offset = (8 if source else 24) if size == 16 else (12 if source else 16)
-    load = nft.payload(nft.NETWORK, offset, size, REG)
+    load = nft.address(whose, size, REG)
     if prefix != str(8 * size):
         mask = ipaddress.ip_network(f"{'::' if size == 16 else '0.0.0.0'}/{prefix}").netmask.packed \
             if prefix.isdigit() else packed(prefix)
@@ -94,7 +93,7 @@ def _address(text: str, source: bool, how: int) -> bytes:
 
 @lru_cache(maxsize=8)
 def _protocol(name: str) -> bytes:
-    return nft.meta(nft.L4PROTO, REG) + nft.compare(nft.EQUAL, REG, bytes([PROTOCOLS[name]]))
+    return nft.meta(nft.L4PROTO, REG) + nft.compare(nft.EQUAL, REG, bytes([PORTS[name]]))
 
 
 @lru_cache(maxsize=1024)

@@ -96,7 +96,7 @@ def _followed(write: Mapping[Chain, Rules]) -> list[Chain]:
         chain = ahead.pop()
         if chain in write and chain not in found:
             found[chain] = None
-            ahead += [("nat", line.rpartition("-j ")[2]) for line in reversed(write[chain])]
+            ahead += [(chain[0], line.rpartition("-j ")[2]) for line in reversed(write[chain])]
     return list(found)
 
 

@@ -60,10 +60,10 @@ class Chains:
     # -- pieces of rules ------------------------------------------------------------------------------------------
 
     def source(self, register: int = nft.REG) -> bytes:
-        return nft.payload(nft.NETWORK, 8 if self.family == 6 else 12, self.size, register)
+        return nft.address(nft.SOURCE, self.size, register)
 
     def destination(self, register: int = nft.REG) -> bytes:
-        return nft.payload(nft.NETWORK, 24 if self.family == 6 else 16, self.size, register)
+        return nft.address(nft.DESTINATION, self.size, register)
 
     def _within(self, network: ipaddress.IPv4Network | ipaddress.IPv6Network, how: int) -> bytes:
         return (nft.bitwise(nft.REG, network.netmask.packed, bytes(self.size))
