@@ -19,7 +19,7 @@ import threading
 from argparse import Namespace
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager, suppress
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 from unittest import mock
 
@@ -38,6 +38,7 @@ from tests.bench.population import HERE, PODS, SERVER, service, slice_of
 WRITERS = ("iptables-legacy", "iptables-nft", "nftables")
 SIZES = (100, 1000, 10_000)
 CHANGES, CONNECTS, WIRES = 20, 1000, 30
+APART = 0.1  # seconds between changes: nf_tables frees what one took away, and lets the next wait for that
 FLOWS = 40_000
 RUN_SECONDS = 300
 AIMS = {("iptables-legacy", "load"): "1,000", ("iptables-nft", "load"): "4,000", ("nftables", "load"): "500",
@@ -85,11 +86,12 @@ def load(side: Side, count: int) -> tuple[float, float]:
     return planning[0], writing[0]
 
 
-def changes(side: Side, count: int) -> list[float]:
-    """Milliseconds of changing one endpoint, each time of another service."""
+def changes(side: Side, count: int, shift: int, apart: float = 0) -> list[float]:
+    """Milliseconds of changing one endpoint, each time of another service; `apart` seconds lie between them."""
     took: list[float] = []
     for number in range(CHANGES):
-        wanted = planned((number * 37 + 1) % (count - 2) + 1, shift=1)
+        wanted = planned((number * 37 + 1) % (count - 2) + 1, shift)
+        sleep(apart)
         with timed(took):
             side.plan(wanted)
             side.write()
@@ -177,9 +179,9 @@ def one_run(writer: str, count: int) -> dict[str, Any]:
         plan, write = load(side, count)
         whole = sum(others)
         others.clear()
-        took = changes(side, count)
+        took = changes(side, count, 1, APART)
     found = {"plan": plan, "write": write, "change": statistics.median(took), "worst": max(took), "floor": whole,
-             "change_floor": statistics.median(others)}
+             "change_floor": statistics.median(others), "crowded": statistics.median(changes(side, count, 2))}
     found |= first_packets(side, count)
     side.writer.close()
     found["again"] = sum(load(again, count))
@@ -353,6 +355,7 @@ def measure(args: Namespace) -> list[dict[str, object]]:
             row(f"{what}: one endpoint, median", found["change"], "ms", AIMS[writer, "change"] if last else "")
             row(f"{what}: one endpoint, worst", found["worst"], "ms", WORST if last and writer == "nftables" else "")
             row(f"{what}: one endpoint, of which the kernel", found["change_floor"], "ms")
+            row(f"{what}: one endpoint right after another, median", found["crowded"], "ms")
             row(f"{what}: connection to the first", found["first"], "µs")
             row(f"{what}: last above first", found["last"] - found["first"], "µs", "5" if last else "")
             row(f"{what}: connection past them", found["direct"], "µs")
