@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from controlplane.machinery.cel import macros
 from controlplane.machinery.cel.functions import (
     LIST,
     MAP,
@@ -39,6 +40,7 @@ from controlplane.machinery.protobuf import fields
 PER_RULE = 10_000_000  # upstream's bound of one rule, at all places it applies to
 PER_SCHEMA = 100_000_000  # and of all rules of a version
 _LOOP = ("@result", "__result__")  # the variable a macro gathers its result in
+_PAIR_OF_LIST, _PAIR_OF_MAP = "@places and items", "@keys and values"  # what a loop over pairs goes over
 _PRIMITIVES = {1: "bool", 2: "int", 3: "uint", 4: "double", 5: "string", 6: "bytes"}
 _SCALARS = frozenset(("bool", "double", "duration", "int", "timestamp", "uint"))
 _TOKENS = {"int": "int64", "uint": "uint64"}  # how overloads call the kinds they do not call by their name
@@ -203,29 +205,28 @@ class _Coster:
     def _loop(self, ident: int, parts: dict[int, Any]) -> Value:
         """A macro: its range once, and its condition and step for every item there may be."""
         over, start = self._cost(parts[2]), self._cost(parts[4])
-        first, second, accumulator = (parts.get(n, b"").decode() for n in (1, 8, 3))
+        first, accumulator = (parts.get(n, b"").decode() for n in (1, 3))
         outside = dict(self._variables)
         self._variables[accumulator] = Variable(start.path, start.size, start.entries)
         bind = accumulator not in _LOOP and over.size == (0, 0)
-        if bind:
+        if bind:  # one half of a pair: upstream's loop gives that for nothing
             result = self._cost(parts[7])
             self._variables = outside
-            return replace(result, cost=min(MAX, over.cost + start.cost + result.cost), path=())
+            return replace(result, cost=min(MAX, start.cost + result.cost), path=())
         container = over.entries[0] if over.entries else over.type.kind
         keys, values = (over.entries[1], over.entries[2]) if over.entries else (None, None)
         listed = container == "list"
-        if second:
-            self._variables[first] = Variable((*over.path, "@indices" if listed else "@keys"), keys)
-            self._variables[second] = Variable((*over.path, "@items" if listed else "@values"), values)
+        if first.startswith(macros.PAIR):
+            both = _PAIR_OF_LIST if listed else _PAIR_OF_MAP
+            self._variables[first] = Variable((*over.path, both), entries=over.entries)
         else:
             self._variables[first] = Variable((*over.path, "@items" if listed else "@keys"),
                                               values if listed else keys)
         condition = self._cost(parts[5]) if 5 in parts else Value(0)
         step = self._cost(parts[6]) if 6 in parts else Value(0)
-        for name in (first, second):
-            self._variables.pop(name, None)
-            if name in outside:
-                self._variables[name] = outside[name]
+        self._variables.pop(first, None)
+        if first in outside:
+            self._variables[first] = outside[first]
         result = self._cost(parts[7]) if 7 in parts else Value(0)
         self._variables = outside
         turns = times(over.known[1], min(MAX, step.cost + condition.cost))
@@ -233,6 +234,12 @@ class _Coster:
         if start.entries:  # it makes a list or map
             return self._value(ident, cost, (), over.known, entries=step.entries)
         return self._value(ident, cost, (), start.size)
+
+    def _half(self, ident: int, pair: Value, which: int) -> Value:
+        """The first or second of the two variables of a loop that `macros` made one."""
+        names = ("@indices", "@items") if pair.path[-1] == _PAIR_OF_LIST else ("@keys", "@values")
+        sizes = pair.entries[1:] if pair.entries else (None, None)
+        return self._value(ident, 0, (*pair.path[:-1], names[which]), sizes[which])
 
     # --- calls -------------------------------------------------------------------------------------------------------
 
@@ -242,6 +249,12 @@ class _Coster:
         target = next((self._cost(v) for n, v in fields(body) if n == 1), None)
         if name == "dyn":
             return replace(given[0], cost=min(MAX, given[0].cost + 1), path=(), type=Shape("dyn"))
+        if name == macros.ENTRIES and target is not None:
+            return target
+        if name == macros.MERGED and target is not None:
+            return replace(target, type=Shape("map"), entries=None)
+        if name == "_[_]" and given[0].path[-1:] in ((_PAIR_OF_LIST,), (_PAIR_OF_MAP,)):
+            return self._half(ident, given[0], given[1].literal or 0)
         if name == "_[_]":
             inside = given[0].type.kind == "list" or "index_list" in self._overloads.get(ident, ())
             sizes = given[0].entries[2] if given[0].entries else None

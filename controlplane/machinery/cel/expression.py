@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from controlplane.machinery.cel import macros
+
 MAX_EXPRESSION = 16 * 1024  # characters; compiling is linear in it, and upstream's parser refuses about as much
 PER_CALL = 10_000  # iterations of all loops of one evaluation: the library's own limit, which cannot be moved
 PER_OBJECT = 1_000_000  # iterations of all evaluations for one object or request: a fraction of a second
 COMPILED = 2048  # programs kept; some 10 kB each, and rules repeat in every write of their kind
 ENVIRONMENTS = 64  # sets of variables with their types
-_LOOPS = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|map|filter|transformList|transformMap)\s*\(")
+_LOOPS = re.compile(r"\.\s*(?:all|exists|exists_one|existsOne|map|filter|transform(?:List|Map|MapEntry))\s*\(")
 _STRINGS = re.compile(r"""[rR]?("{3}.*?"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')""", re.DOTALL)
 _NOISE = re.compile(r"^(?:[A-Z_]+: )?(.*?)(?: \[[A-Z_]+\])?$", re.DOTALL)
 _MISSING = re.compile(r'Key not found in map : "?(.*?)"?$')
@@ -131,10 +133,9 @@ def without_strings(expression: str) -> str:
 
 def spelled(expression: str) -> str:
     """The expression as the library can say it."""
-    if "validate" not in expression:
-        return expression
     from controlplane.machinery.cel import library
-    return library.rewritten(expression, without_strings(expression))
+    expression = macros.rewritten(expression, without_strings(expression))
+    return library.rewritten(expression, without_strings(expression)) if "validate" in expression else expression
 
 
 def mentions(expression: str, variable: str) -> bool:
@@ -178,19 +179,18 @@ def duration(seconds: float) -> Any:
 @lru_cache(ENVIRONMENTS)
 def _environment(variables: tuple[tuple[str, str], ...]) -> Any:
     from cel_expr_python import cel
-    from cel_expr_python.ext import ext_bindings  # for our own use, see compile_
     types = {"LIST": cel.Type.List(cel.Type.DYN), "MAP": cel.Type.Map(cel.Type.STRING, cel.Type.DYN)}
     return cel.NewEnv(variables={name: types.get(kind) or getattr(cel.Type, kind) for name, kind in variables},
-                      extensions=[*_extensions(cel), ext_bindings.ExtBindings()])
+                      extensions=_extensions(cel))
 
 
 def _extensions(cel: Any) -> list[Any]:
-    """What upstream's environment has, and nothing more."""
-    from cel_expr_python.ext import ext_optional, ext_strings
+    """What upstream's environment has, and bindings for our own use: nobody else's get through `macros`."""
+    from cel_expr_python.ext import ext_bindings, ext_optional, ext_strings
 
     from controlplane.machinery.cel import library
-    return [cel.CelExtension("kubernetes", library.declarations(cel)), ext_strings.ExtStrings(),
-            ext_optional.ExtOptional()]
+    return [ext_strings.ExtStrings(), ext_optional.ExtOptional(), ext_bindings.ExtBindings(),
+            cel.CelExtension("kubernetes", library.declarations(cel))]  # last: it adds to functions of the others
 
 
 def typed_environment(file: Any, kinds: Mapping[str, tuple[str, str]], inner: Mapping[str, tuple[str, str]]) -> Any:

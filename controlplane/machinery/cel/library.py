@@ -13,12 +13,12 @@ from __future__ import annotations
 import ipaddress
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from controlplane.machinery import names, quantity
-from controlplane.machinery.cel import authorizer, constructed
+from controlplane.machinery.cel import authorizer, constructed, macros
 from controlplane.machinery.structural import formats
 
 Tagged = dict[str, Any]
@@ -130,6 +130,11 @@ def find_all(text: str, pattern: str, limit: int = -1) -> list[str]:
     return found if limit < 0 else found[:limit]
 
 
+def place(items: list[Any], item: Any, order: Iterable[int]) -> int:
+    """The first place in this order that has such an item, -1 when none has."""
+    return next((at for at in order if items[at] == item), -1)
+
+
 def contains(left: list[Any], right: list[Any]) -> bool:
     return all(item in left for item in right)
 
@@ -224,6 +229,10 @@ def declarations(cel: Any) -> list[Any]:
     rows: list[tuple[str, Any, list[Any], bool, Callable[..., Any]]] = [
         ("isSorted", flag, [many], True, is_sorted), ("sum", dyn, [many], True, sum),
         ("min", dyn, [many], True, smallest), ("max", dyn, [many], True, largest),
+        ("indexOf", number, [many, dyn], True, lambda items, item: place(items, item, range(len(items)))),
+        ("lastIndexOf", number, [many, dyn], True, lambda items, item: place(items, item, range(len(items))[::-1])),
+        (macros.ENTRIES, t.List(many), [dyn], True, macros.entries),
+        (macros.MERGED, t.Map(dyn, dyn), [many], True, macros.merged),
         ("find", text, [text, text], True, find), ("findAll", t.List(text), [text, text], True, find_all),
         ("findAll", t.List(text), [text, text, number], True, find_all),
         ("sets.contains", flag, [many, many], False, contains),

@@ -20,6 +20,13 @@ def value(text, given=None):
     "quantity('50k').asInteger() == 50000 && quantity('-1').sign() == -1",
     "'a1b22'.find('[0-9]+') == '1' && 'a1b22'.findAll('[0-9]+') == ['1', '22']",
     "[1, 2, 3].isSorted() && [1, 2].sum() == 3 && [3, 1].min() == 1 && ['a', 'b'].max() == 'b'",
+    "[1, 2, 1].indexOf(1) == 0 && [1, 2, 1].lastIndexOf(1) == 2 && [1].indexOf(2) == -1 && 'ell'.lastIndexOf('l') == 2",
+    "[1, 2].all(i, v, v == i + 1) && {'a': 1}.exists(k, v, k == 'a' && v == 1) && [4, 4].existsOne(i, v, v - i == 4)",
+    "['a', 'b'].transformList(i, v, i > 0, v + ',(') == ['b,('] && [5].transformList(i, v, v + i) == [5]",
+    "{'a': 1, 'b': 2}.transformMap(k, v, v > 1, v + 1) == {'b': 3} && ['a'].transformMap(i, v, v) == {0: 'a'}",
+    "['a', 'b'].transformMapEntry(i, v, {v: i}) == {'a': 0, 'b': 1}",
+    "[[1, 2], [3]].transformList(i, l, l.transformList(j, x, [i, j, x])) == [[[0, 0, 1], [0, 1, 2]], [[1, 0, 3]]]",
+    "[[1, 2]].all(i, l, l.all(x, x > i) && l.all(j, x, x > j && x > i))",
     "sets.contains([1, 2], [1]) && sets.intersects([1], [1, 2]) && !sets.equivalent([1], [2])",
     "url('https://h:8443/p?a=b').getHost() == 'h:8443' && url('https://h:8443/p').getPort() == '8443'",
     "isURL('https://h') && !isURL('h h') && url('https://h/p').getEscapedPath() == '/p'",
@@ -45,6 +52,12 @@ def test_faults_have_upstreams_words():
         value("1 / self == 1", 0)
     with pytest.raises(expression.EvaluationError, match="parse error"):
         value("ip('x').family() == 4")
+    with pytest.raises(expression.EvaluationError, match=r"^no such overload$"):
+        value("self.all(i, v, true)", 3)
+    with pytest.raises(expression.EvaluationError, match=r"^insert failed: key 'a' already exists$"):
+        value("['a', 'a'].transformMapEntry(i, v, {v: i})")
+    with pytest.raises(expression.CompileError, match="undeclared reference to 'cel'"):
+        value("cel.bind(x, 1, x == 1)")
     undeclared = r"(?s)^compilation failed: ERROR: <input>:1:1: undeclared reference"
     with pytest.raises(expression.CompileError, match=undeclared):
         expression.compile_("nobody == 1", SELF)
@@ -55,6 +68,7 @@ def test_faults_have_upstreams_words():
 def test_loops_are_counted_and_bounded():
     assert expression.loops("self.all(x, self.exists(y, x == y)) && self.map(z, z).size() > 0") == 2
     assert expression.loops("'.all(' == self") == 0
+    assert expression.loops("self.all(k, v, v.transformMapEntry(i, x, {x: i}).size() > 0)") == 2
     assert expression.mentions("self == oldSelf", "oldSelf")
     assert not expression.mentions("self.oldSelf == 'oldSelf'", "oldSelf")
     program = expression.compile_("self.all(x, self.all(y, x >= y))", SELF)
