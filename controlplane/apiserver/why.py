@@ -1,13 +1,15 @@
 """Say why: `GET /why/<path of an object>` answers with findings, each a fact, its reason and the smallest fix.
 
-Owns the memory of the last refusals (bounded, without values of Secrets), the paths under `/why` and what an asker may
-see: the object itself needs `get`, and everything beside it is looked at with the asker's own rights. The explaining is
-`explain`'s. Promises to change nothing, and to cost nothing until asked, but for the note of a refusal. Called by the
-pipeline for refusals and for its paths.
+`GET /why` looks at the whole cluster, and the path of a namespace at all in it. Owns the memory of the last refusals
+(bounded, without values of Secrets), the paths under `/why` and what an asker may see: the object itself needs `get`,
+and everything beside it is looked at with the asker's own rights. The explaining is `explain`'s. Promises to change
+nothing, and to cost nothing until asked, but for the note of a refusal. Called by the pipeline for refusals and for its
+paths.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -18,12 +20,17 @@ from controlplane.apiserver.context import Context
 from controlplane.apiserver.reading.lists import collection_prefix, object_key
 from controlplane.apiserver.request import Request
 from controlplane.apiserver.response import Response, json_response
-from controlplane.machinery.errors import ApiError, Finding, MethodNotAllowed, NotFound
+from controlplane.machinery.errors import STALE, AlreadyExists, ApiError, Finding, MethodNotAllowed, NotFound
+from controlplane.machinery.objects import controller_of
 from controlplane.machinery.resources import Resource
 
 PREFIX = "/why/"
 MAX_REFUSALS = 200  # remembered, some 1 kB each; the oldest are forgotten
 MAX_LOOKED_AT = 5000  # objects of one kind an explanation reads: beyond, it would hold the loop
+MAX_TOLD = 50  # findings of a whole cluster: nobody reads more, and mending some mends others
+# What is looked at where no object is named, causes before what they hold up.
+SURVEYED = ("nodes", "apiservices.apiregistration.k8s.io", "persistentvolumeclaims", "pods", "replicasets.apps",
+            "deployments.apps", "statefulsets.apps", "daemonsets.apps", "jobs.batch", "services", "namespaces")
 TOLD = (400, 403, 409, 413, 415, 422, 429)  # what somebody must act on; a 404 or a missed revision is daily work
 API_VERSION = "why.pelamis.io/v1"
 Object = dict[str, Any]
@@ -45,7 +52,7 @@ class Why:
 
     def note(self, asked: Request, error: ApiError) -> None:
         """Remember a refusal; repetitions are counted."""
-        if error.http_code not in TOLD or asked.user is None:
+        if error.http_code not in TOLD or asked.user is None or _daily_work(asked.user.name, error):
             return
         from controlplane.apiserver.explain import refusals
         made = refusals.entry(asked.user.name, asked.verb, asked.resource, asked.subresource, asked.namespace,
@@ -65,7 +72,8 @@ class Why:
             raise MethodNotAllowed()
         from controlplane.apiserver.explain import findings, refusals
         if path == "/why":
-            return _answer({}, [f for r in reversed(self._refusals.values()) for f in refusals.explain(r)])
+            wrong = await self._surveyed(View(self._context, asked.user, []))
+            return _answer({}, wrong + [f for r in reversed(self._refusals.values()) for f in refusals.explain(r)])
         inner = subject(asked, self._context)
         resource = inner.resource
         if resource is None or not inner.name or inner.subresource:
@@ -75,8 +83,25 @@ class Why:
         where = {"kind": resource.kind, "namespace": inner.namespace, "name": inner.name}
         if obj is None:
             return _answer(where, self._missing(resource, inner, world))
-        about = {**obj, "kind": resource.kind, "_resource": resource.name}
-        return _answer(where, findings(about, world))
+        found = findings({**obj, "kind": resource.kind, "_resource": resource.name}, world)
+        if resource.name == "namespaces":
+            found += await self._surveyed(world, inner.name)
+        return _answer(where, found)
+
+    async def _surveyed(self, world: View, namespace: str = "") -> list[Finding]:
+        """What is wrong with the objects of a namespace, or of the whole cluster."""
+        from controlplane.apiserver.explain import findings
+        found: dict[str, Finding] = {}
+        for name in SURVEYED:
+            resource = self._context.registry.named(name)
+            for obj in world.list(name, namespace) if resource.namespaced or not namespace else ():
+                if not _explained_by_another(obj):
+                    about = {**obj, "kind": resource.kind, "_resource": resource.name}
+                    found |= {str(finding): finding for finding in findings(about, world)}
+                await asyncio.sleep(0)  # requests of others have their turn
+                if len(found) > MAX_TOLD:
+                    return [*list(found.values())[:MAX_TOLD], Finding(f"more is wrong than these {MAX_TOLD}")]
+        return list(found.values())
 
     def _shown(self, user: Any) -> list[Object]:
         """The refusals somebody may know of: all with the right to `/why`, else the own ones."""
@@ -99,6 +124,17 @@ class Why:
         return [Finding(f'there is no {resource.kind.lower()} "{inner.name}"', f'there is "{near[0]}"',
                         f"pelamis why {resource.kind.lower()}/{near[0]}"
                         + (f" -n {inner.namespace}" if inner.namespace else ""))]
+
+
+def _daily_work(user: str, error: ApiError) -> bool:
+    """Whether a conflict is how programs work: they try a stale change again, and make what others made before."""
+    return STALE in error.message or (error.status_reason == AlreadyExists.reason and user.startswith("system:"))
+
+
+def _explained_by_another(obj: Object) -> bool:
+    """Whether what made an object is the one to look at: a pod that failed was replaced, or is its Job's trouble."""
+    running = "containers" in (obj.get("spec") or {}) and (obj.get("status") or {}).get("phase") != "Failed"
+    return controller_of(obj) is not None and not running
 
 
 def _answer(where: Object, findings: list[Finding]) -> Response:

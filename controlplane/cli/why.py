@@ -1,6 +1,7 @@
 """`pelamis why [KIND/NAME]`: why something does not work, and what mends it.
 
-Asks the API server, which knows the statuses, events and refusals; without an object it tells what was refused lately.
+Asks the API server, which knows the statuses, events and refusals; without an object it looks at all of them, or at
+those of one namespace, and tells what was refused lately.
 Exit code 0 when nothing is wrong, 3 when there are findings, so that scripts can tell.
 """
 
@@ -18,14 +19,15 @@ from controlplane.machinery.errors import ApiError, Finding
 from controlplane.machinery.resources import BUILTIN, Resource
 
 FOUND = 3
-EXAMPLES = ("why deployment/web", "why pvc/data -n shop", "why")
+EXAMPLES = ("why deployment/web", "why pvc/data -n shop", "why", "why -n shop")
 
 
 def register(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser("why", help="say why something does not work, and what mends it")
     parser.add_argument("object", nargs="?", default="", metavar="KIND/NAME", help="such as deployment/web or po/web-1;"
-                        " without it: the requests that were refused lately")
-    parser.add_argument("--namespace", "-n", default="", help="of the object (default: the kubeconfig's)")
+                        " without it: whatever does not work, and the requests that were refused lately")
+    parser.add_argument("--namespace", "-n", default="", help="of the object (default: the kubeconfig's); "
+                        "without an object: what does not work in it")
     parser.add_argument("--output", "-o", choices=["text", "json"], default="text")
     parser.add_argument("--kubeconfig", type=Path, help="whose eyes to look with (default: the admin's)")
     parser.set_defaults(run=run)
@@ -57,7 +59,9 @@ async def ask(args: argparse.Namespace) -> dict[str, Any]:
     if args.object and (not slash or not name):
         raise Finding(f'"{args.object}" names no object', fix=f"pelamis why {kind or 'KIND'}/NAME")
     async with Client(loaded, user_agent="pelamis") as client:
-        if not args.object:
+        if not args.object and args.namespace:
+            kind, name = "namespace", args.namespace
+        elif not args.object:
             return dict(json.loads(await client.raw("GET", "/why")))
         try:
             resource = resource_of(kind, [])
@@ -78,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
     if args.output == "json":
         print(json.dumps(answer, indent=2))
     elif not findings:
-        say(good(f"nothing is wrong with {args.object}" if args.object else "nothing was refused lately"))
+        of = args.object or (f"namespace {args.namespace}" if args.namespace else "")
+        say(good(f"nothing is wrong with {of}" if of else "nothing is wrong, and nothing was refused lately"))
     for finding in findings if args.output == "text" else ():
         say(bad("● ") + finding["fact"])
         if finding["because"]:

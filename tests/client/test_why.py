@@ -23,6 +23,8 @@ def test_why_follows_a_deployment_and_a_service_to_the_cause(cluster):
     cluster.kubectl("create", "service", "clusterip", "wbe", "--tcp=80:80", "-n", "broken")
     eventually(lambda: "the image nowhere.invalid/web:1" in why(cluster, "deploy/web", "-n", "broken"))
     assert "wants app=wbe, the nearest pod web-" in why(cluster, "svc/wbe", "-n", "broken")
+    for everything in (why(cluster), why(cluster, "-n", "broken")):
+        assert "the image nowhere.invalid/web:1" in everything and "service broken/wbe has no endpoints" in everything
     cluster.kubectl("run", "crash", "--image=pelamis.local/demo:1", "-n", "broken", "--command",
                     "--", "sh", "-c", "exit 9")
     eventually(lambda: "exit code 9" in why(cluster, "po/crash", "-n", "broken"))

@@ -13,12 +13,13 @@ from controlplane.machinery.errors import Finding
 from controlplane.machinery.objects import condition
 
 SERVICE_LABEL = "kubernetes.io/service-name"
+PROXY_LABEL = "service.kubernetes.io/service-proxy-name"  # somebody answers it who needs no endpoints, such as our DNS
 
 
 @explains("Service")
 def service(obj: Object, world: World) -> Iterator[Finding]:
     spec, namespace = obj.get("spec") or {}, obj["metadata"]["namespace"]
-    if spec.get("type") == "ExternalName":
+    if spec.get("type") == "ExternalName" or PROXY_LABEL in (obj["metadata"].get("labels") or {}):
         return
     pods = world.list("pods", namespace)
     selector = spec.get("selector") or {}

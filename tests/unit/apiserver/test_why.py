@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import yaml
 
-from controlplane.apiserver import explain
+from controlplane.apiserver import explain, why
 from controlplane.apiserver.explain import refusals
 from controlplane.machinery.clock import parse_rfc3339
 from controlplane.machinery.errors import Forbidden, Invalid, invalid, not_supported, required
@@ -197,10 +197,38 @@ def test_the_server_says_why_to_whom_it_may(tmp_path):
             assert status == 200 and "restartPolicy: Never" in said["findings"][0]["fix"], said
             _, said = await api.call("GET", "/why")
             assert "kubectl create role jane-list-configmaps" in str(said)
+            assert (await api.call("POST", space, config_map("settings"), headers={"Impersonate-User": "system:node:n",
+                                   "Impersonate-Group": "system:masters"}))[0] == 409
+            assert "already exists" not in str((await api.call("GET", "/why"))[1])
             _, said = await api.call("GET", f"/why{space}/setings")
             assert said["findings"][0]["because"] == 'there is "settings"'
             assert (await api.call("GET", f"/why{space}/other"))[0] == 404
             assert (await api.call("GET", f"/why{space}/settings"))[1]["findings"] == []
+    asyncio.run(main())
+
+
+def test_all_that_is_wrong_is_told_in_one_answer(tmp_path):
+    async def main():
+        async with serving(tls=tmp_path, authorization_mode=("Node", "RBAC")) as api:
+            for name in ("default", "shop"):
+                if name != "default":
+                    await api.made("/api/v1/namespaces", {"metadata": {"name": name}})
+                await api.call("POST", f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "default"}})
+                await api.made(f"/api/v1/namespaces/{name}/services", {"metadata": {"name": f"of-{name}"}, "spec": {
+                    "selector": {"app": name}, "ports": [{"port": 80}]}})
+            elsewhere = {"metadata": {"name": "dns", "labels": {"service.kubernetes.io/service-proxy-name": "x"}},
+                         "spec": {"ports": [{"port": 53}]}}
+            await api.made("/api/v1/namespaces/shop/services", elsewhere)
+            await api.made("/api/v1/nodes", {"metadata": {"name": "n1"}, "spec": {"unschedulable": True}})
+            facts = [f["fact"] for f in (await api.call("GET", "/why"))[1]["findings"]]
+            assert facts == ["node n1 is not ready", "node n1 is cordoned",
+                             "service default/of-default has no endpoints", "service shop/of-shop has no endpoints"]
+            _, said = await api.call("GET", "/why/api/v1/namespaces/shop")
+            assert [f["fact"] for f in said["findings"]] == ["service shop/of-shop has no endpoints"]
+            for number in range(why.MAX_TOLD):
+                await api.made("/api/v1/nodes", {"metadata": {"name": f"m{number}"}})
+            _, said = await api.call("GET", "/why")
+            assert len(said["findings"]) == why.MAX_TOLD + 1 and "more is wrong" in said["findings"][-1]["fact"]
     asyncio.run(main())
 
 
