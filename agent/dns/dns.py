@@ -41,7 +41,7 @@ class Objects:
     def __init__(self, services: Informer, slices: Informer, namespaces: Informer) -> None:
         self._services, self._slices, self._namespaces = services, slices, namespaces
         services.add_index("ip", cluster_ips)
-        slices.add_index("ip", named_addresses)
+        slices.add_index("ip", endpoint_addresses)
 
     def service(self, namespace: str, name: str) -> Obj | None:
         return self._services.get(namespace, name)
@@ -64,9 +64,8 @@ def cluster_ips(service: Obj) -> list[str]:
     return [ip for ip in spec.get("clusterIPs") or [spec.get("clusterIP")] if ip and ip != "None"]
 
 
-def named_addresses(piece: Obj) -> list[str]:
-    """The addresses of endpoints with a host name: only those have a name to be found by."""
-    return [a for e in piece.get("endpoints") or () if e.get("hostname") for a in e.get("addresses") or ()]
+def endpoint_addresses(piece: Obj) -> list[str]:
+    return [a for e in piece.get("endpoints") or () for a in e.get("addresses") or ()]
 
 
 def addresses(service: Obj | None) -> tuple[str, ...]:

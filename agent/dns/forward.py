@@ -2,9 +2,9 @@
 
 Owns the questions in flight and the kept replies, both bounded. Each question goes out from a socket of its own, so
 from a port nobody can guess, under a number nobody can guess; equal questions at the same time go out once. A server
-that is silent or fails is passed over for the next, and the one that last answered is asked first. Replies are kept as
-long as their times allow, at most half a minute; that a name does not exist is kept too, shorter. Never asked about the
-cluster's own names.
+that is silent, fails or breaks off in its reply is passed over for the next, and the one that last answered is asked
+first. Replies are kept as long as their times allow, at most half a minute; that a name does not exist is kept too,
+shorter. Never asked about the cluster's own names.
 
 Called by `server`.
 """
@@ -121,6 +121,8 @@ class Forwarder:
                 async with asyncio.timeout(SERVER_SECONDS):
                     data = await (self._by_stream if stream else self._by_packet)(server, asked)
             except (OSError, TimeoutError, asyncio.IncompleteReadError):
+                data = b""
+            if not data or not wire.whole(data, asked):
                 self.failures += 1
                 continue
             last = data

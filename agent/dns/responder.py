@@ -2,7 +2,7 @@
 
 Owns the decision who answers: the zone for the cluster's names, at once and from a small cache of finished replies that
 any change of the cluster empties; the forwarder for all other names. Counts what it does. Replies with several records
-come in a new order each time, so that clients which take the first spread over all.
+come in a new order each time, so that clients which take the first spread over all; names of an address keep theirs.
 
 Called by `server` for each message, over UDP and TCP alike.
 """
@@ -62,7 +62,7 @@ class Responder:
             return None if kept is None else self._done(asked, stream, wire.fitted(kept, asked, limit or asked.size))
         if answer.follow:
             return None
-        if len(answer.answers) > 1:
+        if len(answer.answers) > 1 and asked.kind != zone.PTR:
             self._clock.random.shuffle(answer.answers)
         reply = wire.reply(asked, answer, self.zone.domain, self.serial, limit or asked.size)
         if len(answer.answers) <= 1:
@@ -91,7 +91,11 @@ class Responder:
             more = self.zone.lookup(target, asked.kind)
             if more is None:
                 outside = wire.Question(0, wire.RD, target, asked.kind, IN, _raw(target, asked.kind))
-                more = _parsed(await self.forwarder.resolve(outside, stream))
+                reply = await self.forwarder.resolve(outside, stream)
+                if wire.cut(reply):  # a client that sees the alias alone would take it for all there is
+                    longer = await self.forwarder.resolve(outside, stream=True)
+                    reply = reply if longer[3] & 15 else longer
+                more = _parsed(reply)
             answer = zone.Answer(more.rcode, answer.answers + more.answers, follow=more.follow)
         return zone.Answer(wire.SERVFAIL, answer.answers)
 

@@ -10,6 +10,7 @@ Pure. Called by `server` and `forward`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import dnslib
@@ -90,22 +91,25 @@ def question(data: bytes) -> Question:
 
 
 def _edns(data: bytes, at: int, records: int) -> tuple[bool, bool, int, int]:
-    for _ in range(records):
-        at = _skip(data, at)
-        kind, size, ttl, length = struct.unpack_from(">HHIH", data, at)
+    for kind, size, ttl, _, _ in _records(data, at, records):
         if kind == OPT:
             return True, bool(ttl & DO), max(UDP_LIMIT, min(size, EDNS_LIMIT)), (ttl >> 16) & 0xFF
-        at += 10 + length
     return False, False, UDP_LIMIT, 0
 
 
-def _skip(data: bytes, at: int) -> int:
-    """Where a name ends."""
-    while length := data[at]:
-        if length & POINTER:
-            return at + 2
-        at += length + 1
-    return at + 1
+def _records(data: bytes, at: int, count: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """(type, class, time to live, where that stands, end) of each. Raises IndexError or struct.error at a cut one."""
+    for _ in range(count):
+        while length := data[at]:
+            if length & POINTER:
+                at += 1
+                break
+            at += length + 1
+        kind, klass, ttl, length = struct.unpack_from(">HHIH", data, at + 1)
+        place, at = at + 5, at + 11 + length
+        if at > len(data):
+            raise IndexError
+        yield kind, klass, ttl, place, at
 
 
 def refusal(asked: Question, rcode: int) -> bytes:
@@ -187,28 +191,35 @@ def answers(data: bytes, asked: Question) -> bool:
     return data[HEADER:end].lower() == asked.raw.lower()
 
 
+def cut(data: bytes) -> bool:
+    """Whether a reply says itself that it is not all."""
+    return bool(data[2] & TC >> 8)
+
+
+def whole(data: bytes, asked: Question) -> bool:
+    """Whether a reply to this question holds the records it promises; one that is cut need not."""
+    try:
+        return cut(data) or all(_records(data, HEADER + len(asked.raw), sum(struct.unpack_from(">3H", data, 6))))
+    except (IndexError, struct.error):
+        return False
+
+
 def lifetime(data: bytes, asked: Question, longest: int, negative: int) -> tuple[int, tuple[int, ...]]:
     """(seconds a reply may be kept, where its times to live stand). 0 seconds for what must not be kept.
 
-    Negative replies are kept as long as their SOA says, at most `negative` seconds."""
+    Negative replies are kept as long as their SOA says, at most `negative` seconds. `data`: a whole reply."""
     flags, _, count, authority, additional = struct.unpack_from(">5H", data, 2)
     rcode = flags & 15
     if flags & TC or rcode not in (zone.NOERROR, zone.NXDOMAIN):
         return 0, ()
-    at, places, least = HEADER + len(asked.raw), [], longest
-    soa = None
-    try:
-        for index in range(count + authority + additional):
-            at = _skip(data, at)
-            kind, _, ttl, length = struct.unpack_from(">HHIH", data, at)
-            if kind != OPT:
-                places.append(at + 4)
-                least = min(least, ttl)
-            if kind == zone.SOA and count <= index < count + authority:
-                soa = min(ttl, struct.unpack_from(">I", data, at + 10 + length - 4)[0])
-            at += 10 + length
-    except (IndexError, struct.error):
-        return 0, ()
+    places, least, soa = [], longest, None
+    for index, (kind, _, ttl, place, end) in enumerate(
+            _records(data, HEADER + len(asked.raw), count + authority + additional)):
+        if kind != OPT:
+            places.append(place)
+            least = min(least, ttl)
+        if kind == zone.SOA and count <= index < count + authority:
+            soa = min(ttl, struct.unpack_from(">I", data, end - 4)[0])
     if rcode == zone.NXDOMAIN or not count:
         return (min(soa, negative), tuple(places)) if soa is not None else (0, ())
     return least, tuple(places)

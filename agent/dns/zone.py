@@ -3,8 +3,8 @@
 Pure. Owns what exists under the cluster's domain and in the reverse names of its addresses. A name here is answered
 here, with an error if need be: it is never for anybody else to know. Promises upstream's answers: a service's cluster
 IPs; of a headless service every ready endpoint, and no such name while there is none; endpoints by their host name or
-dashed address; SRV of named ports; a CNAME for an external name; pods by their dashed address, unverified, if their
-namespace exists.
+dashed address; SRV of named ports; a CNAME for an external name; of an address the service's name or those of every
+ready endpoint there; pods by their dashed address, unverified, if their namespace exists.
 
 Called by `server` for each question that its cache cannot answer. Upstream: CoreDNS, plugin kubernetes.
 """
@@ -174,23 +174,28 @@ class Zone:
                 if not _ready(entry):
                     continue
                 for address in entry.get("addresses") or ():
-                    label = (entry.get("hostname") or names.dashed(address)).lower()
+                    label = _label(entry, address)
                     found.setdefault((label, address), Target(label, address, ports))
         return sorted(found.values(), key=lambda t: (t.label, t.address))
 
     def _reverse(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address, name: str, kind: int) -> Answer | None:
         text = str(address)
         targets = [f"{_path(s)}.svc.{self.domain}" for s in self.source.services_at(text)]
-        if not targets:
-            for piece in self.source.slices_at(text):
-                owner = (piece["metadata"].get("labels") or {}).get("kubernetes.io/service-name")
-                targets += [f"{e['hostname']}.{owner}.{piece['metadata']['namespace']}.svc.{self.domain}"
-                            for e in piece.get("endpoints") or () if owner and e.get("hostname") and _ready(e)
-                            and text in (e.get("addresses") or ())]
+        targets = sorted(set(targets)) or self._endpoints_at(text)
         if targets:
-            return Answer(answers=[Record(name, PTR, t) for t in sorted(set(targets))] if kind in (PTR, ANY) else [])
+            return Answer(answers=[Record(name, PTR, t) for t in targets] if kind in (PTR, ANY) else [])
         ours = any(address.version == n.version and address in n for n in self.networks)
         return Answer(NXDOMAIN) if ours else None
+
+    def _endpoints_at(self, address: str) -> list[str]:
+        """Names of an endpoint: those by a host name first, which clients that want one name are to see."""
+        found = set()
+        for piece in self.source.slices_at(address):
+            owner = (piece["metadata"].get("labels") or {}).get("kubernetes.io/service-name")
+            found |= {(not e.get("hostname"), f"{_label(e, address)}.{owner}.{piece['metadata']['namespace']}")
+                      for e in piece.get("endpoints") or () if owner and _ready(e)
+                      and address in (e.get("addresses") or ())}
+        return [f"{path}.svc.{self.domain}" for _, path in sorted(found)]
 
 
 def _path(service: Obj) -> str:
@@ -203,6 +208,10 @@ def _headless(service: Obj) -> bool:
 
 def _ready(endpoint: Obj) -> bool:
     return (endpoint.get("conditions") or {}).get("ready") is not False
+
+
+def _label(endpoint: Obj, address: str) -> str:
+    return (endpoint.get("hostname") or names.dashed(address)).lower()
 
 
 def _cluster_ips(service: Obj) -> list[str]:
@@ -225,4 +234,4 @@ def _external(name: str, target: str, kind: int) -> Answer:
         ipaddress.ip_address(target)
     except ValueError:
         return Answer(answers=[Record(name, CNAME, target)], follow=target if kind in (A, AAAA) else "")
-    return Answer(answers=_addresses(name, [target], kind))
+    return Answer(NXDOMAIN)  # digits of a name, as the API has it: never an address

@@ -21,7 +21,8 @@ HOST = "127.53.53.53"  # an address of its own, where no port is taken
 
 
 class Elsewhere(asyncio.DatagramProtocol):
-    """Somebody else's server: knows every name but `none.org`, answers `slow.org` never and `many.org` at length."""
+    """Somebody else's server: knows every name but `none.org`, answers `slow.org` never, `many.org` at length,
+    `long.org` by TCP alone and breaks off at `broken.org`."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -39,22 +40,33 @@ class Elsewhere(asyncio.DatagramProtocol):
         if name == "none.org.":
             reply.header.rcode = 3
             reply.add_auth(*dnslib.RR.fromZone("org 900 SOA a b 1 2 3 4 60"))
+        elif name == "long.org.":
+            reply.header.tc = 1
         else:
             count = 90 if name == "many.org." else 1
             reply.add_answer(*dnslib.RR.fromZone("\n".join(f"{name} 60 A 192.0.2.{n + 1}" for n in range(count))))
         self.transport.sendto(b"\0\0" + reply.pack()[2:], address)  # somebody who guesses a number is not believed
-        self.transport.sendto(reply.pack(), address)
+        self.transport.sendto(reply.pack()[:-3 if name == "broken.org." else None], address)
+
+    async def stream(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        question = dnslib.DNSRecord.parse(await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big")))
+        reply = question.reply()
+        reply.add_answer(*dnslib.RR.fromZone("\n".join(f"{question.q.qname} 60 A 192.0.2.{n}" for n in range(90))))
+        writer.write(len(reply.pack()).to_bytes(2, "big") + reply.pack())
+        writer.close()
 
 
 class Rig:
     def __init__(self) -> None:
         self.clock, self.objects = FakeClock(), Objects()
         self.objects.SERVICES = [*Objects.SERVICES,
-                                 service("a", "alias", type="ExternalName", externalName="web.a.svc.cluster.local")]
+                                 service("a", "alias", type="ExternalName", externalName="web.a.svc.cluster.local"),
+                                 service("a", "long", type="ExternalName", externalName="long.org")]
 
     async def run(self, scenario: Callable[[Rig], Awaitable[None]], tmp: Path) -> None:
         loop = asyncio.get_running_loop()
         transport, self.elsewhere = await loop.create_datagram_endpoint(Elsewhere, local_addr=(HOST, 0))
+        streams = await asyncio.start_server(self.elsewhere.stream, *transport.get_extra_info("sockname"))
         (tmp / "resolv.conf").write_text("nameserver 192.0.2.254\n")
         others = self.others = upstreams.Upstreams(self.clock.monotonic, lambda: (), (str(tmp / "resolv.conf"),))
         others.config = upstreams.Config({("silent",): ((HOST, 9),)}, (transport.get_extra_info("sockname"),))
@@ -69,6 +81,7 @@ class Rig:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             transport.close()
+            streams.close()
 
     async def ask(self, name: str, kind: str = "A", tcp: bool = False, size: int = 0) -> dnslib.DNSRecord:
         question = dnslib.DNSRecord.question(name, kind)
@@ -115,7 +128,11 @@ def test_other_names_are_forwarded_and_kept(tmp_path: Path) -> None:
         assert cut.header.tc and not cut.rr
         assert told(await rig.ask("out.a.svc.cluster.local")) == ["example.org.", "192.0.2.1"]
         assert told(await rig.ask("alias.a.svc.cluster.local")) == [WEB + ".", "10.96.0.7"]
-        assert (await rig.ask("x.silent")).header.rcode == 2  # nobody listens there
+        cut = await rig.ask("long.a.svc.cluster.local")
+        assert cut.header.tc and len(cut.rr) > 10  # not the alias alone
+        assert len((await rig.ask("long.a.svc.cluster.local", tcp=True)).rr) == 91
+        for name in ("x.silent", "broken.org"):  # nobody listens there; nobody could read that
+            assert (await rig.ask(name)).header.rcode == 2
     asyncio.run(Rig().run(scenario, tmp_path))
 
 

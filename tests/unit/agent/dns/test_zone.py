@@ -31,9 +31,11 @@ def piece(namespace: str, name: str, *endpoints: dict) -> dict:
 class Objects:
     SERVICES: ClassVar[list] = [service("a", "web", ("10.96.0.7", "fd00::7"), ("http", "TCP", 80), ("", "UDP", 53)),
                                service("a", "db"), service("a", "empty"),
-                service("a", "out", type="ExternalName", externalName="Example.ORG.")]
+                service("a", "out", type="ExternalName", externalName="Example.ORG."),
+                service("a", "digits", type="ExternalName", externalName="192.0.2.1")]
     SLICES: ClassVar[list] = [piece("a", "db", endpoint("10.244.0.5", "db-0"), endpoint("10.244.1.6"),
-                    endpoint("10.244.1.7", "db-2", ready=False)), piece("a", "db", endpoint("10.244.0.5", "db-0"))]
+                    endpoint("10.244.1.7", "db-2", ready=False)), piece("a", "db", endpoint("10.244.0.5", "db-0")),
+                    piece("a", "all", endpoint("10.244.1.8")), piece("a", "many", endpoint("10.244.1.8", "z"))]
 
     def service(self, namespace: str, name: str):
         return next((s for s in self.SERVICES if s["metadata"] == {"namespace": namespace, "name": name}), None)
@@ -69,10 +71,12 @@ WEB, DB = "web.a.svc.cluster.local", "db.a.svc.cluster.local"
     ("svc.cluster.local", zone.A, []), ("cluster.local", zone.A, []), ("x.cluster.local", zone.A, None),
     ("1-2-3-4.a.pod.cluster.local", zone.A, ["1.2.3.4"]), ("1-2-3-4.b.pod.cluster.local", zone.A, None),
     ("fd00--9.a.pod.cluster.local", zone.AAAA, ["fd00::9"]), ("x.a.pod.cluster.local", zone.A, None),
-    ("out.a.svc.cluster.local", zone.A, ["example.org"]), ("dns-version.cluster.local", zone.TXT, ["1.1.0"]),
+    ("out.a.svc.cluster.local", zone.A, ["example.org"]), ("digits.a.svc.cluster.local", zone.A, None),
+    ("digits.a.svc.cluster.local", zone.TXT, None), ("dns-version.cluster.local", zone.TXT, ["1.1.0"]),
     ("cluster.local", zone.NS, ["ns.dns.cluster.local"]), ("ns.dns.cluster.local", zone.A, ["10.96.0.10"]),
     ("7.0.96.10.in-addr.arpa", zone.PTR, [WEB]), ("5.0.244.10.in-addr.arpa", zone.PTR, [f"db-0.{DB}"]),
-    ("6.1.244.10.in-addr.arpa", zone.PTR, None), ("7.1.244.10.in-addr.arpa", zone.PTR, None),
+    ("6.1.244.10.in-addr.arpa", zone.PTR, [f"10-244-1-6.{DB}"]), ("7.1.244.10.in-addr.arpa", zone.PTR, None),
+    ("8.1.244.10.in-addr.arpa", zone.PTR, ["z.many.a.svc.cluster.local", "10-244-1-8.all.a.svc.cluster.local"]),
     ("9.9.96.10.in-addr.arpa", zone.PTR, None),
     ("7." + "0." * 27 + "0.0.d.f.ip6.arpa", zone.PTR, [WEB]),
 ])
@@ -125,7 +129,9 @@ def test_no_bytes_do_harm(data: bytes) -> None:
         else:
             assert wire.reply(asked, zone.Answer(), "cluster.local", 1, 512)
     asked = ask("a.b")
-    wire.lifetime(b"\0\0\x80\0\0\1\0\1\0\0\0\0" + asked.raw + data, asked, 30, 5)
+    reply = b"\0\0\x80\0\0\1\0\1\0\0\0\0" + asked.raw + data
+    if wire.whole(reply, asked):
+        wire.lifetime(reply, asked, 30, 5)
 
 
 def test_replies_age_and_are_kept_as_long_as_they_may() -> None:
