@@ -133,7 +133,8 @@ class Server:
                 await rolebootstrap.ensure(self.context)
             await flowcontrol.ensure(self.context)
             await self.aggregator.load()
-            mirror = Mirror(self.context)
+            mirror = Mirror(self.context, self.allocator)
+            mirror.load()
             await mirror.all()
             self._chores = asyncio.create_task(self._housekeeping(address, mirror, ranges), name="housekeeping")
             self._web = Listener(self._handle,  # type: ignore[arg-type]  # our answers have what it calls

@@ -38,6 +38,7 @@ class Pool:
         self._clock = clock
         self.used: set[int] = set()
         self.reserved: set[int] = set()  # never given out nor free, whoever holds them
+        self.others: set[int] = set()  # taken by somebody who is no Service
         self.more: tuple[tuple[int, int], ...] = ()  # further ranges, both ends included: given out when all else is
 
     def contains(self, value: int) -> bool:
@@ -45,7 +46,7 @@ class Pool:
 
     def take(self, value: int) -> bool:
         """Claim one value; False when it is in use."""
-        if value in self.used or value in self.reserved:
+        if value in self.used or value in self.reserved or value in self.others:
             return False
         self.used.add(value)
         return True
@@ -106,16 +107,22 @@ class Allocator:
                     problems.append(f"Service {where} holds {shown}, which another Service holds too; recreate one")
         return problems
 
+    def mark(self, address: str, taken: bool) -> None:
+        """Somebody who is no Service has taken an address, or let go of it."""
+        pool, value = self.pools.get(family_of(address)), _address(address)
+        if pool is not None and value is not None:
+            (pool.others.add if taken else pool.others.discard)(value)
+
     def _held(self, service: dict[str, Any]) -> set[tuple[Pool, int]]:
+        """All it has, also what is in no range any more: the range may come back."""
         spec = service.get("spec") or {}
         held = set()
         for text in {spec.get("clusterIP"), *(spec.get("clusterIPs") or [])} - {None, "", "None"}:
             pool, value = self.pools.get(family_of(str(text))), _address(str(text))
-            if pool is not None and value is not None and pool.contains(value):
+            if pool is not None and value is not None:
                 held.add((pool, value))
         numbers = [port.get("nodePort") for port in spec.get("ports") or []] + [spec.get("healthCheckNodePort")]
-        held |= {(self.ports, n) for n in numbers if n and self.ports.contains(n)}
-        return held
+        return held | {(self.ports, n) for n in numbers if n}
 
     def drop(self, service: dict[str, Any]) -> None:
         """The Service is gone: everything it held is free."""

@@ -47,6 +47,22 @@ def test_what_is_taken_or_out_of_range_is_refused_and_nothing_leaks():
     assert (len(a.addresses.used), a.ports.used) == (1, {30001})
 
 
+def test_what_left_the_ranges_is_kept_and_free_again_once_it_goes():
+    a = pools(ports=(30000, 30009))
+    a.addresses.more = ((int(ipaddress.IPv4Address("10.97.0.1")), int(ipaddress.IPv4Address("10.97.0.6"))),)
+    first = service(clusterIP="10.97.0.5", type="NodePort", ports=[{"port": 80, "nodePort": 30001}])
+    a.assign(first, None).commit()
+    more, a.addresses.more = a.addresses.more, ()
+    a.ports.first = 30005  # of a server that was started with other flags
+    a.assign(first, first).commit()
+    a.addresses.more = more
+    with pytest.raises(Invalid, match="already allocated"):
+        a.assign(service("t", clusterIP="10.97.0.5"), None)
+    a.addresses.more = ()
+    a.drop(first)
+    assert not a.addresses.used and not a.ports.used
+
+
 def test_headless_and_external_names_take_nothing_and_protocols_share_a_port():
     a = pools()
     a.assign(service(clusterIP="None"), None)

@@ -83,6 +83,38 @@ def test_addresses_follow_the_services_that_hold_them():
     asyncio.run(main())
 
 
+def test_an_address_object_is_repaired_and_anothers_is_given_to_no_service():
+    async def main():
+        services, addresses = "/api/v1/namespaces/default/services", f"{NETWORK}/ipaddresses"
+
+        def address(ip, resource="gateways", **labels):
+            return {"metadata": {"name": ip, "labels": labels}, "spec": {
+                "parentRef": {"group": "", "resource": resource, "namespace": "default", "name": "s"}}}
+
+        async with serving(service_cluster_ip_range="10.96.0.0/29") as api, asyncio.timeout(DEADLINE):
+            made = await api.made(services, {"metadata": {"name": "s"}, "spec": {
+                "ports": [{"port": 80}], "clusterIP": "10.96.0.2"}})
+            async with api.watching(f"{addresses}?watch=1") as events:
+                seen = [(await events.next())[1]["metadata"]["name"] for _ in range(2)]
+                assert seen == ["10.96.0.1", made["spec"]["clusterIP"]]
+                assert (await api.call("DELETE", f"{addresses}/10.96.0.2"))[0] == 200
+                assert [((await events.next())[0]) for _ in range(2)] == ["DELETED", "ADDED"]
+                await api.made(addresses, address("10.96.0.3", "services", **{
+                    "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"}))
+                assert [(await events.next())[0] for _ in range(2)] == ["ADDED", "DELETED"]
+                await api.made(addresses, address("10.96.0.4"))
+                assert (await events.next())[0] == "ADDED"
+            body = {"metadata": {"generateName": "t"}, "spec": {"ports": [{"port": 80}]}}
+            status, error = await api.call("POST", services, {**body, "spec": {**body["spec"],
+                                                                              "clusterIP": "10.96.0.4"}})
+            assert status == 422 and "provided IP is already allocated" in error["message"]
+            got = {(await api.made(services, body))["spec"]["clusterIP"] for _ in range(3)}
+            assert got == {"10.96.0.3", "10.96.0.5", "10.96.0.6"}
+            assert (await api.call("DELETE", f"{addresses}/10.96.0.4"))[0] == 200
+            assert (await api.made(services, body))["spec"]["clusterIP"] == "10.96.0.4"
+    asyncio.run(main())
+
+
 def test_a_further_range_gives_addresses_and_leaves_them_when_it_goes():
     async def main():
         services = "/api/v1/namespaces/default/services"
