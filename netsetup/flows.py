@@ -71,10 +71,11 @@ class Match:
                 and (not self.port or place.get(CTA_PROTO_DST_PORT) == struct.pack(">H", self.port))))
 
 
-def forget(match: Match) -> None:
-    """Delete all of these connections. Raises OSError."""
+def forget(match: Match, keep: Collection[str] = ()) -> None:
+    """Delete all of these connections, but for those that an address of `keep` answers. Raises OSError."""
+    kept = {packed(address) for address in keep}
     with _opened() as link:
-        if match.family == 4:
+        if match.family == 4 and not kept:
             try:
                 _delete(link, _message(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, match.family, _filter(match, True)))
                 return
@@ -82,6 +83,8 @@ def forget(match: Match) -> None:
                 if error.errno not in NO_FILTER:
                     raise
         for entry in list(_listed(link, match)):
+            if kept and _ends(entry, CTA_TUPLE_REPLY, match.family)[0] in kept:
+                continue
             body = b"".join(attribute(kind | (0x8000 if kind == CTA_TUPLE_ORIG else 0), entry[kind])
                             for kind in (CTA_TUPLE_ORIG, CTA_ZONE) if kind in entry)
             _delete(link, _message(IPCTNL_MSG_CT_DELETE, NLM_F_ACK, match.family, body))

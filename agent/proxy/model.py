@@ -38,8 +38,8 @@ class Endpoint(NamedTuple):
 class ServicePort(NamedTuple):
     """One port of one service. `cluster` and `local`: the endpoints for either traffic policy.
 
-    `affinity` is the ClientIP time-out in seconds, 0 without affinity; `ready_here` how many endpoints of this node are
-    ready, which is what balancers ask."""
+    `beside` are those that serve whom they have but get nobody new. `affinity` is the ClientIP time-out in seconds, 0
+    without affinity; `ready_here` how many endpoints of this node are ready, which is what balancers ask."""
 
     namespace: str
     service: str
@@ -58,6 +58,7 @@ class ServicePort(NamedTuple):
     ready_here: int = 0
     cluster: tuple[Endpoint, ...] = ()
     local: tuple[Endpoint, ...] = ()
+    beside: tuple[Endpoint, ...] = ()
 
     @property
     def name(self) -> str:
@@ -112,13 +113,15 @@ def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family:
     found = []
     for port in spec.get("ports") or []:
         name, protocol = port.get("name") or "", port.get("protocol") or "TCP"
-        cluster, local, ready_here = choose(_candidates(usable, name, protocol, node), node, zone)
+        candidates = _candidates(usable, name, protocol, node)
+        cluster, local, ready_here = choose(candidates, node, zone)
         found.append(ServicePort(
             meta.get("namespace") or "", meta["name"], name, protocol.lower(), ips[0], port["port"],
             port.get("nodePort") or 0 if kind != "ClusterIP" else 0,
             external_ips, balancers, ranges, affinity,
             spec.get("internalTrafficPolicy") == "Local", spec.get("externalTrafficPolicy") == "Local",
-            spec.get("healthCheckNodePort") or 0, ready_here, cluster, local))
+            spec.get("healthCheckNodePort") or 0, ready_here, cluster, local,
+            tuple(sorted({*candidates.ready, *candidates.draining}.difference(cluster, local)))))
     return tuple(found)
 
 

@@ -100,6 +100,30 @@ def test_udp_follows_its_endpoints_on_the_same_socket(cluster: Cluster) -> None:
     assert ask(link, "10.96.0.53", 53) in ("REFUSED", "TIMEOUT")  # and to the port it had: nobody is at the new one
 
 
+def test_udp_stays_with_an_endpoint_that_drains(cluster: Cluster) -> None:
+    link = cluster.b.udp_socket()
+    cluster.put(service("stay", "10.96.0.55", 53, "UDP"), endpoints("stay", A, port=8081, protocol="UDP"))
+    assert ask(link, "10.96.0.55", 53) == f"a|{B}"
+    other = endpoints("stay", C, port=8081, protocol="UDP")
+    other["metadata"]["name"] = "stay-y"
+    cluster.put(endpoints("stay", A, port=8081, protocol="UDP", terminating=True), other)
+    assert ask(cluster.b.udp_socket(), "10.96.0.55", 53) == f"c|{B}"
+    assert ask(link, "10.96.0.55", 53) == f"a|{B}"  # it serves whom it has, until it is gone
+    # No rule says who drains: what is written in the same round is another service's.
+    cluster.put(endpoints("stay", port=8081, protocol="UDP"), service("idle", "10.96.0.57", 53, "UDP"))
+    assert ask(link, "10.96.0.55", 53) == f"c|{B}"
+
+
+def test_udp_finds_an_address_that_a_service_is_given_later(cluster: Cluster) -> None:
+    link, kept = cluster.b.udp_socket(), cluster.b.udp_socket()
+    cluster.put(service("more", "10.96.0.56", 53, "UDP"), endpoints("more", A, port=8081, protocol="UDP"))
+    assert ask(kept, "10.96.0.56", 53) == f"a|{B}"
+    assert ask(link, "192.0.2.56", 53) in ("REFUSED", "TIMEOUT")
+    cluster.put(service("more", "10.96.0.56", 53, "UDP", externalIPs=["192.0.2.56"]))
+    assert ask(link, "192.0.2.56", 53).startswith("a|")  # the entry that was made before led into the world
+    assert ask(kept, "10.96.0.56", 53) == f"a|{B}"
+
+
 def test_udp_follows_also_with_a_kernel_that_knows_no_filter(cluster: Cluster, monkeypatch) -> None:
     delete = flows._delete
 

@@ -65,16 +65,38 @@ def udp(*addresses: str, node_port: int = 0) -> tuple[ServicePort, ...]:
 
 
 def test_stale_flows() -> None:
+    only = frozenset({"1.1.1.1"})
     assert conntrack.stale(udp("1.1.1.1", "1.1.1.2"), udp("1.1.1.2", "1.1.1.3")) == \
         [Flow("udp", "10.96.0.53", 53, "1.1.1.1")]
     assert conntrack.stale(udp(), udp("1.1.1.1", node_port=30053)) == \
-        [Flow("udp", "10.96.0.53", 53), Flow("udp", "", 30053)]
+        [Flow("udp", "10.96.0.53", 53, keep=only), Flow("udp", "", 30053, keep=only)]
     assert conntrack.stale(udp("1.1.1.1"), ()) == [Flow("udp", "10.96.0.53", 53, "1.1.1.1")]
     assert conntrack.stale(udp("1.1.1.1"), udp("1.1.1.1")) == []
     elsewhere = udp("1.1.1.1")[0]._replace(cluster=(Endpoint("1.1.1.1", 5353),))  # another target port
     assert conntrack.stale(udp("1.1.1.1"), (elsewhere,)) == [Flow("udp", "10.96.0.53", 53, "1.1.1.1")]
     tcp = service_ports(service(), slices(("1.1.1.1", "me", READY)), "me")
     assert conntrack.stale(tcp, ()) == []  # TCP finds out by itself
+    one = udp("1.1.1.1")[0]
+    assert conntrack.stale((one,), (one._replace(port_name="dns"),)) == []  # a second port was added: all have names
+    assert conntrack.stale((one,), (one._replace(external_ips=("192.0.2.1",)),)) == \
+        [Flow("udp", "192.0.2.1", 53, keep=only)]
+    assert conntrack.stale((one,), (one._replace(port=54),)) == [
+        Flow("udp", "10.96.0.53", 53, "1.1.1.1"), Flow("udp", "10.96.0.53", 54, keep=only)]
+
+
+def test_flows_stay_with_endpoints_that_serve_but_get_nobody_new() -> None:
+    def ports(*conditions: dict, **hints: list[dict]) -> tuple[ServicePort, ...]:
+        listed = slices(*((f"1.1.1.{n}", "it", c) for n, c in enumerate(conditions, 1)), protocol="UDP")
+        for entry, zones in zip(listed[0]["endpoints"], hints.get("zones", ())):
+            entry["hints"] = {"forZones": [zones]}
+        return service_ports(service(ports=[{"port": 80, "protocol": "UDP"}]), listed, "me", zone="a")
+
+    before, draining = ports(READY, READY), ports(READY, DRAINING)
+    assert (draining[0].cluster, draining[0].beside) == ((Endpoint("1.1.1.1", 8080),), (Endpoint("1.1.1.2", 8080),))
+    assert conntrack.stale(before, draining) == []
+    assert conntrack.stale(draining, ports(READY, DYING)) == [Flow("udp", "10.96.0.1", 80, "1.1.1.2")]
+    near = ports(READY, READY, zones=[{"name": "a"}, {"name": "b"}])
+    assert (len(near[0].cluster), conntrack.stale(before, near)) == (1, [])
 
 
 names = st.sampled_from(["a", "b", "c", "d"])
