@@ -24,6 +24,8 @@ def prepare_service(new: Object, old: Object | None) -> None:
     if old is not None:
         _carry(spec, before)
         _drop(spec, before)
+        if spec.get("type") != "LoadBalancer" and "loadBalancer" in (new.get("status") or {}):
+            new["status"] = {**new["status"], "loadBalancer": {}}  # nobody balances any more, whoever cleans up later
 
 
 def _normalize(spec: Object, before: Object) -> None:
@@ -61,7 +63,7 @@ def _carry(spec: Object, before: Object) -> None:
             if not port.get("nodePort") and was and was not in taken:
                 port["nodePort"] = was
                 taken.add(was)
-    if (_health_checked(spec) and _health_checked(before) and before.get("healthCheckNodePort")
+    if (health_checked(spec) and health_checked(before) and before.get("healthCheckNodePort")
             and not spec.get("healthCheckNodePort")):
         spec["healthCheckNodePort"] = before["healthCheckNodePort"]
 
@@ -78,7 +80,7 @@ def _drop(spec: Object, before: Object) -> None:
                 port.pop("nodePort", None)
         if spec.get("externalTrafficPolicy") == before.get("externalTrafficPolicy") and not spec.get("externalIPs"):
             spec.pop("externalTrafficPolicy", None)
-    if (_health_checked(before) and not _health_checked(spec)
+    if (health_checked(before) and not health_checked(spec)
             and spec.get("healthCheckNodePort") == before.get("healthCheckNodePort")):
         spec.pop("healthCheckNodePort", None)
     if before.get("type") == "LoadBalancer" and spec.get("type") != "LoadBalancer":
@@ -97,5 +99,6 @@ def _node_ported(spec: Object) -> bool:
     return spec.get("type") in _NODE_PORTED
 
 
-def _health_checked(spec: Object) -> bool:
+def health_checked(spec: Object) -> bool:
+    """Whether balancers ask its nodes who has endpoints, on a port of its own."""
     return spec.get("type") == "LoadBalancer" and spec.get("externalTrafficPolicy") == "Local"

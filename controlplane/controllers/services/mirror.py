@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from controlplane.controllers.runtime import SERVICES, STALE_SECONDS, Context, Controller
-from controlplane.controllers.services import backends, slices
+from controlplane.controllers.services import slices
 from controlplane.controllers.services.endpoints import ENDPOINTS, SLICES, by_service, write_slices
 from controlplane.machinery import objects
 
@@ -99,7 +99,7 @@ class Mirror(Controller):
             return STALE_SECONDS
         service, endpoints = self.services.get(*key), self.endpoints.get(*key)
         mirrored = (service is not None and endpoints is not None and not objects.deleting(endpoints)
-                    and not backends.selects(service) and objects.labels(endpoints).get(SKIP) != "true")
+                    and not objects.get(service, "spec.selector") and objects.labels(endpoints).get(SKIP) != "true")
         mine = [one for one in self.slices.by("service", f"{key[0]}/{key[1]}")
                 if objects.labels(one).get(slices.MANAGED_BY) == MANAGER and not objects.deleting(one)]
         wanted = desired(endpoints) if mirrored and endpoints is not None else []

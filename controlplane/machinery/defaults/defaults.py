@@ -82,6 +82,8 @@ def endpoints(obj: Object) -> None:
 
 
 def endpoint_slice(obj: Object) -> None:
+    for endpoint in obj.get("endpoints") or ():
+        unset(endpoint, "conditions", {})
     for port in obj.get("ports") or ():
         if port.get("name") is None:
             port["name"] = ""

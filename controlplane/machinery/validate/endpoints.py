@@ -113,7 +113,7 @@ def _endpoint(endpoint: Object, kind: str, path: str) -> list[Cause]:
                 invalid(at, text, "should be a domain with at least two segments separated by dots")])
             continue
         wrong = address(text, at)
-        if not wrong and (":" in text) != (kind == "IPv6"):
+        if not wrong and kind in ("IPv4", "IPv6") and (":" in text) != (kind == "IPv6"):
             wrong = [invalid(at, text, f"must be an {kind} address")]
         found += wrong
     return found + _host(endpoint, path) + _hints(endpoint.get("hints") or {}, f"{path}.hints")

@@ -19,6 +19,7 @@ from controlplane.machinery.errors import (
     required,
     too_many,
 )
+from controlplane.machinery.serviceupdate import health_checked
 from controlplane.machinery.validate import metadata
 from controlplane.machinery.validate.endpoints import PROTOCOLS, address
 
@@ -149,6 +150,9 @@ def _policies(spec: Object, kind: str) -> list[Cause]:
                              "services"))
     elif external and external not in ("Cluster", "Local"):
         found.append(not_supported("spec.externalTrafficPolicy", external, ("Cluster", "Local")))
+    if (asked := spec.get("healthCheckNodePort")) and not health_checked(spec):
+        found.append(invalid("spec.healthCheckNodePort", asked, "may only be set when `type` is 'LoadBalancer' and "
+                             "`externalTrafficPolicy` is 'Local'"))
     if internal and internal not in ("Cluster", "Local"):
         found.append(not_supported("spec.internalTrafficPolicy", internal, ("Cluster", "Local")))
     if spec.get("allocateLoadBalancerNodePorts") is not None and kind != "LoadBalancer":
@@ -208,6 +212,9 @@ def changes(new: Object, old: Object) -> list[Cause]:
     families = before.get("ipFamilies") or [], after.get("ipFamilies") or []
     if HEADLESS not in (*held, *wanted):
         found += _kept("ipFamilies", "ipFamily", *families, after)
+    if health_checked(before) and health_checked(after) and \
+            before.get("healthCheckNodePort") != after.get("healthCheckNodePort"):
+        found.append(forbidden("spec.healthCheckNodePort", "field is immutable"))
     if before.get("loadBalancerClass") != after.get("loadBalancerClass") and before.get("type") == "LoadBalancer" == \
             after.get("type"):
         found.append(invalid("spec.loadBalancerClass", after.get("loadBalancerClass") or "", "may not change once set"))

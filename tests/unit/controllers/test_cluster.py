@@ -130,6 +130,12 @@ def test_written_endpoints_are_mirrored():
             assert not [s for s in c.of("endpointslices.discovery.k8s.io").items()
                         if objects.labels(s).get("kubernetes.io/service-name") == "kubernetes"
                         and objects.labels(s).get("endpointslice.kubernetes.io/managed-by", "").startswith("endpoints")]
+            # Whoever has a selector has its endpoints from the pods, or, as an alias, none: what it had is no mirror's.
+            await c.client.patch(SERVICES, "db", {"spec": {"type": "ExternalName", "externalName": "db.example.com",
+                                                           "selector": {"app": "db"}}}, "default", "merge")
+            await c.until(lambda: not mirrored())
+            await c.client.patch(SERVICES, "db", {"spec": {"type": "ClusterIP", "selector": None}}, "default", "merge")
+            await c.until(lambda: mirrored() == [(["192.0.2.8"], 5432)])
             await c.client.delete(named("endpoints"), "db", "default")
             await c.until(lambda: not mirrored())
     asyncio.run(main())

@@ -37,6 +37,8 @@ def test_good_ones_pass(good):
     (service(loadBalancerClass="a"),
      "spec.loadBalancerClass: Forbidden: may only be used when `type` is 'LoadBalancer'"),
     (balanced(loadBalancerClass="a b"), 'spec.loadBalancerClass: Invalid value: "a b": name part must consist of'),
+    (service(type="NodePort", externalTrafficPolicy="Local", healthCheckNodePort=30001),
+     "spec.healthCheckNodePort: Invalid value: 30001: may only be set when `type` is 'LoadBalancer' and"),
     (service(trafficDistribution="Near"),
      'Unsupported value: "Near": supported values: "PreferClose", "PreferSameNode"'),
     (service(ports=[{"port": 1, "protocol": "TCP", "appProtocol": "a b"}]), "ports[0].appProtocol: Invalid value")])
@@ -54,6 +56,15 @@ def test_broken_rules_are_named(bad, want):
 def test_addresses_stay(before, after, want):
     found = services.changes(service(clusterIPs=after), service(clusterIPs=before))
     assert [f"{c.field}: {c.message.split(': ')[-1]}".removeprefix("spec.") for c in found] == want
+
+
+def test_the_port_for_health_checks_stays():
+    def told(policy, port):
+        local = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30001}
+        return [f"{c.field}: {c.message}" for c in services.changes(
+            service(**local | {"externalTrafficPolicy": policy, "healthCheckNodePort": port}), service(**local))]
+    assert told("Local", 30002) == ["spec.healthCheckNodePort: Forbidden: field is immutable"]
+    assert told("Local", 30001) == told("Cluster", 0) == []
 
 
 def test_families_stay_too():

@@ -107,6 +107,10 @@ def test_services_keep_what_was_allocated():
     assert "nodePort" not in closed["ports"][0] and closed["clusterIP"] == "10.96.0.9"
     outside = _updated(services, old, lambda o: o["spec"].update(type="ExternalName", externalName="a.b"))["spec"]
     assert not {"clusterIP", "clusterIPs", "ipFamilies"} & outside.keys()
+    balanced = {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}
+    behind = {**old, "spec": {**old["spec"], "type": "LoadBalancer"}, "status": balanced}
+    assert _updated(services, behind, lambda o: o["spec"].update(sessionAffinity="None"))["status"] == balanced
+    assert _updated(services, behind, lambda o: o["spec"].update(type="NodePort"))["status"] == {"loadBalancer": {}}
     moved = _updated(services, old, lambda o: o["spec"].update(clusterIP="10.96.0.8"))
     assert strategy.of(services).validate_update(moved, old)[0].message.endswith("may not change once set")
 
