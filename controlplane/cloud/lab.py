@@ -11,7 +11,8 @@ Called by `controllers.balancers`.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from controlplane.machinery.errors import Finding
 
 CLASS = "pelamis.local/pool"  # the loadBalancerClass that asks for us by name
 POOL = "pelamis.local/address-pool"  # annotation: which pool
+CONFIG = "kube-system", "load-balancer-pools"  # the ConfigMap of the pools
 MOST = 1 << 16  # addresses of one span: more is no lab's network but a mistake in writing
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -54,7 +56,7 @@ def read(data: Mapping[str, str], used: Mapping[str, str] = {}) -> tuple[list[Sp
     spans: list[Span] = []
     problems: list[Finding] = []
     for pool, text in sorted(data.items()):
-        for part in text.replace(",", "\n").split():
+        for part in re.sub(r"\s*-\s*", "-", text).replace(",", " ").split():
             try:
                 span = _span(pool, part)
             except ValueError as error:
@@ -107,29 +109,41 @@ class Lab:
     def ensure(self, service: Obj, others: Iterable[Obj]) -> list[Obj]:
         taken = {address for other in others for address in addresses(other)}
         spec, held = service["spec"], addresses(service)
-        wanted = spec.get("loadBalancerIP") or ""
+        pool = (service["metadata"].get("annotations") or {}).get(POOL)
+        spans = [span for span in self.spans if pool in (None, span.pool)]
+        families = spec.get("ipFamilies") or ["IPv4"]
+        asked = _asked(spec.get("loadBalancerIP") or "", families, spans, taken)
         found = []
-        for family in spec.get("ipFamilies") or ["IPv4"]:
-            version = 6 if family == "IPv6" else 4
-            chosen = self._choose(service, version, wanted, held, taken)
+        for version in (6 if family == "IPv6" else 4 for family in families):
+            if asked is not None and asked.version == version:
+                found.append(asked)
+                continue
+            free = (a for span in spans if span.first.version == version for a in span if a not in taken)
+            kept = (a for a in held if a.version == version and a not in taken and any(a in span for span in spans))
+            chosen = next(kept, None) or next(free, None)
             if chosen is not None:
                 found.append(chosen)
         if not found:
             name = f"{service['metadata']['namespace']}/{service['metadata']['name']}"
-            raise Finding(f"no address left for the load balancer of {name}",
-                          f"the pools {', '.join(str(s) for s in self.spans)} have no free address it may have",
-                          "add addresses to the ConfigMap kube-system/load-balancer-pools")
+            because = (f"there is no pool {pool}" if pool and not spans else
+                       f"the pools {', '.join(str(s) for s in spans)} have no free {' or '.join(families)} address")
+            raise Finding(f"no address left for the load balancer of {name}", because,
+                          f"add addresses to the ConfigMap {'/'.join(CONFIG)}")
         return [{"ip": str(address), "ipMode": "VIP"} for address in found]
 
-    def _choose(self, service: Obj, version: int, wanted: str, held: list[Address],
-                taken: set[Address]) -> Address | None:
-        pool = (service["metadata"].get("annotations") or {}).get(POOL)
-        spans = [s for s in self.spans if s.first.version == version and pool in (None, s.pool)]
-        if wanted and (":" in wanted) == (version == 6):
-            asked = ipaddress.ip_address(wanted)
-            if asked in taken or not any(asked in span for span in spans):
-                raise Finding(f"{asked} cannot be given out", "another Service has it" if asked in taken
-                              else "no pool has it", "leave spec.loadBalancerIP empty, or choose a free address")
-            return asked
-        kept = [a for a in held if a not in taken and any(a in span for span in spans)]
-        return kept[0] if kept else next((a for span in spans for a in span if a not in taken), None)
+
+def _asked(text: str, families: Collection[str], spans: Iterable[Span], taken: Collection[Address]) -> Address | None:
+    """The address that `spec.loadBalancerIP` asks for, if any. Raises Finding when it cannot be given."""
+    if not text:
+        return None
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        because = "it is no IP address"
+    else:
+        because = (f"the Service has no IPv{address.version} addresses" if f"IPv{address.version}" not in families
+                   else "another Service has it" if address in taken
+                   else "" if any(address in span for span in spans) else "no pool it may use has it")
+        if not because:
+            return address
+    raise Finding(f"{text} cannot be given out", because, "leave spec.loadBalancerIP empty, or choose a free address")

@@ -1,14 +1,16 @@
-"""Why a service leads nowhere: its selector, its pods, its ports.
+"""Why a service leads nowhere: its selector, its pods, its ports, its load balancer.
 
-Owns the comparison of a Service with the pods it means and the EndpointSlices it got. Pure. Registered for Services.
+Owns the comparison of a Service with the pods it means and the EndpointSlices it got, and who owes it an external
+address. Pure. Registered for Services.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from controlplane.apiserver.explain import MAX_FOLLOWED, Object, World, called, explains, target
+from controlplane.apiserver.explain import MAX_FOLLOWED, Object, World, called, explains, target, warnings_about
 from controlplane.apiserver.explain.pods import pod
+from controlplane.cloud import lab
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.objects import condition
 
@@ -34,8 +36,27 @@ def service(obj: Object, world: World) -> Iterator[Finding]:
             yield from unready(obj, matching, world)
     yield from ports(obj, matching)
     if spec.get("type") == "LoadBalancer" and not ((obj.get("status") or {}).get("loadBalancer") or {}).get("ingress"):
-        yield Finding(f"{called(obj)} has no external address", "nothing here provides load balancers",
-                      "use its node port: kubectl get " + target(obj))
+        yield unbalanced(obj, world)
+
+
+def unbalanced(obj: Object, world: World) -> Finding:
+    """Who has not given a load balancer its address, and why."""
+    fact, kind = f"{called(obj)} has no external address", (obj.get("spec") or {}).get("loadBalancerClass")
+    if kind and kind != lab.CLASS:
+        return Finding(fact, f"the controller of its loadBalancerClass {kind} has given it none", "see whether that "
+                       "controller runs, or make the Service anew without a class: the field cannot be changed")
+    if told := warnings_about(obj, world, "SyncLoadBalancerFailed"):
+        because, _, fix = str(told[0].get("message")).partition("\n  fix: ")
+        return Finding(fact, because, fix)
+    pools = world.get("configmaps", *lab.CONFIG)
+    if pools is None:
+        return Finding(fact, "there is no pool of addresses, and no cloud that gives one",
+                       f"kubectl -n {lab.CONFIG[0]} create configmap {lab.CONFIG[1]} --from-literal=lab=FIRST-LAST, with "
+                       "free addresses of the nodes' network; until then, use its node port")
+    if refused := warnings_about({"kind": "ConfigMap", **pools}, world, "InvalidPool"):
+        because, _, fix = str(refused[0].get("message")).partition("\n  fix: ")
+        return Finding(fact, because, fix)
+    return Finding(fact, "nobody has given it one yet", "pelamis status tells whether the controllers run")
 
 
 def _ready(obj: Object, world: World) -> int:

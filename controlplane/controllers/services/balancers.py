@@ -23,7 +23,6 @@ from controlplane.machinery import objects
 from controlplane.machinery.errors import Conflict, Finding, NotFound
 from controlplane.machinery.resources import named
 
-NAMESPACE, NAME = "kube-system", "load-balancer-pools"
 ANNOUNCED = "pelamis.local/announced"
 RANGES = named("servicecidrs.networking.k8s.io")
 LOG = logging.getLogger("controllers")
@@ -41,8 +40,8 @@ class Balancers(Controller):
         self.services, self.nodes = context.informer(SERVICES), context.informer(NODES)
         self.ranges = context.informer(RANGES)
         super().__init__(context, self.services, self.nodes, self.ranges)
-        self.pools = Informer(context.client, named("configmaps"), NAMESPACE, fields=f"metadata.name={NAME}",
-                              clock=context.clock)
+        self.pools = Informer(context.client, named("configmaps"), lab.CONFIG[0],
+                              fields=f"metadata.name={lab.CONFIG[1]}", clock=context.clock)
         self._cluster_cidr, self._told = cluster_cidr, ""
         self._spans: list[lab.Span] = []
         self.provider = provider
@@ -78,7 +77,7 @@ class Balancers(Controller):
 
     def _read(self) -> None:
         """The pools changed: look at every balancer again."""
-        config = self.pools.get(NAMESPACE, NAME)
+        config = self.pools.get(*lab.CONFIG)
         used = dict.fromkeys(self._cluster_cidr.split(","), "the pods' range")
         for one in self.ranges.items():
             used |= dict.fromkeys(one["spec"].get("cidrs") or (), "the Services' range")

@@ -1,8 +1,10 @@
 """Endpoints that people write themselves, mirrored into the EndpointSlices that proxies and DNS read.
 
 Owns the slices of Services without a selector whose Endpoints somebody else keeps. Promises to follow those Endpoints
-with as few writes as `plan` finds, and to leave alone what is marked `skip-mirror` (the API server keeps the slices of
-its own Service itself). Called by `manager`. Upstream: k8s.io/endpointslicemirroring.
+with as few writes as `plan` finds, to tell by an event what is too much for it, and to leave alone what is marked
+`skip-mirror` (the API server keeps the slices of its own Service itself) or is a leader's record. Called by `manager`.
+
+Upstream: pkg/controller/endpointslicemirroring.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from controlplane.machinery import objects
 MANAGER = "endpointslicemirroring-controller.k8s.io"
 SKIP = "endpointslice.kubernetes.io/skip-mirror"
 LIMIT = 1000  # addresses per subset that are mirrored: upstream's default
+LEADER = "control-plane.alpha.kubernetes.io/leader"  # annotation of Endpoints that are a lock
 _NOT_COPIED = {"kubectl.kubernetes.io/last-applied-configuration", "endpoints.kubernetes.io/last-change-trigger-time"}
 
 Obj = dict[str, Any]
@@ -34,6 +37,12 @@ def desired(endpoints: Obj) -> list[Obj]:
             for start in range(0, len(found), slices.LIMIT):
                 made.append(_slice(endpoints, family, subset, found[start:start + slices.LIMIT]))
     return made
+
+
+def skipped(endpoints: Obj) -> int:
+    """How many addresses are more than is mirrored."""
+    return sum(max(0, len(subset.get("addresses") or ()) + len(subset.get("notReadyAddresses") or ()) - LIMIT)
+               for subset in endpoints.get("subsets") or ())
 
 
 def _endpoint(address: Obj, ready: bool) -> Obj:
@@ -56,7 +65,8 @@ def _slice(endpoints: Obj, family: str, subset: Obj, entries: list[Obj]) -> Obj:
 def plan(wanted: list[Obj], current: list[Obj]) -> slices.Plan:
     """What turns `current` into `wanted`: equal slices stay, others are rewritten before any is made or deleted."""
     def content(one: Obj) -> tuple[Any, ...]:
-        return one.get("addressType"), one.get("ports") or [], one.get("endpoints") or [], objects.labels(one)
+        return (one.get("addressType"), one.get("ports") or [], one.get("endpoints") or [], objects.labels(one),
+                objects.annotations(one))
     result, left = slices.Plan(), list(current)
     missing = []
     for one in wanted:
@@ -71,7 +81,8 @@ def plan(wanted: list[Obj], current: list[Obj]) -> slices.Plan:
             result.create.append(one)
             continue
         left.remove(spare)
-        result.update.append({**one, "metadata": {**spare["metadata"], "labels": one["metadata"]["labels"]}})
+        result.update.append({**one, "metadata": {**spare["metadata"], "labels": one["metadata"]["labels"],
+                                                  "annotations": one["metadata"]["annotations"]}})
     result.delete = left
     return result
 
@@ -99,9 +110,15 @@ class Mirror(Controller):
             return STALE_SECONDS
         service, endpoints = self.services.get(*key), self.endpoints.get(*key)
         mirrored = (service is not None and endpoints is not None and not objects.deleting(endpoints)
-                    and not objects.get(service, "spec.selector") and objects.labels(endpoints).get(SKIP) != "true")
+                    and not objects.get(service, "spec.selector") and objects.labels(endpoints).get(SKIP) != "true"
+                    and LEADER not in objects.annotations(endpoints))
         mine = [one for one in self.slices.by("service", f"{key[0]}/{key[1]}")
                 if objects.labels(one).get(slices.MANAGED_BY) == MANAGER and not objects.deleting(one)]
         wanted = desired(endpoints) if mirrored and endpoints is not None else []
-        await write_slices(self, key, plan(wanted, mine))
+        steps = plan(wanted, mine)
+        if endpoints is not None and mirrored and steps != slices.Plan() and (more := skipped(endpoints)):
+            self.recorder.event(endpoints, "Warning", "TooManyAddressesToMirror",
+                                f"A max of {LIMIT} addresses can be mirrored to EndpointSlices per Endpoints subset. "
+                                f"{more} addresses were skipped")
+        await write_slices(self, key, steps)
         return None

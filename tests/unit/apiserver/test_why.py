@@ -249,3 +249,17 @@ def test_an_api_server_that_is_away(reason, message, services, fix):
     assert "apiservice v1.x.io is not available: nothing of x.io/v1 can be read or written" in text and fix in text
     assert (message or reason) in text
     assert ("service d/api has no endpoints" in text) == (reason == "MissingEndpoints")
+
+
+@pytest.mark.parametrize(("spec", "beside", "text"), [
+    ({"loadBalancerClass": "acme.io/x"}, {}, "the controller of its loadBalancerClass acme.io/x has given it none"),
+    ({}, {}, "there is no pool of addresses"),
+    ({}, {"events": [{"metadata": {}, "involvedObject": {"uid": "u"}, "type": "Warning", "reason": "SyncLoadBalancerFailed",
+                      "message": "no address left: all taken\n  fix: add some"}]}, "all taken\n  fix: add some"),
+    ({}, {"configmaps": [{"metadata": {"name": "load-balancer-pools", "namespace": "kube-system", "uid": "c"}}],
+          "events": [{"metadata": {}, "involvedObject": {"uid": "c"}, "type": "Warning", "reason": "InvalidPool",
+                      "message": "pool lab: x names no addresses"}]}, "x names no addresses")])
+def test_a_load_balancer_without_address(spec, beside, text):
+    found = told({"kind": "Service", "metadata": {"name": "s", "namespace": "d", "uid": "u"}, "spec": {
+        "type": "LoadBalancer", "clusterIP": "10.96.0.9", **spec}}, **beside)
+    assert "service d/s has no external address" in found and text in found

@@ -23,6 +23,7 @@ def test_pools_are_read_and_what_cannot_be_is_told():
                       ("10.0.0.0/8", "at most")):
         spans, problems = lab.read({"a": text}, used)
         assert not spans and why in str(problems[0])
+    assert str(lab.read({"a": "10.0.0.1 - 10.0.0.2 ,\n10.0.0.9"})[0][0]) == "10.0.0.1-10.0.0.2"
     assert "collides with pool a" in str(lab.read({"a": "10.0.0.1-10.0.0.9", "b": "10.0.0.9"})[1][0])
 
 
@@ -36,6 +37,13 @@ def test_a_service_keeps_its_address_and_may_ask_for_one():
     assert [entry["ip"] for entry in both] == ["10.0.0.1", "2001:db8::1"]
     with pytest.raises(Finding, match="another Service has it"):
         provider.ensure(service("s", loadBalancerIP="10.0.0.1"), [service("o", ["10.0.0.1"])])
+    for asked, why in (("nonsense", "no IP address"), ("2001:db8::1", "has no IPv6"), ("10.0.0.9", "no pool it may")):
+        with pytest.raises(Finding, match=why):
+            provider.ensure(service("s", loadBalancerIP=asked), [])
+    lost = service("s")
+    lost["metadata"]["annotations"] = {lab.POOL: "nope"}
+    with pytest.raises(Finding, match="there is no pool nope"):
+        provider.ensure(lost, [])
     assert not provider.handles(service("s", loadBalancerClass="example.com/other"))
     assert not lab.Lab().handles(service("s"))
 

@@ -4,7 +4,7 @@ import asyncio
 from contextlib import asynccontextmanager
 
 from controlplane.client.informer import Informer
-from controlplane.controllers.services.balancers import NAME, NAMESPACE
+from controlplane.cloud.lab import CONFIG
 from controlplane.machinery import objects
 from controlplane.machinery.resources import named
 
@@ -36,7 +36,7 @@ def test_a_pool_that_cannot_be_takes_nothing_from_anybody():
                     "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}})
 
             async def pool(text):
-                await c.client.patch(CONFIGS, NAME, {"data": {"lab": text}}, NAMESPACE, "merge")
+                await c.client.patch(CONFIGS, CONFIG[1], {"data": {"lab": text}}, CONFIG[0], "merge")
 
             async def node(name, address):
                 await c.client.create(NODES, {
@@ -54,7 +54,7 @@ def test_a_pool_that_cannot_be_takes_nothing_from_anybody():
                 await node("n1", "192.168.56.10")
                 await c.until(lambda: c.of("nodes").get("", "n1"))
                 await c.client.create(CONFIGS, {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {
-                    "name": NAME, "namespace": NAMESPACE}, "data": {"lab": "192.168.56.200-192.168.56.202"}})
+                    "name": CONFIG[1], "namespace": CONFIG[0]}, "data": {"lab": "192.168.56.200-192.168.56.202"}})
                 await balanced("first")
                 await c.until(lambda: given("first") == ["192.168.56.200"])
                 seen = []

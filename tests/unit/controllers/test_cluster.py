@@ -136,6 +136,20 @@ def test_written_endpoints_are_mirrored():
             await c.until(lambda: not mirrored())
             await c.client.patch(SERVICES, "db", {"spec": {"type": "ClusterIP", "selector": None}}, "default", "merge")
             await c.until(lambda: mirrored() == [(["192.0.2.8"], 5432)])
+
+            async def annotate(**annotations):
+                await c.client.patch(named("endpoints"), "db", {"metadata": {"annotations": annotations}}, "default",
+                                     "merge")
+            await annotate(note="two")
+            await c.until(lambda: [s for s in c.of("endpointslices.discovery.k8s.io").items()
+                                   if objects.annotations(s).get("note") == "two"])
+            await annotate(**{"control-plane.alpha.kubernetes.io/leader": "{}"})
+            await c.until(lambda: not mirrored())
+            await annotate(**{"control-plane.alpha.kubernetes.io/leader": None})
+            await c.client.patch(named("endpoints"), "db", {"subsets": [{"ports": [{"port": 5432}], "addresses": [
+                {"ip": f"192.0.{n // 250}.{n % 250 + 1}"} for n in range(1002)]}]}, "default", "merge")
+            await c.until(lambda: [e for e in c.of("events").items() if e["reason"] == "TooManyAddressesToMirror"
+                                   and "2 addresses were skipped" in e["message"]])
             await c.client.delete(named("endpoints"), "db", "default")
             await c.until(lambda: not mirrored())
     asyncio.run(main())
