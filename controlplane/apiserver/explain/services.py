@@ -51,8 +51,8 @@ def unbalanced(obj: Object, world: World) -> Finding:
     pools = world.get("configmaps", *lab.CONFIG)
     if pools is None:
         return Finding(fact, "there is no pool of addresses, and no cloud that gives one",
-                       f"kubectl -n {lab.CONFIG[0]} create configmap {lab.CONFIG[1]} --from-literal=lab=FIRST-LAST, with "
-                       "free addresses of the nodes' network; until then, use its node port")
+                       f"kubectl -n {lab.CONFIG[0]} create configmap {lab.CONFIG[1]} --from-literal=lab=FIRST-LAST, "
+                       "with free addresses of the nodes' network; until then, use its node port")
     if refused := warnings_about({"kind": "ConfigMap", **pools}, world, "InvalidPool"):
         because, _, fix = str(refused[0].get("message")).partition("\n  fix: ")
         return Finding(fact, because, fix)
