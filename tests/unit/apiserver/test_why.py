@@ -255,7 +255,8 @@ def test_an_api_server_that_is_away(reason, message, services, fix):
     ({"loadBalancerClass": "acme.io/x"}, {}, "the controller of its loadBalancerClass acme.io/x has given it none"),
     ({}, {}, "there is no pool of addresses"),
     ({}, {"events": [{"metadata": {}, "involvedObject": {"uid": "u"}, "type": "Warning",
-                      "reason": "SyncLoadBalancerFailed", "message": "no address left: all taken\n  fix: add some"}]}, "all taken\n  fix: add some"),
+                      "reason": "SyncLoadBalancerFailed", "message": "no address left: all taken\n  fix: add some"}]},
+     "all taken\n  fix: add some"),
     ({}, {"configmaps": [{"metadata": {"name": "load-balancer-pools", "namespace": "kube-system", "uid": "c"}}],
           "events": [{"metadata": {}, "involvedObject": {"uid": "c"}, "type": "Warning", "reason": "InvalidPool",
                       "message": "pool lab: x names no addresses"}]}, "x names no addresses")])
