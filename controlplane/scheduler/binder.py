@@ -17,10 +17,12 @@ from typing import Any
 from controlplane.client.events import Recorder
 from controlplane.client.informer import Informer
 from controlplane.client.rest import Client
+from controlplane.controllers.runtime import create_named, delete_quietly, drop_finalizer
 from controlplane.controllers.volumes import matching
 from controlplane.machinery import objects, resources
-from controlplane.machinery.errors import ApiError, Conflict
+from controlplane.machinery.errors import ApiError, Conflict, NotFound
 from controlplane.scheduler import claims as devices
+from controlplane.scheduler import extended
 from controlplane.scheduler.decider import Errand
 from controlplane.scheduler.extenders import Extenders
 from controlplane.scheduler.volumes import Choice
@@ -46,15 +48,16 @@ class Binder:
     async def bind(self, pod: Obj, node: str, errand: Errand | None, seconds: float) -> None:
         """Bring the pod to the node; its volumes have so many seconds. Raises ApiError, TimeoutError."""
         grant = errand.devices if errand is not None else None
+        held: list[tuple[Obj, Obj | None]] = []
         try:
-            for claim, allocation in grant.claims if grant is not None else ():
-                await self._reserve(claim, allocation, pod)
+            if grant is not None:
+                await self._devices(grant, pod, held)
             if errand is not None and errand.volumes is not None:
                 async with asyncio.timeout(seconds):
                     await self._volumes(errand.volumes, node)
             await self._bind(pod, node)
         except (ApiError, OSError, TimeoutError):
-            for claim, allocation in grant.claims if grant is not None else ():
+            for claim, allocation in held:
                 await self.give_back(claim, allocation is not None, pod)
             raise
         where, name = objects.namespace(pod), objects.name(pod)
@@ -69,6 +72,31 @@ class Binder:
             await self._client.create(PODS, body, namespace=namespace, name=name, subresource="binding")
 
     # --- devices -----------------------------------------------------------------------------------------------
+
+    async def _devices(self, grant: devices.Grant, pod: Obj, held: list[tuple[Obj, Obj | None]]) -> None:
+        """Write what was granted, noting in `held` what is to be given back when the pod cannot be bound."""
+        for claim in grant.stale:
+            await self._discard(claim)
+        for claim, allocation in grant.claims:
+            made = claim
+            if extended.ours(claim):
+                made = await create_named(self._client, DEVICE_CLAIMS, extended.unwritten(claim),
+                                          f"{objects.name(pod)}-extended-resources-")
+            held.append((made, allocation))
+            await self._reserve(made, allocation, pod)
+        if grant.mappings:
+            status = {"requestMappings": grant.mappings, "resourceClaimName": objects.name(held[-1][0])}
+            await self._client.patch(PODS, objects.name(pod), {"metadata": {"uid": objects.uid(pod)}, "status": {
+                "extendedResourceClaimStatus": status}}, objects.namespace(pod), "merge", "status")
+
+    async def _discard(self, claim: Obj) -> None:
+        """Delete a claim that was made for a pod's extended resources."""
+        try:
+            live = await self._client.get(DEVICE_CLAIMS, objects.name(claim), objects.namespace(claim))
+            await delete_quietly(self._client, DEVICE_CLAIMS, await drop_finalizer(
+                self._client, DEVICE_CLAIMS, live, devices.FINALIZER))
+        except NotFound:
+            pass
 
     async def _reserve(self, claim: Obj, allocation: Obj | None, pod: Obj) -> None:
         """Write into the claim that the pod has it, and which devices it has. Raises ApiError."""
@@ -86,6 +114,8 @@ class Binder:
     async def give_back(self, claim: Obj, whole: bool, pod: Obj) -> None:
         """Take the pod off a claim; with `whole` the devices, too, if nobody else came meanwhile."""
         try:
+            if extended.ours(claim):
+                return await self._discard(claim)
             live = await self._client.get(DEVICE_CLAIMS, objects.name(claim), objects.namespace(claim))
             if (status := devices.freed(live, whole, pod)) is not None:
                 await self._client.update(DEVICE_CLAIMS, {**live, "status": status}, subresource="status")

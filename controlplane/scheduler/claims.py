@@ -1,8 +1,9 @@
 """A pod's claims for devices: which it has, which nodes they allow, and what to write before the pod is bound. Pure.
 
 Owns the judgement of ResourceClaims: an allocated one holds the pod where its devices are, one without devices gets
-some of the node's. Promises to give no device to two pods while a write is under way (`granted`). The looking-up is a
-`Shelf`'s; `binder` carries grants out. Called by `decider`; pods without claims cost nothing.
+some of the node's; extended resources that a DeviceClass provides make one more, with what the node's device plugins
+have not. Promises to give no device to two pods while a write is under way (`granted`). The looking-up is a `Shelf`'s;
+`binder` carries grants out. Called by `decider`; pods without claims cost nothing.
 
 Upstream: pkg/scheduler/framework/plugins/dynamicresources.
 """
@@ -14,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from controlplane.machinery import objects, placement
+from controlplane.scheduler import demand, extended
 from controlplane.scheduler.allocation import Request, Search, Wanted
 from controlplane.scheduler.devices import Id, Inventory
-from controlplane.scheduler.fit import Refusal
+from controlplane.scheduler.fit import INSUFFICIENT, Refusal
 from controlplane.scheduler.snapshot import NodeInfo
 
 ELSEWHERE = Refusal(("resourceclaim not available on the node",), True)
@@ -33,13 +35,18 @@ class Shelf(Protocol):
     def device_claim(self, namespace: str, name: str) -> Obj | None: ...
     def device_claims(self) -> Iterable[Obj]: ...
     def device_class(self, name: str) -> Obj | None: ...
+    def device_classes(self) -> Iterable[Obj]: ...
     def device_slices(self) -> Iterable[Obj]: ...
 
 
 @dataclass(slots=True)
 class Needs:
-    """The claims of one pod. `outright`: why no node will do; "" when one might."""
+    """The claims of one pod. `outright`: why no node will do; "" when one might. `provided`: the extended resources it
+    asks for that a class provides; `stale`: claims for them that an attempt before left."""
 
+    pod: Obj
+    provided: dict[str, Obj] = field(default_factory=dict)
+    stale: list[Obj] = field(default_factory=list)
     outright: str = ""
     held: list[tuple[Obj, Obj]] = field(default_factory=list)  # claims with their allocation
     open: list[Wanted] = field(default_factory=list)
@@ -49,9 +56,12 @@ class Needs:
 
 @dataclass(slots=True)
 class Grant:
-    """What to write for a pod: each claim with the allocation it gets, None where it has one."""
+    """What to write for a pod: each claim with the allocation it gets, None where it has one. Where one of them stands
+    for extended resources, `mappings` are for the pod's status; `stale` claims go before."""
 
     claims: list[tuple[Obj, Obj | None]] = field(default_factory=list)
+    mappings: list[Obj] = field(default_factory=list)
+    stale: list[Obj] = field(default_factory=list)
 
 
 def asked(pod: Obj) -> list[Obj]:
@@ -60,10 +70,10 @@ def asked(pod: Obj) -> list[Obj]:
 
 def needs(pod: Obj, shelf: Shelf, granted: Granted) -> Needs | None:
     """None for a pod without claims."""
-    entries = asked(pod)
-    if not entries:
+    entries, provided = asked(pod), extended.classes(pod, shelf.device_classes())
+    if not entries and not provided:
         return None
-    found, namespace = Needs(), objects.namespace(pod)
+    found, namespace = Needs(pod, provided), objects.namespace(pod)
     made = {one["name"]: one.get("resourceClaimName") for one in (pod.get("status") or {}).get(
         "resourceClaimStatuses") or ()}
     for entry in entries:
@@ -81,8 +91,9 @@ def needs(pod: Obj, shelf: Shelf, granted: Granted) -> Needs | None:
         found.outright = _sort(found, claim, shelf, granted)
         if found.outright:
             return found
-    if found.open:
-        found.taken = taken(shelf.device_claims(), granted)
+    if found.open or provided:
+        found.stale = extended.written(pod, shelf.device_claims()) if provided else []
+        found.taken = taken((one for one in shelf.device_claims() if one not in found.stale), granted)
         found.inventory = Inventory(shelf.device_slices())
     return found
 
@@ -126,7 +137,8 @@ def _sort(found: Needs, claim: Obj, shelf: Shelf, granted: Granted) -> str:
 
 def taken(stored: Iterable[Obj], granted: Granted) -> set[Id]:
     """The devices that claims have, or are about to have; an administrator's access takes none."""
-    allocations = [objects.get(one, "status.allocation", None) or granted.get(objects.uid(one)) for one in stored]
+    allocations = {**granted, **{objects.uid(one): objects.get(one, "status.allocation", None)
+                                 or granted.get(objects.uid(one)) for one in stored}}.values()
     return {(one["driver"], one["pool"], one["device"]) for allocation in allocations if allocation is not None
             for one in objects.get(allocation, "devices.results", None) or () if not one.get("adminAccess")}
 
@@ -136,21 +148,41 @@ def refusal(wanted: Needs, node: NodeInfo) -> Refusal | None:
     if any(allocation.get("nodeSelector") and not placement.takes(allocation["nodeSelector"], node)
            for _, allocation in wanted.held):
         return ELSEWHERE
-    if not wanted.open:
+    if short := [name for name in wanted.provided if name not in lacking(wanted, node) and demand.of(
+            wanted.pod).requests[name] > node.allocatable[name] - node.requested.get(name, 0)]:
+        return Refusal(tuple(INSUFFICIENT + name for name in short))
+    claims = opened(wanted, node)
+    if not claims:
         return None
     try:
-        return None if Search(wanted.open, node, wanted.inventory, wanted.taken).run() is not None else CANNOT
+        return None if Search(claims, node, wanted.inventory, wanted.taken).run() is not None else CANNOT
     except ValueError as error:
         return Refusal((f"claim selector cannot be judged: {error}",), True)
 
 
 def grant(wanted: Needs, node: NodeInfo) -> Grant:
     """What to write if the pod goes to `node`, which `refusal` has let pass."""
-    found = Grant([(claim, None) for claim, _ in wanted.held])
-    if wanted.open:
-        results = Search(wanted.open, node, wanted.inventory, wanted.taken).run() or ()
-        found.claims += [(one.claim, result) for one, result in zip(wanted.open, results)]
+    found = Grant([(claim, None) for claim, _ in wanted.held], stale=wanted.stale)
+    if claims := opened(wanted, node):
+        results = Search(claims, node, wanted.inventory, wanted.taken).run() or ()
+        found.claims += [(one.claim, result) for one, result in zip(claims, results)]
+        found.mappings = extended.requested(wanted.pod, lacking(wanted, node))[1]
     return found
+
+
+def lacking(wanted: Needs, node: NodeInfo) -> dict[str, Obj]:
+    """The extended resources that no device plugin of the node provides, with their classes."""
+    return {name: one for name, one in wanted.provided.items() if not node.allocatable.get(name)}
+
+
+def opened(wanted: Needs, node: NodeInfo) -> list[Wanted]:
+    """The claims that would get devices of the node, the one for extended resources among them."""
+    if not (provided := lacking(wanted, node)):
+        return wanted.open
+    requests, _ = extended.requested(wanted.pod, provided)
+    of = {objects.name(one): one for one in provided.values()}
+    return [*wanted.open, Wanted(extended.claim(wanted.pod, requests), [
+        [Request(one["name"], one["exactly"], of[one["exactly"]["deviceClassName"]])] for one in requests])]
 
 
 def reserved(claim: Obj, allocation: Obj | None, pod: Obj) -> Obj | None:

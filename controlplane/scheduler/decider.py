@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from controlplane.machinery import objects
 from controlplane.machinery.selectors import LabelSelector
-from controlplane.scheduler import claims, fit, preemption, verdict, volumes
+from controlplane.scheduler import claims, extended, fit, preemption, verdict, volumes
 from controlplane.scheduler.configuration import Profile
 from controlplane.scheduler.fit import Ask, Refusal
 from controlplane.scheduler.preemption import Budgets, Plan
@@ -71,7 +71,8 @@ class Decider:
         if profile.required is not None or profile.preferred:
             pod = _with_affinity(pod, profile)
         wants = fit.ask(pod, self.world.family(pod) if profile.spreads else None, profile.spreads, profile.off)
-        return fit.ignoring(wants, profile.ignored) if profile.ignored else wants
+        ignored = profile.ignored | extended.classes(pod, self.world.device_classes()).keys()  # `claims` looks at those
+        return fit.ignoring(wants, ignored) if ignored else wants
 
     def decide(self, wants: Ask, profile: Profile) -> Verdict:
         """A node, or why there is none."""

@@ -93,6 +93,9 @@ class Cluster:
     def device_class(self, name: str) -> Obj | None:
         return self._named("deviceclasses.resource.k8s.io", name)
 
+    def device_classes(self) -> Iterable[Obj]:
+        return self._of.get("deviceclasses.resource.k8s.io", ())
+
     def device_slices(self) -> Iterable[Obj]:
         return self._of.get("resourceslices.resource.k8s.io", ())
 

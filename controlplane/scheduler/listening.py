@@ -16,7 +16,7 @@ from typing import Any
 from controlplane.client.informer import Informer
 from controlplane.machinery import objects, podfacts
 from controlplane.machinery.clock import Clock
-from controlplane.scheduler import claims, constraints, fit
+from controlplane.scheduler import claims, constraints, extended, fit
 from controlplane.scheduler.configuration import NAME
 from controlplane.scheduler.decider import Decider
 from controlplane.scheduler.fit import Ask
@@ -70,7 +70,9 @@ class Listening:
     def _on_devices(self, kind: str, old: Obj | None, new: Obj) -> None:
         if kind == "DELETED" or objects.get(new, "status.allocation", None) is not None:
             self._decider.granted.pop(objects.uid(new), None)  # what is written need not be remembered
-        self._changed(lambda waiting: bool(claims.asked(waiting.pod)))
+            if extended.ours(new):
+                self._decider.granted.pop(extended.temporary((objects.controller_of(new) or {}).get("uid", "")), None)
+        self._changed(lambda waiting: bool(claims.asked(waiting.pod)) or extended.may(waiting.pod))
 
     def _on_pod(self, kind: str, old: Obj | None, new: Obj) -> None:
         uid, spec = objects.uid(new), new.get("spec") or {}

@@ -114,6 +114,9 @@ class World:
     def device_class(self, name: str) -> Obj | None:
         return self._one("deviceclasses.resource.k8s.io", "", name)
 
+    def device_classes(self) -> Iterable[Obj]:
+        return self._of["deviceclasses.resource.k8s.io"].items()
+
     def device_slices(self) -> Iterable[Obj]:
         return self._of["resourceslices.resource.k8s.io"].items()
 

@@ -101,12 +101,14 @@ async def described(host: Host, device: Path) -> AsyncIterator[None]:
 
 
 async def create(rig: Rig, name: str) -> None:
-    """A pod with a claim that is allocated to it: one container names a request of it, one the whole, one nothing."""
-    await rig.api.create(CLAIMS, {"metadata": {"name": f"{name}-lab", "uid": f"claim-{name}", "namespace": "default"},
-                                  "status": {"reservedFor": [{"resource": "pods", "name": name, "uid": f"uid-{name}"}],
-                                             "allocation": {"devices": {"results": [
-                                                 {"request": id, "driver": DRIVER, "pool": "pool", "device": id}
-                                                 for id in "ab"]}}}}, "default")
+    """A pod with a claim that is allocated to it, and one for extended resources: one container names a request of the
+    first, one the whole, one nothing, and one asks for a resource."""
+    results = [{"request": id, "driver": DRIVER, "pool": "pool", "device": id} for id in "ab"]
+    for claim in ("lab", "extended"):
+        await rig.api.create(CLAIMS, {
+            "metadata": {"name": f"{name}-{claim}", "uid": f"{claim}-{name}", "namespace": "default"},
+            "status": {"reservedFor": [{"resource": "pods", "name": name, "uid": f"uid-{name}"}],
+                       "allocation": {"devices": {"results": results}}}}, "default")
 
     def container(called: str, *claims: dict[str, str]) -> dict[str, Any]:
         return {"name": called, "image": "busybox:1", "imagePullPolicy": "IfNotPresent", **sh(STAY),
@@ -116,9 +118,11 @@ async def create(rig: Rig, name: str) -> None:
         "spec": {"nodeName": "n1", "terminationGracePeriodSeconds": 2,
                  "resourceClaims": [{"name": "lab", "resourceClaimTemplateName": "t"}], "containers": [
                      container("one", {"name": "lab", "request": "a"}), container("all", {"name": "lab"}),
-                     container("none")]},
+                     container("none"), container("gpu")]},
         "status": {"phase": "Pending", "resourceClaimStatuses": [
-            {"name": "lab", "resourceClaimName": f"{name}-lab"}]}}, "default")
+            {"name": "lab", "resourceClaimName": f"{name}-lab"}], "extendedResourceClaimStatus": {
+                "resourceClaimName": f"{name}-extended", "requestMappings": [
+                    {"containerName": "gpu", "resourceName": "example.com/gpu", "requestName": "b"}]}}}, "default")
 
 
 def test_devices_of_a_claim_are_prepared_and_given_back(host: Host, tmp_path: Path) -> None:
@@ -140,16 +144,17 @@ def test_devices_of_a_claim_are_prepared_and_given_back(host: Host, tmp_path: Pa
                         await inside(rig, root)
                     else:
                         await rig.pod("lab", lambda p: "take containerd 1.7 or newer" in str((p or {}).get("status")))
-                    assert driver.calls == [("prepare", "lab-lab")]
-                    assert [c["name"] for c in read(root / "pods/uid-lab")] == ["lab-lab"]
+                    assert driver.calls == [("prepare", "lab-lab"), ("prepare", "lab-extended")]
+                    assert [c["name"] for c in read(root / "pods/uid-lab")] == ["lab-lab", "lab-extended"]
                     await rig.pod("lab", lambda p: told(p, "all") == [f"{KIND}=a Healthy", f"{KIND}=b Healthy"])
                     driver.sick.add("a")
                     driver.news.set()
                     sick = await rig.pod("lab", lambda p: told(p, "one") == [f"{KIND}=a Unhealthy it is too hot"])
                     assert told(sick, "all")[1:] == [f"{KIND}=b Healthy"] and told(sick, "none") == []
-                    assert status(sick, "one")["allocatedResourcesStatus"][0]["name"] == "claim:lab/a"
+                    names = [status(sick, one)["allocatedResourcesStatus"][0]["name"] for one in ("one", "gpu")]
+                    assert names == ["claim:lab/a", "example.com/gpu"] and told(sick, "gpu") == [f"{KIND}=b Healthy"]
                     await rig.remove("lab")
-                    assert driver.calls[1:] == [("unprepare", "lab-lab")]
+                    assert driver.calls[2:] == [("unprepare", "lab-lab"), ("unprepare", "lab-extended")]
                 await eventually(lambda: done(devices.drivers.socket(DRIVER) is None), PATIENCE)
                 await create(rig, "late")
                 await rig.pod("late", lambda p: f"driver {DRIVER} is not registered" in str((p or {}).get("status")))
@@ -163,7 +168,7 @@ def test_devices_of_a_claim_are_prepared_and_given_back(host: Host, tmp_path: Pa
 
 async def inside(rig: Rig, root: Path) -> None:
     await rig.pod("lab", ready)
-    for container, expected in (("one", "a:yes b:"), ("all", "a:yes b:yes"), ("none", "a: b:")):
+    for container, expected in (("one", "a:yes b:"), ("all", "a:yes b:yes"), ("none", "a: b:"), ("gpu", "a: b:yes")):
         assert await rig.inside("lab", 'echo "a:$LAB_A b:$LAB_B"', container) == expected
     assert await rig.inside("lab", "echo x > /dev/lab-a && stat -c %F /dev/lab-a", "one") == "character special file"
     async with grpc.aio.insecure_channel(f"unix://{root}/pod-resources/kubelet.sock") as channel:
@@ -172,7 +177,7 @@ async def inside(rig: Rig, root: Path) -> None:
         told = await ask(podresources.ListPodResourcesRequest(), wait_for_ready=True, timeout=PATIENCE)
     found = {c.name: [d.claim_resources[0].cdi_devices[0].name for d in c.dynamic_resources]
              for c in told.pod_resources[0].containers}
-    assert found == {"one": [f"{KIND}=a"], "all": [f"{KIND}=a"], "none": []}
+    assert found == {"one": [f"{KIND}=a"], "all": [f"{KIND}=a"], "none": [], "gpu": [f"{KIND}=a"]}
 
 
 def status(pod: dict[str, Any], container: str) -> dict[str, Any]:

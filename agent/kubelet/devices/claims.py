@@ -33,6 +33,7 @@ from cri_proto.client import Plugin, describe
 from cri_proto.messages import dra
 
 CLAIMS = named("resourceclaims.resource.k8s.io")
+EXTENDED = ""  # what a pod calls the claim it does not know of
 CALL_SECONDS = 45.0  # upstream's: preparing may partition a device
 Object = dict[str, Any]
 
@@ -56,7 +57,7 @@ class ClaimDevices:
                     self._ready.add(uid)
                 except ConfigError as error:
                     raise ConfigError(f"Failed to prepare dynamic resources: {error}") from error
-        names = chosen(container, self._kept(uid))
+        names = chosen(entries(pod, container), self._kept(uid))
         if names and not self._cdi:
             raise ConfigError(NO_CDI)
         return replace(made, cdi=made.cdi + names)
@@ -149,18 +150,18 @@ class ClaimDevices:
         claims = self._kept(pod["metadata"]["uid"])
         found = {}
         for container in pod["spec"]["containers"]:
-            entries = []
-            for entry in (container.get("resources") or {}).get("claims") or ():
+            listed = []
+            for entry in entries(pod, container):
                 devices: dict[str, Object] = {}
                 for driver, device in named_devices(entry, claims):
                     word, message = self._drivers.health(driver, device["pool"], device["device"])
                     id = next(iter(device["cdi"]), f"{driver}/{device['pool']}/{device['device']}")
                     devices.setdefault(id, {"resourceID": id, "health": word,
                                             **({"message": message} if message else {})})
-                name = "/".join(filter(None, (f"claim:{entry['name']}", entry.get("request"))))
-                entries += [{"name": name, "resources": list(devices.values())}] if devices else []
-            if entries:
-                found[container["name"]] = entries
+                name = entry.get("resource") or "/".join(filter(None, (f"claim:{entry['name']}", entry.get("request"))))
+                listed += [{"name": name, "resources": list(devices.values())}] if devices else []
+            if listed:
+                found[container["name"]] = listed
         return found
 
 
@@ -182,11 +183,26 @@ def claims_of(pod: Object) -> Iterator[tuple[str, str]]:
             yield entry["name"], name
         elif entry["name"] not in made:
             raise ConfigError(f'ResourceClaim for "{entry["name"]}" of pod {pod["metadata"]["name"]} not created yet')
+    if name := extended(pod).get("resourceClaimName"):
+        yield EXTENDED, name
 
 
-def chosen(container: Object, claims: list[Object]) -> tuple[str, ...]:
-    """The CDI devices of a container: of the claims it names, and of their requests. Pure."""
-    return tuple(dict.fromkeys(cdi for entry in (container.get("resources") or {}).get("claims") or ()
+def extended(pod: Object) -> Object:
+    """The claim that the scheduler made for the pod's extended resources: its name, and what of it is whose. Pure."""
+    found: Object = (pod.get("status") or {}).get("extendedResourceClaimStatus") or {}
+    return found
+
+
+def entries(pod: Object, container: Object) -> list[Object]:
+    """The claims and requests a container names, and those that stand for its extended resources. Pure."""
+    return [*((container.get("resources") or {}).get("claims") or ()),
+            *({"name": EXTENDED, "request": one["requestName"], "resource": one["resourceName"]}
+              for one in extended(pod).get("requestMappings") or () if one["containerName"] == container["name"])]
+
+
+def chosen(entries: list[Object], claims: list[Object]) -> tuple[str, ...]:
+    """The CDI devices of what a container names. Pure."""
+    return tuple(dict.fromkeys(cdi for entry in entries
                                for _, device in named_devices(entry, claims) for cdi in device["cdi"]))
 
 

@@ -66,14 +66,14 @@ class Devices:
 
     async def fitted(self, made: ContainerSpec, pod: Object, container: Object) -> ContainerSpec:
         """The container with all its devices. Raises ConfigError or ApiError."""
-        if pod["spec"].get("resourceClaims"):
+        if claiming(pod):
             made = await self.claims().fitted(made, pod, container)
         return await self.lent.fitted(made, pod["metadata"]["uid"]) if self.lent is not None else made
 
     def told(self, pod: Object) -> dict[str, list[Object]]:
         """`allocatedResourcesStatus` of each container of the pod that has devices."""
         found = self.lent.book.health(pod["metadata"]["uid"]) if self.lent is not None else {}
-        if pod["spec"].get("resourceClaims"):
+        if claiming(pod):
             for name, entries in self.claims().told(pod).items():
                 found[name] = [*found.get(name, ()), *entries]
         return found
@@ -82,3 +82,8 @@ class Devices:
         """Give the claims of a pod that runs no more back to their drivers. Raises ConfigError."""
         if self._node.claims_file(uid).exists():
             await self.claims().release(uid)
+
+
+def claiming(pod: Object) -> bool:
+    """Whether the pod has claims, its own or the one for its extended resources."""
+    return bool(pod["spec"].get("resourceClaims") or (pod.get("status") or {}).get("extendedResourceClaimStatus"))

@@ -62,22 +62,23 @@ class PodResources:
         meta, spec = pod["metadata"], pod["spec"]
         containers = [*(c for c in spec.get("initContainers") or () if c.get("restartPolicy") == "Always"),
                       *spec["containers"]]
-        claims: list[Object] = []
+        found: dict[str, list[Object]] = {}
         if self._context.node.claims_file(meta["uid"]).exists():
-            from agent.kubelet.devices.claims import read
+            from agent.kubelet.devices.claims import entries, read
             claims = read(self._context.node.pod_folder(meta["uid"]))
+            for one in containers:
+                named = {entry["name"] for entry in entries(pod, one)}
+                found[one["name"]] = [claim for claim in claims if claim["own"] in named]
         return api.PodResources(name=meta["name"], namespace=meta.get("namespace", ""), containers=[
-            self._container(meta["uid"], c, claims) for c in containers])
+            self._container(meta["uid"], c["name"], found.get(c["name"], [])) for c in containers])
 
-    def _container(self, uid: str, container: Object, claims: list[Object]) -> Any:
-        name, named = container["name"], {
-            c["name"] for c in (container.get("resources") or {}).get("claims") or ()}
+    def _container(self, uid: str, name: str, claims: list[Object]) -> Any:
         cpus, devices = self._context.cpus, self._context.devices.lent
         grants = devices.book.of(uid, name) if devices is not None else {}
         return api.ContainerResources(
             name=name, cpu_ids=sorted(cpus.own(uid, name)) if cpus is not None else (),
             devices=[self._devices(resource, grant.ids) for resource, grant in sorted(grants.items())],
-            dynamic_resources=[_claimed(claim) for claim in claims if claim["own"] in named])
+            dynamic_resources=[_claimed(claim) for claim in claims])
 
     def _devices(self, resource: str, ids: Iterable[str]) -> Any:
         assert self._context.devices.lent is not None

@@ -19,6 +19,7 @@ from controlplane.machinery import podresources
 from controlplane.machinery.clock import rfc3339
 from controlplane.machinery.podfacts import ENDED
 
+OTHERS = ("nominatedNodeName", "resize", "reason", "message", "resourceClaimStatuses", "extendedResourceClaimStatus")
 PASSING = ("PodResizePending", "PodResizeInProgress")  # told while they hold and then gone
 GROUPS = (("initContainers", "initContainerStatuses"), ("containers", "containerStatuses"),
           ("ephemeralContainers", "ephemeralContainerStatuses"))
@@ -30,8 +31,7 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
             old: dict[str, Any] | None = None) -> dict[str, Any]:
     """The whole PodStatus. `old` is the newest status the API is known to have (default: the pod's own)."""
     old = (pod.get("status") or {}) if old is None else old
-    status: dict[str, Any] = {k: v for k, v in old.items() if k in ("nominatedNodeName", "resize", "reason", "message",
-                                                                    "resourceClaimStatuses")}
+    status: dict[str, Any] = {k: v for k, v in old.items() if k in OTHERS}
     resetting = bool(asking(pod, seen))
     if not resetting and RESETTING in {c["type"] for c in old.get("conditions") or () if c["status"] == "True"}:
         old = {**old, **{key: [_put_aside(entry) for entry in old[key]] for _, key in GROUPS[:2] if key in old}}

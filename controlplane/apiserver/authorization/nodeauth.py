@@ -207,7 +207,8 @@ def refers_to(pod: Object, plural: str) -> set[str]:
         return {f"{pod['metadata']['name']}-{v['name']}" if "ephemeral" in v
                 else (v.get("persistentVolumeClaim") or {}).get("claimName", "") for v in spec.get("volumes") or ()}
     if plural == "resourceclaims":
-        made = (pod.get("status") or {}).get("resourceClaimStatuses") or ()
+        status = pod.get("status") or {}
+        made = (*(status.get("resourceClaimStatuses") or ()), status.get("extendedResourceClaimStatus") or {})
         return {c.get("resourceClaimName") or "" for c in (*(spec.get("resourceClaims") or ()), *made)}
     secrets = plural == "secrets"
     found = {r.get("name") for r in spec.get("imagePullSecrets") or ()} if secrets else set()

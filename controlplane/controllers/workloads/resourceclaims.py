@@ -24,6 +24,7 @@ from controlplane.machinery import objects
 from controlplane.machinery.errors import ApiError, NotFound
 from controlplane.machinery.podfacts import active, finished
 from controlplane.machinery.resources import named
+from controlplane.scheduler import extended
 from controlplane.scheduler.claims import FINALIZER
 
 ENTRY = "resource.kubernetes.io/pod-claim-name"  # annotation of a claim: the pod's entry it is for
@@ -69,7 +70,7 @@ class ResourceClaims(Controller):
         self.templates.subscribe(self._template_changed)
 
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        if not entries(new):
+        if not entries(new) and not objects.get(new, "status.extendedResourceClaimStatus", None):
             return
         if kind != "DELETED":
             self.queue.add(("pod", *objects.key(new)))
@@ -152,7 +153,8 @@ class ResourceClaims(Controller):
         if over:
             claim = await drop_finalizer(self.client, self.claims.resource, claim, FINALIZER)
         owner = objects.controller_of(claim)
-        if not left and owner is not None and owner.get("kind") == "Pod" and ENTRY in objects.annotations(claim):
+        made = ENTRY in objects.annotations(claim) or extended.ours(claim)
+        if not left and owner is not None and owner.get("kind") == "Pod" and made:
             pod = self.pods.get(objects.namespace(claim), owner.get("name", ""))
             if pod is not None and objects.uid(pod) == owner.get("uid") and finished(pod):
                 await delete_quietly(self.client, self.claims.resource, claim)

@@ -18,6 +18,7 @@ from controlplane.machinery.errors import (
     required,
     too_many,
 )
+from controlplane.machinery.validate.requirements import extended
 
 Object = dict[str, Any]
 MAX_SELECTORS, MAX_REQUESTS, MAX_CONSTRAINTS, MAX_CONFIGS, MAX_SUBREQUESTS = 32, 32, 32, 32, 8
@@ -69,8 +70,11 @@ def _configs(listed: list[Object], path: str) -> list[Cause]:
 
 
 def device_class(obj: Object) -> list[Cause]:
-    spec = obj.get("spec") or {}
-    return _selectors(spec.get("selectors") or [], "spec.selectors") + _configs(spec.get("config") or [], "spec.config")
+    spec, at = obj.get("spec") or {}, "spec.extendedResourceName"
+    name = spec.get("extendedResourceName")
+    found = [invalid(at, name, "must be a valid extended resource name")] if name and not extended(name) else []
+    return found + _selectors(spec.get("selectors") or [], "spec.selectors") + _configs(
+        spec.get("config") or [], "spec.config")
 
 
 def claim(obj: Object) -> list[Cause]:

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 
 from agent.kubelet.devices import drivers, registrar
-from agent.kubelet.devices.claims import ClaimDevices, chosen, claims_of
+from agent.kubelet.devices.claims import ClaimDevices, chosen, claims_of, entries
 from agent.kubelet.devices.devices import Devices
 from agent.kubelet.devices.health import Health
 from agent.kubelet.env import ConfigError
@@ -195,9 +195,9 @@ def test_a_container_gets_what_it_names() -> None:
                {"requests": ["b"], "cdi": ["k=4"]}]
     claims = [{"own": "x", "drivers": {"d": devices}},
               {"own": "y", "drivers": {"e": [{"requests": [], "cdi": ["k=5"]}]}}]
-    assert chosen(using({"name": "x", "request": "a"}), claims) == ("k=1", "k=2", "k=3")
-    assert chosen(using({"name": "x", "request": "b"}, {"name": "y"}), claims) == ("k=3", "k=4", "k=5")
-    assert chosen(using(), claims) == ()
+    assert chosen([{"name": "x", "request": "a"}], claims) == ("k=1", "k=2", "k=3")
+    assert chosen([{"name": "x", "request": "b"}, {"name": "y"}], claims) == ("k=3", "k=4", "k=5")
+    assert chosen([], claims) == ()
 
 
 def test_a_pods_claims_are_found_by_template_or_name_and_held_to_it(tmp_path: Path) -> None:
@@ -208,6 +208,12 @@ def test_a_pods_claims_are_found_by_template_or_name_and_held_to_it(tmp_path: Pa
         list(claims_of(made))
     made["status"]["resourceClaimStatuses"] = [{"name": "x"}]  # its template made none
     assert list(claims_of(made)) == [("y", "own")]
+    made["status"]["extendedResourceClaimStatus"] = {"resourceClaimName": "p-extended", "requestMappings": [
+        {"containerName": "c", "resourceName": "x.io/gpu", "requestName": "r"}]}
+    assert list(claims_of(made)) == [("y", "own"), ("", "p-extended")]
+    assert entries(made, {"name": "c"}) == [{"name": "", "request": "r", "resource": "x.io/gpu"}]
+    assert entries(made, {"name": "d"}) == []
+    del made["status"]["extendedResourceClaimStatus"]
     made["status"]["resourceClaimStatuses"] = [{"name": "x", "resourceClaimName": "own"}]
 
     async def refused(**objects: Any) -> str:

@@ -163,6 +163,10 @@ def test_every_place_a_pod_names_a_secret_counts():
     assert refers_to(pod, "secrets") == {"a", "b", "c", "d", "e"}
     assert refers_to(pod, "configmaps") == {"f"}
     assert refers_to(pod, "serviceaccounts") == {"default"}
+    pod["spec"]["resourceClaims"] = [{"name": "a", "resourceClaimName": "own"}, {"name": "b"}]
+    pod["status"] = {"resourceClaimStatuses": [{"name": "b", "resourceClaimName": "made"}],
+                     "extendedResourceClaimStatus": {"resourceClaimName": "extended"}}
+    assert refers_to(pod, "resourceclaims") - {""} == {"own", "made", "extended"}
 
 
 def test_credentials(context, tmp_path):

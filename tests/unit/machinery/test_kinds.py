@@ -148,6 +148,8 @@ def test_defaults(name, path, want):
 
 
 @pytest.mark.parametrize(("name", "body", "want"), [
+    ("deviceclasses.resource.k8s.io", {"spec": {"extendedResourceName": "gpu"}},
+     'spec.extendedResourceName: Invalid value: "gpu": must be a valid extended resource name'),
     ("jobs.batch", {"spec": {"template": TEMPLATE}},
      'spec.template.spec.restartPolicy: Required value: valid values: "OnFailure", "Never"'),
     ("jobs.batch", {"spec": {"template": ENDING, "parallelism": 2, "completionMode": "Indexed"}},

@@ -12,7 +12,7 @@ from controlplane.controllers.workloads.resourceclaims import ResourceClaims
 from controlplane.machinery import objects
 from controlplane.machinery.clock import SYSTEM
 from controlplane.machinery.resources import named
-from controlplane.scheduler import claims
+from controlplane.scheduler import claims, extended
 from controlplane.scheduler.allocation import Request, Search, Wanted
 from controlplane.scheduler.configuration import Profile
 from controlplane.scheduler.decider import Decider
@@ -175,6 +175,113 @@ def test_an_allocation_tells_where_its_devices_are_and_how_to_set_them_up():
     (pod("p", resourceClaims=[{"name": "c", "resourceClaimTemplateName": "t"}]), [], "ResourceClaim not created yet")])
 def test_what_is_missing_is_told(wanted, stored, why):
     assert why in decided(wanted, ("n",), stored, [])[1].message
+
+
+def wanting(name, *counts, resource="x.io/gpu", inits=()):
+    """A pod whose containers ask for so many; of `inits` each is a count and whether it goes on beside the others."""
+    def container(called, count, **more):
+        return {"name": called, "image": "i", "resources": {"requests": {"cpu": "1m", **({resource: str(count)}
+                                                                                       if count else {})}}, **more}
+    made = pod(name, initContainers=[container(f"i{at}", count, **({"restartPolicy": "Always"} if stays else {}))
+                                     for at, (count, stays) in enumerate(inits)])
+    made["spec"]["containers"] = [container(f"c{at}", count) for at, count in enumerate(counts)]
+    return made
+
+
+GPUS = {**a_class(), "spec": {"extendedResourceName": "x.io/gpu"}}
+
+
+def test_an_extended_resource_comes_of_a_class_where_no_plugin_has_it():
+    slices = [slice_("n2", device("a"), device("b"), device("c"))]
+    for resource in ("x.io/gpu", "deviceclass.resource.kubernetes.io/gpu"):
+        wanted = wanting("p", 2, 0, 1, resource=resource)
+        decider, found = decided(wanted, ("n1", "n2"), [], slices, [GPUS])
+        grant = decider.assume(wanted, found.node).devices
+        ((made, allocation),) = grant.claims
+        assert found.node == "n2" and [(r["request"], r["device"]) for r in allocation["devices"]["results"]] == [
+            ("container-0-request-1", "a"), ("container-0-request-1", "b"), ("container-2-request-1", "c")]
+        assert made["metadata"]["ownerReferences"][0]["uid"] == "uid-p"
+        assert grant.mappings == [
+            {"containerName": f"c{at}", "resourceName": resource, "requestName": f"container-{at}-request-1"}
+            for at in (0, 2)]
+        other = decider.decide(decider.ask(wanting("q", 1), Profile()), Profile())
+        assert "2 cannot allocate all claims" in other.message  # what is being written is taken already
+    assert "Insufficient x.io/gpu" in decided(wanting("p", 1), ("n2",), [], slices, [GPU])[1].message
+    decider, _ = decided(wanting("p", 1), ("n2",), [], [], [GPUS])
+    plugin = node("n3")
+    plugin["status"]["allocatable"]["x.io/gpu"] = "1"
+    decider.snapshot.set_node(plugin)
+    found = decider.decide(decider.ask(wanting("p", 1), Profile()), Profile())
+    assert found.node == "n3" and decider.assume(wanting("p", 1), "n3").devices.claims == []
+    found = decider.decide(decider.ask(wanting("q", 1), Profile()), Profile())
+    assert "1 Insufficient x.io/gpu" in found.message and "1 cannot allocate all claims" in found.message
+
+
+def test_containers_that_do_not_run_together_share_devices():
+    def told(*counts, inits):
+        requests, mappings = extended.requested(wanting("p", *counts, inits=inits), {"x.io/gpu": GPUS})
+        return ({r["name"]: r["exactly"]["count"] for r in requests},
+                sorted((m["containerName"], m["requestName"]) for m in mappings))
+    assert told(2, inits=[(1, False)]) == ({"container-1-request-1": 2}, [
+        ("c0", "container-1-request-1"), ("i0", "container-1-request-1")])
+    assert told(1, inits=[(3, False), (4, False)]) == ({"container-1-request-1": 3, "container-2-request-1": 1}, [
+        ("c0", "container-2-request-1"), ("i0", "container-1-request-1"), ("i0", "container-2-request-1"),
+        ("i1", "container-1-request-1"), ("i1", "container-2-request-1")])
+    assert told(1, inits=[(1, True), (1, False)]) == ({"container-0-request-1": 1, "container-2-request-1": 1}, [
+        ("c0", "container-2-request-1"), ("i0", "container-0-request-1"), ("i1", "container-2-request-1")])
+
+
+def test_of_classes_of_one_resource_the_newest_counts():
+    def dated(name, when):
+        return {"metadata": {"name": name, "creationTimestamp": f"2026-01-0{when}T00:00:00Z"},
+                "spec": {"extendedResourceName": "x.io/gpu"}}
+    stored = [dated("a", 1), dated("c", 2), dated("b", 2)]
+    assert objects.name(extended.classes(wanting("p", 1), stored)["x.io/gpu"]) == "b"
+    assert extended.classes(wanting("p", 0), stored) == {}
+
+
+def test_a_claim_for_extended_resources_is_made_with_the_pod_and_goes_with_it():
+    async def run():
+        async with bench() as made:
+            controller = ResourceClaims(Context(made.client, made.informers, SYSTEM))
+            task = asyncio.create_task(controller.run())
+            for informer in controller.informers:
+                informer.subscribe(lambda *_: made.changed.set())
+            await made.node("n1")
+            await made.client.create(CLASSES, {**GPUS, "metadata": {"name": "gpu"}})
+            wanted = wanting("first", 1)
+            resources = {"requests": {"x.io/gpu": "1"}, "limits": {"x.io/gpu": "1"}}
+            for name in ("first", "second"):
+                await made.pod(name, restartPolicy="Never", containers=[
+                    {**wanted["spec"]["containers"][0], "resources": resources}])
+                await made.until(lambda name=name: "cannot allocate all claims" in made.message(name))
+            await made.client.create(SLICES, slice_("n1", device("d")))
+            await made.until(lambda: "n1" in (made.at("first"), made.at("second")))
+            held, waits = sorted(("first", "second"), key=made.at, reverse=True)
+            kept = made.informers.of(CLAIMS)
+            await made.until(lambda: len(kept.items()) == 1)
+            (one,) = kept.items()
+            assert objects.annotations(one) == {extended.ANNOTATION: "true"} and made.at(waits) == ""
+            assert objects.name(one).startswith(f"{held}-extended-resources-")
+            assert objects.get(await made.client.get(PODS, held, "default"), "status.extendedResourceClaimStatus") == {
+                "resourceClaimName": objects.name(one), "requestMappings": [
+                    {"containerName": "c0", "resourceName": "x.io/gpu", "requestName": "container-0-request-0"}]}
+            await made.client.patch(PODS, held, {"status": {"phase": "Succeeded"}}, "default", "merge", "status")
+            await made.until(lambda: made.at(waits) == "n1")
+            await made.until(lambda: [objects.controller_of(c)["name"] for c in kept.items()] == [waits])
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    asyncio.run(run())
+
+
+def test_a_claim_that_an_attempt_left_behind_is_replaced():
+    wanted = wanting("p", 1)
+    left = {**extended.claim(wanted, []), "status": {"allocation": {"devices": {"results": [
+        {"driver": DRIVER, "pool": "n1", "device": "a", "request": "x"}]}}}}
+    left["metadata"] = {**left["metadata"], "name": "p-extended-resources-x", "uid": "left"}
+    decider, found = decided(wanted, ("n1",), [left], [slice_("n1", device("a"))], [GPUS])
+    grant = decider.assume(wanted, found.node).devices
+    assert found.node == "n1" and grant.stale == [left] and len(grant.claims) == 1
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.lists(st.integers(1, 3), min_size=1, max_size=4))
