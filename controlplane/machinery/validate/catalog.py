@@ -42,7 +42,7 @@ ROWS: dict[tuple[str, str], tuple[Function, ...]] = {
     ("batch", "CronJob"): (batch.cron_job,),
     ("policy", "PodDisruptionBudget"): (sets.disruption_budget,),
     ("autoscaling", "HorizontalPodAutoscaler"): (autoscaling.autoscaler,),
-    (_NETWORK, "Ingress"): (networking.ingress,),
+    (_NETWORK, "Ingress"): (networking.ingress, networking.points),
     (_NETWORK, "IngressClass"): (networking.ingress_class, networking.ingress_class_changes),
     (_NETWORK, "NetworkPolicy"): (networking.network_policy,),
     (_NETWORK, "ServiceCIDR"): (networking.service_cidr, networking.service_cidr_changes),

@@ -46,6 +46,21 @@ def ingress(obj: Object) -> list[Cause]:
     return found
 
 
+def points(new: Object, old: Object) -> list[Cause]:
+    """Where a status that changes says that a balancer answers, of an Ingress or a Service: nodes rely on it."""
+    after, before = (((o.get("status") or {}).get("loadBalancer") or {}).get("ingress") or [] for o in (new, old))
+    found: list[Cause] = []
+    for index, point in enumerate(after if after != before else ()):
+        at, ip, host = f"status.loadBalancer.ingress[{index}]", point.get("ip"), point.get("hostname")
+        if ip:
+            found += [invalid(f"{at}.ip", ip, m) for m in names.ip_address(ip)]
+        if host:
+            found += [invalid(f"{at}.hostname", host, m) for m in names.dns_subdomain(host)]
+            if not names.ip_address(host):
+                found.append(invalid(f"{at}.hostname", host, "must be a DNS name, not an IP address"))
+    return found
+
+
 def _class_named_twice(obj: Object) -> list[Cause]:
     """The old annotation and the field exclude each other."""
     annotation = ((obj.get("metadata") or {}).get("annotations") or {}).get(CLASS_ANNOTATION)

@@ -22,6 +22,7 @@ from controlplane.machinery.errors import (
 from controlplane.machinery.serviceupdate import health_checked
 from controlplane.machinery.validate import metadata
 from controlplane.machinery.validate.endpoints import PROTOCOLS, address
+from controlplane.machinery.validate.networking import points
 
 Object = dict[str, Any]
 TYPES = ("ClusterIP", "ExternalName", "LoadBalancer", "NodePort")
@@ -31,6 +32,7 @@ KUBELET_PORT = 10250
 HINTS, MODE = "service.kubernetes.io/topology-aware-hints", "service.kubernetes.io/topology-mode"
 RANGES = "service.beta.kubernetes.io/load-balancer-source-ranges"
 DISTRIBUTIONS = ("PreferClose", "PreferSameNode", "PreferSameZone")
+MODES = ("Proxy", "VIP")
 BALANCED = "may only be used when `type` is 'LoadBalancer'"
 
 
@@ -201,11 +203,11 @@ def _addresses(spec: Object, kind: str) -> list[Cause]:
 
 
 def changes(new: Object, old: Object) -> list[Cause]:
-    """Addresses stay while both types have them."""
+    """Addresses stay while both types have them, and a status tells balancers of what has one."""
     after, before = new.get("spec") or {}, old.get("spec") or {}
+    found = _balanced(new, old)
     if "ExternalName" in (after.get("type"), before.get("type")):
-        return []
-    found: list[Cause] = []
+        return found
     held, wanted = before.get("clusterIPs") or [], after.get("clusterIPs") or []
     if held != [HEADLESS] or wanted != [HEADLESS]:
         found += _kept("clusterIPs", "clusterIP", held, wanted, after)
@@ -218,6 +220,23 @@ def changes(new: Object, old: Object) -> list[Cause]:
     if before.get("loadBalancerClass") != after.get("loadBalancerClass") and before.get("type") == "LoadBalancer" == \
             after.get("type"):
         found.append(invalid("spec.loadBalancerClass", after.get("loadBalancerClass") or "", "may not change once set"))
+    return found
+
+
+def _balanced(new: Object, old: Object) -> list[Cause]:
+    told, before = (((o.get("status") or {}).get("loadBalancer") or {}).get("ingress") or [] for o in (new, old))
+    if told == before:
+        return []
+    at = "status.loadBalancer.ingress"
+    if told and new["spec"].get("type") != "LoadBalancer":
+        return [forbidden(at, "may only be used when `spec.type` is 'LoadBalancer'")]
+    found = points(new, old)
+    for index, point in enumerate(told):
+        mode = point.get("ipMode")
+        if mode is not None and not point.get("ip"):
+            found.append(forbidden(f"{at}[{index}].ipMode", "may not be specified when `ip` is not set"))
+        elif mode is not None and mode not in MODES:
+            found.append(not_supported(f"{at}[{index}].ipMode", mode, MODES))
     return found
 
 

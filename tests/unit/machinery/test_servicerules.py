@@ -67,6 +67,21 @@ def test_the_port_for_health_checks_stays():
     assert told("Local", 30001) == told("Cluster", 0) == []
 
 
+@pytest.mark.parametrize(("made", "point", "want"), [
+    (balanced, {"ip": "192.0.2.1", "ipMode": "Proxy"}, ""), (balanced, {"hostname": "lb.example.com"}, ""),
+    (balanced, {"ip": "1.2.3.x", "ipMode": "VIP"}, "ingress[0].ip: Invalid value: \"1.2.3.x\": must be a valid IP"),
+    (balanced, {"hostname": "1.2.3.4"}, "ingress[0].hostname: Invalid value: \"1.2.3.4\": must be a DNS name, not an"),
+    (balanced, {"hostname": "A_"}, "a lowercase RFC 1123 subdomain"),
+    (balanced, {"hostname": "a", "ipMode": "VIP"}, "ipMode: Forbidden: may not be specified when `ip` is not"),
+    (balanced, {"ip": "192.0.2.1", "ipMode": "Foo"}, 'Unsupported value: "Foo": supported values: "Proxy", "VIP"'),
+    (service, {"ip": "192.0.2.1"}, "status.loadBalancer.ingress: Forbidden: may only be used when `spec.type` is")])
+def test_a_status_names_what_nodes_can_answer_for(made, point, want):
+    told = {**made(), "status": {"loadBalancer": {"ingress": [point]}}}
+    found = " ".join(str(cause) for cause in services.changes(told, made()))
+    assert want in found if want else not found
+    assert not services.changes(told, told)
+
+
 def test_families_stay_too():
     def told(wanted, **more):
         return [c.message.split(": ")[-1] for c in services.changes(
