@@ -109,7 +109,7 @@ class Agent:
         rotator = Rotator(runtime.reopen_log, kubelet.running_logs)
         parts = (pods, services, nodes, recorder, objects, network, conflists, node, server, rotator, keeping, kubelet,
                  *self._devices(context, kubelet, node, drivers), *self._rotation(client, server),
-                 *self._services(network, conflists, ledger))
+                 *self._services(context, network, conflists, ledger))
         try:
             await self._run_together(parts, server, (kubelet.relisted, network.listening, server.listening))
         finally:
@@ -237,11 +237,13 @@ class Agent:
         from agent.kubelet.host.rotation import Rotation
         return (Rotation(self.paths, self.options.name, self.options.node_ip, client, self._clients, server.reload),)
 
-    def _services(self, network: Any, conflists: Any, ledger: Any) -> tuple[Any, ...]:
+    def _services(self, context: Any, network: Any, conflists: Any, ledger: Any) -> tuple[Any, ...]:
         if self.options.proxy_kubeconfig is None:
             return ()
         from agent.services import Services
-        return (Services(self.options, self.options.proxy_kubeconfig, network, conflists, ledger, self._clients),)
+        made = Services(self.options, self.options.proxy_kubeconfig, network, conflists, ledger, self._clients)
+        context.isolated = made.isolated
+        return (made,)
 
 
 async def run(options: Options, paths: Paths) -> int:

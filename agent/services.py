@@ -1,13 +1,16 @@
 """What Services are on this node: the service proxy, the cluster's DNS and the network policies, which share informers.
 
 Owns their client, which is known by an identity of its own (kube-proxy's), and who hears of what: rules that somebody
-flushed are repaired in all of them. Called by `agent.__main__` where `--proxy-kubeconfig` is given.
+flushed are repaired in all of them, and the kubelet waits here until policies hold. Called by `agent.__main__` where
+`--proxy-kubeconfig` is given.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from agent.conflists import Conflists
 from agent.dns.dns import Dns
@@ -27,6 +30,11 @@ class Services:
                  clients: dict[Path, Client]) -> None:
         self._options, self._kubeconfig, self._clients = options, kubeconfig, clients
         self._network, self._conflists, self._ledger = network, conflists, ledger
+        self._policies: asyncio.Future[Policies] = asyncio.get_running_loop().create_future()
+
+    async def isolated(self, pod: dict[str, Any], addresses: Collection[str]) -> None:
+        """As `Policies.isolated`; also before `run` has begun."""
+        await (await asyncio.shield(self._policies)).isolated(pod, addresses)
 
     async def run(self) -> None:
         """Until cancelled. The rules stay."""
@@ -49,6 +57,7 @@ class Services:
                   (*options.service_cidr.split(","), *pod_ranges), self._ledger)
         policies = Policies(client, options.name, dns.namespaces, proxy.services, self._ledger,
                             families=tuple(6 if ":" in cidr else 4 for cidr in pod_ranges))
+        self._policies.set_result(policies)
         async with asyncio.TaskGroup() as group:
             group.create_task(proxy.run(), name="Proxy")
             group.create_task(dns.run(), name="Dns")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,6 +47,8 @@ class Context:
     others: Callable[[str], list[dict[str, Any]]] = lambda uid: []  # active pods of this node but the one with `uid`
     resolvers: Callable[[], DNS] | None = None  # whom this host asks now; None: as `node` says
     credentials: Credentials | None = None  # this node's own, for every pod
+    # Waits until what policies say of a pod with these addresses holds, where this agent keeps policies.
+    isolated: Callable[[dict[str, Any], Collection[str]], Awaitable[None]] | None = None
     cpus: CpuManager | None = None  # where containers may have CPUs of their own
     probing: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(PARALLEL))
     ends: Counter[tuple[str, str, str]] = field(default_factory=Counter)  # of containers: type, exit code, reason

@@ -247,9 +247,11 @@ class Steps:
     async def _resolved(self, spec: dict[str, Any], image: Image, attempt: int, paths: dict[str, str]) -> ContainerSpec:
         """The ContainerSpec. Raises StepFailed CreateContainerConfigError."""
         meta, context = self.pod["metadata"], self.context
-        if SOURCE not in (meta.get("annotations") or {}):  # a static pod must not wait for the API
-            await context.services.synced()
         try:
+            if SOURCE not in (meta.get("annotations") or {}):  # a static pod must not wait for the API
+                await context.services.synced()
+                if context.isolated and not self.pod["spec"].get("hostNetwork"):
+                    await context.isolated(self.pod, self._ips())
             wanted = sorted(env.references(spec))
             found = await asyncio.gather(*(context.volumes.objects.get(kind, meta.get("namespace", ""), name,
                                                                        meta["uid"]) for kind, name in wanted))

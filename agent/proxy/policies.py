@@ -3,9 +3,10 @@
 Owns the loop from policies, pods and namespaces to the chains of `policy`. While the cluster has no policy it follows
 nothing but policies, and not a rule of it is in any packet's way; with the first one it begins to follow pods. Changes
 are gathered for a moment, planned whole and written as one difference, which the kernel takes at once or not at all; an
-error leads to writing everything anew, with growing pauses. Rules stay when it stops.
+error leads to writing everything anew, with growing pauses. Rules stay when it stops. Nothing of a pod that a policy
+selects begins before its rules hold, whose address the API does not tell yet then.
 
-The agent creates one and runs `run()`. `repair` puts back what somebody removed.
+The agent creates one and runs `run()`. `repair` puts back what somebody removed, and the kubelet waits for `isolated`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from agent.dns import dns
@@ -21,6 +23,7 @@ from agent.proxy import policy
 from agent.proxy.policy import Obj
 from agent.proxy.rules import Rules
 from controlplane.client.informer import Informer
+from controlplane.machinery import podfacts
 from controlplane.machinery.clock import SYSTEM, Clock
 from controlplane.machinery.errors import Finding
 from controlplane.machinery.resources import named
@@ -30,7 +33,17 @@ from netsetup.ledger import Ledger
 log = logging.getLogger(__name__)
 GATHER = 0.03  # seconds to wait for more changes: a rollout makes many at once
 RETRY_FIRST, RETRY_LIMIT = 1.0, 30.0
+ISOLATION_SECONDS = 20.0  # until the kubelet tells that a pod cannot begin, and tries again
 TABLE = "mangle"
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A pod of this node that a policy selected when it began; `held` is set once rules know its addresses."""
+
+    view: Obj
+    addresses: frozenset[str]
+    held: asyncio.Event
 
 
 class Policies:
@@ -45,6 +58,7 @@ class Policies:
         self._policies = Informer(client, named("networkpolicies.networking.k8s.io"), keep=_trim, clock=clock)
         self._pods: Informer | None = None
         self._wake, self._lost = asyncio.Event(), False
+        self._begun: dict[str, Begun] = {}  # by uid, for as long as the pod is there
         self.syncs = 0
 
     async def run(self) -> None:
@@ -63,6 +77,39 @@ class Policies:
         self._lost = True
         self._wake.set()
 
+    async def isolated(self, pod: Obj, addresses: Collection[str]) -> None:
+        """Return when rules hold for a pod of this node, nothing of which runs before; at once if no policy selects it.
+
+        `addresses`: the pod's, which the API need not tell yet. Raises TimeoutError."""
+        try:
+            async with asyncio.timeout(ISOLATION_SECONDS):
+                await self._policies.synced()
+                if any(policy.selects(p, pod["metadata"]) for p in self._policies.items()):
+                    await self._begin(pod, frozenset(addresses)).held.wait()
+        except TimeoutError:
+            raise TimeoutError("the rules of the network policies that select the pod are not in force yet") from None
+
+    def _begin(self, pod: Obj, addresses: frozenset[str]) -> Begun:
+        uid = pod["metadata"]["uid"]
+        begun = self._begun.get(uid)
+        if begun is None or begun.addresses != addresses:
+            view = {**pod, "status": {"podIPs": [{"ip": a} for a in sorted(addresses)]}}
+            _trim_pod(view)
+            begun = Begun(view, addresses, asyncio.Event())
+            self._begun = {u: b for u, b in self._begun.items() if u != uid and not b.addresses & addresses}
+            self._begun[uid] = begun
+            self._wake.set()
+        return begun
+
+    def _not_told(self, begun: Begun) -> bool:
+        """Whether the API does not tell the addresses of a pod that began; those of a finished one are free."""
+        meta = begun.view["metadata"]
+        known = self._pods.get(meta["namespace"], meta["name"]) if self._pods else None
+        if known is None or known["metadata"]["uid"] != meta["uid"]:
+            return True
+        return not (podfacts.finished(known) or begun.addresses <= {
+            str(i.get("ip")) for i in known["status"].get("podIPs") or ()})
+
     async def _follow_pods(self, group: asyncio.TaskGroup) -> None:
         """Begin to follow pods and namespaces' labels; returns when both are known."""
         pods = self._pods = Informer(self._client, named("pods"), keep=_trim_pod, clock=self._clock)
@@ -79,6 +126,8 @@ class Policies:
 
     def _pod_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         """Wake only for what rules are made of: pods report much else."""
+        if kind == "DELETED" or (old is not None and old["metadata"]["uid"] != new["metadata"]["uid"]):
+            self._begun.pop((old or new)["metadata"]["uid"], None)
         if kind != "MODIFIED" or old is None or any(
                 policy.pod_of(old, self._node, w.family) != policy.pod_of(new, self._node, w.family)
                 for w in self._writers):
@@ -91,6 +140,7 @@ class Policies:
             lost, self._lost = self._lost, False
             if self._pods is None and self._policies.items():
                 await self._follow_pods(group)
+            begun = list(self._begun.values())
             try:
                 wrote = [await asyncio.to_thread(w.write, self._plan(w.family), lost) for w in self._writers]
                 if lost and any(wrote):
@@ -102,6 +152,8 @@ class Policies:
                 await self._clock.sleep(self._clock.jitter(retry))
                 continue
             self.syncs += 1
+            for one in begun:
+                one.held.set()
             await self._wake.wait()
             await self._clock.sleep(GATHER)
 
@@ -109,7 +161,8 @@ class Policies:
         policies = self._policies.items()
         if not policies or self._pods is None:
             return {}
-        pods = [p for o in self._pods.items() if (p := policy.pod_of(o, self._node, family)) is not None]
+        views = [*self._pods.items(), *(b.view for b in self._begun.values() if self._not_told(b))]
+        pods = [p for o in views if (p := policy.pod_of(o, self._node, family)) is not None]
         answering = dns.addresses(self._services.get(dns.NAMESPACE, dns.NAME))
         pods += [policy.dns_pod(address) for address in answering if (":" in address) == (family == 6)]
         namespaces = {n["metadata"]["name"]: n["metadata"].get("labels") or {} for n in self._namespaces.items()}

@@ -75,6 +75,12 @@ def types(policy: Obj) -> set[str]:
     return set(given) if given else {"Ingress", *(["Egress"] if spec.get("egress") else [])}
 
 
+def selects(policy: Obj, meta: Obj) -> bool:
+    """Whether a policy is about the pod with this metadata."""
+    selector = selectors.from_label_selector(policy["spec"].get("podSelector") or {})
+    return policy["metadata"]["namespace"] == meta["namespace"] and selector.matches(meta.get("labels") or {})
+
+
 def _key(policy: Obj) -> tuple[str, str]:
     return policy["metadata"]["namespace"], policy["metadata"]["name"]
 

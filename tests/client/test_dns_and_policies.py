@@ -75,6 +75,11 @@ def test_names_policies_and_trace(cluster: Cluster) -> None:
     assert f"Address: {address}" in inside("nslookup", "demo.default.svc.cluster.local")
     refused = cluster.pelamis("trace", pod, "demo:80", check=False)
     assert refused.returncode == 1 and "PELAMIS-NPE-" in refused.stdout and "DROPPED" in refused.stdout
+    image = cluster.get("pod", pod)["spec"]["containers"][0]["image"]
+    cluster.kubectl("run", "hasty", "--image", image, "--restart=Never", "--command", "--", "sh", "-c",
+                    f"timeout 1 wget -qO- http://{address}/ || echo shut")  # from its very first instant
+    eventually(lambda: "shut" in cluster.kubectl("logs", "hasty"))
+    cluster.kubectl("delete", "pod", "hasty", "--now")
     cluster.kubectl("delete", "networkpolicy", "only-dns")
     eventually(lambda: inside("timeout", "1", "wget", "-qO-", "http://demo/").startswith("demo-"))
     cluster.kubectl("apply", "-f", "-", input=MORE_ADDRESSES)

@@ -33,7 +33,7 @@ def policy(name: str, select: dict | None = None, **spec: Any) -> dict:
 
 
 def pod(name: str, **labels: str) -> dict:
-    return {"metadata": {"namespace": "t", "name": name, "labels": {"app": name, **labels}},
+    return {"metadata": {"namespace": "t", "name": name, "uid": name, "labels": {"app": name, **labels}},
             "spec": {"nodeName": "n1", "containers": [{"ports": [{"name": "greet", "containerPort": 8080}]}]},
             "status": {"podIP": ADDRESSES[name], "phase": "Running"}}
 
@@ -195,3 +195,33 @@ def test_policies_hold(node: Node) -> None:
     node.put("networkpolicies", policy("deny"))
     assert not reached(client)
     assert node.host.run(node.ledger.undo) and "PELAMIS-NP" not in node.saved()
+    node.put("networkpolicies", policy("deny"), kind="DELETED")
+
+
+def test_a_pod_begins_under_its_policies(node: Node) -> None:
+    """The API tells no address before something of the pod runs."""
+    client, fresh = node.pods["client"], pod("other")
+    address = fresh["status"].pop("podIP")
+    node.put("networkpolicies", policy("closed", {"app": "other"}))
+    node.put("pods", {**fresh, "status": {}})
+    assert "|" in client.tcp(address, 8080, 0.3)  # only its rules close it
+
+    def begin(one: dict) -> None:
+        asyncio.run_coroutine_threadsafe(node.policies.isolated(one, (address,)), node.loop).result(DEADLINE)
+
+    begin(fresh)
+    assert "|" not in client.tcp(address, 8080, 0.3)
+    before = node.policies.syncs
+    begin(fresh)  # as for each of its containers
+    begin(pod("client"))  # no policy selects it
+    assert node.policies.syncs == before
+    node.put("pods", pod("other"))
+    node.put("networkpolicies", policy("closed", {"app": "other"}))
+    assert "|" not in client.tcp(address, 8080, 0.3)
+    node.put("pods", {**fresh, "status": {"phase": "Succeeded"}})  # the address is somebody else's now
+    assert "|" in client.tcp(address, 8080, 0.3)
+    node.put("pods", pod("other"))
+    node.put("pods", pod("other"), kind="DELETED")
+    assert "|" in client.tcp(address, 8080, 0.3) and not node.policies._begun
+    node.put("networkpolicies", policy("closed"), kind="DELETED")
+    assert "PELAMIS-NP" not in node.saved()
