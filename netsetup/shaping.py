@@ -18,12 +18,14 @@ TCA_KIND, TCA_OPTIONS, TCA_TBF_PARMS, TCA_TBF_RATE64, TCA_TBF_BURST = 1, 2, 1, 4
 ETHERNET = 1
 LATENCY = 0.025  # seconds a packet may wait before it is dropped, as in the bandwidth plugin of CNI
 LEAST_BURST = 16_384  # bytes: a bucket must hold the largest packet that a card hands over at once
+BURST_SECONDS = 0.1  # of the rate at once where nobody says how much: the annotations do not
+UNSAID = 0x7FFFFFFF  # bits and more: the largest number, by which runtimes say so; as a bucket it would be no limit
 
 
 def bucket(index: int, rate: int, burst: int) -> Message:
-    """`rate` in bits per second, `burst` in bits; for the link of this index."""
+    """`rate` in bits per second, `burst` in bits (from UNSAID: as fits the rate); for the link of this index."""
     speed = max(1, rate // 8)
-    size = min(max(burst // 8, LEAST_BURST), 0x7FFFFFFF)
+    size = min(max(burst // 8 if burst < UNSAID else int(speed * BURST_SECONDS), LEAST_BURST), 0x7FFFFFFF)
     limit = min(int(speed * LATENCY) + size, 0x7FFFFFFF)
     spec = struct.pack("=BBHhHI", 0, ETHERNET, 0, 0, 0, min(speed, 0xFFFFFFFF))
     parameters = spec + bytes(12) + struct.pack("=III", limit, 0, 0)
