@@ -2,7 +2,7 @@
 
 Pure. Owns the meaning of the matches and targets that our rules are made of; a rule of somebody else's with a match it
 does not know is told of by `UnknownMatchError`, or with a trail noted there and passed over. The packet is the first of
-a connection. `outcomes` goes the whole way: mangle and nat before routing, mangle and filter, nat after it.
+a connection. `ends` goes the whole way: mangle and nat before routing, mangle and filter, nat after it.
 
 Called by `pelamis trace` on a host's real rules, and by tests on generated ones.
 """
@@ -35,6 +35,23 @@ class Packet:
     mark: int = 0
     natted: str = ""
     node_addresses: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class End:
+    """What may become of a new connection.
+
+    `outcome`: `endpoint`, `endpoint masqueraded`, `pass`, `REJECT` or `DROP`; `at`: address and port it was on its way
+    to by then; `by`: the chain and rule that refused it, when a trail was kept."""
+
+    outcome: str
+    at: str
+    by: str = ""
+
+
+def endpoint(address: str, port: int) -> str:
+    """As DNAT writes it."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def parse(text: str) -> Tables:
@@ -155,33 +172,38 @@ def _sent(chains: dict[str, list[list[str]]], to: list[str], packet: Packet,
 
 
 def outcomes(tables: Tables, packet: Packet, trail: Trail | None = None) -> set[str]:
-    """What may become of a new connection: `endpoint`, `endpoint masqueraded`, `pass`, `REJECT` or `DROP`."""
+    return {end.outcome for end in ends(tables, packet, trail)}
+
+
+def ends(tables: Tables, packet: Packet, trail: Trail | None = None) -> set[End]:
+    """Every end that chance could lead to."""
     first = "OUTPUT" if packet.from_node else "PREROUTING"
     back, ended = walk(tables.get("nat", {}), first, {packet}, trail)
-    found: set[str] = set()
-    for after in back | {p for _, p in ended}:
+    found: set[End] = set()
+    for after in sorted(back | {p for _, p in ended}, key=lambda one: one.natted):
         moved = after
         if after.natted:
             address, _, port = after.natted.rpartition(":")
-            to_node = address in packet.node_addresses
+            to_node = address.strip("[]") in packet.node_addresses
             moved = replace(after, dst=address.strip("[]"), dport=int(port), to_node=to_node)
+        at = endpoint(moved.dst, moved.dport)
         hook = "OUTPUT" if packet.from_node else "INPUT" if moved.to_node else "FORWARD"
-        verdict = _verdicts(tables, ("mangle", "filter"), hook, moved, trail)
+        refused = _refusals(tables, hook, moved, trail)
         if packet.from_node and moved.to_node:
-            verdict |= _verdicts(tables, ("mangle", "filter"), "INPUT", moved, trail)
-        if verdict:
-            found |= verdict
+            refused |= _refusals(tables, "INPUT", moved, trail)
+        if refused:
+            found |= {End(verdict, at, by) for verdict, by in refused}
             continue
         masked = any(v == "MASQUERADE" for v, _ in walk(tables.get("nat", {}), "POSTROUTING", {moved}, trail)[1])
-        found.add((after.natted or "pass") + (" masqueraded" if masked else ""))
+        found.add(End((after.natted or "pass") + (" masqueraded" if masked else ""), at))
     return found
 
 
-def _verdicts(tables: Tables, names: tuple[str, ...], hook: str, packet: Packet, trail: Trail | None) -> set[str]:
-    """DROP or REJECT of the tables passed in this order."""
-    for name in names:
+def _refusals(tables: Tables, hook: str, packet: Packet, trail: Trail | None) -> set[tuple[str, str]]:
+    """DROP or REJECT of the first table that refuses, with the last rule that matched."""
+    for name in ("mangle", "filter"):
         ended = walk(tables.get(name, {}), hook, {packet}, trail)[1]
         refused = {verdict for verdict, _ in ended} - {"ACCEPT", "RETURN"}
         if refused:
-            return refused
+            return {(verdict, "  ".join(trail[-1][:2]) if trail else "") for verdict in refused}
     return set()
