@@ -50,6 +50,9 @@ def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
         status["phase"] = str(old.get("phase") or "Pending")  # whoever waits for the end may take what it still has
     elif report.doomed:
         status["reason"], status["message"] = report.doomed
+    if status["phase"] in ENDED and not seen.containers and not any(old.get(key) for _, key in GROUPS):
+        for _, key in GROUPS:
+            status.pop(key, None)  # refused before anything of it was told: nothing is being created
     if pod["metadata"].get("generation"):
         status["observedGeneration"] = pod["metadata"]["generation"]
     _resources(pod, status, report)

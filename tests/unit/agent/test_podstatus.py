@@ -84,6 +84,11 @@ def test_an_end_is_told_when_the_last_container_has_ended():
     assert doomed["phase"] == "Running" and "reason" not in doomed
     doomed = view(made, seen(box(), down("side", 137), down("c", 137)), doomed=("Evicted", "no room"))
     assert (doomed["phase"], doomed["reason"]) == ("Failed", "Evicted")
+    waits = view(made, seen(box()))
+    assert len(view(made | {"status": waits}, seen(), doomed=("Evicted", "no room"))["containerStatuses"]) == 1
+    refused = view(pod("c", init=("i",)), seen(), doomed=("NodePorts", "taken"))
+    for told in (refused, view(pod("c", init=("i",)) | {"status": refused}, seen())):
+        assert (told["phase"], told["reason"]) == ("Failed", "NodePorts") and "containerStatuses" not in told
 
 
 def test_init_containers_hold_the_others_back():
