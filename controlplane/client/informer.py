@@ -45,7 +45,7 @@ class Informer:
         self.client, self.resource, self.clock = client, resource, clock
         self.failures = 0  # in a row; 0 while list and watch work
         self._where = {"namespace": namespace, "labels": labels, "fields": fields}
-        self._keep, self._metadata = keep, metadata
+        self._keep, self.metadata = keep, metadata
         self._objects: dict[Key, Obj] = {}
         self._index_functions: dict[str, Index] = {}
         self._indexes: dict[str, dict[str, dict[Key, Obj]]] = {}
@@ -141,7 +141,7 @@ class Informer:
         seen: set[Key] = set()
         revision = ""
         async for page, revision in self.client.pages(self.resource, **self._where, limit=PAGE,  # noqa: B007
-                                                      metadata=self._metadata):
+                                                      metadata=self.metadata):
             for obj in page:
                 seen.add(self._key(obj))
                 self._store(obj)
@@ -152,7 +152,7 @@ class Informer:
 
     async def _follow(self) -> None:
         started, events = self.clock.monotonic(), 0
-        stream = self.client.watch(self.resource, **self._where, revision=self._revision, metadata=self._metadata)
+        stream = self.client.watch(self.resource, **self._where, revision=self._revision, metadata=self.metadata)
         async for kind, obj in stream:
             events += 1
             self.failures = 0
@@ -246,13 +246,16 @@ class Informers:
 
     def of(self, resource: Resource, namespace: str = "", labels: str = "", fields: str = "",
            indexes: Mapping[str, Index] | None = None, **options: Any) -> Informer:
-        """The shared informer; `options` (keep, metadata) count only for the first to ask."""
+        """The shared informer; `options` (keep, metadata) count only for the first to ask, and whoever is content with
+        metadata asks last. Raises RuntimeError when it did not."""
         key = (resource.group, resource.version, resource.plural, namespace, labels, fields)
         informer = self._informers.get(key)
         if informer is None:
             informer = Informer(self.client, resource, namespace, labels, fields, clock=self.clock, **options)
             self._informers[key] = informer
             self._start(informer)
+        elif informer.metadata and not options.get("metadata"):
+            raise RuntimeError(f"{resource.name} is followed by its metadata alone")
         for name, function in (indexes or {}).items():
             informer.add_index(name, function)
         return informer

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from controlplane.client import config, identity
 from controlplane.client.events import Recorder
-from controlplane.client.informer import Informer
+from controlplane.client.informer import Informer, Informers
 from controlplane.client.leader import Elector, Lost
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
@@ -33,6 +33,7 @@ from controlplane.machinery.paths import Paths
 
 if TYPE_CHECKING:
     from controlplane.scheduler.configuration import Configuration
+    from controlplane.scheduler.world import World
 
 log = logging.getLogger("controllers")
 LEASE = "kube-controller-manager"
@@ -76,9 +77,12 @@ async def run(options: argparse.Namespace) -> None:
                       "give the cluster's CA certificates with --root-ca-file") from error
     scheduling = _configuration(options.scheduler_config)
     async with Client(config.load(options.kubeconfig), user_agent="kube-controller-manager") as client:
+        informers = Informers(client)
+        world = _world(informers) if options.scheduler_kubeconfig else None
         manager = Manager(client, Settings(options.cluster_cidr, root_ca, options.cluster_signing_cert_file,
-                                           options.cluster_signing_key_file, options.cloud_provider))
-        main = asyncio.ensure_future(_together(client, manager, options, scheduling))
+                                           options.cluster_signing_key_file, options.cloud_provider),
+                          informers=informers)
+        main = asyncio.ensure_future(_together(client, manager, options, scheduling, world))
         stopping = asyncio.ensure_future(stop.wait())
         try:
             await asyncio.wait({main, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -91,16 +95,23 @@ async def run(options: argparse.Namespace) -> None:
             await asyncio.gather(main, stopping, return_exceptions=True)
 
 
-async def _together(client: Client, manager: Manager, options: argparse.Namespace, scheduling: Configuration) -> None:
+def _world(informers: Informers) -> World:
+    """What the scheduler looks up, asked for before the controllers are made."""
+    from controlplane.scheduler.world import World
+    return World(informers, keep_for)
+
+
+async def _together(client: Client, manager: Manager, options: argparse.Namespace, scheduling: Configuration,
+                    world: World | None) -> None:
     async with contextlib.AsyncExitStack() as stack, asyncio.TaskGroup() as group:
         group.create_task(live(), name="watchdog")
         work, clients = manager.work, {options.kubeconfig: client}
         group.create_task(identity.follow(clients), name="certificates")
-        if options.scheduler_kubeconfig:
+        if world is not None:
             other = await stack.enter_async_context(
                 Client(config.load(options.scheduler_kubeconfig), user_agent="kube-scheduler"))
             clients[options.scheduler_kubeconfig] = other
-            work = partial(_with_scheduler, manager, other, scheduling)
+            work = partial(_with_scheduler, manager, other, scheduling, world)
         group.create_task(manager.follow(lambda: notify(READY)), name="informers")
         group.create_task(Elector(client, LEASE).lead(work) if options.leader_elect else work(), name="controllers")
 
@@ -111,14 +122,12 @@ def _configuration(file: Path | None) -> Configuration:
     return configuration.Configuration() if file is None else configuration.read(file)
 
 
-async def _with_scheduler(manager: Manager, client: Client, configuration: Configuration) -> None:
+async def _with_scheduler(manager: Manager, client: Client, configuration: Configuration, world: World) -> None:
     """The controllers and, with a client of its own but the same informers, the scheduler."""
     from controlplane.scheduler.loop import NAME, Scheduler
-    from controlplane.scheduler.world import World
     recorder = Recorder(client, NAME)
     nodes = Informer(client, NODES)  # its own, few and small: the API sees by this watch that the scheduler lives
-    scheduler = Scheduler(client, manager.informers.of(PODS), nodes, World(manager.informers, keep_for), recorder,
-                          configuration=configuration)
+    scheduler = Scheduler(client, manager.informers.of(PODS), nodes, world, recorder, configuration=configuration)
     async with asyncio.TaskGroup() as group:
         group.create_task(manager.work(), name="controllers")
         group.create_task(nodes.run(), name="scheduler nodes")

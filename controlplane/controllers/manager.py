@@ -97,10 +97,13 @@ def _cloud(context: Context, settings: Settings) -> list[Controller]:
 
 
 class Manager:
-    """`follow` fills the informers, `work` runs the controllers; a candidate for leadership follows already."""
+    """`follow` fills the informers, `work` runs the controllers; a candidate for leadership follows already.
 
-    def __init__(self, client: Client, settings: Settings, clock: Clock = SYSTEM) -> None:
-        self.informers = Informers(client, clock)
+    `informers`: with those that others in the process want in full, before the garbage collector takes the rest."""
+
+    def __init__(self, client: Client, settings: Settings, clock: Clock = SYSTEM,
+                 informers: Informers | None = None) -> None:
+        self.informers = Informers(client, clock) if informers is None else informers
         self.controllers = build(Context(client, self.informers, clock), settings)
 
     async def follow(self, ready: Callable[[], None]) -> None:

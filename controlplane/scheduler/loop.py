@@ -105,6 +105,11 @@ class Scheduler:
         except ApiError as error:
             await self._refuse(waiting, wants, Verdict("", self.decider.snapshot.size, {}, error.message))
             return
+        except Exception as error:  # what it refers to cannot be read: others do not wait for that
+            log.exception("pod %s/%s cannot be judged", wants.namespace, objects.name(waiting.pod))
+            why = f"what it asks for cannot be read: {error!r}"
+            await self._refuse(waiting, wants, Verdict("", self.decider.snapshot.size, {}, why))
+            return
         if waiting.uid not in self.queue:  # deleted while an extender thought about it
             return
         if found.node:

@@ -114,6 +114,16 @@ def api_service(obj: Object, now: float) -> list[Any]:
             created(obj, now)]
 
 
+def device_claim(obj: Object, now: float) -> list[Any]:
+    deleting, seen = bool((obj.get("metadata") or {}).get("deletionTimestamp")), status(obj)
+    states = ["deleted"] * deleting
+    if seen.get("allocation"):
+        states += ["allocated"] + ["reserved"] * bool(seen.get("reservedFor"))
+    elif not deleting:
+        states.append("pending")
+    return [name(obj), ",".join(states), created(obj, now)]
+
+
 _BINDING = "Name, Role, Age, Users*, Groups*, ServiceAccounts*"
 PRINTERS = {
     "apiservices.apiregistration.k8s.io": Printer("Name, Service, Available, Age", api_service),
@@ -138,6 +148,10 @@ PRINTERS = {
     "persistentvolumes": Printer(
         "Name, Capacity, Access Modes, Reclaim Policy, Status, Claim, StorageClass, VolumeAttributesClass, Reason, "
         "Age, VolumeMode*", volume),
+    "resourceclaims.resource.k8s.io": Printer("Name, State, Age", device_claim),
+    "resourceslices.resource.k8s.io": Printer("Name, Node, Driver, Pool, Age", lambda o, now: [
+        name(o), spec(o).get("nodeName") or "", spec(o).get("driver", ""), (spec(o).get("pool") or {}).get("name", ""),
+        created(o, now)]),
     "resourcequotas": Printer("Name, Request, Limit, Age", quota),
     "storageclasses.storage.k8s.io": Printer(
         "Name, Provisioner, ReclaimPolicy, VolumeBindingMode, AllowVolumeExpansion, Age", storage_class),

@@ -3,6 +3,8 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+import pytest
+
 from controlplane.client.informer import Informer, Informers
 from controlplane.machinery.resources import named
 from tests.unit.client.fakeserver import serving, until
@@ -117,6 +119,10 @@ def test_shared_informers_start_late_comers():
             late = informers.of(named("services"))
             async with asyncio.timeout(5):
                 await late.synced()
+            nodes = informers.of(named("nodes"), metadata=True)
+            assert informers.of(named("nodes"), metadata=True) is nodes
+            with pytest.raises(RuntimeError, match="nodes is followed by its metadata alone"):
+                informers.of(named("nodes"))
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             assert sum("watch" not in url for _, url in server.requests) == 2

@@ -12,6 +12,7 @@ from controlplane.machinery.resources import named
 from controlplane.scheduler import gangs
 from controlplane.scheduler.loop import Scheduler
 from controlplane.scheduler.world import World
+from controlplane.store.cache import key_of
 from tests.unit.apiserver.harness import serving
 
 PODS, NODES, CLAIMS = named("pods"), named("nodes"), named("persistentvolumeclaims")
@@ -66,7 +67,7 @@ async def bench():
                 await informers.synced()
             await client.create(named("serviceaccounts"), {"metadata": {"name": "default", "namespace": "default"}})
             made = Bench(client, informers)
-            made.recorder = recorder
+            made.recorder, made.api = recorder, api
             yield made
             for task in tasks:
                 if task.done():
@@ -91,6 +92,25 @@ def test_a_pod_without_room_says_what_would_help_and_is_placed_when_there_is_roo
                 "much there.")
             await made.node("n2", cpu="8")
             assert await made.until(lambda: made.at("big")) == "n2"
+    asyncio.run(run())
+
+
+def test_a_pod_whose_devices_cannot_be_read_holds_up_nobody():
+    async def run():
+        async with bench() as made:
+            await made.node("n1")
+            slices, claims = named("resourceslices.resource.k8s.io"), named("resourceclaims.resource.k8s.io")
+            odd = {"apiVersion": slices.api_version, "kind": "ResourceSlice", "metadata": {"name": "odd", "uid": "odd"}}
+            await made.api.server.cache.write(key_of(slices.name, "", "odd"), odd, 0)  # nobody could by the API
+            await made.client.create(named("deviceclasses.resource.k8s.io"), {"metadata": {"name": "gpu"}, "spec": {}})
+            await made.client.create(claims, {"metadata": {"name": "c", "namespace": "default"}, "spec": {"devices": {
+                "requests": [{"name": "r", "exactly": {"deviceClassName": "gpu"}}]}}})
+            await made.pod("first", resourceClaims=[{"name": "c", "resourceClaimName": "c"}])
+            await made.until(lambda: "cannot be read: KeyError('spec')" in made.message("first"))
+            await made.pod("second")
+            await made.until(lambda: made.at("second") == "n1")
+            await made.client.delete(slices, "odd")
+            await made.until(lambda: "cannot allocate all claims" in made.message("first"))
     asyncio.run(run())
 
 
