@@ -30,7 +30,8 @@ MAX_LOOKED_AT = 5000  # objects of one kind an explanation reads: beyond, it wou
 MAX_TOLD = 50  # findings of a whole cluster: nobody reads more, and mending some mends others
 # What is looked at where no object is named, causes before what they hold up.
 SURVEYED = ("nodes", "apiservices.apiregistration.k8s.io", "persistentvolumeclaims", "pods", "replicasets.apps",
-            "deployments.apps", "statefulsets.apps", "daemonsets.apps", "jobs.batch", "services", "namespaces")
+            "deployments.apps", "statefulsets.apps", "daemonsets.apps", "jobs.batch", "services",
+            "ingresses.networking.k8s.io", "namespaces")
 TOLD = (400, 403, 409, 413, 415, 422, 429)  # what somebody must act on; a 404 or a missed revision is daily work
 API_VERSION = "why.pelamis.io/v1"
 Object = dict[str, Any]

@@ -85,10 +85,8 @@ class CustomStrategy(Strategy):
     def __init__(self, resource: Resource, shape: Shape, deprecated: str) -> None:
         super().__init__(resource)
         self._shape = shape
+        self._default = shape.complete
         self.deprecated = deprecated
-
-    def default(self, obj: Object) -> None:
-        self._shape.complete(obj)
 
     def validate(self, obj: Object) -> list[Cause]:
         return super().validate(obj) + self._values(obj, values.ABSENT)

@@ -54,6 +54,7 @@ def findings(obj: Object, world: World) -> list[Finding]:
     from controlplane.apiserver.explain import (  # noqa: F401 - they register
         apiservices,
         deletion,
+        ingresses,
         pods,
         refusals,
         services,

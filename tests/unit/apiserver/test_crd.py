@@ -102,6 +102,20 @@ def test_status_and_scale_are_apart():
     session(steps)
 
 
+def test_a_status_begins_with_its_default():
+    async def steps(api):
+        waits = {"conditions": [{"type": "Accepted", "status": "Unknown"}]}
+        shape = {"type": "object", "properties": {"spec": {"type": "object"}, "status": {
+            "type": "object", "default": waits, "x-kubernetes-preserve-unknown-fields": True}}}
+        await install(api, definition(versions=[version(subresources={"status": {}}, schema={
+            "openAPIV3Schema": shape})]))
+        made = await api.made(FOOS, foo("a") | {"status": {"mine": 1}})
+        assert made["status"] == waits == (await api.call("GET", FOOS + "/a"))[1]["status"]
+        code, told = await api.call("PATCH", FOOS + "/a/status", {"status": {"conditions": []}}, MERGE)
+        assert code == 200 and told["status"] == {"conditions": []}
+    session(steps)
+
+
 def test_schemas_of_no_shape_are_refused_wherever_they_stand():
     async def steps(api):
         for wrong in ({"required": -1}, {"properties": [None]}, {"allOf": [None]}, {"type": 3},

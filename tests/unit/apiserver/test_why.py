@@ -264,3 +264,19 @@ def test_a_load_balancer_without_address(spec, beside, text):
     found = told({"kind": "Service", "metadata": {"name": "s", "namespace": "d", "uid": "u"}, "spec": {
         "type": "LoadBalancer", "clusterIP": "10.96.0.9", **spec}}, **beside)
     assert "service d/s has no external address" in found and text in found
+
+
+@pytest.mark.parametrize(("spec", "text"), [
+    ({"defaultBackend": {"service": {"name": "no", "port": {"number": 80}}}}, "leads to service no: there is none"),
+    ({"defaultBackend": {"service": {"name": "web", "port": {"name": "x"}}}}, "port x of service web, which has none"),
+    ({"tls": [{"hosts": ["a.io"], "secretName": "s"}]}, "has no certificate for a.io: secret s is not there"),
+    ({}, "it has no class"), ({"ingressClassName": "z"}, "there is no IngressClass z"),
+    ({"ingressClassName": "nginx"}, "the controller k8s.io/nginx has told none")])
+def test_an_ingress_that_leads_nowhere(spec, text):
+    beside = {"services": [{"metadata": {"name": "web", "namespace": "d"}, "spec": {"ports": [{"port": 80}]}}],
+              "ingressclasses": [{"metadata": {"name": "nginx"}, "spec": {"controller": "k8s.io/nginx"}}]}
+    made = {"kind": "Ingress", "metadata": {"name": "i", "namespace": "d"}, "spec": spec}
+    assert text in told(made, **beside) and "ingress d/i" in told(made, **beside)
+    good = {**made, "spec": {"defaultBackend": {"service": {"name": "web", "port": {"number": 80}}}},
+            "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}}}
+    assert not told(good, **beside)
