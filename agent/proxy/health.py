@@ -1,7 +1,8 @@
 """Answer load balancers that ask whether this node has endpoints of a service.
 
 Owns one small HTTP server per `healthCheckNodePort` of a service with external policy Local: 200 while this node has
-an endpoint, 503 otherwise, so a balancer sends traffic only where it is not dropped. Idle servers cost nothing.
+an endpoint and rules get written, 503 otherwise, so a balancer sends traffic only where it is not dropped. Idle servers
+cost nothing.
 
 Called by `proxy` after rules are written. Upstream: pkg/proxy/healthcheck.
 """
@@ -12,7 +13,7 @@ import asyncio
 import functools
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from agent.proxy.model import ServiceKey, ServicePort
 
@@ -22,9 +23,10 @@ REQUEST_SECONDS = 5.0
 
 
 class HealthServers:
-    """The servers, by port."""
+    """The servers, by port. `healthy()`: whether what changes reaches the kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, healthy: Callable[[], bool]) -> None:
+        self._healthy = healthy
         self._servers: dict[int, asyncio.Server] = {}
         self._counts: dict[int, tuple[ServiceKey, int]] = {}
 
@@ -58,10 +60,11 @@ class HealthServers:
         try:
             async with asyncio.timeout(REQUEST_SECONDS):
                 await reader.readuntil(b"\r\n\r\n")
+            healthy = self._healthy()
             (namespace, name), count = self._counts.get(number, (("", ""), 0))
             body = json.dumps({"service": {"namespace": namespace, "name": name}, "localEndpoints": count,
-                               "serviceProxyHealthy": True}).encode()
-            status = b"200 OK" if count else b"503 Service Unavailable"
+                               "serviceProxyHealthy": healthy}).encode()
+            status = b"200 OK" if count and healthy else b"503 Service Unavailable"
             writer.write(b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nX-Content-Type-Options: nosniff\r\n"
                          b"X-Load-Balancing-Endpoint-Weight: %d\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s"
                          % (status, count, len(body), body))

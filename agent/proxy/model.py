@@ -12,7 +12,7 @@ Upstream: pkg/proxy (servicechangetracker, endpointslicecache, topology).
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 Obj = dict[str, Any]
@@ -108,8 +108,8 @@ def service_ports(service: Obj | None, slices: Iterable[Obj], node: str, family:
         config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
         affinity = config.get("timeoutSeconds") or AFFINITY_SECONDS
     usable = [s for s in slices if s.get("addressType", "IPv4") == ("IPv6" if family == 6 else "IPv4")]
-    external_ips = tuple([ip for ip in spec.get("externalIPs") or () if is_family(ip, family)])
-    ranges = tuple(sorted(_ranges(spec.get("loadBalancerSourceRanges") or (), family)))
+    external_ips = tuple(_readable(spec.get("externalIPs") or (), family))
+    ranges = tuple(sorted(_readable(spec.get("loadBalancerSourceRanges") or (), family, _range)))
     found = []
     for port in spec.get("ports") or []:
         name, protocol = port.get("name") or "", port.get("protocol") or "TCP"
@@ -185,15 +185,19 @@ def _target(piece: Obj, port_name: str, protocol: str) -> int:
 
 def _balancer_ips(service: Obj, family: int) -> tuple[str, ...]:
     ingress = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or ()
-    return tuple(i["ip"] for i in ingress if i.get("ip") and i.get("ipMode", "VIP") == "VIP"
-                 and is_family(i["ip"], family))
+    return tuple(_readable([i["ip"] for i in ingress if i.get("ip") and i.get("ipMode", "VIP") == "VIP"], family))
 
 
-def _ranges(given: Iterable[str], family: int) -> Iterable[str]:
+def _readable(given: Iterable[str], family: int, read: Callable[[str], Any] = ipaddress.ip_address) -> Iterable[str]:
+    """Those of a family, as the kernel's tools print them."""
     for text in given:
         try:
-            network = ipaddress.ip_network(text.strip(), strict=False)
+            one = read(text)
         except ValueError:
             continue  # validation refuses it; an old object must not stop all rules
-        if network.version == family:
-            yield str(network)
+        if one.version == family:
+            yield str(one)
+
+
+def _range(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(text.strip(), strict=False)

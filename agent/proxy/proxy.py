@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 GATHER = 0.02  # seconds to wait for more changes: a rollout makes many at once, and 20 ms nobody notices
 RETRY_FIRST, RETRY_LIMIT = 1.0, 30.0  # seconds between full loads that fail: iptables may be busy or broken for long
 ZONE = "topology.kubernetes.io/zone"
+LEAVING = "ToBeDeletedByClusterAutoscaler"  # the taint of a node that an autoscaler empties
 LOOK = 600.0  # seconds between looks at rules that tell of their loss themselves (nf_tables events)
 LOOK_LEGACY = 10.0  # and where nothing tells at all: a look is one system call while nothing has changed
 LOOK_GATHER = 0.1  # seconds from the first sign of a loss to the look: a flush is many events
@@ -66,9 +67,9 @@ class Proxy:
         self._wake, self._look = asyncio.Event(), asyncio.Event()
         self._guard: Guard | None = None
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="proxy")
-        self._health = HealthServers()
-        self._orphans = Orphans(client, self.slices, self._pods, self._do, clock)
         self.report = Report(mode, clock)
+        self._health = HealthServers(lambda: self.report.healthy)
+        self._orphans = Orphans(client, self.slices, self._pods, self._do, clock)
         self.synced = asyncio.Event()  # set once the kernel holds every service known at start
         self.syncs = 0
         self.full_loads = 0
@@ -111,9 +112,13 @@ class Proxy:
         self._wake.set()
 
     def _node_changed(self, _kind: str, _old: model.Obj | None, new: model.Obj) -> None:
-        """This node's zone decides which endpoints are near."""
+        """This node's zone decides which endpoints are near, and whether it is to go who is sent here."""
+        if new["metadata"]["name"] != self._node:
+            return
+        self.report.eligible = not new["metadata"].get("deletionTimestamp") and all(
+            taint.get("key") != LEAVING for taint in (new.get("spec") or {}).get("taints") or ())
         zone = (new["metadata"].get("labels") or {}).get(ZONE, "")
-        if new["metadata"]["name"] == self._node and zone != self._zone:
+        if zone != self._zone:
             self._zone = zone
             for service in self.services.items():
                 self._mark(service["metadata"]["namespace"], service["metadata"]["name"])

@@ -48,6 +48,7 @@ class Report:
         self.full, self.partial = Histogram(), Histogram()
         self.service_changes = self.endpoint_changes = self.failures = 0
         self.queued = self.written = 0.0  # wall clock
+        self.eligible = True  # for balancers' connections: the node is not about to go
 
     def changed(self, service: bool) -> None:
         if service:
@@ -68,10 +69,17 @@ class Report:
         return self.written > 0 and (self.queued <= self.written or self._clock.now() - self.queued < PATIENCE)
 
     def health(self) -> Page:
+        """For balancers: a node that is about to go gets no new connections, while those it has go on."""
+        return self._page(self.healthy and self.eligible, {"nodeEligible": self.eligible})
+
+    def life(self) -> Page:
+        """For whoever asks whether the proxy works."""
+        return self._page(self.healthy, {})
+
+    def _page(self, fine: bool, more: dict[str, bool]) -> Page:
         now = rfc3339(self._clock.now())
-        told = {"lastUpdated": rfc3339(self.written) if self.queued > self.written else now, "currentTime": now,
-                "nodeEligible": True}
-        return Page(json.dumps(told), 200 if self.healthy else 503, "application/json")
+        told = {"lastUpdated": rfc3339(self.written) if self.queued > self.written else now, "currentTime": now}
+        return Page(json.dumps(told | more), 200 if fine else 503, "application/json")
 
     def render(self) -> str:
         lines: list[str] = []
@@ -102,7 +110,7 @@ class Report:
     async def run(self) -> None:
         """Serve until cancelled. A port that is taken is told, and left to who has it."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._serve({"/healthz": self.health, "/livez": self.health}, "", HEALTH_PORT))
+            group.create_task(self._serve({"/healthz": self.health, "/livez": self.life}, "", HEALTH_PORT))
             group.create_task(self._serve({
                 "/metrics": lambda: Page(self.render(), kind=pages.METRICS), "/proxyMode": lambda: Page(self.mode),
                 "/healthz": lambda: Page("ok")}, "127.0.0.1", METRICS_PORT))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import threading
@@ -263,6 +264,28 @@ def test_the_proxy_tells_of_itself(cluster: Cluster) -> None:
     figures = page("http://127.0.0.1:10249/metrics")
     assert 'kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv4"}' in figures
     assert "kubeproxy_sync_proxy_rules_service_changes_total " in figures
+
+
+def test_a_node_that_is_about_to_go_gets_no_new_connections_from_balancers(cluster: Cluster) -> None:
+    def status(path: str) -> int:
+        def ask() -> int:
+            link = http.client.HTTPConnection(NODE, 10256, timeout=2)
+            link.request("GET", path)
+            return link.getresponse().status
+        return cluster.node.run(ask)
+
+    def node(kind: str, *taints: str) -> None:
+        cluster.loop.call_soon_threadsafe(cluster.api.change, "nodes", kind, {
+            "metadata": {"name": "n1"}, "spec": {"taints": [{"key": key} for key in taints]}, "status": {}})
+
+    node("MODIFIED", "example.com/other")
+    assert (status("/healthz"), status("/livez")) == (200, 200)
+    node("MODIFIED", "ToBeDeletedByClusterAutoscaler")
+    cluster.until(lambda: status("/healthz") == 503)
+    assert status("/livez") == 200
+    node("MODIFIED")
+    cluster.until(lambda: status("/healthz") == 200)
+    node("DELETED")
 
 
 def test_the_kernels_own_rules_are_traced(cluster: Cluster) -> None:

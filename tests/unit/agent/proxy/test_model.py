@@ -57,6 +57,11 @@ def test_which_services_are_ours() -> None:
     a, b = service_ports(several, slices(("1.1.1.1", "me", READY), port=53, protocol="UDP", name="b"), "me")
     assert (a.name, a.cluster, b.cluster[0].port, b.node_port, b.affinity) == ("d/s:a", (), 53, 30053, 10800)
     assert a.external_ips == ("192.0.2.1",)
+    broken = service(type="LoadBalancer", externalIPs=["y", "192.0.2.1"], loadBalancerSourceRanges=["z", "10.1.2.3/8"])
+    broken["status"] = {"loadBalancer": {"ingress": [{"ip": "x"}, {"ip": "01.2.3.4"}, {"ip": "192.0.2.7"}]}}
+    port = service_ports(broken, [], "me")[0]  # from before it was checked: no reason to write no rules at all
+    assert (port.external_ips, port.load_balancer_ips, port.source_ranges) == (
+        ("192.0.2.1",), ("192.0.2.7",), ("10.0.0.0/8",))
 
 
 def udp(*addresses: str, node_port: int = 0) -> tuple[ServicePort, ...]:
@@ -246,11 +251,12 @@ def test_events_that_take_our_rules() -> None:
 
 def test_health_servers_tell_whether_this_node_has_endpoints() -> None:
     async def main() -> list[bytes]:
-        servers, answers = HealthServers(), []
-        probe = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+        servers, answers = HealthServers(lambda: healthy), []
+        healthy = True
+        probe, one = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0), (Endpoint("1.1.1.1", 80, True),)
         number = probe.sockets[0].getsockname()[1]
         probe.close()
-        for local in ((Endpoint("1.1.1.1", 80, True),), ()):
+        for local, healthy in ((one, True), ((), True), (one, False)):  # noqa: B007 - the servers ask for it
             port = ServicePort("d", "s", "", "tcp", "10.96.0.1", 80, external_local=True, health_port=number,
                                ready_here=len(local), local=local)
             await servers.update({("d", "s"): (port,)})
@@ -261,8 +267,9 @@ def test_health_servers_tell_whether_this_node_has_endpoints() -> None:
         await servers.update({})
         await servers.close()
         return answers
-    yes, no = asyncio.run(main())
+    yes, no, stuck = asyncio.run(main())
     assert yes.startswith(b"HTTP/1.1 200") and b'"localEndpoints": 1' in yes and no.startswith(b"HTTP/1.1 503")
+    assert stuck.startswith(b"HTTP/1.1 503") and b'"serviceProxyHealthy": false' in stuck
 
 
 def test_hints_keep_traffic_near_unless_somebody_would_have_none():
