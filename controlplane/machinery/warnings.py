@@ -5,6 +5,7 @@ Upstream: the warnings.go of k8s.io/kubernetes/pkg/api/{pod,service} and meta.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable
 from typing import Any
 
@@ -89,11 +90,46 @@ def _volume(obj: Object, old: Object | None) -> list[str]:
             "approach is to use dynamic provisioning."]
 
 
+def _service(obj: Object, old: Object | None) -> list[str]:
+    spec, kind = obj.get("spec") or {}, (obj.get("spec") or {}).get("type")
+    headless, outside = spec.get("clusterIP") == "None", spec.get("externalIPs") or []
+    found = [f"annotation {HINTS} is deprecated, please use {MODE} instead"] if HINTS in (
+        obj["metadata"].get("annotations") or {}) else []
+    if headless and kind == "ClusterIP":
+        found += [f"spec.{name} is ignored for headless services" for name, said in (
+            ("loadBalancerIP", spec.get("loadBalancerIP")), ("externalIPs", outside),
+            ("SessionAffinity", spec.get("sessionAffinity") == "ClientIP")) if said]
+    elif outside and kind != "ExternalName":
+        found.append("spec.externalIPs is deprecated and may no longer be implemented in some clusters")
+    for index, text in enumerate(spec.get("loadBalancerSourceRanges") or ()):
+        found += _range(text, f"spec.loadBalancerSourceRanges[{index}]")
+    if kind == "ExternalName" and outside:
+        found.append('spec.externalIPs is ignored when spec.type is "ExternalName"')
+    if kind != "ExternalName" and spec.get("externalName"):
+        found.append('spec.externalName is ignored when spec.type is not "ExternalName"')
+    if spec.get("trafficDistribution") == "PreferClose":
+        found.append('spec.trafficDistribution: "PreferClose" is deprecated; use "PreferSameZone"')
+    return found
+
+
+def _range(text: str, path: str) -> list[str]:
+    """A range that is written as an address in it means one or the other."""
+    try:
+        one = ipaddress.ip_interface(text)
+    except ValueError:
+        return []
+    if one.ip == one.network.network_address:
+        return []
+    return [f'{path}: CIDR value "{text}" is ambiguous in this context (should be "{one.network}" or '
+            f'"{one.ip}/{one.max_prefixlen}"?)']
+
+
+HINTS, MODE = "service.kubernetes.io/topology-aware-hints", "service.kubernetes.io/topology-mode"
 MANY, MANY_AT_ONCE = 100_000, 10_000
 INGRESS_CLASS, BETA_CLASS = "kubernetes.io/ingress.class", "volume.beta.kubernetes.io/storage-class"
 _OWN: dict[tuple[str, str], Callable[[Object, Object | None], list[str]]] = {
     ("batch", "CronJob"): _cron_job, ("batch", "Job"): _job, ("networking.k8s.io", "Ingress"): _ingress,
-    ("", "PersistentVolumeClaim"): _claim, ("", "PersistentVolume"): _volume}
+    ("", "Service"): _service, ("", "PersistentVolumeClaim"): _claim, ("", "PersistentVolume"): _volume}
 
 
 def _metadata(meta: Object) -> list[str]:

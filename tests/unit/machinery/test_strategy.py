@@ -132,6 +132,20 @@ def test_flags_of_kinds():
 def test_warnings():
     assert strategy.of(named("endpoints")).warnings({"metadata": {}}, None) == [
         "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"]
+    def of_service(**spec):
+        return strategy.of(named("services")).warnings({"metadata": {}, "spec": {"type": "ClusterIP", **spec}}, None)
+    assert of_service(clusterIP="10.96.0.1") == []
+    assert of_service(clusterIP="None", externalIPs=["192.0.2.1"], sessionAffinity="ClientIP", externalName="a.b") == [
+        "spec.externalIPs is ignored for headless services", "spec.SessionAffinity is ignored for headless services",
+        'spec.externalName is ignored when spec.type is not "ExternalName"']
+    assert of_service(type="LoadBalancer", loadBalancerSourceRanges=["10.1.2.3/8", "10.0.0.0/8", "fd00::1/64"],
+                      trafficDistribution="PreferClose", externalIPs=["192.0.2.1"]) == [
+        "spec.externalIPs is deprecated and may no longer be implemented in some clusters",
+        'spec.loadBalancerSourceRanges[0]: CIDR value "10.1.2.3/8" is ambiguous in this context (should be '
+        '"10.0.0.0/8" or "10.1.2.3/32"?)',
+        'spec.loadBalancerSourceRanges[2]: CIDR value "fd00::1/64" is ambiguous in this context (should be '
+        '"fd00::/64" or "fd00::1/128"?)',
+        'spec.trafficDistribution: "PreferClose" is deprecated; use "PreferSameZone"']
     pod = {"metadata": {"finalizers": ["x.io"]}, "spec": {"containers": [{"env": [{"name": "A"}, {"name": "A"}]}]}}
     first, second = strategy.of(named("pods")).warnings(pod, None)
     assert "prefer a domain-qualified finalizer name" in first
