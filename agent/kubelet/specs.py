@@ -27,7 +27,9 @@ from agent.kubelet.model import (
 from agent.kubelet.plan import DEFAULT_GRACE
 from agent.kubelet.restarts import container_hash
 from agent.kubelet.volumes.plugins import read_only
+from controlplane.machinery import quantity
 
+BANDWIDTH = ("kubernetes.io/ingress-bandwidth", "kubernetes.io/egress-bandwidth")
 SUBORDINATE = (LENGTH, 1024)  # more pods than any node runs, from the first block that is not the host's own
 TERMINATION_PATH = "/dev/termination-log"
 CLAIMS_FILE = "claims.json"
@@ -125,6 +127,19 @@ def sandbox(pod: dict[str, Any], node: Node, attempt: int, cgroup_parent: str, h
         resources=resources.pod_resources(pod), overhead=resources.overhead(pod),
         labels=tuple(sorted((meta.get("labels") or {}).items())),
         annotations=tuple(sorted((meta.get("annotations") or {}).items())))
+
+
+def check_bandwidth(pod: dict[str, Any]) -> None:
+    """Raise ConfigError for a rate that runtimes do not take: they refuse to make the network, and to take it down."""
+    for name in () if pod["spec"].get("hostNetwork") else BANDWIDTH:
+        text = (pod["metadata"].get("annotations") or {}).get(name)
+        try:
+            wrong = "" if text is None else "small (< 1kbit)" if quantity.compare(text, "1k") < 0 else \
+                "large (> 1Pbit)" if quantity.compare(text, "1P") > 0 else ""
+        except ValueError as error:
+            raise ConfigError(f"reading pod bandwidth annotations: {error}") from error
+        if wrong:
+            raise ConfigError(f"reading pod bandwidth annotations: resource is unreasonably {wrong}")
 
 
 def container(pod: dict[str, Any], spec: dict[str, Any], node: Node, sources: Sources, *, image: str, attempt: int,

@@ -193,6 +193,7 @@ class Steps:
         if action.changed:
             self._tell("Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
         try:
+            specs.check_bandwidth(self.pod)
             node.pod_folder(uid).mkdir(parents=True, exist_ok=True, mode=0o750)
             await self.context.cgroups.make(self.pod)
             self._sandbox_spec = await self._sandbox(action.attempt)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -254,3 +255,19 @@ def test_a_controller_that_is_not_handed_down_is_passed_over(tmp_path, monkeypat
     (tmp_path / "memory.max").touch()
     with pytest.raises(PermissionError):
         cgroups._write(tmp_path / "memory.max", "1")
+
+
+@pytest.mark.parametrize("rate, wrong", [
+    (None, ""), ("10M", ""), ("1k", ""), ("1P", ""), ("10X", "quantities must match"), ("", "quantities"),
+    ("100", "resource is unreasonably small (< 1kbit)"), ("2P", "resource is unreasonably large (> 1Pbit)")])
+def test_a_rate_that_no_runtime_takes(rate: str | None, wrong: str) -> None:
+    """One that the runtime is asked for keeps it from removing the sandbox."""
+    made = pod("c")
+    made["metadata"]["annotations"] = {} if rate is None else {"kubernetes.io/egress-bandwidth": rate}
+    if not wrong:
+        specs.check_bandwidth(made)
+        return
+    with pytest.raises(ConfigError, match=re.escape(wrong)):
+        specs.check_bandwidth(made)
+    made["spec"]["hostNetwork"] = True
+    specs.check_bandwidth(made)
