@@ -60,7 +60,7 @@ class Balancers(Controller):
     def _service_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
         if kind == "DELETED" or (old and lab.addresses(old) != lab.addresses(new)):
             self._all()  # an address may be free for who waits for one
-        elif new["spec"].get("type") == "LoadBalancer" or ANNOUNCED in objects.annotations(new):
+        if new["spec"].get("type") == "LoadBalancer" or ANNOUNCED in objects.annotations(new):
             self.queue.add(objects.key(new))
 
     def _node_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
@@ -111,6 +111,10 @@ class Balancers(Controller):
                     return None
         elif not ours:
             return None  # somebody else's
+        elif service["spec"].get("type") == "LoadBalancer":
+            lost = Finding("the load balancer's address is taken back", "there is no pool of addresses any more",
+                           f"add addresses to the ConfigMap {'/'.join(lab.CONFIG)}")
+            self.recorder.event(service, "Warning", "SyncLoadBalancerFailed", str(lost))
         if have == wanted and ours == bool(wanted):
             return None
         patch = {"metadata": {"annotations": {ANNOUNCED: "true" if wanted else None}},
@@ -122,6 +126,8 @@ class Balancers(Controller):
         if wanted:
             given = ", ".join(entry["ip"] for entry in wanted)
             self.recorder.event(service, "Normal", "EnsuredLoadBalancer", f"Ensured load balancer: {given}")
+        elif service["spec"].get("type") != "LoadBalancer":
+            self.recorder.event(service, "Normal", "DeletedLoadBalancer", "Deleted load balancer")
         return None
 
 

@@ -47,8 +47,8 @@ def test_a_pool_that_cannot_be_takes_nothing_from_anybody():
                 service = c.of("services").get("default", name) or {}
                 return [entry["ip"] for entry in objects.get(service, "status.loadBalancer.ingress", ())]
 
-            def told(text):
-                return any(text in event["message"] for event in events.items() if event["reason"] == "InvalidPool")
+            def told(text, reason="InvalidPool"):
+                return any(text in event["message"] for event in events.items() if event["reason"] == reason)
 
             async with following(c, events):
                 await node("n1", "192.168.56.10")
@@ -75,4 +75,9 @@ def test_a_pool_that_cannot_be_takes_nothing_from_anybody():
                 assert seen and all(one == ["192.168.56.200"] for one in seen)
                 await pool("")
                 await c.until(lambda: not given("first") and not given("second") and not given("third"))
+                await c.until(lambda: told("there is no pool of addresses any more", "SyncLoadBalancerFailed"))
+                await pool("192.168.56.200")
+                await c.until(lambda: given("first"))
+                await c.client.patch(SERVICES, "first", {"spec": {"type": "ClusterIP"}}, "default", "merge")
+                await c.until(lambda: told("Deleted load balancer", "DeletedLoadBalancer"))
     asyncio.run(main())
