@@ -91,7 +91,7 @@ class Informer:
         Of ADDED `old` is None; of DELETED `new` is the last state known. It must not block or raise."""
         self._subscribers.append(subscriber)
         for obj in self.items():
-            subscriber("ADDED", None, obj)
+            self._tell_one(subscriber, "ADDED", None, obj)
 
     @property
     def revision(self) -> int:
@@ -229,10 +229,13 @@ class Informer:
 
     def _tell(self, kind: str, old: Obj | None, new: Obj) -> None:
         for subscriber in self._subscribers:
-            try:
-                subscriber(kind, old, new)
-            except Exception:
-                log.exception("a subscriber of %s failed", self.resource.name)
+            self._tell_one(subscriber, kind, old, new)
+
+    def _tell_one(self, subscriber: Subscriber, kind: str, old: Obj | None, new: Obj) -> None:
+        try:
+            subscriber(kind, old, new)
+        except Exception:
+            log.exception("a subscriber of %s failed", self.resource.name)
 
 
 class Informers:

@@ -85,6 +85,8 @@ class Scheduler:
         async def bounded() -> None:
             try:
                 await work
+            except Exception:
+                log.exception("a decision about a pod cannot be carried out")
             finally:
                 slots.release()
         self._tasks.create_task(bounded())
@@ -95,6 +97,16 @@ class Scheduler:
         return self._configuration.profiles[(pod.get("spec") or {}).get("schedulerName") or NAME]
 
     async def _schedule(self, waiting: Waiting) -> None:
+        """Judge the pod. Where it, or what it refers to, cannot be read, others do not wait for that."""
+        try:
+            await self._judge(waiting)
+        except Exception as error:
+            log.exception("pod %s/%s cannot be judged", *objects.key(waiting.pod))
+            self.queue.refused(waiting.uid, self._clock.monotonic())
+            why = f"what it asks for cannot be read: {error!r}"
+            await self._start(self._herald.explain(waiting.pod, why, "", None), self._slots)
+
+    async def _judge(self, waiting: Waiting) -> None:
         gang = gangs.of(waiting.pod)
         if gang is not None:
             await self._together(gang, waiting)
@@ -104,11 +116,6 @@ class Scheduler:
             found = await self._decide(wants)
         except ApiError as error:
             await self._refuse(waiting, wants, Verdict("", self.decider.snapshot.size, {}, error.message))
-            return
-        except Exception as error:  # what it refers to cannot be read: others do not wait for that
-            log.exception("pod %s/%s cannot be judged", wants.namespace, objects.name(waiting.pod))
-            why = f"what it asks for cannot be read: {error!r}"
-            await self._refuse(waiting, wants, Verdict("", self.decider.snapshot.size, {}, why))
             return
         if waiting.uid not in self.queue:  # deleted while an extender thought about it
             return

@@ -5,10 +5,15 @@ import asyncio
 import pytest
 
 from controlplane.client.config import ClientConfig
+from controlplane.client.events import Recorder
+from controlplane.client.informer import Informer, Informers
 from controlplane.client.rest import Client
 from controlplane.controllers.manager import Manager, Settings
+from controlplane.controllers.runtime import NODES, PODS, keep_for
 from controlplane.machinery import objects
 from controlplane.machinery.resources import BUILTIN, named
+from controlplane.scheduler.loop import Scheduler
+from controlplane.scheduler.world import World
 from controlplane.store.cache import key_of
 from tests.unit.apiserver.harness import serving
 from tests.unit.controllers.cluster import Cluster, deployment
@@ -38,15 +43,19 @@ def poisoned(resource, name, body):
         "creationTimestamp": "2026-01-01T00:00:00Z", **({"namespace": "default"} if resource.namespaced else {})}}
 
 
+async def poisoned_store(api, poison):
+    for resource in {resource.name: resource for resource in BUILTIN}.values():
+        if "watch" in resource.verbs and resource.name not in SPARED:
+            obj = poisoned(resource, poison, POISONS[poison])
+            space = "default" if resource.namespaced else ""
+            await api.server.cache.write(key_of(resource.name, space, objects.name(obj)), obj, 0)
+
+
 @pytest.mark.parametrize("poison", POISONS)
 def test_other_objects_are_served(poison):
     async def play():
         async with serving() as api, Client(ClientConfig(server=api.url)) as client:
-            for resource in {resource.name: resource for resource in BUILTIN}.values():
-                if "watch" in resource.verbs and resource.name not in SPARED:
-                    obj = poisoned(resource, poison, POISONS[poison])
-                    space = "default" if resource.namespaced else ""
-                    await api.server.cache.write(key_of(resource.name, space, objects.name(obj)), obj, 0)
+            await poisoned_store(api, poison)
             manager = Manager(client, Settings(root_ca="PEM"))
             ready = asyncio.Event()
             tasks = [asyncio.create_task(manager.follow(ready.set))]
@@ -94,6 +103,49 @@ async def check(made):
     await made.until(lambda: objects.get(made.of("nodes").get("", "n"), "spec.podCIDR"))
     await client.delete(named("deployments.apps"), "web", "default")
     await made.until(lambda: not [pod for pod in made.pods.items() if objects.name(pod).startswith("web-")])
+
+
+@pytest.mark.parametrize("poison", POISONS)
+def test_other_pods_are_scheduled(poison):
+    """One that asks for as much as can be asked for, and one beside it."""
+    wants = {"volumes": [{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}], "containers": [
+        {"name": "c", "image": "i", "resources": {"limits": {"x.io/gpu": "1"}}}]}
+    apart = {"requiredDuringSchedulingIgnoredDuringExecution": [{
+        "topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "none"}}, "namespaceSelector": {}}]}
+
+    async def play():
+        async with serving() as api, Client(ClientConfig(server=api.url)) as client:
+            await poisoned_store(api, poison)
+            informers, nodes, recorder = Informers(client), Informer(client, NODES), Recorder(client, "s")
+            scheduler = Scheduler(client, informers.of(PODS), nodes, World(informers, keep_for), recorder)
+            tasks = [asyncio.create_task(work()) for work in (informers.run, nodes.run, recorder.run, scheduler.run)]
+            placed = asyncio.Event()
+
+            def look(kind, old, new):
+                if objects.name(new) == "good" and objects.get(new, "spec.nodeName") == "n":
+                    placed.set()
+            informers.of(PODS).subscribe(look)
+            try:
+                await client.create(named("serviceaccounts"), {"metadata": {"name": "default", "namespace": "default"}})
+                room = {"cpu": "2", "memory": "4Gi", "pods": "20"}
+                await client.create(NODES, {"metadata": {"name": "n"}, "status": {
+                    "capacity": room, "allocatable": room}})
+                await client.patch(NODES, "n", {"spec": {"taints": None}}, kind="merge")
+                await client.create(named("persistentvolumeclaims"), {
+                    "metadata": {"name": "c", "namespace": "default"}, "spec": {
+                        "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}})
+                for name, spec in (("wants", wants), ("good", {"affinity": {"podAntiAffinity": apart}})):
+                    await client.create(PODS, {
+                        "metadata": {"name": name, "namespace": "default", "labels": {"app": "web"}},
+                        "spec": {"containers": [{"name": "c", "image": "i"}], **spec}})
+                async with asyncio.timeout(60):
+                    await placed.wait()
+                assert not [task for task in tasks if task.done()]
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+    asyncio.run(play())
 
 
 def test_owners_in_a_circle_go_together():
