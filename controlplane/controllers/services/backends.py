@@ -56,7 +56,7 @@ def backends(service: Obj, pods: Iterable[Obj]) -> list[Backend]:
             continue
         serving = objects.holds(pod, "Ready")
         terminating = objects.deleting(pod)
-        found.append(Backend(pod, tolerate or (serving and not terminating), serving or tolerate, terminating,
+        found.append(Backend(pod, tolerate or (serving and not terminating), serving, terminating,
                              tuple(ports(service, pod))))
     return found
 

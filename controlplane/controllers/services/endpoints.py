@@ -66,6 +66,12 @@ def by_service(one: Obj) -> list[str]:
     return [f"{objects.namespace(one)}/{objects.labels(one).get(slices.SERVICE_NAME, '')}"]
 
 
+def owners(manager: str, *states: Obj | None) -> set[Key]:
+    """The Services whose slice this is or was, while `manager` keeps or kept it: somebody may have changed labels."""
+    return {(objects.namespace(one), objects.labels(one).get(slices.SERVICE_NAME, "")) for one in states
+            if one is not None and objects.labels(one).get(slices.MANAGED_BY) == manager}
+
+
 async def write_slices(controller: Controller, key: Key, plan: slices.Plan) -> None:
     """Carry out the plan for the Service `key`."""
     client, pending = controller.client, controller.pending
@@ -110,8 +116,8 @@ class EndpointSlices(ServiceController):
         return self._shares
 
     def _slice_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        if objects.labels(new).get(slices.MANAGED_BY) == slices.MANAGER:
-            self.queue.add((objects.namespace(new), objects.labels(new).get(slices.SERVICE_NAME, "")))
+        for key in owners(slices.MANAGER, old, new):
+            self.queue.add(key)
 
     async def reconcile(self, key: Key) -> float | None:
         service = self.services.get(*key)

@@ -13,7 +13,7 @@ from typing import Any
 
 from controlplane.controllers.runtime import SERVICES, STALE_SECONDS, Context, Controller
 from controlplane.controllers.services import slices
-from controlplane.controllers.services.endpoints import ENDPOINTS, SLICES, by_service, write_slices
+from controlplane.controllers.services.endpoints import ENDPOINTS, SLICES, by_service, owners, write_slices
 from controlplane.machinery import objects
 
 MANAGER = "endpointslicemirroring-controller.k8s.io"
@@ -102,8 +102,8 @@ class Mirror(Controller):
         self.slices.subscribe(self._slice_changed)
 
     def _slice_changed(self, kind: str, old: Obj | None, new: Obj) -> None:
-        if objects.labels(new).get(slices.MANAGED_BY) == MANAGER:
-            self.queue.add((objects.namespace(new), objects.labels(new).get(slices.SERVICE_NAME, "")))
+        for key in owners(MANAGER, old, new):
+            self.queue.add(key)
 
     async def reconcile(self, key: tuple[str, str]) -> float | None:
         if not self.pending.settled(key, self.slices):

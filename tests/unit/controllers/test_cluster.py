@@ -105,6 +105,17 @@ def test_services_find_their_pods():
             assert one["endpoints"][0]["targetRef"]["kind"] == "Pod"
             await c.until(lambda: len((c.of("endpoints").get("default", "web") or {}).get("subsets", [{}])[0].get(
                 "addresses", [])) == 3)
+            # A slice that somebody takes over, or gives to another Service, is no longer ours: its pods get a new one.
+            def mine():
+                found = [s for s in c.of("endpointslices.discovery.k8s.io").items() if objects.labels(s).get(
+                    "endpointslice.kubernetes.io/managed-by") == "endpointslice-controller.k8s.io"
+                    and objects.labels(s).get("kubernetes.io/service-name") == "web"]
+                return found[0] if len(found) == 1 and len(found[0]["endpoints"]) == 3 else None
+            seen = set()
+            for label in ("endpointslice.kubernetes.io/managed-by", "kubernetes.io/service-name"):
+                seen.add(name := objects.name(mine()))
+                await c.client.patch(SLICES, name, {"metadata": {"labels": {label: "me"}}}, "default", "merge")
+                await c.until(lambda: mine() and objects.name(mine()) not in seen)
             await c.client.delete(SERVICES, "web", "default")
             await c.until(lambda: c.of("endpoints").get("default", "web") is None and ready() is None)
     asyncio.run(main())

@@ -215,7 +215,8 @@ def test_states_and_named_ports_of_backends():
         [(1, 0), (0, 1)]
     assert subsets.desired(svc, backends.backends(svc, pods), wanted) is wanted
     svc["spec"]["publishNotReadyAddresses"] = True
-    assert all(b.ready for b in backends.backends(svc, pods))
+    assert {objects.name(b.pod): (b.ready, b.serving) for b in backends.backends(svc, pods)} == {
+        "up": (True, True), "down": (True, False), "going": (True, True)}  # all are shown, as what they are
 
 
 # --- nodes -----------------------------------------------------------------------------------------------
