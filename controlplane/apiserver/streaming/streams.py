@@ -113,7 +113,7 @@ class Streams:
         return await self._forwarder.pass_on(request, backend, target, root)
 
     def _proxied(self, request: Request) -> Backend:
-        scheme, name, port = split_name(request.name)
+        scheme, name, port = split_name(request.name, request.plural.removesuffix("s"))
         tls = self._insecure() if scheme == "https" else None
         if request.plural == "nodes":
             if scheme == "http" or (port and port != str(KUBELET_PORT)):
@@ -231,8 +231,8 @@ def kubelet_query(query: Query) -> str:
     return "?" + urlencode(pairs) if pairs else ""
 
 
-def split_name(text: str) -> tuple[str, str, str]:
-    """Scheme, name and port of `[scheme:]name[:port]`. Raises BadRequest."""
+def split_name(text: str, kind: str) -> tuple[str, str, str]:
+    """Scheme, name and port of `[scheme:]name[:port]`; `kind` is what it names. Raises BadRequest."""
     parts = text.split(":")
     if len(parts) == 1:
         return "", parts[0], ""
@@ -240,7 +240,7 @@ def split_name(text: str) -> tuple[str, str, str]:
         return "", parts[0], parts[1]
     if len(parts) == 3 and parts[0] in ("http", "https", ""):
         return parts[0], parts[1], parts[2]
-    raise BadRequest(f'invalid proxy request "{text}"')
+    raise BadRequest(f'invalid {kind} request "{text}"')
 
 
 def _number(port: str | int) -> int:
