@@ -273,7 +273,7 @@ def test_names_queries_and_ports():
     assert kubelet_query(Query("container=c&command=true&stdin=true&stdout=false")) == "?command=true&input=1"
     assert split_name("https:web:443", "pod") == ("https", "web", "443")
     assert split_name("web:http", "service") == ("", "web", "http")
-    with pytest.raises(BadRequest, match='^invalid service request "ftp:web:1"$'):
+    with pytest.raises(BadRequest, match=r'^invalid service request "ftp:web:1"$'):
         split_name("ftp:web:1", "service")
     service = {"metadata": {"name": "web"}, "spec": {"ports": [{"name": "http", "port": 80}]}}
     assert port_name(service, "80") == port_name(service, "http") == port_name(service, "") == "http"
