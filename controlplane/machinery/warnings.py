@@ -95,12 +95,18 @@ def _service(obj: Object, old: Object | None) -> list[str]:
     headless, outside = spec.get("clusterIP") == "None", spec.get("externalIPs") or []
     found = [f"annotation {HINTS} is deprecated, please use {MODE} instead"] if HINTS in (
         obj["metadata"].get("annotations") or {}) else []
+    if kind != "ExternalName" and not headless:
+        for index, text in enumerate(spec.get("clusterIPs") or ()):
+            found += _address(text, f"spec.clusterIPs[{index}]")
     if headless and kind == "ClusterIP":
         found += [f"spec.{name} is ignored for headless services" for name, said in (
             ("loadBalancerIP", spec.get("loadBalancerIP")), ("externalIPs", outside),
             ("SessionAffinity", spec.get("sessionAffinity") == "ClientIP")) if said]
-    elif outside and kind != "ExternalName":
+    for index, text in enumerate(outside):
+        found += _address(text, f"spec.externalIPs[{index}]")
+    if outside and not (headless and kind == "ClusterIP") and kind != "ExternalName":
         found.append("spec.externalIPs is deprecated and may no longer be implemented in some clusters")
+    found += _address(spec.get("loadBalancerIP") or "", "spec.loadBalancerIP")
     for index, text in enumerate(spec.get("loadBalancerSourceRanges") or ()):
         found += _range(text, f"spec.loadBalancerSourceRanges[{index}]")
     if kind == "ExternalName" and outside:
@@ -110,6 +116,17 @@ def _service(obj: Object, old: Object | None) -> list[str]:
     if spec.get("trafficDistribution") == "PreferClose":
         found.append('spec.trafficDistribution: "PreferClose" is deprecated; use "PreferSameZone"')
     return found
+
+
+def _address(text: str, path: str) -> list[str]:
+    """An address of IPv6 that is written otherwise than everybody else writes it is found by no comparison of texts."""
+    try:
+        one = ipaddress.ip_address(text)
+    except ValueError:
+        return []
+    if one.version == 4 or one.ipv4_mapped or str(one) == text:
+        return []
+    return [f'{path}: IPv6 address "{text}" should be in RFC 5952 canonical format ("{one}")']
 
 
 def _range(text: str, path: str) -> list[str]:

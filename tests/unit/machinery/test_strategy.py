@@ -146,6 +146,13 @@ def test_warnings():
         'spec.loadBalancerSourceRanges[2]: CIDR value "fd00::1/64" is ambiguous in this context (should be '
         '"fd00::/64" or "fd00::1/128"?)',
         'spec.trafficDistribution: "PreferClose" is deprecated; use "PreferSameZone"']
+    said = " should be in RFC 5952 canonical format "
+    assert of_service(type="LoadBalancer", clusterIPs=["10.96.0.5", "fd00:0096::0005"], loadBalancerIP="FD00::1",
+                      externalIPs=["fd00::1", "fd00:0:0::2"]) == [
+        f'spec.clusterIPs[1]: IPv6 address "fd00:0096::0005"{said}("fd00:96::5")',
+        f'spec.externalIPs[1]: IPv6 address "fd00:0:0::2"{said}("fd00::2")',
+        "spec.externalIPs is deprecated and may no longer be implemented in some clusters",
+        f'spec.loadBalancerIP: IPv6 address "FD00::1"{said}("fd00::1")']
     pod = {"metadata": {"finalizers": ["x.io"]}, "spec": {"containers": [{"env": [{"name": "A"}, {"name": "A"}]}]}}
     first, second = strategy.of(named("pods")).warnings(pod, None)
     assert "prefer a domain-qualified finalizer name" in first
