@@ -11,6 +11,7 @@ Upstream: k8s.io/kubernetes/pkg/registry/core/service/ipallocator and its repair
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -31,12 +32,12 @@ Object = dict[str, Any]
 
 
 def held(service: Object) -> set[str]:
-    """The cluster IPs of a Service. Pure."""
+    """The cluster IPs of a Service in canonical form, by which their objects are named. Pure."""
     spec = service.get("spec") or {}
     if spec.get("type") == "ExternalName":
         return set()
     found = {spec.get("clusterIP") or "", *(spec.get("clusterIPs") or ())}
-    return {ip for ip in found if ip and ip != "None"}
+    return {str(ipaddress.ip_address(ip)) for ip in found if ip and ip != "None"}
 
 
 def wanted(ip: str, service: Object) -> Object:

@@ -83,6 +83,18 @@ def test_addresses_follow_the_services_that_hold_them():
     asyncio.run(main())
 
 
+def test_an_address_object_has_the_canonical_form_of_an_address_for_its_name():
+    async def main():
+        async with (serving(service_cluster_ip_range="fd00:96::/112") as api, asyncio.timeout(DEADLINE),
+                    api.watching(f"{NETWORK}/ipaddresses?watch=1") as events):
+            assert (await events.next())[1]["metadata"]["name"] == "fd00:96::1"
+            made = await api.made("/api/v1/namespaces/default/services", {"metadata": {"name": "s"}, "spec": {
+                "ports": [{"port": 80}], "clusterIP": "fd00:0096::0005"}})
+            assert made["spec"]["clusterIP"] == "fd00:0096::0005"  # its writer's words
+            assert (await events.next())[1]["metadata"]["name"] == "fd00:96::5"
+    asyncio.run(main())
+
+
 def test_an_address_object_is_repaired_and_anothers_is_given_to_no_service():
     async def main():
         services, addresses = "/api/v1/namespaces/default/services", f"{NETWORK}/ipaddresses"
