@@ -25,6 +25,9 @@ GROUPS = (("initContainers", "initContainerStatuses"), ("containers", "container
           ("ephemeralContainers", "ephemeralContainerStatuses"))
 KINDS = {"initContainers": "init_container", "containers": "container", "ephemeralContainers": "ephemeral_container"}
 RESETTING = "AllContainersRestarting"
+OWN = {*PASSING, RESETTING, "PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"}
+GIVEN = ("nominatedNodeName", "resourceClaimStatuses", "extendedResourceClaimStatus")  # always somebody else's
+KUBELET = "TerminationByKubelet"  # the reason of a DisruptionTarget of ours; other reasons are other people's
 
 
 def compute(pod: dict[str, Any], seen: ObservedPod, now: float, report: Report,
@@ -288,6 +291,16 @@ def urgent(old: dict[str, Any], new: dict[str, Any]) -> bool:
 # --- the patch -------------------------------------------------------------------------------------------------------
 
 MERGED = {"podIPs": "ip", "hostIPs": "ip", "conditions": "type"}  # lists the strategic patch merges by this key
+
+
+def rebase(status: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """`status`, computed a while ago, with what others own as `known`, the API's newest, has it."""
+    result = {k: v for k, v in status.items() if k not in GIVEN} | {k: known[k] for k in GIVEN if k in known}
+    if "conditions" in status:
+        own = [c for c in status["conditions"] if c["type"] in OWN or c.get("reason") == KUBELET]
+        types = OWN | {c["type"] for c in own}
+        result["conditions"] = own + [c for c in known.get("conditions") or () if c["type"] not in types]
+    return result
 
 
 def patch(uid: str, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from agent.kubelet.reporting.status import patch, urgent
+from agent.kubelet.reporting.status import patch, rebase, urgent
 from controlplane.client.rest import Client
 from controlplane.machinery.clock import Clock
 from controlplane.machinery.errors import ApiError, Conflict, NotFound
@@ -53,16 +53,20 @@ class StatusWriter:
     @property
     def current(self) -> dict[str, Any]:
         """The status the API has or is about to have."""
-        return self.known if self._idle.is_set() or self._wanted is None else self._wanted
+        return self.known if self._idle.is_set() or self._wanted is None else rebase(self._wanted, self.known)
 
     def offer(self, status: dict[str, Any]) -> None:
         """This is the status now."""
         self._wanted = status
         if urgent(self.known, status):
             self._haste.set()
-        if self._idle.is_set() and not self._lost and patch(self._meta["uid"], self.known, status) is not None:
+        if self._idle.is_set() and not self._lost and self._changes(status) is not None:
             self._idle.clear()
             self._spawn(self._send(), "status")
+
+    def _changes(self, status: dict[str, Any]) -> dict[str, Any] | None:
+        """The patch that brings `status`; what others wrote since it was computed stays."""
+        return patch(self._meta["uid"], self.known, rebase(status, self.known))
 
     async def settled(self) -> None:
         """Wait until the API has what was offered, or the pod is gone."""
@@ -77,7 +81,7 @@ class StatusWriter:
                     await self._haste.wait()
             while self._wanted is not None:
                 sent = self._wanted
-                body = patch(self._meta["uid"], self.known, sent)
+                body = self._changes(sent)
                 if body is None:
                     return
                 try:

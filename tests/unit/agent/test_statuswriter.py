@@ -63,3 +63,28 @@ def test_a_status_offered_meanwhile_is_sent_too():
                 await writer.settled()
         assert api.statuses[-1]["phase"] == "Running"
     asyncio.run(main())
+
+
+def test_what_others_write_while_a_status_waits_stays(monkeypatch):
+    """A node that comes back hears of its pods' evictions while it has a status of them in hand."""
+    monkeypatch.setattr(statuswriter, "LINGER_SECONDS", 60.0)
+    ready, target = {"type": "Ready", "status": "True"}, {"type": "DisruptionTarget", "status": "True", "reason": "X"}
+    claims = [{"name": "c", "resourceClaimName": "c-1"}]
+
+    async def main():
+        api = Api()
+        api.go.set()
+        async with asyncio.TaskGroup() as group:
+            pod = {"metadata": {"name": "p", "namespace": "d", "uid": "u", "resourceVersion": "1"}}
+            writer = StatusWriter(api, FakeClock(), pod, lambda work, name: group.create_task(work, name=name))
+            writer.offer({"phase": "Running", "conditions": [ready]})
+            writer.learn({"metadata": {"resourceVersion": "2"},
+                          "status": {"conditions": [{**ready, "status": "False"}, target],
+                                     "resourceClaimStatuses": claims}})
+            assert writer.current["conditions"] == [ready, target]
+            assert writer.current["resourceClaimStatuses"] == claims
+            async with asyncio.timeout(5):
+                await writer.settled()
+        assert [s["conditions"] for s in api.statuses] == [[ready]], "told is only what is ours"
+        assert "resourceClaimStatuses" not in api.statuses[0]
+    asyncio.run(main())
