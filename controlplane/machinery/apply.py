@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
-from controlplane.machinery import fieldsets
+from controlplane.machinery import fieldsets, lastapplied
 from controlplane.machinery.errors import BadRequest, Cause, Conflict
 from controlplane.machinery.fieldsets import LEAF, Node, Tree, Unmergeable, atomic, resolved
 from controlplane.machinery.objects import deep_copy
@@ -126,12 +126,15 @@ def apply(live: Object | None, patch: Object, manager: str, force: bool, definit
         if misfits := list(_misfits(config, node, "")):
             raise Unmergeable(misfits[0] if len(misfits) == 1 else "\n".join(["errors:", *(f"  {m}" for m in misfits)]))
         wanted = _tracked(fieldsets.of(config, node), subresource)
-        return _applied(deep_copy(live), config, wanted, (manager, "Apply", "", subresource), force, node, now)
+        made = _applied(deep_copy(live), config, wanted, (manager, "Apply", "", subresource), force, node, now)
     except Unmergeable as error:
         metadata = patch.get("metadata") or {}
         name = "/".join(filter(None, (metadata.get("namespace"), metadata.get("name"))))
         raise BadRequest(f"failed to create typed patch object ({name}; {patch.get('apiVersion')}, "
                          f"Kind={patch.get('kind')}): {error}") from None
+    if manager == lastapplied.MANAGER and not subresource:
+        lastapplied.renewed(made, deep_copy(patch))
+    return made
 
 
 def _applied(live: Object | None, config: Object, wanted: Tree, me: Owner, force: bool, node: Node, now: str) -> Object:
@@ -151,22 +154,25 @@ def _applied(live: Object | None, config: Object, wanted: Tree, me: Owner, force
     acted = last != wanted or me not in entries
     if live is not None:
         changed, removed = fieldsets.compare(live, merged, node)
-        _take_over(sets, me, changed, removed, force)
+        version = config.get("apiVersion") or ""
+        yielded = lastapplied.yielded(live, version, node) if me[0] == lastapplied.MANAGER else None
+        _take_over(sets, me, changed, removed, force, yielded)
         acted = acted or bool(changed or removed)
     made = _entries(sets, entries, before, me if acted else None, config.get("apiVersion") or "", now)
     merged.setdefault("metadata", {})["managedFields"] = made
     return merged
 
 
-def _take_over(sets: dict[Owner, Tree], me: Owner, changed: Tree, removed: Tree, force: bool) -> None:
-    """Others lose what I changed, which is a conflict unless forced, and what is gone."""
+def _take_over(sets: dict[Owner, Tree], me: Owner, changed: Tree, removed: Tree, force: bool,
+               yielded: Tree | None = None) -> None:
+    """Others lose what I changed, which is a conflict unless forced or `yielded`, and what is gone."""
     conflicts: list[tuple[Owner, Tree]] = []
     for owner, tree in list(sets.items()):
         if owner == me:
             continue
         lost = fieldsets.intersection(tree, changed)
-        if lost:
-            conflicts.append((owner, lost))
+        if contested := fieldsets.difference(lost, yielded or {}):
+            conflicts.append((owner, contested))
         sets[owner] = fieldsets.difference(fieldsets.difference(tree, lost), removed)
     if conflicts and not force:
         raise _conflict(conflicts)

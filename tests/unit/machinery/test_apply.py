@@ -1,6 +1,7 @@
 """Server-side apply: ownership as a real apiserver was seen to keep it."""
 
 import copy
+import json
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from controlplane.machinery import fieldsets
 from controlplane.machinery.apply import BEFORE, MAX_UPDATE_MANAGERS, _merged_items, apply, track_update
 from controlplane.machinery.errors import ApiError, Conflict
+from controlplane.machinery.lastapplied import ANNOTATION, MAX_ANNOTATIONS
 from controlplane.machinery.structural import structural
 
 CONFIG_MAP = "io.k8s.api.core.v1.ConfigMap"
@@ -251,3 +253,29 @@ def test_a_schemas_default_completes_a_key():
 def test_items_stand_in_the_order_of_both_lists(live, config, merged):
     node = {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}}
     assert "".join(_merged_items(list(live), list(config), node)) == merged
+
+
+def test_kubectl_takes_over_what_it_applied_without_the_server():
+    last = '{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"c","namespace":"d"},"data":{"a":"1","b":"1"}}'
+    live = config_map({"a": "1", "b": "1"}, annotations={ANNOTATION: last})
+    live["metadata"]["managedFields"] = track_update(None, live, "kubectl-client-side-apply", CONFIG_MAP, T1)
+    with pytest.raises(Conflict):
+        do(live, config_map({"a": "2"}), "another")
+    taken = do(live, config_map({"a": "2"}), "kubectl", now=T2)
+    assert taken["data"] == {"a": "2", "b": "1"}
+    assert "f:a" not in owners(taken)["kubectl-client-side-apply"]["f:data"]
+    assert json.loads(taken["metadata"]["annotations"][ANNOTATION]) == config_map({"a": "2"})
+    assert do(taken, config_map({"a": "2"}), "kubectl", now="2026-01-01T00:00:09Z") == taken
+
+    changed = copy.deepcopy(live)
+    changed["data"]["b"] = "edited"
+    changed["metadata"]["managedFields"] = track_update(live, changed, "editor", CONFIG_MAP, T2)
+    with pytest.raises(Conflict) as refused:
+        do(changed, config_map({"a": "2", "b": "2"}), "kubectl")
+    assert [cause["field"] for cause in refused.value.details["causes"]] == [".data.b"]
+
+
+def test_no_annotation_of_kubectls_outgrows_its_limit():
+    live = config_map({}, annotations={ANNOTATION: "{}", "mine": "x"})
+    result = do(live, config_map({"a": "x" * MAX_ANNOTATIONS}), "kubectl")
+    assert result["metadata"]["annotations"] == {"mine": "x"}
