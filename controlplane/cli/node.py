@@ -98,6 +98,7 @@ def _agent(paths: Paths, settings: Settings) -> list[str]:
 
 def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> Prepared:
     """Everything the components read."""
+    import psutil
     ledger.share_directory(paths.etc)
     for folder in (paths.lib, paths.run, paths.log, paths.store.parent, paths.containerd, paths.cni_bin,
                    paths.kubelet, paths.ipam, paths.lib / "images", paths.manifests):
@@ -113,6 +114,7 @@ def prepare(paths: Paths, settings: Settings, ledger: Ledger) -> Prepared:
         ledger.record("cgroup", path=f"/{trial.name(paths.run)}")  # in case it is killed
         containerd.prepare(paths)
     cni.install(paths, ledger)
+    cni.forget_cut_off(psutil.boot_time())
     return Prepared(bool(issued), before != _read(containerd.config_path(paths)))
 
 

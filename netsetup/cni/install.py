@@ -5,12 +5,16 @@ the configuration list. The configuration is written only when the node knows it
 reports NetworkReady as soon as the file is there. A configuration that somebody else put into the folder, which is
 ours alone, is meant: pods get their network from there, and ours is taken away.
 
-Called by the agent at start (`install`) and by the CNI daemon when it is configured (`write_configuration`).
+Also takes away what a power cut left of runtimes' own memory of networks.
+
+Called before a host's services start (`install`, `forget_cut_off`) and by the CNI daemon when it is configured
+(`write_configuration`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -21,11 +25,13 @@ from controlplane.machinery.paths import Paths
 from netsetup.cni.wire import VERSION
 from netsetup.ledger import Ledger
 
+log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 PLUGIN = "pelamis"
 CONFIGURATION = "10-pelamis.conflist"
 PLACEHOLDER = b"@PELAMIS-CNI-SOCKET@"
 SOCKET_PATH_LIMIT = 107  # sun_path less its final zero
+RESULTS = Path("/var/lib/cni/results")  # libcni's, whatever a runtime's configuration says: what each network answered
 
 
 def program(socket: str, machine: str = "") -> bytes:
@@ -49,6 +55,21 @@ def install(paths: Paths, ledger: Ledger) -> None:
     code = program(str(paths.cni_socket))
     for name in (PLUGIN, "loopback"):
         _write(paths.cni_bin / name, code, 0o755)
+
+
+def forget_cut_off(booted: float, results: Path = RESULTS) -> None:
+    """Remove answers of networks that cannot be read: nobody waits until they are on the disk, and with one that a
+    power cut left empty libcni would never let its pod go; without it, it does. `booted`: wall seconds; what is
+    younger somebody may be writing."""
+    for path in results.glob("*"):
+        try:
+            if path.stat().st_mtime < booted:
+                json.loads(path.read_bytes())
+        except ValueError:
+            log.warning("%s was cut off by the end of the machine, and goes", path)
+            path.unlink(missing_ok=True)
+        except OSError:
+            continue
 
 
 def configuration(mtu: int) -> bytes:
