@@ -16,6 +16,7 @@ from pathlib import Path
 from controlplane.cli.components import Component
 from controlplane.cli.settings import Settings
 from controlplane.hosts.layout import TARGET, USERS, Layout, unit
+from netsetup.cni.install import RESULTS
 
 WATCHDOG_SECONDS = 60  # a process whose loop hangs this long is of no use: far beyond any honest pause
 START_SECONDS = 600  # an emulated machine's; who waits for a start gives up earlier where nothing gets on
@@ -161,9 +162,10 @@ def _conduct(layout: Layout, name: str) -> str:
 
 
 def _prepare(layout: Layout) -> str:
-    """What looks at the host writes only what is ours. It tries a runtime with a container, and may make namespaces."""
+    """What looks at the host writes only what is ours, and into runtimes' memory of networks. It tries a runtime with a
+    container, and may make namespaces."""
     paths, root = layout.paths, layout.paths.root
-    return _ROOT + (f"ReadWritePaths={paths.etc} {paths.lib} {root / 'run'} {root / 'var/log'}\n"
+    return _ROOT + (f"ReadWritePaths={paths.etc} {paths.lib} {root / 'run'} {root / 'var/log'} -{RESULTS.parent}\n"
                     "ProtectSystem=strict\nProtectHome=yes\nProtectKernelLogs=yes\nProtectKernelModules=yes\n"
                     "ProtectKernelTunables=yes\nPrivateTmp=yes\nRestrictSUIDSGID=yes\n")
 

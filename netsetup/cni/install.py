@@ -63,13 +63,20 @@ def forget_cut_off(booted: float, results: Path = RESULTS) -> None:
     younger somebody may be writing."""
     for path in results.glob("*"):
         try:
-            if path.stat().st_mtime < booted:
-                json.loads(path.read_bytes())
-        except ValueError:
-            log.warning("%s was cut off by the end of the machine, and goes", path)
-            path.unlink(missing_ok=True)
-        except OSError:
-            continue
+            if path.stat().st_mtime >= booted or _readable(path):
+                continue
+            path.unlink()
+            log.warning("%s was cut off by the end of the machine, and is forgotten", path)
+        except OSError as error:
+            log.warning("%s may keep a pod from being removed: %s", path, error)
+
+
+def _readable(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
 
 
 def configuration(mtu: int) -> bytes:
