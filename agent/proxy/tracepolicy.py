@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 
 from agent.proxy import policy, trace
 from agent.proxy.policy import Obj
-from controlplane.machinery import selectors
 
 
 def refuses(policies: Iterable[Obj], pods: Iterable[Obj], namespaces: Mapping[str, Mapping[str, str]], node: str,
@@ -26,8 +25,5 @@ def refuses(policies: Iterable[Obj], pods: Iterable[Obj], namespaces: Mapping[st
 
 def limiting(policies: Iterable[Obj], pod: Obj, direction: str) -> list[str]:
     """The names of the policies of a pod's namespace that say what it may receive (`Ingress`) or send (`Egress`)."""
-    meta = pod["metadata"]
     return sorted(one["metadata"]["name"] for one in policies
-                  if one["metadata"]["namespace"] == meta["namespace"] and direction in policy.types(one)
-                  and selectors.from_label_selector(one["spec"].get("podSelector") or {}).matches(
-                      meta.get("labels") or {}))
+                  if direction in policy.types(one) and policy.selects(one, pod["metadata"]))

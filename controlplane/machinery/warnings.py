@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from controlplane.machinery.resources import Resource
+from controlplane.machinery.validate.services import HINTS, MODE
 
 Object = dict[str, Any]
 _DEPRECATED = {("", "Endpoints"): "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
@@ -141,7 +142,6 @@ def _range(text: str, path: str) -> list[str]:
             f'"{one.ip}/{one.max_prefixlen}"?)']
 
 
-HINTS, MODE = "service.kubernetes.io/topology-aware-hints", "service.kubernetes.io/topology-mode"
 MANY, MANY_AT_ONCE = 100_000, 10_000
 INGRESS_CLASS, BETA_CLASS = "kubernetes.io/ingress.class", "volume.beta.kubernetes.io/storage-class"
 _OWN: dict[tuple[str, str], Callable[[Object, Object | None], list[str]]] = {

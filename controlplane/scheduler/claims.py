@@ -148,8 +148,9 @@ def refusal(wanted: Needs, node: NodeInfo) -> Refusal | None:
     if any(allocation.get("nodeSelector") and not placement.takes(allocation["nodeSelector"], node)
            for _, allocation in wanted.held):
         return ELSEWHERE
-    if short := [name for name in wanted.provided if name not in lacking(wanted, node) and demand.of(
-            wanted.pod).requests[name] > node.allocatable[name] - node.requested.get(name, 0)]:
+    asked_for = demand.of(wanted.pod).requests if wanted.provided else {}
+    if short := [name for name in wanted.provided
+                 if 0 < node.allocatable.get(name, 0) < asked_for[name] + node.requested.get(name, 0)]:
         return Refusal(tuple(INSUFFICIENT + name for name in short))
     claims = opened(wanted, node)
     if not claims:

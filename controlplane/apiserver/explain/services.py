@@ -46,17 +46,21 @@ def unbalanced(obj: Object, world: World) -> Finding:
         return Finding(fact, f"the controller of its loadBalancerClass {kind} has given it none", "see whether that "
                        "controller runs, or make the Service anew without a class: the field cannot be changed")
     if told := warnings_about(obj, world, "SyncLoadBalancerFailed"):
-        because, _, fix = str(told[0].get("message")).partition("\n  fix: ")
-        return Finding(fact, because, fix)
+        return _told(fact, told[0])
     pools = world.get("configmaps", *lab.CONFIG)
     if pools is None:
         return Finding(fact, "there is no pool of addresses, and no cloud that gives one",
                        f"kubectl -n {lab.CONFIG[0]} create configmap {lab.CONFIG[1]} --from-literal=lab=FIRST-LAST, "
                        "with free addresses of the nodes' network; until then, use its node port")
     if refused := warnings_about({"kind": "ConfigMap", **pools}, world, "InvalidPool"):
-        because, _, fix = str(refused[0].get("message")).partition("\n  fix: ")
-        return Finding(fact, because, fix)
+        return _told(fact, refused[0])
     return Finding(fact, "nobody has given it one yet", "pelamis status tells whether the controllers run")
+
+
+def _told(fact: str, event: Object) -> Finding:
+    """What an event says whose message is a finding as text."""
+    because, _, fix = str(event.get("message")).partition("\n  fix: ")
+    return Finding(fact, because, fix)
 
 
 def _ready(obj: Object, world: World) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from contextlib import asynccontextmanager
 
 import pytest
 from hypothesis import given
@@ -191,6 +192,21 @@ def wanting(name, *counts, resource="x.io/gpu", inits=()):
 GPUS = {**a_class(), "spec": {"extendedResourceName": "x.io/gpu"}}
 
 
+@asynccontextmanager
+async def tended():
+    """A bench with the controller of claims beside the scheduler."""
+    async with bench() as made:
+        controller = ResourceClaims(Context(made.client, made.informers, SYSTEM))
+        task = asyncio.create_task(controller.run())
+        for informer in controller.informers:
+            informer.subscribe(lambda *_: made.changed.set())
+        try:
+            yield made
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
 def test_an_extended_resource_comes_of_a_class_where_no_plugin_has_it():
     slices = [slice_("n2", device("a"), device("b"), device("c"))]
     for resource in ("x.io/gpu", "deviceclass.resource.kubernetes.io/gpu"):
@@ -242,11 +258,7 @@ def test_of_classes_of_one_resource_the_newest_counts():
 
 def test_a_claim_for_extended_resources_is_made_with_the_pod_and_goes_with_it():
     async def run():
-        async with bench() as made:
-            controller = ResourceClaims(Context(made.client, made.informers, SYSTEM))
-            task = asyncio.create_task(controller.run())
-            for informer in controller.informers:
-                informer.subscribe(lambda *_: made.changed.set())
+        async with tended() as made:
             await made.node("n1")
             await made.client.create(CLASSES, {**GPUS, "metadata": {"name": "gpu"}})
             wanted = wanting("first", 1)
@@ -269,8 +281,6 @@ def test_a_claim_for_extended_resources_is_made_with_the_pod_and_goes_with_it():
             await made.client.patch(PODS, held, {"status": {"phase": "Succeeded"}}, "default", "merge", "status")
             await made.until(lambda: made.at(waits) == "n1")
             await made.until(lambda: [objects.controller_of(c)["name"] for c in kept.items()] == [waits])
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
     asyncio.run(run())
 
 
@@ -336,11 +346,7 @@ def test_claims_are_written_before_the_pod_is_bound_and_wait_for_devices():
 
 def test_a_claim_of_a_template_lives_as_long_as_its_pod():
     async def run():
-        async with bench() as made:
-            controller = ResourceClaims(Context(made.client, made.informers, SYSTEM))
-            task = asyncio.create_task(controller.run())
-            for informer in controller.informers:
-                informer.subscribe(lambda *_: made.changed.set())
+        async with tended() as made:
             await made.node("n1")
             await made.client.create(CLASSES, a_class())
             await made.client.create(SLICES, slice_("n1", device("d")))
@@ -360,6 +366,4 @@ def test_a_claim_of_a_template_lives_as_long_as_its_pod():
             await made.until(lambda: objects.deleting(kept.items()[0]))
             await made.client.delete(PODS, "second", "default", grace=0)
             await made.until(lambda: not kept.items())
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
     asyncio.run(run())
